@@ -1,0 +1,144 @@
+//! The port behind which a data plane hides: the kernel's ESP, our own, or memory.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+use crate::id::{ChildId, Spi};
+use crate::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
+
+/// Which kind of plane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlaneKind {
+    /// Linux XFRM forwards ESP.
+    Kernel,
+    /// Our own ESP over TUN and sockets.
+    Userspace,
+}
+
+impl PlaneKind {
+    /// The word used in configuration, status and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
+/// What an SA has counted since it was installed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SaCounters {
+    /// Octets of inner packets.
+    pub bytes: u64,
+    /// Packets.
+    pub packets: u64,
+    /// Dropped by the replay window (inbound).
+    pub replay: u64,
+    /// Dropped because the integrity check failed (inbound).
+    pub integrity: u64,
+    /// Last sequence number sent, or highest received.
+    pub sequence: u64,
+}
+
+/// What the plane tells on its own account.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlaneEvent {
+    /// A packet wants a tunnel that is not open ([`crate::tunnel::GuardAction::Acquire`]).
+    Acquire(ChildId),
+    /// An SA reached a volume limit; after a hard one it carries nothing more.
+    Expired {
+        /// Which SA.
+        sa: SaId,
+        /// Hard limit.
+        hard: bool,
+    },
+    /// Authenticated ESP came from a new outer address (NAT mapping changed).
+    PeerMoved {
+        /// The inbound SA that it came on.
+        sa: SaId,
+        /// Where it came from.
+        remote: SocketAddr,
+    },
+    /// Events were lost (socket overrun): whoever relies on them reads the counters of all SAs.
+    Lost,
+}
+
+/// Why a plane could not do what it was asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlaneError {
+    /// What was tried, as in "install SA c3f1a2b4 (ESP, in)".
+    pub operation: String,
+    /// The kind of failure.
+    pub kind: PlaneErrorKind,
+    /// The other side's words, or an errno's name; never contains keys.
+    pub detail: String,
+}
+
+/// Kinds of failure that callers tell apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlaneErrorKind {
+    /// The SPI (or policy) is taken by somebody else.
+    Exists,
+    /// The plane has no such algorithm or feature.
+    Unsupported,
+    /// Permission is missing.
+    Permission,
+    /// A table is full or memory is short.
+    Exhausted,
+    /// Anything else.
+    Other,
+}
+
+impl fmt::Display for PlaneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.operation, self.detail)
+    }
+}
+
+impl std::error::Error for PlaneError {}
+
+/// A data plane. All calls are synchronous and idempotent: doing the same thing twice is `Ok`, removing what is not
+/// there is `Ok`. After an error nothing of the failed call is left.
+///
+/// Guarantees that every implementation gives:
+/// * from `guard` to `unguard`, no packet of the guard's selectors passes in clear text, whatever happens in between;
+/// * an outbound SA is used from the moment its `install` returns, in preference to older ones of the same child;
+/// * packets on an older inbound SA are accepted until its `remove`.
+pub trait DataPlane {
+    /// Which kind this is.
+    fn kind(&self) -> PlaneKind;
+
+    /// Takes selectors under guard. Calling it again for the same child replaces the guard without a gap.
+    fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError>;
+
+    /// Releases a guard. Any open tunnel of the child must be closed first.
+    fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError>;
+
+    /// Opens a tunnel inside its guard, or replaces selectors and outer addresses of an open one without a gap.
+    fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError>;
+
+    /// Closes a tunnel; its packets meet the guard again. Its SAs are removed with it.
+    fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError>;
+
+    /// Installs one SA. For a new pair the caller installs the inbound one first.
+    fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError>;
+
+    /// Removes one SA and returns its last counters (zero if it was not there).
+    fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError>;
+
+    /// Changes the outer addresses of one SA. An address that did not change stays untouched.
+    fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError>;
+
+    /// Appends the counters of every installed SA to `out`.
+    fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError>;
+
+    /// SPIs that must not be chosen for inbound SAs because somebody else uses them with one of our addresses.
+    fn foreign_spis(&mut self, local: IpAddr) -> Result<Vec<Spi>, PlaneError>;
+
+    /// The next event, if there is one. Never blocks.
+    fn next_event(&mut self) -> Option<PlaneEvent>;
+
+    /// Becomes readable when [`DataPlane::next_event`] has something; `None` for planes that are polled.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+}

@@ -1,0 +1,330 @@
+//! Proposals as the configuration writes them: keywords joined by `-`, as strongSwan's users know them.
+//!
+//! A proposal names one or more algorithms of each kind; the peers pick one of each. An AEAD and a cipher that needs an
+//! integrity algorithm cannot share a proposal (RFC 7296 §3.3).
+
+use std::fmt;
+
+use crate::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
+
+/// What one IKE SA proposal offers, each list in order of preference and never empty except `integs`, which is empty
+/// exactly when `encrs` are AEADs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IkeProposal {
+    /// Ciphers.
+    pub encrs: Vec<Encr>,
+    /// Integrity algorithms.
+    pub integs: Vec<Integ>,
+    /// Pseudorandom functions.
+    pub prfs: Vec<Prf>,
+    /// Key exchange methods.
+    pub groups: Vec<Group>,
+}
+
+/// What one ESP proposal offers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EspProposal {
+    /// Ciphers, never empty.
+    pub encrs: Vec<Encr>,
+    /// Integrity algorithms; empty exactly when `encrs` are AEADs.
+    pub integs: Vec<Integ>,
+    /// Key exchange methods for children made after the first (PFS). Empty: no PFS.
+    pub groups: Vec<Group>,
+    /// Acceptable values of "extended sequence numbers", preferred first, never empty.
+    pub esn: Vec<bool>,
+}
+
+/// Why a proposal was refused.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProposalError {
+    /// A keyword that no table knows.
+    #[error("unknown algorithm \"{token}\"; known are {known}", token = .0.escape_debug(), known = keywords())]
+    Unknown(String),
+    /// An algorithm that cygnet refuses because it is broken or too weak (RFC 8247, RFC 8221).
+    #[error("\"{token}\" is too weak (RFC 8247, RFC 8221) and is not supported; use {instead}", token = .0.escape_debug(), instead = .1)]
+    Weak(String, &'static str),
+    /// A kind of algorithm is missing.
+    #[error("names no {0}; {1}")]
+    Missing(&'static str, &'static str),
+    /// Combined-mode and other ciphers in one proposal.
+    #[error("mixes combined-mode ciphers (AEAD) with others; write two proposals (RFC 7296 §3.3)")]
+    MixedAead,
+    /// An integrity algorithm next to a combined-mode cipher.
+    #[error(
+        "names an integrity algorithm (\"{0}\") beside a combined-mode cipher; use \"{1}\" for the PRF or drop it"
+    )]
+    NeedlessInteg(&'static str, &'static str),
+    /// An algorithm of a kind that has no place in ESP.
+    #[error("\"{0}\" has no place in an ESP proposal")]
+    NotForEsp(String),
+    /// An algorithm of a kind that has no place in IKE.
+    #[error("\"{0}\" has no place in an IKE proposal")]
+    NotForIke(String),
+    /// A keyword stands twice.
+    #[error("names \"{0}\" twice")]
+    Twice(String),
+}
+
+fn keywords() -> String {
+    let mut all: Vec<&str> = Vec::new();
+    all.extend(Encr::ALL.map(|e| e.info().keyword));
+    all.extend(Integ::ALL.map(Integ::keyword));
+    all.extend(Prf::ALL.map(Prf::keyword));
+    all.extend(Group::ALL.map(Group::keyword));
+    all.extend(["esn", "noesn"]);
+    all.join(", ")
+}
+
+/// One keyword's meaning.
+enum Token {
+    Encr(Encr),
+    Integ(Integ),
+    Prf(Prf),
+    Group(Group),
+    Esn(bool),
+}
+
+fn token(word: &str) -> Result<Token, ProposalError> {
+    if let Some(e) = Encr::ALL.into_iter().find(|e| e.info().keyword == word) {
+        return Ok(Token::Encr(e));
+    }
+    if let Some(i) = Integ::ALL.into_iter().find(|i| i.keyword() == word) {
+        return Ok(Token::Integ(i));
+    }
+    if let Some(p) = Prf::ALL.into_iter().find(|p| p.keyword() == word) {
+        return Ok(Token::Prf(p));
+    }
+    if let Some(g) = Group::ALL.into_iter().find(|g| g.keyword() == word) {
+        return Ok(Token::Group(g));
+    }
+    match word {
+        "esn" => Ok(Token::Esn(true)),
+        "noesn" => Ok(Token::Esn(false)),
+        "curve25519" => Ok(Token::Group(Group::X25519)),
+        "aes128gcm128" => Ok(Token::Encr(Encr::AesGcm16_128)),
+        "aes256gcm128" => Ok(Token::Encr(Encr::AesGcm16_256)),
+        "aes" => Ok(Token::Encr(Encr::AesCbc128)),
+        "sha2_256" => Ok(Token::Integ(Integ::HmacSha256_128)),
+        "sha2_384" => Ok(Token::Integ(Integ::HmacSha384_192)),
+        "sha2_512" => Ok(Token::Integ(Integ::HmacSha512_256)),
+        "des" | "3des" | "null" | "blowfish" | "cast128" => {
+            Err(ProposalError::Weak(word.into(), "aes256gcm16 or aes256"))
+        }
+        "md5" | "sha" | "sha1" | "prfmd5" | "prfsha1" => {
+            Err(ProposalError::Weak(word.into(), "sha256 or prfsha256"))
+        }
+        "modp768" | "modp1024" | "modp1536" | "modp1024s160" | "modp2048s224" | "modp2048s256" | "ecp192"
+        | "ecp224" => Err(ProposalError::Weak(word.into(), "x25519, ecp256 or modp3072")),
+        _ => Err(ProposalError::Unknown(word.into())),
+    }
+}
+
+#[derive(Default)]
+struct Parts {
+    encrs: Vec<Encr>,
+    integs: Vec<Integ>,
+    prfs: Vec<Prf>,
+    groups: Vec<Group>,
+    esn: Vec<bool>,
+}
+
+fn push<T: PartialEq>(list: &mut Vec<T>, value: T, word: &str) -> Result<(), ProposalError> {
+    if list.contains(&value) {
+        return Err(ProposalError::Twice(word.into()));
+    }
+    list.push(value);
+    Ok(())
+}
+
+fn parts(text: &str) -> Result<Parts, ProposalError> {
+    let mut p = Parts::default();
+    for word in text.split('-') {
+        match token(word)? {
+            Token::Encr(v) => push(&mut p.encrs, v, word)?,
+            Token::Integ(v) => push(&mut p.integs, v, word)?,
+            Token::Prf(v) => push(&mut p.prfs, v, word)?,
+            Token::Group(v) => push(&mut p.groups, v, word)?,
+            Token::Esn(v) => push(&mut p.esn, v, word)?,
+        }
+    }
+    let aeads = p.encrs.iter().filter(|e| e.is_aead()).count();
+    if p.encrs.is_empty() {
+        return Err(ProposalError::Missing("cipher", "begin with one, as in aes256gcm16-x25519"));
+    }
+    if aeads != 0 && aeads != p.encrs.len() {
+        return Err(ProposalError::MixedAead);
+    }
+    match p.integs.first() {
+        Some(i) if aeads != 0 => return Err(ProposalError::NeedlessInteg(i.keyword(), i.prf().keyword())),
+        None if aeads == 0 => {
+            return Err(ProposalError::Missing("integrity algorithm", "add one, as in aes256-sha256"));
+        }
+        _ => {}
+    }
+    Ok(p)
+}
+
+impl std::str::FromStr for IkeProposal {
+    type Err = ProposalError;
+
+    fn from_str(text: &str) -> Result<Self, ProposalError> {
+        let mut p = parts(text)?;
+        if let Some(esn) = p.esn.first() {
+            return Err(ProposalError::NotForIke(if *esn { "esn" } else { "noesn" }.into()));
+        }
+        if p.prfs.is_empty() {
+            p.prfs = p.integs.iter().map(|i| i.prf()).collect();
+        }
+        if p.prfs.is_empty() {
+            return Err(ProposalError::Missing("PRF", "add one, as in aes256gcm16-prfsha384-x25519"));
+        }
+        if p.groups.is_empty() {
+            return Err(ProposalError::Missing("key exchange group", "add one, as in -x25519"));
+        }
+        Ok(Self { encrs: p.encrs, integs: p.integs, prfs: p.prfs, groups: p.groups })
+    }
+}
+
+impl std::str::FromStr for EspProposal {
+    type Err = ProposalError;
+
+    fn from_str(text: &str) -> Result<Self, ProposalError> {
+        let mut p = parts(text)?;
+        if let Some(prf) = p.prfs.first() {
+            return Err(ProposalError::NotForEsp(prf.keyword().into()));
+        }
+        if p.esn.is_empty() {
+            p.esn = vec![true, false];
+        }
+        Ok(Self { encrs: p.encrs, integs: p.integs, groups: p.groups, esn: p.esn })
+    }
+}
+
+impl IkeProposal {
+    /// The defaults: AES-256-GCM and ChaCha20-Poly1305 first, AES-CBC with SHA-2 for peers that lack them.
+    pub fn defaults() -> Vec<Self> {
+        let groups = vec![Group::X25519, Group::Ecp384, Group::Ecp256, Group::Modp3072, Group::Modp2048];
+        vec![
+            Self {
+                encrs: vec![Encr::AesGcm16_256, Encr::ChaCha20Poly1305, Encr::AesGcm16_128],
+                integs: vec![],
+                prfs: vec![Prf::HmacSha384, Prf::HmacSha256, Prf::HmacSha512],
+                groups: groups.clone(),
+            },
+            Self {
+                encrs: vec![Encr::AesCbc256, Encr::AesCbc128],
+                integs: vec![Integ::HmacSha256_128, Integ::HmacSha384_192, Integ::HmacSha512_256],
+                prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
+                groups,
+            },
+        ]
+    }
+
+    /// Whether `suite` is one of the combinations offered.
+    pub fn allows(&self, suite: &IkeSuite) -> bool {
+        self.encrs.contains(&suite.encr)
+            && suite.integ.map_or(self.integs.is_empty(), |i| self.integs.contains(&i))
+            && self.prfs.contains(&suite.prf)
+            && self.groups.contains(&suite.group)
+    }
+}
+
+impl EspProposal {
+    /// The defaults, with PFS over the groups of [`IkeProposal::defaults`].
+    pub fn defaults() -> Vec<Self> {
+        IkeProposal::defaults()
+            .into_iter()
+            .map(|p| Self { encrs: p.encrs, integs: p.integs, groups: p.groups, esn: vec![true, false] })
+            .collect()
+    }
+
+    /// Whether `suite` is one of the combinations offered. The key exchange is not looked at in children that have
+    /// none of their own, as the first one never has (RFC 7296 §1.2).
+    pub fn allows(&self, suite: &EspSuite) -> bool {
+        self.encrs.contains(&suite.encr)
+            && suite.integ.map_or(self.integs.is_empty(), |i| self.integs.contains(&i))
+            && suite.group.is_none_or(|g| self.groups.contains(&g))
+            && self.esn.contains(&suite.esn)
+    }
+}
+
+fn join(f: &mut fmt::Formatter<'_>, words: impl Iterator<Item = &'static str>) -> fmt::Result {
+    for (n, w) in words.enumerate() {
+        if n > 0 {
+            f.write_str("-")?;
+        }
+        f.write_str(w)?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for IkeProposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        join(
+            f,
+            (self.encrs.iter().map(|e| e.info().keyword))
+                .chain(self.integs.iter().map(|i| i.keyword()))
+                .chain(self.prfs.iter().map(|p| p.keyword()))
+                .chain(self.groups.iter().map(|g| g.keyword())),
+        )
+    }
+}
+
+impl fmt::Display for EspProposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        join(
+            f,
+            (self.encrs.iter().map(|e| e.info().keyword))
+                .chain(self.integs.iter().map(|i| i.keyword()))
+                .chain(self.groups.iter().map(|g| g.keyword()))
+                .chain(self.esn.iter().map(|e| if *e { "esn" } else { "noesn" })),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contract_examples_parse() {
+        let p: IkeProposal = "aes256gcm16-prfsha384-x25519".parse().unwrap();
+        assert_eq!(
+            (p.encrs, p.prfs, p.groups),
+            (vec![Encr::AesGcm16_256], vec![Prf::HmacSha384], vec![Group::X25519])
+        );
+        let p: IkeProposal = "aes256-sha256-modp2048".parse().unwrap();
+        assert_eq!((p.integs, p.prfs), (vec![Integ::HmacSha256_128], vec![Prf::HmacSha256]));
+        let p: EspProposal = "aes256gcm16-x25519".parse().unwrap();
+        assert_eq!((p.groups, p.esn), (vec![Group::X25519], vec![true, false]));
+    }
+
+    #[test]
+    fn defaults_print_as_what_they_parse_from() {
+        for p in IkeProposal::defaults() {
+            assert_eq!(p.to_string().parse::<IkeProposal>().unwrap(), p);
+        }
+        for p in EspProposal::defaults() {
+            assert_eq!(p.to_string().parse::<EspProposal>().unwrap(), p);
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        let ike = |t: &str| t.parse::<IkeProposal>().unwrap_err();
+        let esp = |t: &str| t.parse::<EspProposal>().unwrap_err();
+        assert!(matches!(ike("aes256gcm16-prfsha1-x25519"), ProposalError::Weak(..)));
+        assert!(matches!(ike("aes256-sha256-modp1024"), ProposalError::Weak(..)));
+        assert!(matches!(ike("aes256gcm16-x25519"), ProposalError::Missing("PRF", _)));
+        assert!(matches!(ike("aes256-sha256"), ProposalError::Missing("key exchange group", _)));
+        assert!(matches!(ike("aes256-x25519"), ProposalError::Missing("integrity algorithm", _)));
+        assert!(matches!(ike("sha256-x25519"), ProposalError::Missing("cipher", _)));
+        assert!(matches!(ike("aes256-aes256gcm16-sha256-x25519"), ProposalError::MixedAead));
+        assert!(matches!(ike("aes256gcm16-sha256-x25519"), ProposalError::NeedlessInteg(..)));
+        assert!(matches!(ike("aes256-sha256-sha256-x25519"), ProposalError::Twice(_)));
+        assert!(matches!(ike("aes256-sha256-x25519-esn"), ProposalError::NotForIke(_)));
+        assert!(matches!(ike("rot13"), ProposalError::Unknown(_)));
+        assert!(matches!(ike(""), ProposalError::Unknown(_)));
+        assert!(matches!(esp("aes256gcm16-prfsha256"), ProposalError::NotForEsp(_)));
+    }
+}

@@ -1,0 +1,335 @@
+//! The algorithms that cygnet speaks: one table with IANA numbers (registry "Internet Key Exchange Version 2 (IKEv2)
+//! Parameters"), sizes and names. Everything else refers to it.
+
+use std::fmt;
+
+/// Encryption algorithm with its key length (transform type 1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Encr {
+    /// AES-GCM with a 16 octet ICV and a 128 bit key (RFC 4106, RFC 5282).
+    AesGcm16_128,
+    /// AES-GCM with a 16 octet ICV and a 256 bit key.
+    AesGcm16_256,
+    /// AES-CBC with a 128 bit key (RFC 3602).
+    AesCbc128,
+    /// AES-CBC with a 256 bit key.
+    AesCbc256,
+    /// ChaCha20-Poly1305 (RFC 7634).
+    ChaCha20Poly1305,
+}
+
+/// What a row of the encryption table says. Sizes in octets.
+#[derive(Clone, Copy, Debug)]
+pub struct EncrInfo {
+    /// IANA transform id.
+    pub transform: u16,
+    /// Value of the Key Length attribute in bits; `None` where the algorithm has a fixed key and must not carry one.
+    pub key_bits: Option<u16>,
+    /// Cipher key, without the salt.
+    pub key_len: usize,
+    /// Salt taken from the end of the keying material (AEAD nonces), else 0.
+    pub salt_len: usize,
+    /// Explicit IV on the wire.
+    pub iv_len: usize,
+    /// Integrity check value that the cipher itself makes; 0 for ciphers that need an [`Integ`].
+    pub icv_len: usize,
+    /// Padding granularity of the cipher (at least 1).
+    pub block_len: usize,
+    /// Name in proposals.
+    pub keyword: &'static str,
+}
+
+impl Encr {
+    /// Every algorithm, strongest choice first.
+    pub const ALL: [Self; 5] =
+        [Self::AesGcm16_256, Self::ChaCha20Poly1305, Self::AesGcm16_128, Self::AesCbc256, Self::AesCbc128];
+
+    /// The table row.
+    pub const fn info(self) -> EncrInfo {
+        const fn gcm(bits: u16, keyword: &'static str) -> EncrInfo {
+            EncrInfo {
+                transform: 20,
+                key_bits: Some(bits),
+                key_len: bits as usize / 8,
+                salt_len: 4,
+                iv_len: 8,
+                icv_len: 16,
+                block_len: 1,
+                keyword,
+            }
+        }
+        const fn cbc(bits: u16, keyword: &'static str) -> EncrInfo {
+            EncrInfo {
+                transform: 12,
+                key_bits: Some(bits),
+                key_len: bits as usize / 8,
+                salt_len: 0,
+                iv_len: 16,
+                icv_len: 0,
+                block_len: 16,
+                keyword,
+            }
+        }
+        match self {
+            Self::AesGcm16_128 => gcm(128, "aes128gcm16"),
+            Self::AesGcm16_256 => gcm(256, "aes256gcm16"),
+            Self::AesCbc128 => cbc(128, "aes128"),
+            Self::AesCbc256 => cbc(256, "aes256"),
+            Self::ChaCha20Poly1305 => EncrInfo {
+                transform: 28,
+                key_bits: None,
+                key_len: 32,
+                salt_len: 4,
+                iv_len: 8,
+                icv_len: 16,
+                block_len: 1,
+                keyword: "chacha20poly1305",
+            },
+        }
+    }
+
+    /// Whether the cipher authenticates by itself (combined mode).
+    pub const fn is_aead(self) -> bool {
+        self.info().icv_len > 0
+    }
+
+    /// Keying material to take for this cipher: key and salt, in octets.
+    pub const fn keymat_len(self) -> usize {
+        self.info().key_len + self.info().salt_len
+    }
+
+    /// The algorithm of a transform id and its Key Length attribute; `None` if we don't speak it.
+    pub fn from_transform(transform: u16, key_bits: Option<u16>) -> Option<Self> {
+        Self::ALL.into_iter().find(|e| e.info().transform == transform && e.info().key_bits == key_bits)
+    }
+}
+
+/// Pseudorandom function (transform type 2), RFC 4868.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Prf {
+    /// PRF_HMAC_SHA2_256.
+    HmacSha256,
+    /// PRF_HMAC_SHA2_384.
+    HmacSha384,
+    /// PRF_HMAC_SHA2_512.
+    HmacSha512,
+}
+
+impl Prf {
+    /// Every PRF.
+    pub const ALL: [Self; 3] = [Self::HmacSha256, Self::HmacSha384, Self::HmacSha512];
+
+    /// IANA transform id.
+    pub const fn transform(self) -> u16 {
+        match self {
+            Self::HmacSha256 => 5,
+            Self::HmacSha384 => 6,
+            Self::HmacSha512 => 7,
+        }
+    }
+
+    /// Length of output and of preferred key, in octets.
+    pub const fn len(self) -> usize {
+        match self {
+            Self::HmacSha256 => 32,
+            Self::HmacSha384 => 48,
+            Self::HmacSha512 => 64,
+        }
+    }
+
+    /// Name in proposals.
+    pub const fn keyword(self) -> &'static str {
+        match self {
+            Self::HmacSha256 => "prfsha256",
+            Self::HmacSha384 => "prfsha384",
+            Self::HmacSha512 => "prfsha512",
+        }
+    }
+
+    /// The PRF of a transform id.
+    pub fn from_transform(transform: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.transform() == transform)
+    }
+}
+
+/// Integrity algorithm (transform type 3), RFC 4868.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Integ {
+    /// AUTH_HMAC_SHA2_256_128.
+    HmacSha256_128,
+    /// AUTH_HMAC_SHA2_384_192.
+    HmacSha384_192,
+    /// AUTH_HMAC_SHA2_512_256.
+    HmacSha512_256,
+}
+
+impl Integ {
+    /// Every integrity algorithm.
+    pub const ALL: [Self; 3] = [Self::HmacSha256_128, Self::HmacSha384_192, Self::HmacSha512_256];
+
+    /// IANA transform id.
+    pub const fn transform(self) -> u16 {
+        match self {
+            Self::HmacSha256_128 => 12,
+            Self::HmacSha384_192 => 13,
+            Self::HmacSha512_256 => 14,
+        }
+    }
+
+    /// Key length in octets (the output length of the hash).
+    pub const fn key_len(self) -> usize {
+        match self {
+            Self::HmacSha256_128 => 32,
+            Self::HmacSha384_192 => 48,
+            Self::HmacSha512_256 => 64,
+        }
+    }
+
+    /// Length of the truncated check value in octets.
+    pub const fn icv_len(self) -> usize {
+        self.key_len() / 2
+    }
+
+    /// Name in proposals.
+    pub const fn keyword(self) -> &'static str {
+        match self {
+            Self::HmacSha256_128 => "sha256",
+            Self::HmacSha384_192 => "sha384",
+            Self::HmacSha512_256 => "sha512",
+        }
+    }
+
+    /// The PRF over the same hash, which proposals without an explicit PRF imply.
+    pub const fn prf(self) -> Prf {
+        match self {
+            Self::HmacSha256_128 => Prf::HmacSha256,
+            Self::HmacSha384_192 => Prf::HmacSha384,
+            Self::HmacSha512_256 => Prf::HmacSha512,
+        }
+    }
+
+    /// The algorithm of a transform id.
+    pub fn from_transform(transform: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|i| i.transform() == transform)
+    }
+}
+
+/// Key exchange method (transform type 4).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Group {
+    /// Curve25519 (RFC 8031).
+    X25519,
+    /// 256-bit random ECP group (RFC 5903).
+    Ecp256,
+    /// 384-bit random ECP group (RFC 5903).
+    Ecp384,
+    /// 2048-bit MODP group (RFC 3526).
+    Modp2048,
+    /// 3072-bit MODP group (RFC 3526).
+    Modp3072,
+    /// 4096-bit MODP group (RFC 3526).
+    Modp4096,
+}
+
+impl Group {
+    /// Every method, preferred first.
+    pub const ALL: [Self; 6] =
+        [Self::X25519, Self::Ecp256, Self::Ecp384, Self::Modp3072, Self::Modp4096, Self::Modp2048];
+
+    /// IANA transform id.
+    pub const fn transform(self) -> u16 {
+        match self {
+            Self::Modp2048 => 14,
+            Self::Modp3072 => 15,
+            Self::Modp4096 => 16,
+            Self::Ecp256 => 19,
+            Self::Ecp384 => 20,
+            Self::X25519 => 31,
+        }
+    }
+
+    /// Length of the public value in a KE payload, in octets (ECP: x and y, RFC 5903 §7).
+    pub const fn public_len(self) -> usize {
+        match self {
+            Self::Modp2048 => 256,
+            Self::Modp3072 => 384,
+            Self::Modp4096 => 512,
+            Self::Ecp256 => 64,
+            Self::Ecp384 => 96,
+            Self::X25519 => 32,
+        }
+    }
+
+    /// Name in proposals.
+    pub const fn keyword(self) -> &'static str {
+        match self {
+            Self::Modp2048 => "modp2048",
+            Self::Modp3072 => "modp3072",
+            Self::Modp4096 => "modp4096",
+            Self::Ecp256 => "ecp256",
+            Self::Ecp384 => "ecp384",
+            Self::X25519 => "x25519",
+        }
+    }
+
+    /// The method of a transform id.
+    pub fn from_transform(transform: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|g| g.transform() == transform)
+    }
+}
+
+/// The algorithms of one IKE SA, as negotiated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct IkeSuite {
+    /// Cipher of the SK payload.
+    pub encr: Encr,
+    /// Integrity algorithm; `None` exactly when `encr` is an AEAD.
+    pub integ: Option<Integ>,
+    /// Pseudorandom function.
+    pub prf: Prf,
+    /// Key exchange.
+    pub group: Group,
+}
+
+/// The algorithms of one pair of ESP SAs, as negotiated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EspSuite {
+    /// Cipher.
+    pub encr: Encr,
+    /// Integrity algorithm; `None` exactly when `encr` is an AEAD.
+    pub integ: Option<Integ>,
+    /// The additional key exchange of this child (PFS); `None` for the first child and without PFS.
+    pub group: Option<Group>,
+    /// Extended (64 bit) sequence numbers, RFC 4303 §2.2.1.
+    pub esn: bool,
+}
+
+impl EspSuite {
+    /// Octets of the integrity check value on the wire.
+    pub fn icv_len(self) -> usize {
+        self.integ.map_or(self.encr.info().icv_len, Integ::icv_len)
+    }
+}
+
+impl fmt::Display for IkeSuite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.encr.info().keyword)?;
+        if let Some(i) = self.integ {
+            write!(f, "-{}", i.keyword())?;
+        }
+        write!(f, "-{}-{}", self.prf.keyword(), self.group.keyword())
+    }
+}
+
+impl fmt::Display for EspSuite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.encr.info().keyword)?;
+        if let Some(i) = self.integ {
+            write!(f, "-{}", i.keyword())?;
+        }
+        if let Some(g) = self.group {
+            write!(f, "-{}", g.keyword())?;
+        }
+        if self.esn { f.write_str("-esn") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,1 @@
+//! The cygnet daemon and its command line.

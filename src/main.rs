@@ -1,0 +1,2 @@
+//! Argument dispatch.
+fn main() {}
