@@ -195,6 +195,12 @@ impl Endpoint {
         self.sas.len()
     }
 
+    /// How many SPIs are reserved: of IKE SAs, and of inbound ESP SAs. For tests that look for leaks.
+    #[cfg(feature = "test-util")]
+    pub fn reserved(&self) -> (usize, usize) {
+        (self.spis.ike.len(), self.spis.esp.len())
+    }
+
     /// One tunnel as an operator wants to see it; `None` if there is no such tunnel.
     pub fn view(&self, tunnel: TunnelId) -> Option<TunnelView> {
         let policy = self.policies.get(&tunnel)?;

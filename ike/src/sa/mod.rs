@@ -340,11 +340,6 @@ impl IkeSa {
     pub const fn is_half_open(&self) -> bool {
         matches!(self.state, State::InitAnswered(_))
     }
-
-    /// Whether it is over.
-    pub const fn is_closed(&self) -> bool {
-        matches!(self.state, State::Closed(_))
-    }
 }
 
 impl State {
