@@ -436,12 +436,8 @@ impl Endpoint {
 
     /// Begins an IKE SA for a tunnel unless one exists or is being negotiated by us.
     fn initiate(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
-        let busy =
-            self.by_tunnel.get(&id).into_iter().flatten().filter_map(|spi| self.sas.get(spi)).any(|sa| {
-                matches!(sa.state, State::InitSent(_) | State::AuthSent(_) | State::Established(_))
-            });
         let Some(policy) = self.policies.get(&id).cloned() else { return };
-        if busy {
+        if self.is_served(id) {
             return;
         }
         let mut effects = Vec::new();
@@ -453,6 +449,16 @@ impl Endpoint {
                 self.failed(now, id, peer, reason, detail, out);
             }
         }
+    }
+
+    /// Whether a tunnel has an IKE SA, or we are negotiating one. Those on their way out do not count.
+    fn is_served(&self, id: TunnelId) -> bool {
+        self.by_tunnel
+            .get(&id)
+            .into_iter()
+            .flatten()
+            .filter_map(|spi| self.sas.get(spi))
+            .any(|sa| matches!(sa.state, State::InitSent(_) | State::AuthSent(_) | State::Established(_)))
     }
 
     /// Notes a failure and when the tunnel is tried again.
@@ -467,7 +473,7 @@ impl Endpoint {
     ) {
         let (first, longest) = self.config.retry;
         let on_demand = self.policies.get(&id).is_some_and(|p| p.start == Start::OnDemand);
-        let others = self.by_tunnel.get(&id).is_some_and(|set| !set.is_empty());
+        let others = self.is_served(id);
         let mut retry_in = None;
         if let Some(s) = self.supervision.get_mut(&id) {
             let wait = first.saturating_mul(1 << s.failures.min(10)).min(longest);
@@ -499,7 +505,7 @@ impl Endpoint {
         match closed.ending {
             Ending::Failed(reason) => self.failed(now, tunnel, flow.remote, reason, closed.detail, out),
             Ending::Peer => {
-                let others = self.by_tunnel.get(&tunnel).is_some_and(|set| !set.is_empty());
+                let others = self.is_served(tunnel);
                 let wait = self.config.retry.0;
                 let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1);
                 let restart = policy.start == Start::Active && !others;
@@ -650,8 +656,6 @@ impl Endpoint {
         for spi in spis {
             self.with_sa(now, spi, out, |sa, ctx| match sa.state {
                 State::Established(_) => sa.with_live(ctx, |live, _, ctx, _| {
-                    live.queue.clear();
-                    live.delayed.clear();
                     live.teardown(ctx, Ending::Local);
                     live.queue.push_back(Task::DeleteIke);
                     Next::Deleting

@@ -305,6 +305,8 @@ impl Live {
 
     /// Removes everything from the data plane at once, before the IKE SA ends.
     pub fn teardown(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+        self.queue.clear();
+        self.delayed.clear();
         for child in std::mem::take(&mut self.children) {
             if child.pending.is_none() {
                 ctx.out.push(Action::RemoveSa(child.sa(Direction::Out)));
@@ -321,6 +323,9 @@ impl Live {
         }
         if let Some(o) = self.window.outstanding.take() {
             o.request.release(ctx);
+        }
+        if let Some(theirs) = self.their_rekey.take() {
+            theirs.release(ctx);
         }
     }
 }

@@ -58,6 +58,10 @@ impl Live {
         // The peer may have replaced or deleted it while the task waited.
         let child = self.children.iter().find(|c| c.inbound == inbound && c.state == ChildState::Rekeying)?;
         let index = child.id.index;
+        if child.pending.is_some() {
+            self.defer(ctx, Task::RekeyChild { inbound, group });
+            return None;
+        }
         let (mut payloads, request) = self.begin_child(ctx, index, Some(inbound), group)?;
         payloads.notifies.push(Notify {
             protocol: Protocol::ESP,
@@ -66,6 +70,12 @@ impl Live {
             data: vec![],
         });
         Some((payloads, request))
+    }
+
+    /// Puts off what concerns a pair that the peer may not know yet: it has not shown that it got our response.
+    pub(super) fn defer(&mut self, ctx: &mut Ctx<'_>, task: Task) {
+        let at = ctx.now.mono + ctx.within(BUSY_RETRY.0, BUSY_RETRY.1);
+        self.enqueue_at(at, task);
     }
 
     fn begin_child(
@@ -299,6 +309,10 @@ impl Live {
             self.children.iter().find(|c| c.outbound.value() == spi)
         });
         let Some(old) = old else {
+            if matches!(self.ours(None), Ours::CreateChild | Ours::RekeyOtherChild) {
+                // It may name the very pair that our own request is making: the response is still on its way.
+                return busy();
+            }
             // Both fields are ours to write, so an odd protocol of the peer is not echoed.
             let spi = named.map(|s| s.to_vec()).unwrap_or_default();
             let kind = NotifyType::CHILD_SA_NOT_FOUND;

@@ -15,9 +15,17 @@ const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Live {
     // -> INFORMATIONAL { D(inbound SPI) }
-    pub(super) fn begin_delete_child(&mut self, inbound: Spi) -> Option<(Payloads, Request)> {
+    pub(super) fn begin_delete_child(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        inbound: Spi,
+    ) -> Option<(Payloads, Request)> {
         let child = self.children.iter_mut().find(|c| c.inbound == inbound)?;
         child.state = ChildState::Deleting;
+        if child.pending.is_some() {
+            self.defer(ctx, Task::DeleteChild { inbound });
+            return None;
+        }
         let deletes = vec![Delete::Esp(vec![inbound.value()])];
         Some((Payloads { deletes, ..Payloads::default() }, Request::DeleteChild { inbound }))
     }

@@ -321,7 +321,7 @@ impl Live {
                 Task::CreateChild { index, group } => self.begin_create_child(ctx, index, group),
                 Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
                 Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
-                Task::DeleteChild { inbound } => self.begin_delete_child(inbound),
+                Task::DeleteChild { inbound } => self.begin_delete_child(ctx, inbound),
                 Task::DeleteIke => Some(self.begin_delete_ike(ctx)),
                 Task::Liveness => Some((Payloads::default(), Request::Liveness)),
             };

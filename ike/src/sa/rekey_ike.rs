@@ -34,6 +34,13 @@ pub(crate) struct RekeyedByPeer {
     nonces: (Vec<u8>, Vec<u8>),
 }
 
+impl RekeyedByPeer {
+    /// Gives back the SPI of an SA that will not be.
+    pub fn release(self, ctx: &mut Ctx<'_>) {
+        ctx.spis.ike.remove(&self.sa.core.spi);
+    }
+}
+
 impl Live {
     // -> CREATE_CHILD_SA { SA, Ni, KEi }
     pub(super) fn begin_rekey_ike(

@@ -264,6 +264,9 @@ impl Lab {
     fn perform(&mut self, side: usize, actions: Vec<Action>) {
         let mut failed: Vec<(ChildId, String)> = Vec::new();
         for action in actions {
+            if std::env::var_os("CYGNET_SIM_TELL").is_some() {
+                self.tell(side, &action);
+            }
             let broken = |c: ChildId| failed.iter().any(|(f, _)| *f == c);
             let g = &mut self.gateways[side];
             match action {
@@ -289,12 +292,34 @@ impl Lab {
                     *g.drops.entry(reason.name()).or_default() += 1
                 }
                 Action::Tell(Event::Retransmit(_) | Event::RoundTrip(..)) => {}
-                Action::Tell(event) => g.events.push((self.now, event)),
+                Action::Tell(event) => {
+                    g.events.push((self.now, event));
+                }
             }
         }
         for (child, detail) in failed {
             self.input(side, Input::PlaneFailed { child, detail });
         }
+    }
+
+    /// Prints an action, for whoever follows one seed.
+    fn tell(&self, side: usize, action: &Action) {
+        let what = match action {
+            Action::Send { bytes, .. } => match cygnet_ike::wire::Header::decode(bytes) {
+                Ok((h, _)) => format!(
+                    "sends {} {} {} of {:016x}/{:016x}",
+                    h.exchange,
+                    if h.response { "response" } else { "request" },
+                    h.message_id,
+                    h.spi_i,
+                    h.spi_r
+                ),
+                Err(e) => format!("sends {e}"),
+            },
+            Action::InstallSa(spec) => format!("installs {:?}", spec.id),
+            other => format!("{other:?}"),
+        };
+        eprintln!("{:?} gateway {side}: {what}", self.now);
     }
 
     fn transmit(&mut self, side: usize, flow: Flow, bytes: Vec<u8>) {
