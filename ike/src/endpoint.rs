@@ -62,9 +62,6 @@ struct Supervision {
     retry_at: Option<Timestamp>,
 }
 
-/// Two SAs of one tunnel that were established within this time were probably initiated at the same time by both ends.
-const SIMULTANEOUS: Duration = Duration::from_secs(60);
-
 /// Answers to strangers with another major version, at most one in this time.
 const VERSION_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -288,6 +285,9 @@ impl Endpoint {
                     self.put(now, *sa, out);
                     // It may have inherited something to do.
                     self.with_sa(now, spi, out, |sa, ctx| sa.with_live(ctx, |_, _, _, _| Next::Stay));
+                    if let Some(tunnel) = self.sas.get(&spi).and_then(IkeSa::tunnel) {
+                        self.deduplicate(now, tunnel, out);
+                    }
                 }
                 Effect::Established { spi, tunnel, initial_contact } => {
                     self.on_established(now, spi, tunnel, initial_contact, out);
@@ -532,42 +532,47 @@ impl Endpoint {
         if let Some(s) = self.supervision.get_mut(&tunnel) {
             (s.failures, s.retry_at) = (0, None);
         }
-        let Some((created, new_spi_i)) =
-            self.sas.get(&spi).and_then(|sa| Some((sa.core.created, sa.live()?.channel.spi_i)))
-        else {
-            return;
-        };
-        let others: Vec<(IkeSpi, Timestamp, u64, Role)> = self
-            .by_tunnel
-            .get(&tunnel)
-            .into_iter()
-            .flatten()
-            .filter(|other| **other != spi)
-            .filter_map(|other| {
-                let sa = self.sas.get(other)?;
-                let State::Established(live) = &sa.state else { return None };
-                Some((*other, live.established, live.channel.spi_i, sa.core.role))
-            })
-            .collect();
-        for (other, established, spi_i, role) in others {
-            if initial_contact && established < created {
-                // "The only IKE SA between these identities" (RFC 7296 §2.4): said before this one began, so it holds
-                // for those that were up by then and not for one that was negotiated at the same time.
+        let Some(created) = self.sas.get(&spi).map(|sa| sa.core.created) else { return };
+        if initial_contact {
+            // "The only IKE SA between these identities" (RFC 7296 §2.4): said before this one began, so it holds for
+            // those that were up by then and not for one that was negotiated at the same time.
+            let before = |live: &sa::Live| live.established < created;
+            let old: Vec<IkeSpi> = self
+                .established_of(tunnel)
+                .filter(|(s, sa)| *s != spi && sa.live().is_some_and(before))
+                .map(|(s, _)| s)
+                .collect();
+            for other in old {
                 self.with_sa(now, other, out, |sa, ctx| sa.drop_silently(ctx, Ending::Replaced));
-                continue;
             }
-            let crossing = now.mono.since(established) < SIMULTANEOUS;
-            let loser = if crossing && new_spi_i < spi_i { spi } else { other };
-            let ours = if loser == spi { self.sas.get(&spi).map(|sa| sa.core.role) } else { Some(role) };
-            // Who initiated the superfluous one deletes it; both ends come to the same verdict.
-            if ours == Some(Role::Initiator) {
-                self.with_sa(now, loser, out, |sa, ctx| {
-                    sa.with_live(ctx, |live, _, _, _| {
-                        live.queue.push_front(Task::DeleteIke);
-                        Next::Deleting
-                    });
+        }
+        self.deduplicate(now, tunnel, out);
+    }
+
+    /// The established SAs of a tunnel.
+    fn established_of(&self, tunnel: TunnelId) -> impl Iterator<Item = (IkeSpi, &IkeSa)> {
+        let spis = self.by_tunnel.get(&tunnel).into_iter().flatten();
+        spis.filter_map(|spi| Some((*spi, self.sas.get(spi)?)))
+            .filter(|(_, sa)| matches!(sa.state, State::Established(_)))
+    }
+
+    /// When both ends initiated at once there are two IKE SAs: the one with the highest SPIs stays. Both ends come to
+    /// this verdict, and who initiated a superfluous one deletes it.
+    fn deduplicate(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
+        let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
+        let Some(best) = self.established_of(tunnel).filter_map(|(_, sa)| spis(sa)).max() else { return };
+        let losers: Vec<IkeSpi> = self
+            .established_of(tunnel)
+            .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
+            .map(|(spi, _)| spi)
+            .collect();
+        for loser in losers {
+            self.with_sa(now, loser, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, _, _| {
+                    live.queue.push_front(Task::DeleteIke);
+                    Next::Deleting
                 });
-            }
+            });
         }
     }
 
