@@ -1,0 +1,2 @@
+//! The bandwidth of gateways: a plan as a value, and its way into the kernel.
+
