@@ -40,6 +40,14 @@ pub struct Filter {
     handle: Handle,
 }
 
+impl Filter {
+    /// A filter that no kernel has.
+    #[doc(hidden)]
+    pub const fn for_tests(spec: FilterSpec) -> Self {
+        Self { spec, handle: Handle(0) }
+    }
+}
+
 impl Tc {
     /// Adds a filter. Adding the same one twice makes two: look first with [`Self::filters`].
     ///

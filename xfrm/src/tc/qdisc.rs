@@ -45,6 +45,21 @@ impl Tc {
         })
     }
 
+    /// The interfaces whose root qdisc is ours.
+    ///
+    /// # Errors
+    /// Transport errors.
+    pub fn our_roots(&mut self) -> Result<Vec<u32>, NetlinkError> {
+        let message = TcMessage { interface: 0, handle: Handle(0), parent: Handle(0), info: 0 };
+        self.socket.dump(&Request::new(RTM_GETQDISC, 0, message.writer()), |kind, payload| {
+            let found = (kind == RTM_NEWQDISC).then(|| TcMessage::parse(payload)).flatten();
+            Ok(found.and_then(|(m, _)| {
+                let q = parse(payload, m.interface)?;
+                (q.parent == ROOT && is_ours(&q)).then_some(m.interface)
+            }))
+        })
+    }
+
     /// Who owns the root qdisc of an interface.
     ///
     /// # Errors
@@ -52,7 +67,7 @@ impl Tc {
     pub fn root_owner(&mut self, interface: u32) -> Result<RootOwner, NetlinkError> {
         let root = self.qdiscs(interface)?.into_iter().find(|q| q.parent == ROOT);
         Ok(match root {
-            Some(q) if q.handle == Handle::OURS && q.kind == "htb" => RootOwner::Ours,
+            Some(q) if is_ours(&q) => RootOwner::Ours,
             Some(q) if q.handle != Handle(0) => RootOwner::Foreign(q),
             Some(_) | None => RootOwner::Default,
         })
@@ -103,6 +118,10 @@ impl Tc {
         w.attr_u32(TCA_OPTIONS, octets);
         self.socket.request(&Request::new(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, w))
     }
+}
+
+fn is_ours(q: &Qdisc) -> bool {
+    q.handle == Handle::OURS && q.kind == "htb"
 }
 
 fn parse(payload: &[u8], interface: u32) -> Option<Qdisc> {
