@@ -1,0 +1,5 @@
+//! Data planes and the choice between them.
+
+pub mod choose;
+pub mod kernel;
+mod spd;
