@@ -1,1 +1,3 @@
 //! The cygnet daemon and its command line.
+
+pub mod config;
