@@ -1,3 +1,6 @@
 //! The cygnet daemon and its command line.
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod observe;

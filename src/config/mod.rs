@@ -14,7 +14,9 @@ pub mod identity;
 pub mod model;
 pub mod node;
 mod raw;
+pub mod schema;
 pub mod secrets;
+pub mod show;
 pub mod spd;
 pub mod units;
 
