@@ -16,6 +16,9 @@ use subtle::ConstantTimeEq;
 use crate::error::{DropReason, SaError};
 use crate::packet::HEADER_LEN;
 
+#[cfg(test)]
+mod tests;
+
 const SALT_LEN: usize = 4;
 const BLOCK_LEN: usize = 16;
 
@@ -72,24 +75,33 @@ impl Cipher {
     /// and ICV and encrypts. `seq` must never have been used with this key.
     pub fn seal(&self, seq: u64, packet: &mut [u8]) -> Result<(), DropReason> {
         match self {
+            Self::Aead { .. } => self.seal_with_iv(seq, &seq.to_be_bytes(), packet),
+            Self::Cbc { iv_key, .. } => {
+                let mut iv = Block::<Aes128>::from(u128::from(seq).to_be_bytes());
+                iv_key.encrypt_block(&mut iv);
+                self.seal_with_iv(seq, &iv, packet)
+            }
+        }
+    }
+
+    fn seal_with_iv(&self, seq: u64, iv: &[u8], packet: &mut [u8]) -> Result<(), DropReason> {
+        match self {
             Self::Aead { key, salt, esn } => {
-                let iv = seq.to_be_bytes();
                 let (head, rest) = split(packet, HEADER_LEN)?;
-                let (iv_field, rest) = split(rest, iv.len())?;
-                iv_field.copy_from_slice(&iv);
+                let (iv_field, rest) = rest.split_first_chunk_mut::<8>().ok_or(DropReason::Truncated)?;
+                iv_field.copy_from_slice(iv);
                 let (text, icv) = split_end(rest, aead::MAX_TAG_LEN)?;
-                let tag =
-                    key.seal_in_place_separate_tag(nonce(salt, iv), aad(head, seq, *esn)?.as_aad(), text);
+                let nonce = nonce(salt, *iv_field);
+                let tag = key.seal_in_place_separate_tag(nonce, aad(head, seq, *esn)?.as_aad(), text);
                 // ring refuses only texts beyond the cipher's own limit of gigabytes.
                 icv.copy_from_slice(tag.map_err(|_| DropReason::TooBig)?.as_ref());
             }
-            Self::Cbc { key, iv_key, mac, icv_len, esn } => {
+            Self::Cbc { key, mac, icv_len, esn, .. } => {
                 let (signed, icv) = split_end(packet, *icv_len)?;
                 let (_, rest) = split(signed, HEADER_LEN)?;
                 let (iv_field, text) = split(rest, BLOCK_LEN)?;
-                let mut iv = Block::<Aes128>::from(u128::from(seq).to_be_bytes());
-                iv_key.encrypt_block(&mut iv);
-                iv_field.copy_from_slice(&iv);
+                iv_field.copy_from_slice(iv);
+                let iv = Block::<Aes128>::try_from(iv).map_err(|_| DropReason::Truncated)?;
                 key.encrypt(&iv, text)?;
                 copy_truncated(icv, &sign(mac, signed, seq, *esn))?;
             }

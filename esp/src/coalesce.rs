@@ -321,3 +321,6 @@ fn flow_of(inner: &InnerHeader) -> Option<u32> {
     let mixed = fold(inner.src).wrapping_mul(0x9E37_79B1) ^ fold(inner.dst).rotate_left(16) ^ ports;
     Some(mixed.wrapping_mul(0x85EB_CA77) ^ u32::from(inner.protocol))
 }
+
+#[cfg(test)]
+mod tests;

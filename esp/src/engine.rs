@@ -289,3 +289,6 @@ impl fmt::Display for SaName {
         write!(f, "SA {} (ESP, {direction}, child {})", self.0.spi, Name(self.0.child))
     }
 }
+
+#[cfg(test)]
+mod tests;

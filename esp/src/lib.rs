@@ -27,6 +27,11 @@ pub mod segment;
 pub mod spd;
 mod volume;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use error::{DropReason, SaError};
 pub use inbound::InboundSa;
 pub use outbound::OutboundSa;

@@ -252,3 +252,6 @@ const fn never_zero(sum: [u8; 2]) -> [u8; 2] {
 pub(crate) const fn is_segmentable(proto: u8) -> bool {
     matches!(proto, protocol::TCP | protocol::UDP)
 }
+
+#[cfg(test)]
+mod tests;
