@@ -1,1 +1,3 @@
 //! cygnet-xfrm
+pub mod link;
+pub mod route;
