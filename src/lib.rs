@@ -1,1 +1,4 @@
 //! The cygnet daemon and its command line.
+
+pub mod plane;
+pub mod sys;

@@ -24,11 +24,20 @@ const MAX_LEN: usize = 65_535;
 const LOOK_BACK: usize = 16;
 const TCP_ACK: u8 = 0x10;
 
+/// What may be joined.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Joins {
+    /// Nothing: the device takes no superpackets.
+    Nothing,
+    /// TCP.
+    Tcp,
+    /// TCP and UDP.
+    TcpUdp,
+}
+
 /// Joins packets of a batch. Its memory is kept from batch to batch.
-#[derive(Default)]
 pub struct Coalescer {
-    /// Whether the device takes UDP superpackets.
-    udp: bool,
+    joins: Joins,
     trains: Vec<Train>,
     /// Packets of all trains, each with the place of the next one in its train.
     parts: Vec<(Range<usize>, Option<usize>)>,
@@ -67,9 +76,9 @@ struct Shape {
 }
 
 impl Coalescer {
-    /// A coalescer for a device that takes TCP superpackets, and UDP ones if `udp`.
-    pub fn new(udp: bool) -> Self {
-        Self { udp, ..Self::default() }
+    /// A coalescer for a device that takes such superpackets.
+    pub const fn new(joins: Joins) -> Self {
+        Self { joins, trains: Vec::new(), parts: Vec::new(), headers: Vec::new() }
     }
 
     /// Whether the batch is empty.
@@ -80,8 +89,9 @@ impl Coalescer {
     /// Adds the packet at `range` of the arena, whose headers are `inner`.
     pub fn push(&mut self, arena: &[u8], range: Range<usize>, inner: &InnerHeader) {
         let Some(packet) = arena.get(range.clone()) else { return };
-        let flow = flow_of(inner);
-        let shape = Shape::of(packet, inner).filter(|shape| self.udp || shape.protocol == protocol::TCP);
+        let flow = flow_of(inner).filter(|_| self.joins != Joins::Nothing);
+        let joins_udp = self.joins == Joins::TcpUdp;
+        let shape = Shape::of(packet, inner).filter(|shape| joins_udp || shape.protocol == protocol::TCP);
         let (seq, push) = shape.map_or((0, false), |shape| shape.sequence(packet));
         let place = self.parts.len();
         if let Some(flow) = flow

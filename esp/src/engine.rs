@@ -115,12 +115,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Releases a guard.
-    pub fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
+    /// Whether a guard may be released: its tunnel must be closed.
+    pub fn may_unguard(&self, child: ChildId) -> Result<(), PlaneError> {
         if self.tunnels.contains_key(&child) {
             let what = format!("release the guard of child {}", Name(child));
             return Err(error(what, PlaneErrorKind::Other, "its tunnel is open; close that first"));
         }
+        Ok(())
+    }
+
+    /// Releases a guard.
+    pub fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
+        self.may_unguard(child)?;
         if self.guards.remove(&child).is_some() {
             self.rebuild();
         }

@@ -78,7 +78,7 @@ fn cut(trains: &[(VnetHeader, Vec<u8>, usize)]) -> Vec<Vec<u8>> {
 
 fn sizes(packets: &[Seg]) -> Vec<usize> {
     let packets: Vec<_> = packets.iter().map(|s| tcp(false, s)).collect();
-    let trains = join(&mut Coalescer::new(true), &packets);
+    let trains = join(&mut Coalescer::new(Joins::TcpUdp), &packets);
     assert_eq!(cut(&trains).len(), packets.len());
     trains.into_iter().map(|(_, _, count)| count).collect()
 }
@@ -87,7 +87,7 @@ fn sizes(packets: &[Seg]) -> Vec<usize> {
 fn neighbours_are_joined_and_cut_again_to_the_same() {
     for v6 in [false, true] {
         let packets: Vec<_> = (0..40).map(|i| tcp(v6, &seg(i * 1000, 1000))).collect();
-        let trains = join(&mut Coalescer::new(false), &packets);
+        let trains = join(&mut Coalescer::new(Joins::Tcp), &packets);
         assert_eq!(trains.len(), 1);
         assert_eq!(cut(&trains), packets);
     }
@@ -116,7 +116,7 @@ fn gaps_short_packets_and_flags_end_a_train() {
 fn the_push_flag_survives() {
     let push = Seg { flags: TCP_ACK | TCP_PSH, ..seg(100, 100) };
     let packets = [tcp(false, &seg(0, 100)), tcp(false, &push)];
-    assert_eq!(cut(&join(&mut Coalescer::new(false), &packets)), packets);
+    assert_eq!(cut(&join(&mut Coalescer::new(Joins::Tcp), &packets)), packets);
 }
 
 #[test]
@@ -124,18 +124,24 @@ fn damaged_packets_are_not_joined_and_stay_damaged() {
     let good = tcp(false, &seg(0, 100));
     let mut bad = tcp(false, &seg(100, 100));
     *bad.last_mut().unwrap() ^= 1;
-    let trains = join(&mut Coalescer::new(false), &[good.clone(), bad.clone()]);
+    let trains = join(&mut Coalescer::new(Joins::Tcp), &[good.clone(), bad.clone()]);
     assert_eq!(trains, [(VnetHeader::PLAIN, good.clone(), 1), (VnetHeader::PLAIN, bad, 1)]);
     let mut bad_head = good;
     *bad_head.last_mut().unwrap() ^= 1;
-    assert_eq!(join(&mut Coalescer::new(false), &[bad_head, tcp(false, &seg(100, 100))]).len(), 2);
+    assert_eq!(join(&mut Coalescer::new(Joins::Tcp), &[bad_head, tcp(false, &seg(100, 100))]).len(), 2);
+}
+
+#[test]
+fn nothing_is_joined_for_a_simple_device() {
+    let packets: Vec<_> = (0..4).map(|i| tcp(false, &seg(i * 100, 100))).collect();
+    assert_eq!(join(&mut Coalescer::new(Joins::Nothing), &packets).len(), 4);
 }
 
 #[test]
 fn udp_is_joined_only_where_the_device_takes_it() {
     let packets = [udp(100, 1), udp(100, 2), udp(60, 3), udp(100, 4)];
-    assert_eq!(join(&mut Coalescer::new(false), &packets).len(), 4);
-    let trains = join(&mut Coalescer::new(true), &packets);
+    assert_eq!(join(&mut Coalescer::new(Joins::Tcp), &packets).len(), 4);
+    let trains = join(&mut Coalescer::new(Joins::TcpUdp), &packets);
     assert_eq!(trains.iter().map(|t| t.2).collect::<Vec<_>>(), [3, 1]);
     assert_eq!(cut(&trains), packets);
 }
@@ -143,7 +149,7 @@ fn udp_is_joined_only_where_the_device_takes_it() {
 #[test]
 fn no_train_exceeds_what_the_kernel_takes() {
     let packets: Vec<_> = (0..200).map(|i| tcp(false, &seg(i * 1400, 1400))).collect();
-    for (_, packet, count) in join(&mut Coalescer::new(false), &packets) {
+    for (_, packet, count) in join(&mut Coalescer::new(Joins::Tcp), &packets) {
         assert!(packet.len() <= MAX_LEN && count <= MAX_PARTS);
     }
 }
@@ -163,7 +169,7 @@ proptest! {
             next[usize::from(port)] += len as u32;
             packets.push(tcp(v6, &Seg { port, seq, len, flags }));
         }
-        let again = cut(&join(&mut Coalescer::new(true), &packets));
+        let again = cut(&join(&mut Coalescer::new(Joins::TcpUdp), &packets));
         prop_assert_eq!(again.len(), packets.len());
         let port_at = if v6 { 41 } else { 21 };
         for port in 1..5 {

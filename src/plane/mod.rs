@@ -1,0 +1,3 @@
+//! Implementations of [`cygnet_model::plane::DataPlane`].
+
+pub mod user;
