@@ -6,3 +6,4 @@ pub mod control;
 pub mod observe;
 pub mod plane;
 pub mod shaping;
+pub mod sys;
