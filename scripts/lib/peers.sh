@@ -56,9 +56,8 @@ YAML
 }
 
 cygnet_start() { # HOST
-    ns "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 &
+    ns_start "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
-    wait_for 10 ctl "$1" status --json >/dev/null 2>&1 || [[ $? -eq 1 ]] || true
     wait_for 10 test -S "$LAB_DIR/$1.sock"
 }
 
@@ -168,8 +167,8 @@ CONF
 swan_start() { # HOST
     local dir=$LAB_DIR/$1.swan
     # Its pid file and sockets are private: a mount namespace with its own /run.
-    STRONGSWAN_CONF=$dir/strongswan.conf ns "$1" unshare -m sh -c \
-        'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec /usr/sbin/charon-systemd' >>"$dir/out" 2>&1 &
+    STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c \
+        'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec /usr/sbin/charon-systemd' >>"$dir/out" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
     wait_for 15 test -S "$dir/vici"
     wait_for 5 swan "$1" --load-all --file "$dir/swanctl.conf"

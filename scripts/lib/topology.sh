@@ -19,6 +19,13 @@ ns() { # HOST COMMAND...: runs a command on a host
     ip netns exec "$LAB-$host" "$@"
 }
 
+# The same for a command in the background: the process that `$!` names is the command itself.
+ns_start() { # HOST COMMAND...
+    local host=$1
+    shift
+    exec ip netns exec "$LAB-$host" "$@"
+}
+
 # A cable between two hosts with an IPv4 and an IPv6 address at each end.
 cable() { # HOST V4 V6  HOST V4 V6
     local a="$1-$4" b="$4-$1"
@@ -76,8 +83,8 @@ lab_down() {
 
 # Listens on the router for packets of the protected networks in clear text, until `leaks`.
 watch_leaks() {
-    ns wan tcpdump -ni any -w "$LAB_DIR/leak.pcap" --immediate-mode \
-        "net 10.1.0.0/16 or net 10.2.0.0/16 or net fd01::/16 or net fd02::/16" 2>"$LAB_DIR/leak.log" &
+    ns_start wan tcpdump -ni any -w "$LAB_DIR/leak.pcap" -U --immediate-mode \
+        "net 10.1.0.0/16 or net 10.2.0.0/16 or net fd01::/16 or net fd02::/16" 2>"$LAB_DIR/leak.log" </dev/null &
     LEAK_PID=$!
     local n
     for n in $(seq 50); do
@@ -90,7 +97,7 @@ watch_leaks() {
 
 leaks() { # prints how many packets were seen since watch_leaks
     sleep 0.3
-    kill -INT "$LEAK_PID"
+    kill "$LEAK_PID"
     wait "$LEAK_PID" 2>/dev/null || true
     tcpdump -nr "$LAB_DIR/leak.pcap" 2>/dev/null | wc -l
 }
