@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::output::safe;
 use super::{CONFIG, Failure, Global, Outcome, exit};
 use crate::config::{self, Loaded};
 
@@ -21,9 +22,12 @@ pub fn run(args: &RunArgs, g: &Global) -> Outcome {
     let loaded = config::load(&args.config).map_err(|errors| {
         Failure::new(exit::CONFIG, format!("the configuration has errors\n{errors}"), "nothing was started")
     })?;
+    for warning in &loaded.warnings {
+        super::output::complain(&warning.one_line(&safe(&args.config.to_string_lossy())), "");
+    }
     match start(&args.config, loaded, g.verbose) {
         Ok(()) => Ok(0),
-        Err(e) => Err(Failure::new(exit::SOFTWARE, super::output::safe(&format!("{e:#}")), "")),
+        Err(e) => Err(Failure::new(exit::SOFTWARE, safe(&format!("{e:#}")), "")),
     }
 }
 
