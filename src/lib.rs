@@ -4,3 +4,6 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod observe;
+pub mod plane;
+pub mod shaping;
+pub mod sys;
