@@ -6,6 +6,9 @@ cd "$(dirname "$0")/.."
 fail=0
 complain() { printf 'purity: %s\n' "$1" >&2; fail=1; }
 
+# Here and not in a pipe, where a failure would pass for "found nothing".
+cargo metadata --locked --format-version 1 >/dev/null
+
 # The names of a package's normal dependencies, direct and indirect.
 tree() { cargo tree --locked -p "$1" -e normal --prefix none --format '{p}' | cut -d' ' -f1 | sort -u; }
 
@@ -24,19 +27,19 @@ done
 cargo tree --locked -p cygnet -e normal,features -i cygnet-model --prefix none | grep -q 'feature "test-util"' &&
     complain 'the daemon is built with feature test-util of cygnet-model'
 
-# Lines of a pure module that touch the world; tests and comments may.
-touches() {
-    local file
-    for file in $(git ls-files -- "$@" | grep -vE '(^|/)(tests?|testing)(\.rs|/)'); do
-        awk -v file="$file" '
+# Lines of the given files that match a pattern, outside of tests and comments. usage: lines PATTERN FILE...
+lines() {
+    local pattern=$1 file
+    shift
+    git ls-files -- "$@" | { grep -vE '(^|/)(tests?|testing)(\.rs|/)' || true; } | while read -r file; do
+        awk -v file="$file" -v pattern="$pattern" '
             /^[[:space:]]*#\[cfg\(test\)\]/ { exit }
             /^[[:space:]]*\/\// { next }
-            /UdpSocket|TcpStream|TcpListener|UnixStream|std::fs|std::process|std::thread|::now\(\)|thread_rng|OsRng|from_os_rng/ {
-                printf "%s:%d: %s\n", file, FNR, $0
-            }' "$file"
+            $0 ~ pattern { printf "%s:%d: %s\n", file, FNR, $0 }' "$file"
     done
 }
-found=$(touches 'model/src/*.rs' 'ike/src/*.rs' 'esp/src/*.rs' 'src/reconcile/plan.rs' 'src/shaping/plan.rs')
+world='UdpSocket|TcpStream|TcpListener|UnixStream|std::fs|std::process|std::thread|::now\\(\\)|thread_rng|OsRng|from_os_rng'
+found=$(lines "$world" 'model/src/*.rs' 'ike/src/*.rs' 'esp/src/*.rs' 'src/reconcile/plan.rs' 'src/shaping/plan.rs')
 [ -z "$found" ] || complain $'the world is touched where only values belong:\n'"$found"
 
 # Inside the daemon: configuration reads files in two places and knows nothing of the loop; only the command line prints.
@@ -44,7 +47,7 @@ found=$(git grep -nE 'tokio|cygnet_ike|cygnet_xfrm|netlink' -- 'src/config/*.rs'
 [ -z "$found" ] || complain $'src/config knows too much:\n'"$found"
 found=$(git grep -lE 'std::fs|File::open' -- 'src/config/*.rs' | grep -vE 'config/(mod|secrets)\.rs$' || true)
 [ -z "$found" ] || complain "files are read outside config/mod.rs and config/secrets.rs: $found"
-found=$(git grep -nE '\be?print(ln)?!' -- 'src/*.rs' 'model/src/*.rs' 'ike/src/*.rs' 'esp/src/*.rs' 'xfrm/src/*.rs' ':!src/cli' || true)
+found=$(lines '(^|[^_[:alnum:]])e?print(ln)?!' 'src/*.rs' 'model/src/*.rs' 'ike/src/*.rs' 'esp/src/*.rs' 'xfrm/src/*.rs' ':!src/cli')
 [ -z "$found" ] || complain $'printing outside src/cli:\n'"$found"
 for crate in model ike esp; do
     if ! grep -q 'forbid(unsafe_code)' "$crate/src/lib.rs"; then complain "$crate/src/lib.rs does not forbid unsafe code"; fi
