@@ -27,7 +27,7 @@ cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]
     peer=$(other "$host")
     read -r l4 l6 <<<"$(nets "$host")"
     read -r r4 r6 <<<"$(nets "$peer")"
-    (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk")
+    (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk" && echo "0x${PSK_HEX//[0-4]/5}" >"$LAB_DIR/other-psk")
     cat >"$LAB_DIR/$host.yaml" <<YAML
 daemon:
   control_socket: $LAB_DIR/$host.sock
