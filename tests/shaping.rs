@@ -1,4 +1,5 @@
 //! The bandwidth of gateways on a real interface. Root, iperf3.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
 
 use std::process::Command;
 use std::time::Duration;

@@ -244,7 +244,7 @@ impl KernelPlane {
         if self.by_key.get(&sa.key) == Some(&id) {
             self.by_key.remove(&sa.key);
         }
-        Ok(entry.map_or_else(SaCounters::default, |e| e.inner_counters(id.direction == Direction::Out)))
+        Ok(entry.map_or_else(SaCounters::default, |e| e.counters))
     }
 
     fn event(&mut self, event: Event) -> Option<PlaneEvent> {
@@ -266,7 +266,7 @@ impl KernelPlane {
                 if hard {
                     self.by_key.remove(&state.key);
                     if let Some(installed) = self.sas.get_mut(&sa) {
-                        installed.ended = Some(state.inner_counters(sa.direction == Direction::Out));
+                        installed.ended = Some(state.counters);
                     }
                 }
                 Some(PlaneEvent::Expired { sa, hard })
@@ -370,10 +370,7 @@ impl DataPlane for KernelPlane {
 
     fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
         let states = self.xfrm.dump_sas().map_err(|e| error("read the counters of SAs", &e))?;
-        out.extend(states.iter().filter_map(|state| {
-            let id = *self.by_key.get(&state.key)?;
-            Some((id, state.inner_counters(id.direction == Direction::Out)))
-        }));
+        out.extend(states.iter().filter_map(|state| Some((*self.by_key.get(&state.key)?, state.counters))));
         out.extend(self.sas.iter().filter_map(|(id, sa)| Some((*id, sa.ended?))));
         Ok(())
     }
