@@ -167,6 +167,7 @@ pub(crate) fn parse_policy(kind: u16, payload: &[u8]) -> Option<Policy> {
         (_, Some(t)) => PolicyAction::Protect {
             source: convert::ip(&t.saddr, t.family)?,
             destination: convert::ip(&t.id.daddr, t.family)?,
+            spi: Spi::new(t.id.spi),
         },
     };
     Some(Policy {
