@@ -3,3 +3,4 @@
 pub mod choose;
 pub mod kernel;
 mod spd;
+pub mod user;

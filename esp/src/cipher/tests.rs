@@ -1,0 +1,243 @@
+use std::io::Read;
+
+use cygnet_model::SecretBytes;
+use cygnet_model::suite::{Encr, EspSuite, Integ};
+use serde_json::Value;
+
+use super::*;
+use crate::packet::Layout;
+use crate::testing::suites;
+
+#[test]
+fn draft_mcgrew_gcm_packets_are_exact_both_ways() {
+    let file = json(include_bytes!("../../tests/vectors/rfc4106_esp_gcm.json"));
+    let mut done = 0;
+    for test in file["tests"].as_array().unwrap() {
+        let encr = match test["key"].as_str().unwrap().len() {
+            32 => Encr::AesGcm16_128,
+            64 => Encr::AesGcm16_256,
+            48 => continue, // 192 bit keys are not spoken
+            other => panic!("{other}"),
+        };
+        let esn = test["esn"].as_bool().unwrap();
+        let high = if esn { number(&test["seq_hi"]) } else { 0 };
+        let seq = high << 32 | number(&test["seq_lo"]);
+        let keymat = [hex(&test["key"]), hex(&test["salt"])].concat();
+        exact(suite(encr, None, esn), &keymat, seq, &hex(&test["plaintext"]), &hex(&test["esp_packet"]));
+        done += 1;
+    }
+    assert_eq!(done, 13);
+}
+
+#[test]
+fn rfc_7634_appendix_a_is_exact_both_ways() {
+    let file = json(include_bytes!("../../tests/vectors/rfc7634.json"));
+    let test = &file["esp"];
+    let keymat = [hex(&test["key"]), hex(&test["salt"])].concat();
+    let packet = [hex(&test["spi_seq"]), hex(&test["iv"]), hex(&test["ciphertext_icv"])].concat();
+    exact(suite(Encr::ChaCha20Poly1305, None, false), &keymat, 5, &hex(&test["plaintext"]), &packet);
+}
+
+/// The RFC's packet has no ICV; ours is compared up to there.
+#[test]
+fn rfc_3602_case_5_is_exact() {
+    let file = json(include_bytes!("../../tests/vectors/rfc3602_cbc.json"));
+    let test = &file["tests"][0];
+    let suite = suite(Encr::AesCbc128, Some(Integ::HmacSha256_128), false);
+    let cipher =
+        Cipher::new(suite, &SecretBytes::new(hex(&test["key"])), &SecretBytes::new(vec![1; 32])).unwrap();
+    let (iv, text) = (hex(&test["iv"]), hex(&test["plaintext"]));
+    let mut packet =
+        [hex(&test["spi"]), hex(&test["seq"]), vec![0; 16], text.clone(), vec![0; suite.icv_len()]].concat();
+    cipher.seal_with_iv(1, &iv, &mut packet).unwrap();
+    let end = 24 + text.len();
+    assert_eq!(packet[8..24], iv);
+    assert_eq!(packet[24..end], hex(&test["ciphertext"]));
+    assert_eq!(cipher.open(1, &mut packet), Ok(text.len()));
+    assert_eq!(packet[24..end], text);
+}
+
+#[test]
+fn wycheproof_aes_gcm() {
+    let algorithm = |bits| match bits {
+        128 => Some(&aead::AES_128_GCM),
+        256 => Some(&aead::AES_256_GCM),
+        _ => None,
+    };
+    assert!(wycheproof_aead(include_bytes!("../../tests/vectors/aes_gcm.json.gz"), algorithm) > 100);
+}
+
+#[test]
+fn wycheproof_chacha20_poly1305() {
+    let file = include_bytes!("../../tests/vectors/chacha20_poly1305.json.gz");
+    assert!(wycheproof_aead(file, |_| Some(&aead::CHACHA20_POLY1305)) > 200);
+}
+
+#[test]
+fn wycheproof_aes_cbc() {
+    let mut done = 0;
+    for_each(include_bytes!("../../tests/vectors/aes_cbc_pkcs5.json.gz"), |_, test| {
+        let key = hex(&test["key"]);
+        let key = match key.len() {
+            16 => CbcKey::Aes128(Aes128::new_from_slice(&key).unwrap()),
+            32 => CbcKey::Aes256(Aes256::new_from_slice(&key).unwrap()),
+            _ => return,
+        };
+        let iv = Block::<Aes128>::try_from(hex(&test["iv"]).as_slice()).unwrap();
+        let mut text = hex(&test["ct"]);
+        let opened = key.decrypt(&iv, &mut text).is_ok() && unpad(&mut text).is_some();
+        assert_eq!(opened && text == hex(&test["msg"]), test["result"] == "valid", "{}", test["tcId"]);
+        if test["result"] == "valid" {
+            let pad = 16 - text.len() % 16;
+            text.extend(std::iter::repeat_n(pad as u8, pad));
+            key.encrypt(&iv, &mut text).unwrap();
+            assert_eq!(text, hex(&test["ct"]));
+        }
+        done += 1;
+    });
+    assert!(done > 100);
+}
+
+#[test]
+fn wycheproof_hmac_sha2_as_truncated_by_rfc_4868() {
+    let files: [(&[u8], Integ); 3] = [
+        (include_bytes!("../../tests/vectors/hmac_sha256.json.gz"), Integ::HmacSha256_128),
+        (include_bytes!("../../tests/vectors/hmac_sha384.json.gz"), Integ::HmacSha384_192),
+        (include_bytes!("../../tests/vectors/hmac_sha512.json.gz"), Integ::HmacSha512_256),
+    ];
+    for (file, integ) in files {
+        let mut done = 0;
+        for_each(file, |_, test| {
+            let key = hmac::Key::new(mac_algorithm(integ), &hex(&test["key"]));
+            let mut icv = hex(&test["tag"]);
+            let wanted = icv.clone();
+            copy_truncated(&mut icv, &sign(&key, &hex(&test["msg"]), 0, false)).unwrap();
+            assert_eq!(icv == wanted, test["result"] == "valid", "{integ:?} {}", test["tcId"]);
+            done += 1;
+        });
+        assert!(done > 100);
+    }
+}
+
+#[test]
+fn cbc_ivs_are_neither_foreseeable_counters_nor_repeated() {
+    let suite = suite(Encr::AesCbc256, Some(Integ::HmacSha256_128), false);
+    let cipher = cipher_of(suite);
+    let mut seen = std::collections::BTreeSet::new();
+    for seq in 1..=5000u64 {
+        let mut packet = vec![0; 8 + 16 + 16 + 16];
+        cipher.seal(seq, &mut packet).unwrap();
+        assert!(packet[8..16] != seq.to_be_bytes() && packet[16..24] != seq.to_be_bytes());
+        assert!(seen.insert(packet[8..24].to_vec()));
+    }
+}
+
+#[test]
+fn with_esn_the_unsent_half_is_authenticated() {
+    for suite in suites() {
+        let (cipher, layout) = (cipher_of(suite), Layout::of(suite));
+        let mut packet = vec![7; layout.sealed_len(100)];
+        let seq = 1 << 32 | 9;
+        cipher.seal(seq, &mut packet).unwrap();
+        let mut copy = packet.clone();
+        let other_half = cipher.open(9, &mut copy);
+        assert_eq!(other_half.is_err(), suite.esn, "{suite}");
+        assert!(cipher.open(seq, &mut packet).is_ok());
+    }
+}
+
+#[test]
+fn keys_of_wrong_length_and_odd_suites_are_refused() {
+    let key = |n| SecretBytes::new(vec![0; n]);
+    let gcm = suite(Encr::AesGcm16_128, None, false);
+    assert!(matches!(Cipher::new(gcm, &key(19), &key(0)), Err(SaError::KeyLength { want: 20, got: 19, .. })));
+    assert!(matches!(Cipher::new(gcm, &key(20), &key(1)), Err(SaError::KeyLength { what: "integrity", .. })));
+    let both = suite(Encr::AesGcm16_128, Some(Integ::HmacSha256_128), false);
+    assert!(matches!(Cipher::new(both, &key(20), &key(32)), Err(SaError::Suite(_))));
+    let neither = suite(Encr::AesCbc128, None, false);
+    assert!(matches!(Cipher::new(neither, &key(16), &key(0)), Err(SaError::Suite(_))));
+}
+
+/// Seals `text` and compares with `packet`; opens `packet` and compares with `text`; opens it with one bit changed.
+fn exact(suite: EspSuite, keymat: &[u8], seq: u64, text: &[u8], packet: &[u8]) {
+    let cipher = Cipher::new(suite, &SecretBytes::copy_of(keymat), &SecretBytes::new(vec![])).unwrap();
+    let mut sealed = packet.to_vec();
+    sealed[16..].fill(0);
+    sealed[16..16 + text.len()].copy_from_slice(text);
+    cipher.seal_with_iv(seq, &packet[8..16], &mut sealed).unwrap();
+    assert_eq!(sealed, packet);
+    assert_eq!(cipher.open(seq, &mut sealed), Ok(text.len()));
+    assert_eq!(&sealed[16..16 + text.len()], text);
+    let mut forged = packet.to_vec();
+    *forged.last_mut().unwrap() ^= 0x80;
+    assert_eq!(cipher.open(seq, &mut forged), Err(DropReason::Integrity));
+}
+
+/// ESP fixes the lengths of additional data and ICV, so the vectors meet the algorithm itself. Returns how many did.
+fn wycheproof_aead(file: &[u8], algorithm: impl Fn(u64) -> Option<&'static aead::Algorithm>) -> usize {
+    let mut done = 0;
+    for_each(file, |group, test| {
+        let fits = group["ivSize"] == 96 && group["tagSize"] == 128;
+        let Some(algorithm) = algorithm(group["keySize"].as_u64().unwrap()).filter(|_| fits) else { return };
+        let key = aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, &hex(&test["key"])).unwrap());
+        let nonce = || aead::Nonce::try_assume_unique_for_key(&hex(&test["iv"])).unwrap();
+        let mut text = [hex(&test["ct"]), hex(&test["tag"])].concat();
+        let opened = key.open_in_place(nonce(), aead::Aad::from(hex(&test["aad"])), &mut text);
+        assert_eq!(
+            opened.is_ok_and(|text| *text == *hex(&test["msg"])),
+            test["result"] == "valid",
+            "{}",
+            test["tcId"]
+        );
+        if test["result"] == "valid" {
+            let mut text = hex(&test["msg"]);
+            let tag = key
+                .seal_in_place_separate_tag(nonce(), aead::Aad::from(hex(&test["aad"])), &mut text)
+                .unwrap();
+            assert_eq!((text, tag.as_ref()), (hex(&test["ct"]), hex(&test["tag"]).as_slice()));
+        }
+        done += 1;
+    });
+    done
+}
+
+fn unpad(text: &mut Vec<u8>) -> Option<()> {
+    let pad = usize::from(*text.last()?);
+    let ok = (1..=16).contains(&pad)
+        && text.len() >= pad
+        && text[text.len() - pad..].iter().all(|o| usize::from(*o) == pad);
+    text.truncate(text.len() - if ok { pad } else { 0 });
+    ok.then_some(())
+}
+
+fn cipher_of(suite: EspSuite) -> Cipher {
+    let key = |n| SecretBytes::new(vec![3; n]);
+    Cipher::new(suite, &key(suite.encr.keymat_len()), &key(suite.integ.map_or(0, Integ::key_len))).unwrap()
+}
+
+const fn suite(encr: Encr, integ: Option<Integ>, esn: bool) -> EspSuite {
+    EspSuite { encr, integ, group: None, esn }
+}
+
+fn for_each(file: &[u8], mut test: impl FnMut(&Value, &Value)) {
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut text).unwrap();
+    for group in json(&text)["testGroups"].as_array().unwrap() {
+        for one in group["tests"].as_array().unwrap() {
+            test(group, one);
+        }
+    }
+}
+
+fn json(text: &[u8]) -> Value {
+    serde_json::from_slice(text).unwrap()
+}
+
+fn number(value: &Value) -> u64 {
+    u64::from_str_radix(value.as_str().unwrap(), 16).unwrap()
+}
+
+fn hex(value: &Value) -> Vec<u8> {
+    let text = value.as_str().unwrap().as_bytes();
+    text.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}

@@ -1,0 +1,300 @@
+//! What a data plane was told, as a value: guards, tunnels and SAs, and the tables that threads read.
+//!
+//! [`Engine`] follows the rules of [`cygnet_model::plane::DataPlane`] (idempotent, nothing left after an error, an
+//! outbound SA is used from its installation on); a plane adds sockets and devices. [`Tables`] is an immutable snapshot:
+//! a plane publishes a new one after each call, and its threads go on with the old one until they look again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use cygnet_model::plane::{PlaneError, PlaneErrorKind, SaCounters};
+use cygnet_model::tunnel::{Direction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
+use cygnet_model::{ChildId, Spi};
+
+use crate::inbound::InboundSa;
+use crate::outbound::OutboundSa;
+use crate::spd::{Policy, Selectors, Spd};
+
+/// The outer addresses of an SA with their UDP ports (RFC 3948).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OuterPath {
+    /// Our end.
+    pub local: SocketAddr,
+    /// The peer's end.
+    pub remote: SocketAddr,
+}
+
+/// An outbound SA and where its packets go.
+pub struct Outbound {
+    /// The SA.
+    pub sa: Arc<OutboundSa>,
+    /// Its outer addresses.
+    pub path: OuterPath,
+}
+
+/// An inbound SA and where its packets should come from.
+#[derive(Clone)]
+pub struct Inbound {
+    /// The SA.
+    pub sa: Arc<InboundSa>,
+    /// Its outer addresses.
+    pub path: OuterPath,
+}
+
+/// Inbound SAs by SPI. Split into parts so that a change copies one part only.
+const PARTS: usize = 64;
+type Part = HashMap<Spi, Inbound>;
+
+/// What threads read: a snapshot that costs little to clone.
+#[derive(Clone)]
+pub struct Tables {
+    inbound: Vec<Arc<Part>>,
+    /// Outbound policies.
+    pub spd: Spd,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self { inbound: vec![Arc::default(); PARTS], spd: Spd::default() }
+    }
+}
+
+impl Tables {
+    /// The inbound SA with an SPI (as it stands in a packet, in host order).
+    pub fn inbound(&self, spi: u32) -> Option<&Inbound> {
+        let spi = Spi::new(spi)?;
+        self.inbound.get(part(spi))?.get(&spi)
+    }
+
+    fn part_mut(&mut self, spi: Spi) -> Option<&mut Part> {
+        self.inbound.get_mut(part(spi)).map(Arc::make_mut)
+    }
+}
+
+const fn part(spi: Spi) -> usize {
+    spi.value() as usize % PARTS
+}
+
+/// Guards, tunnels and SAs.
+#[derive(Default)]
+pub struct Engine {
+    guards: BTreeMap<ChildId, GuardSpec>,
+    tunnels: BTreeMap<ChildId, TunnelSpec>,
+    inbound: BTreeMap<SaId, Spi>,
+    /// Each child's outbound SAs, the newest last.
+    outbound: BTreeMap<ChildId, Vec<Arc<Outbound>>>,
+    tables: Tables,
+}
+
+impl Engine {
+    /// The tables as they are now.
+    pub fn tables(&self) -> Tables {
+        self.tables.clone()
+    }
+
+    /// The guard of a child.
+    pub fn guard_of(&self, child: ChildId) -> Option<&GuardSpec> {
+        self.guards.get(&child)
+    }
+
+    /// Guards in force.
+    pub fn guards(&self) -> impl Iterator<Item = &GuardSpec> {
+        self.guards.values()
+    }
+
+    /// Takes selectors under guard, or changes a guard.
+    pub fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
+        if spec.local.is_empty() || spec.remote.is_empty() {
+            let what = format!("guard child {}", Name(spec.child));
+            return Err(error(what, PlaneErrorKind::Other, "it has no selectors on one side"));
+        }
+        self.guards.insert(spec.child, spec.clone());
+        self.rebuild();
+        Ok(())
+    }
+
+    /// Whether a guard may be released: its tunnel must be closed.
+    pub fn may_unguard(&self, child: ChildId) -> Result<(), PlaneError> {
+        if self.tunnels.contains_key(&child) {
+            let what = format!("release the guard of child {}", Name(child));
+            return Err(error(what, PlaneErrorKind::Other, "its tunnel is open; close that first"));
+        }
+        Ok(())
+    }
+
+    /// Releases a guard.
+    pub fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
+        self.may_unguard(child)?;
+        if self.guards.remove(&child).is_some() {
+            self.rebuild();
+        }
+        Ok(())
+    }
+
+    /// Opens a tunnel, or changes an open one.
+    pub fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
+        if !self.guards.contains_key(&spec.child) {
+            let what = format!("open the tunnel of child {}", Name(spec.child));
+            return Err(error(what, PlaneErrorKind::Other, "it has no guard; guard its selectors first"));
+        }
+        self.tunnels.insert(spec.child, spec.clone());
+        self.refresh(spec.child);
+        Ok(())
+    }
+
+    /// Closes a tunnel and removes its SAs.
+    pub fn close_tunnel(&mut self, child: ChildId) {
+        self.tunnels.remove(&child);
+        self.outbound.remove(&child);
+        self.refresh(child);
+        let gone: Vec<SaId> = self.inbound.keys().filter(|sa| sa.child == child).copied().collect();
+        for sa in gone {
+            self.remove(sa);
+        }
+    }
+
+    /// Installs an SA.
+    pub fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
+        let id = spec.id;
+        let refuse = |kind, detail: &str| error(format!("install {}", SaName(id)), kind, detail);
+        let Some(encap) = spec.encap else {
+            return Err(refuse(
+                PlaneErrorKind::Unsupported,
+                "the userspace data plane carries ESP in UDP only (RFC 3948); force UDP encapsulation for this peer",
+            ));
+        };
+        let path = OuterPath {
+            local: SocketAddr::new(spec.local, encap.local_port),
+            remote: SocketAddr::new(spec.remote, encap.remote_port),
+        };
+        let refuse_sa = |e: crate::SaError| refuse(PlaneErrorKind::Unsupported, &e.to_string());
+        match id.direction {
+            Direction::In => {
+                if self.inbound.contains_key(&id) {
+                    return Ok(());
+                }
+                if self.tables.inbound(id.spi.value()).is_some() {
+                    return Err(refuse(PlaneErrorKind::Exists, "another child uses this SPI"));
+                }
+                let sa = Arc::new(InboundSa::new(spec).map_err(refuse_sa)?);
+                self.inbound.insert(id, id.spi);
+                if let Some(part) = self.tables.part_mut(id.spi) {
+                    part.insert(id.spi, Inbound { sa, path });
+                }
+            }
+            Direction::Out => {
+                let sas = self.outbound.entry(id.child).or_default();
+                if sas.iter().any(|o| o.sa.id() == id) {
+                    return Ok(());
+                }
+                let sa = Arc::new(OutboundSa::new(spec, 0).map_err(refuse_sa)?);
+                sas.push(Arc::new(Outbound { sa, path }));
+                self.refresh(id.child);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an SA; zeros come back if it was not there.
+    pub fn remove(&mut self, sa: SaId) -> SaCounters {
+        match sa.direction {
+            Direction::In => {
+                let known = self.inbound.remove(&sa).and_then(|spi| self.tables.part_mut(spi)?.remove(&spi));
+                known.map_or_else(SaCounters::default, |inbound| inbound.sa.counters())
+            }
+            Direction::Out => {
+                let Some(sas) = self.outbound.get_mut(&sa.child) else { return SaCounters::default() };
+                let Some(at) = sas.iter().position(|o| o.sa.id() == sa) else { return SaCounters::default() };
+                let gone = sas.remove(at);
+                if sas.is_empty() {
+                    self.outbound.remove(&sa.child);
+                }
+                self.refresh(sa.child);
+                gone.sa.counters()
+            }
+        }
+    }
+
+    /// Changes the outer addresses of an SA.
+    pub fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError> {
+        let path = OuterPath { local: to.local, remote: to.remote };
+        let found = match sa.direction {
+            Direction::In => {
+                let entry = self.inbound.get(&sa).and_then(|spi| self.tables.part_mut(*spi)?.get_mut(spi));
+                entry.map(|inbound| inbound.path = path)
+            }
+            Direction::Out => {
+                let sas = self.outbound.get_mut(&sa.child);
+                let entry = sas.and_then(|sas| sas.iter_mut().find(|o| o.sa.id() == sa));
+                entry.map(|outbound| *outbound = Arc::new(Outbound { sa: Arc::clone(&outbound.sa), path }))
+            }
+        };
+        found.ok_or_else(|| {
+            error(format!("move {}", SaName(sa)), PlaneErrorKind::Other, "there is no such SA")
+        })?;
+        self.refresh(sa.child);
+        Ok(())
+    }
+
+    /// Appends the counters of every SA.
+    pub fn counters(&self, out: &mut Vec<(SaId, SaCounters)>) {
+        let inbound = self.inbound.iter().filter_map(|(id, spi)| {
+            self.tables.inbound(spi.value()).map(|inbound| (*id, inbound.sa.counters()))
+        });
+        out.extend(inbound);
+        out.extend(self.outbound.values().flatten().map(|o| (o.sa.id(), o.sa.counters())));
+    }
+
+    fn policy(&self, guard: &GuardSpec) -> Arc<Policy> {
+        let tunnel = self.tunnels.get(&guard.child);
+        Arc::new(Policy {
+            child: guard.child,
+            guard: Selectors { local: guard.local.clone(), remote: guard.remote.clone() },
+            action: guard.action,
+            tunnel: tunnel.map(|t| Selectors { local: t.local.clone(), remote: t.remote.clone() }),
+            outbound: self.outbound.get(&guard.child).and_then(|sas| sas.last()).cloned(),
+        })
+    }
+
+    /// After a change of guards.
+    fn rebuild(&mut self) {
+        self.tables.spd = Spd::new(self.guards.values().map(|guard| self.policy(guard)).collect());
+    }
+
+    /// After a change of a child's tunnel or SAs.
+    fn refresh(&mut self, child: ChildId) {
+        if let Some(guard) = self.guards.get(&child) {
+            let policy = self.policy(guard);
+            self.tables.spd.replace(policy);
+        }
+    }
+}
+
+fn error(operation: String, kind: PlaneErrorKind, detail: &str) -> PlaneError {
+    PlaneError { operation, kind, detail: detail.to_owned() }
+}
+
+struct Name(ChildId);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0.tunnel.0, self.0.index)
+    }
+}
+
+struct SaName(SaId);
+
+impl fmt::Display for SaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = match self.0.direction {
+            Direction::In => "in",
+            Direction::Out => "out",
+        };
+        write!(f, "SA {} (ESP, {direction}, child {})", self.0.spi, Name(self.0.child))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+use cygnet_model::selector::TrafficSelector;
+use cygnet_model::tunnel::{GuardAction, UdpEncap};
+use cygnet_model::{Reqid, TunnelId};
+use proptest::prelude::*;
+
+use super::*;
+use crate::DropReason;
+use crate::inner::InnerHeader;
+use crate::spd::Refusal;
+use crate::testing::{CHILD, gcm, ip, net, packet, spec, udp4, udp6};
+
+fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
+    GuardSpec {
+        child,
+        reqid: Reqid::of(child).unwrap(),
+        local: vec![net(local)],
+        remote: vec![net(remote)],
+        action: GuardAction::Acquire,
+        mark: None,
+    }
+}
+
+fn tunnel(guard: &GuardSpec) -> TunnelSpec {
+    TunnelSpec {
+        child: guard.child,
+        reqid: guard.reqid,
+        local: guard.local.clone(),
+        remote: guard.remote.clone(),
+        outer_local: ip("192.0.2.1"),
+        outer_remote: ip("192.0.2.2"),
+        mark: None,
+    }
+}
+
+/// An engine whose tunnel is open, with a pair of SAs.
+fn open() -> Engine {
+    let mut engine = Engine::default();
+    let guard = guard(CHILD, "10.1.0.0/16", "10.2.0.0/16");
+    engine.guard(&guard).unwrap();
+    engine.open_tunnel(&tunnel(&guard)).unwrap();
+    engine.install(&spec(gcm(), Direction::In, 0x1000)).unwrap();
+    engine.install(&spec(gcm(), Direction::Out, 0x2000)).unwrap();
+    engine
+}
+
+/// The SPI that a packet leaves by.
+fn route(engine: &Engine, packet: &[u8]) -> Result<u32, Refusal> {
+    let inner = InnerHeader::parse(packet).unwrap();
+    engine.tables().spd.route(&inner).map(|(admitted, _)| admitted.sa().id().spi.value())
+}
+
+const fn refusal(reason: DropReason, acquire: Option<ChildId>) -> Refusal {
+    Refusal { reason, acquire }
+}
+
+#[test]
+fn a_packet_meets_no_policy_then_the_guard_then_the_sa_then_the_guard_again() {
+    let mut engine = Engine::default();
+    let guard = guard(CHILD, "10.1.0.0/16", "10.2.0.0/16");
+    let closed = Err(refusal(DropReason::NoSa, Some(CHILD)));
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoPolicy, None)));
+    engine.guard(&guard).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), closed);
+    engine.open_tunnel(&tunnel(&guard)).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), closed);
+    engine.install(&spec(gcm(), Direction::Out, 0x2000)).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+    engine.close_tunnel(CHILD);
+    assert_eq!(route(&engine, &udp4(1)), closed);
+    engine.unguard(CHILD).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoPolicy, None)));
+}
+
+#[test]
+fn the_newest_outbound_sa_is_used_and_removal_goes_back() {
+    let mut engine = open();
+    engine.install(&spec(gcm(), Direction::Out, 0x3000)).unwrap();
+    engine.install(&spec(gcm(), Direction::Out, 0x2000)).unwrap(); // again: changes nothing
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x3000));
+    engine.remove(spec(gcm(), Direction::Out, 0x3000).id);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+    assert_eq!(engine.remove(spec(gcm(), Direction::Out, 0x3000).id), SaCounters::default());
+}
+
+#[test]
+fn old_inbound_sas_stay_until_removed() {
+    let mut engine = open();
+    engine.install(&spec(gcm(), Direction::In, 0x1001)).unwrap();
+    for spi in [0x1000, 0x1001] {
+        assert!(engine.tables().inbound(spi).is_some());
+    }
+    engine.remove(spec(gcm(), Direction::In, 0x1000).id);
+    assert!(engine.tables().inbound(0x1000).is_none());
+    engine.close_tunnel(CHILD);
+    assert!(engine.tables().inbound(0x1001).is_none());
+    assert!(engine.tables().inbound(7).is_none());
+    let mut counters = Vec::new();
+    engine.counters(&mut counters);
+    assert_eq!(counters, []);
+}
+
+#[test]
+fn a_snapshot_does_not_change_behind_its_reader() {
+    let mut engine = open();
+    let before = engine.tables();
+    engine.close_tunnel(CHILD);
+    assert!(before.inbound(0x1000).is_some());
+    assert!(before.spd.route(&InnerHeader::parse(&udp4(1)).unwrap()).is_ok());
+}
+
+#[test]
+fn narrowed_tunnels_leave_the_rest_to_the_guard() {
+    let mut engine = open();
+    let guard = guard(CHILD, "10.1.0.0/16", "10.2.0.0/16");
+    let narrow = TunnelSpec { remote: vec![net("10.2.9.0/24")], ..tunnel(&guard) };
+    engine.open_tunnel(&narrow).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
+}
+
+#[test]
+fn the_sas_own_selectors_count_too() {
+    let mut engine = open();
+    let mut narrow = spec(gcm(), Direction::Out, 0x3000);
+    narrow.inner_remote = vec![net("10.2.9.0/24")];
+    engine.install(&narrow).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::Selectors, None)));
+}
+
+#[test]
+fn refused_calls_leave_nothing() {
+    let mut engine = open();
+    let without_encap = SaSpec { encap: None, ..spec(gcm(), Direction::In, 0x4000) };
+    let error = engine.install(&without_encap).unwrap_err();
+    assert_eq!(error.kind, PlaneErrorKind::Unsupported);
+    assert!(error.to_string().contains("RFC 3948"), "{error}");
+    let short_key =
+        SaSpec { encr_key: cygnet_model::SecretBytes::new(vec![1]), ..spec(gcm(), Direction::In, 0x4000) };
+    assert_eq!(engine.install(&short_key).unwrap_err().kind, PlaneErrorKind::Unsupported);
+    assert!(engine.tables().inbound(0x4000).is_none());
+
+    let other = ChildId { tunnel: TunnelId(2), index: 0 };
+    let mut taken = spec(gcm(), Direction::In, 0x1000);
+    taken.id.child = other;
+    assert_eq!(engine.install(&taken).unwrap_err().kind, PlaneErrorKind::Exists);
+    assert!(engine.open_tunnel(&tunnel(&guard(other, "10.9.0.0/16", "10.8.0.0/16"))).is_err());
+    assert!(engine.unguard(CHILD).is_err());
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+}
+
+#[test]
+fn migration_changes_the_outer_path_only() {
+    let mut engine = open();
+    let to = NewAddresses {
+        local: "192.0.2.9:4500".parse().unwrap(),
+        remote: "198.51.100.1:1025".parse().unwrap(),
+    };
+    for id in [spec(gcm(), Direction::In, 0x1000).id, spec(gcm(), Direction::Out, 0x2000).id] {
+        engine.migrate(id, to).unwrap();
+    }
+    let tables = engine.tables();
+    let (admitted, path) = tables.spd.route(&InnerHeader::parse(&udp4(1)).unwrap()).unwrap();
+    assert_eq!((admitted.sa().id().spi.value(), path.local, path.remote), (0x2000, to.local, to.remote));
+    assert_eq!(tables.inbound(0x1000).unwrap().path.remote, to.remote);
+    assert!(engine.migrate(spec(gcm(), Direction::In, 0x7777).id, to).is_err());
+}
+
+#[test]
+fn ports_of_encapsulation_are_the_paths_ports() {
+    let mut engine = open();
+    let encap = Some(UdpEncap { local_port: 4501, remote_port: 31_000 });
+    engine.install(&SaSpec { encap, ..spec(gcm(), Direction::Out, 0x5000) }).unwrap();
+    let tables = engine.tables();
+    let (_, path) = tables.spd.route(&InnerHeader::parse(&udp4(1)).unwrap()).unwrap();
+    assert_eq!((path.local.port(), path.remote.port()), (4501, 31_000));
+}
+
+#[test]
+fn families_do_not_mix() {
+    let engine = open();
+    assert_eq!(route(&engine, &udp6(1)), Err(refusal(DropReason::NoPolicy, None)));
+}
+
+proptest! {
+    /// The index finds what a walk over all guards finds: the first in order that covers the packet.
+    #[test]
+    fn lookup_agrees_with_a_walk(
+        guards in prop::collection::vec((0u8..4, 22u8..=32, 0u8..4, 22u8..=32), 1..12),
+        from in 0u16..1024,
+        to in 0u16..1024,
+    ) {
+        let block = |which: u8, len: u8| {
+            TrafficSelector::cidr(std::net::Ipv4Addr::new(10, 0, which, which * 37).into(), len).unwrap()
+        };
+        let mut engine = Engine::default();
+        let mut specs = Vec::new();
+        for (i, (local, local_len, remote, remote_len)) in (0u16..).zip(guards) {
+            let mut spec = guard(ChildId { tunnel: TunnelId(0), index: i }, "10.0.0.0/8", "10.0.0.0/8");
+            spec.local = vec![block(local, local_len)];
+            spec.remote = vec![block(remote, remote_len), block((remote + 1) % 4, remote_len)];
+            engine.guard(&spec).unwrap();
+            specs.push(spec);
+        }
+        let addr = |n: u16| format!("10.0.{}.{}", n >> 8, n & 0xFF);
+        let inner = packet(&addr(from), &addr(to), 17, &[0; 8], None);
+        let header = InnerHeader::parse(&inner).unwrap();
+        let walked = specs.iter().find(|s| {
+            s.local.iter().any(|l| l.matches(&header.source_end())) && s.remote.iter().any(|r| r.matches(&header.destination_end()))
+        });
+        let found = route(&engine, &inner).unwrap_err();
+        prop_assert_eq!(found.acquire, walked.map(|s| s.child));
+    }
+}

@@ -1,0 +1,180 @@
+//! Protection of one direction of an IKE SA: the SK and SKF payloads (RFC 7296 §3.14, RFC 5282, RFC 7634).
+//!
+//! ```text
+//!  | IKE header … SK generic header (… SKF header) |   IV   | encrypted: payloads, padding, pad length |  ICV  |
+//!  |<------------ additional data (AEAD) --------->|
+//!  |<------------------------ covered by the HMAC (CBC) ---------------------------->|
+//! ```
+
+use aes::cipher::{Block, BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
+use aes::{Aes128, Aes256};
+use cygnet_model::SecretBytes;
+use cygnet_model::suite::{Encr, Integ};
+use ring::{aead, hmac};
+use subtle::ConstantTimeEq;
+
+use super::Random;
+
+/// The integrity check failed, or the plaintext inside is not formed as it must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenError;
+
+/// One direction's cipher. A key belongs to one direction of one SA; the sending side counts its IVs here.
+pub enum SkCipher {
+    /// Combined mode; the IV is a counter, so it never repeats under the key (RFC 5282 §3.1).
+    Aead {
+        /// Key.
+        key: Box<aead::LessSafeKey>,
+        /// Salt in front of the IV.
+        salt: [u8; 4],
+        /// Next IV.
+        next_iv: u64,
+    },
+    /// AES-CBC with HMAC, encrypt then MAC.
+    Cbc {
+        /// Cipher key (16 or 32 octets).
+        key: SecretBytes,
+        /// MAC key.
+        mac: Box<hmac::Key>,
+        /// Algorithm of the MAC.
+        integ: Integ,
+    },
+}
+
+impl SkCipher {
+    /// Takes the keys of one direction; `None` if their lengths do not fit the algorithms.
+    pub fn new(
+        encr: Encr,
+        integ: Option<Integ>,
+        encr_key: &SecretBytes,
+        integ_key: &SecretBytes,
+    ) -> Option<Self> {
+        let algorithm = match encr {
+            Encr::AesGcm16_128 => &aead::AES_128_GCM,
+            Encr::AesGcm16_256 => &aead::AES_256_GCM,
+            Encr::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
+            Encr::AesCbc128 | Encr::AesCbc256 => {
+                let integ = integ?;
+                let algorithm = match integ {
+                    Integ::HmacSha256_128 => hmac::HMAC_SHA256,
+                    Integ::HmacSha384_192 => hmac::HMAC_SHA384,
+                    Integ::HmacSha512_256 => hmac::HMAC_SHA512,
+                };
+                let fits = encr_key.len() == encr.keymat_len() && integ_key.len() == integ.key_len();
+                let mac = Box::new(hmac::Key::new(algorithm, integ_key.expose()));
+                return fits.then(|| Self::Cbc { key: encr_key.duplicate(), mac, integ });
+            }
+        };
+        let (key, salt) = encr_key.expose().split_at_checked(encr.info().key_len)?;
+        let key = aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, key).ok()?);
+        Some(Self::Aead { key: Box::new(key), salt: salt.try_into().ok()?, next_iv: 0 })
+    }
+
+    /// Octets that [`SkCipher::seal`] adds to `len` octets of payloads: IV, padding, pad length and ICV.
+    pub fn overhead(&self, len: usize) -> usize {
+        match self {
+            Self::Aead { .. } => 8 + 1 + 16,
+            Self::Cbc { integ, .. } => 16 + (16 - (len + 1) % 16) % 16 + 1 + integ.icv_len(),
+        }
+    }
+
+    /// Appends IV, ciphertext and ICV of `plain` to `message`, whose octets so far are authenticated too. All length
+    /// fields in `message` must already count what is appended. `None` when the IVs of the key are used up.
+    #[must_use]
+    pub fn seal(&mut self, message: &mut Vec<u8>, plain: &[u8], random: &mut dyn Random) -> Option<()> {
+        let aad_len = message.len();
+        match self {
+            Self::Aead { key, salt, next_iv } => {
+                let iv = next_iv.to_be_bytes();
+                *next_iv = next_iv.checked_add(1)?;
+                message.extend_from_slice(&iv);
+                let start = message.len();
+                message.extend_from_slice(plain);
+                message.push(0);
+                let (aad, rest) = message.split_at_mut_checked(aad_len)?;
+                let body = rest.get_mut(start - aad_len..)?;
+                let tag =
+                    key.seal_in_place_separate_tag(nonce(*salt, iv), aead::Aad::from(&*aad), body).ok()?;
+                message.extend_from_slice(tag.as_ref());
+            }
+            Self::Cbc { key, mac, integ } => {
+                let mut iv = [0u8; 16];
+                random.fill(&mut iv);
+                message.extend_from_slice(&iv);
+                let start = message.len();
+                message.extend_from_slice(plain);
+                let pad = (16 - (plain.len() + 1) % 16) % 16;
+                message.resize(message.len() + pad, 0);
+                message.push(u8::try_from(pad).ok()?);
+                cbc_encrypt(key.expose(), &iv, message.get_mut(start..)?)?;
+                let tag = hmac::sign(mac, message);
+                message.extend_from_slice(tag.as_ref().get(..integ.icv_len())?);
+            }
+        }
+        Some(())
+    }
+
+    /// Opens `sealed` (IV, ciphertext, ICV), which in the message follows `aad`. Returns the payloads without padding.
+    pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let mut plain = match self {
+            Self::Aead { key, salt, .. } => {
+                let (iv, body) = sealed.split_first_chunk::<8>().ok_or(OpenError)?;
+                let mut body = body.to_vec();
+                let len = key
+                    .open_in_place(nonce(*salt, *iv), aead::Aad::from(aad), &mut body)
+                    .map_err(|_| OpenError)?
+                    .len();
+                body.truncate(len);
+                body
+            }
+            Self::Cbc { key, mac, integ } => {
+                let split = sealed.len().checked_sub(integ.icv_len()).ok_or(OpenError)?;
+                let (covered, icv) = sealed.split_at_checked(split).ok_or(OpenError)?;
+                let mut ctx = hmac::Context::with_key(mac);
+                ctx.update(aad);
+                ctx.update(covered);
+                let tag = ctx.sign();
+                let want = tag.as_ref().get(..integ.icv_len()).ok_or(OpenError)?;
+                if !bool::from(want.ct_eq(icv)) {
+                    return Err(OpenError);
+                }
+                let (iv, body) = covered.split_first_chunk::<16>().ok_or(OpenError)?;
+                let mut body = body.to_vec();
+                cbc_decrypt(key.expose(), iv, &mut body).ok_or(OpenError)?;
+                body
+            }
+        };
+        let pad = usize::from(*plain.last().ok_or(OpenError)?);
+        let len = plain.len().checked_sub(pad + 1).ok_or(OpenError)?;
+        plain.truncate(len);
+        Ok(plain)
+    }
+}
+
+fn nonce(salt: [u8; 4], iv: [u8; 8]) -> aead::Nonce {
+    let [a, b, c, d] = salt;
+    let [e, f, g, h, i, j, k, l] = iv;
+    aead::Nonce::assume_unique_for_key([a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
+/// Splits whole blocks; `None` if octets are left over or there are none.
+fn blocks(data: &mut [u8]) -> Option<&mut [Block<Aes128>]> {
+    let (blocks, rest) = Block::<Aes128>::slice_as_chunks_mut(data);
+    (rest.is_empty() && !blocks.is_empty()).then_some(blocks)
+}
+
+fn cbc_encrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
+    match key.len() {
+        16 => cbc::Encryptor::<Aes128>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
+        _ => cbc::Encryptor::<Aes256>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
+    }
+    Some(())
+}
+
+fn cbc_decrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
+    match key.len() {
+        16 => cbc::Decryptor::<Aes128>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
+        _ => cbc::Decryptor::<Aes256>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
+    }
+    Some(())
+}

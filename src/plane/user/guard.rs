@@ -1,0 +1,326 @@
+//! Guards as routing rules: what leads protected packets into the TUN, and what keeps them from ever going around it.
+//!
+//! ```text
+//!   priority
+//!   0     lookup local                                     (the kernel's)
+//!   3200  iif lo, from our address, UDP 500 and 4500       goto 3299       IKE and ESP themselves
+//!   3210  iif lo                                           goto 3230       sent by this host: cannot be forged
+//!   3210  iif TUN                                          goto 3230       decrypted
+//!   3220  from REMOTE to LOCAL                             blackhole       claims to come from the tunnel, does not
+//!   3230                                                   nop
+//!   3240  from LOCAL to REMOTE                             lookup 51657
+//!   3299                                                   nop
+//!   …                                                                      rules of others, main table
+//!
+//!   table 51657:  default dev TUN;  blackhole default (worst metric)
+//! ```
+//!
+//! When the process dies, the TUN goes and its route with it; the blackhole and all rules stay, so nothing leaks. The
+//! next start finds them by their owner's mark ([`OWNER`]) and takes them over.
+//!
+//! What routing rules cannot see: cleartext that claims to come from the tunnel and is addressed to this host itself
+//! (the local table comes first), and later fragments of packets whose selector names ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use cygnet_model::selector::TrafficSelector;
+use cygnet_model::tunnel::GuardSpec;
+use cygnet_xfrm::link::{Rtnl, RtnlError};
+use cygnet_xfrm::route::{DefaultRoute, Family, Rule, Verdict, Via};
+
+/// `rtm_protocol` of every rule and route of ours.
+pub(super) const OWNER: u8 = 0xC9;
+/// The private table.
+pub(super) const TABLE: u32 = 0xC9C9;
+const BYPASS: u32 = 3200;
+const SKIP: u32 = 3210;
+const INWARD: u32 = 3220;
+const OUTWARD_BEGIN: u32 = 3230;
+const OUTWARD: u32 = 3240;
+const END: u32 = 3299;
+
+const TUN_METRIC: u32 = 10;
+const BLACKHOLE_METRIC: u32 = 4_000_000_000;
+
+/// A guard that falls apart into more rules than this is refused: the kernel walks them for each packet.
+pub(super) const MAX_RULES: usize = 4096;
+
+const UDP: u8 = 17;
+const IKE_PORT: u16 = 500;
+/// Protocols whose "ports" in a selector are types and codes, which rules cannot match.
+const TYPED: [u8; 3] = [1, 58, 135];
+
+/// The rules in the kernel that are ours, and who wants them.
+pub(super) struct Rules {
+    rtnl: Rtnl,
+    present: BTreeSet<Rule>,
+    /// How often each is wanted: guards may overlap.
+    wanted: BTreeMap<Rule, u32>,
+}
+
+impl Rules {
+    /// Connects and takes note of what an earlier process left.
+    pub fn open() -> Result<Self, RtnlError> {
+        let rtnl = Rtnl::open()?;
+        let present = rtnl.rules(OWNER)?.into_iter().collect();
+        Ok(Self { rtnl, present, wanted: BTreeMap::new() })
+    }
+
+    pub const fn rtnl(&self) -> &Rtnl {
+        &self.rtnl
+    }
+
+    /// Exchanges `old` rules for `new` ones, the new ones first. After an error nothing has changed.
+    pub fn replace(&mut self, old: &[Rule], new: &[Rule]) -> Result<(), RtnlError> {
+        let mut wanted = self.wanted.clone();
+        for rule in new {
+            *wanted.entry(rule.clone()).or_default() += 1;
+        }
+        for rule in old {
+            if let Some(count) = wanted.get_mut(rule) {
+                *count -= 1;
+                if *count == 0 {
+                    wanted.remove(rule);
+                }
+            }
+        }
+        let add: BTreeSet<Rule> = new.iter().filter(|rule| !self.present.contains(rule)).cloned().collect();
+        let remove: BTreeSet<Rule> = old.iter().filter(|rule| !wanted.contains_key(rule)).cloned().collect();
+        self.change(&add, &remove)?;
+        self.wanted = wanted;
+        Ok(())
+    }
+
+    /// Removes what nobody wants: left by an earlier process with another configuration.
+    pub fn settle(&mut self) -> Result<(), RtnlError> {
+        let stale = self.present.iter().filter(|rule| !self.wanted.contains_key(rule)).cloned().collect();
+        self.change(&BTreeSet::new(), &stale)
+    }
+
+    /// Removes all rules of ours and the table's routes.
+    pub fn release(&mut self) -> Result<(), RtnlError> {
+        let all = std::mem::take(&mut self.present);
+        self.wanted.clear();
+        self.change(&BTreeSet::new(), &all)?;
+        for route in self.rtnl.default_routes(TABLE)?.into_iter().filter(|route| route.owner == OWNER) {
+            self.rtnl.remove_default_route(route)?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, add: &BTreeSet<Rule>, remove: &BTreeSet<Rule>) -> Result<(), RtnlError> {
+        if add.is_empty() && remove.is_empty() {
+            return Ok(());
+        }
+        match self.rtnl.change_rules(add.iter().cloned().collect(), remove.iter().cloned().collect()) {
+            Ok(()) => {
+                self.present.extend(add.iter().cloned());
+                self.present.retain(|rule| !remove.contains(rule));
+                Ok(())
+            }
+            Err(error) => {
+                // Whatever was reached before it failed: the kernel knows. If it cannot tell either, what we believed
+                // is at worst repeated.
+                if let Ok(now) = self.rtnl.rules(OWNER) {
+                    self.present = now.into_iter().collect();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Default routes of the private table: the drop first, so that there is no moment without it.
+pub(super) fn routes(family: Family, tun: u32) -> [DefaultRoute; 2] {
+    let route = |via, metric| DefaultRoute { family, table: TABLE, via, metric, owner: OWNER };
+    [route(Via::Blackhole, BLACKHOLE_METRIC), route(Via::Link(tun), TUN_METRIC)]
+}
+
+/// The rules that stand whatever is guarded.
+pub(super) fn frame(family: Family, tun: &str) -> Vec<Rule> {
+    let from = |iif: &str| Rule {
+        iif: Some(iif.to_owned()),
+        ..Rule::new(family, SKIP, Verdict::Goto(OUTWARD_BEGIN), OWNER)
+    };
+    vec![
+        Rule::new(family, END, Verdict::Nop, OWNER),
+        Rule::new(family, OUTWARD_BEGIN, Verdict::Nop, OWNER),
+        from("lo"),
+        from(tun),
+    ]
+}
+
+/// The rules that keep IKE and ESP of one of our addresses out of the tunnel, whatever the guards cover.
+pub(super) fn bypass(local: SocketAddr) -> Vec<Rule> {
+    let (family, host_len) = match local.ip() {
+        IpAddr::V4(_) => (Family::V4, 32),
+        IpAddr::V6(_) => (Family::V6, 128),
+    };
+    let ports = BTreeSet::from([IKE_PORT, local.port()]);
+    ports
+        .into_iter()
+        .map(|port| Rule {
+            iif: Some("lo".to_owned()),
+            source: (!local.ip().is_unspecified()).then_some((local.ip(), host_len)),
+            ip_protocol: Some(UDP),
+            source_ports: Some((port, port)),
+            ..Rule::new(family, BYPASS, Verdict::Goto(END), OWNER)
+        })
+        .collect()
+}
+
+/// The rules of a guard, both directions; `None` if there are too many. Where a rule cannot say what a selector says, it
+/// covers more.
+pub(super) fn of_guard(spec: &GuardSpec) -> Option<Vec<Rule>> {
+    let mut rules = BTreeSet::new();
+    for (local, remote) in spec.local.iter().flat_map(|l| spec.remote.iter().map(move |r| (l, r))) {
+        let protocol = match (local.protocol, remote.protocol) {
+            (0, any) | (any, 0) => any,
+            (a, b) if a == b => a,
+            // No packet has two protocols.
+            _ => continue,
+        };
+        for ours in local.range.prefixes() {
+            for theirs in
+                remote.range.prefixes().into_iter().filter(|t| Family::of(t.0) == Family::of(ours.0))
+            {
+                let (ours, theirs) = (End::new(ours, local, protocol), End::new(theirs, remote, protocol));
+                let family = Family::of(ours.prefix.0);
+                rules.insert(between(
+                    &theirs,
+                    &ours,
+                    Rule::new(family, INWARD, Verdict::Blackhole, OWNER),
+                    spec,
+                ));
+                rules.insert(between(
+                    &ours,
+                    &theirs,
+                    Rule::new(family, OUTWARD, Verdict::Table(TABLE), OWNER),
+                    spec,
+                ));
+                if rules.len() > MAX_RULES {
+                    return None;
+                }
+            }
+        }
+    }
+    Some(rules.into_iter().collect())
+}
+
+/// One end of a selector as rules see it.
+struct End {
+    prefix: (IpAddr, u8),
+    protocol: u8,
+    ports: Option<(u16, u16)>,
+}
+
+impl End {
+    fn new(prefix: (IpAddr, u8), selector: &TrafficSelector, protocol: u8) -> Self {
+        let (first, last) = selector.ports;
+        // Rules know no port 0. OPAQUE (first > last) they cannot say.
+        let sayable = !selector.any_port() && first <= last && last > 0 && !TYPED.contains(&protocol);
+        Self { prefix, protocol, ports: sayable.then_some((first.max(1), last)) }
+    }
+}
+
+fn between(source: &End, destination: &End, rule: Rule, spec: &GuardSpec) -> Rule {
+    // The kernel does not show prefixes of length 0, and has none.
+    let prefix = |end: &End| (end.prefix.1 > 0).then_some(end.prefix);
+    Rule {
+        source: prefix(source),
+        destination: prefix(destination),
+        ip_protocol: (source.protocol != 0).then_some(source.protocol),
+        source_ports: source.ports,
+        destination_ports: destination.ports,
+        mark: spec.mark.map(|mark| (mark.value, mark.mask)),
+        ..rule
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cygnet_model::selector::IpRange;
+    use cygnet_model::tunnel::GuardAction;
+    use cygnet_model::{ChildId, Reqid, TunnelId};
+
+    use super::*;
+
+    fn guard(local: &[TrafficSelector], remote: &[TrafficSelector]) -> GuardSpec {
+        let child = ChildId { tunnel: TunnelId(1), index: 0 };
+        GuardSpec {
+            child,
+            reqid: Reqid::of(child).unwrap(),
+            local: local.to_vec(),
+            remote: remote.to_vec(),
+            action: GuardAction::Drop,
+            mark: None,
+        }
+    }
+
+    fn net(text: &str) -> TrafficSelector {
+        let (addr, len) = text.split_once('/').unwrap();
+        TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn each_pair_of_one_family_gets_a_rule_for_each_direction() {
+        let rules = of_guard(&guard(
+            &[net("10.1.0.0/16"), net("fd01::/16")],
+            &[net("10.2.0.0/16"), net("fd02::/16")],
+        ));
+        let rules = rules.unwrap();
+        let shown: Vec<_> =
+            rules.iter().map(|r| (r.source.unwrap().0, r.destination.unwrap().0, r.verdict)).collect();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(
+            shown,
+            [
+                (ip("10.2.0.0"), ip("10.1.0.0"), Verdict::Blackhole),
+                (ip("10.1.0.0"), ip("10.2.0.0"), Verdict::Table(TABLE)),
+                (ip("fd02::"), ip("fd01::"), Verdict::Blackhole),
+                (ip("fd01::"), ip("fd02::"), Verdict::Table(TABLE)),
+            ]
+        );
+    }
+
+    #[test]
+    fn protocol_and_ports_are_exchanged_with_the_ends() {
+        let web = TrafficSelector { protocol: 6, ports: (80, 443), ..net("10.2.0.1/32") };
+        let rules = of_guard(&guard(&[net("10.1.0.0/16")], &[web])).unwrap();
+        let [inward, outward] = rules.as_slice() else { panic!("{rules:?}") };
+        assert_eq!((inward.source_ports, inward.destination_ports), (Some((80, 443)), None));
+        assert_eq!((outward.source_ports, outward.destination_ports), (None, Some((80, 443))));
+        assert_eq!((inward.ip_protocol, outward.ip_protocol), (Some(6), Some(6)));
+    }
+
+    #[test]
+    fn what_rules_cannot_say_is_covered_by_more() {
+        for selector in [
+            TrafficSelector { protocol: 1, ports: (0x0800, 0x08FF), ..net("10.2.0.0/16") },
+            TrafficSelector { protocol: 6, ports: (65535, 0), ..net("10.2.0.0/16") },
+        ] {
+            let rules = of_guard(&guard(&[net("0.0.0.0/0")], &[selector])).unwrap();
+            assert!(rules.iter().all(|r| r.source_ports.is_none() && r.destination_ports.is_none()));
+            assert!(rules.iter().any(|r| r.source.is_none()), "0.0.0.0/0 is no prefix at all");
+        }
+    }
+
+    #[test]
+    fn ranges_fall_apart_into_prefixes_up_to_a_limit() {
+        let range = |from: &str, to: &str| {
+            TrafficSelector::any(IpRange::new(from.parse().unwrap(), to.parse().unwrap()).unwrap())
+        };
+        let some = of_guard(&guard(&[net("10.1.0.0/16")], &[range("10.2.0.1", "10.2.0.6")])).unwrap();
+        assert_eq!(some.len(), 8);
+        let odd = range("0.0.0.1", "255.255.255.254");
+        assert_eq!(of_guard(&guard(&[odd], &[odd])), None);
+    }
+
+    #[test]
+    fn ike_is_let_around_by_address_and_port() {
+        let rules = bypass("192.0.2.1:4500".parse().unwrap());
+        assert_eq!(rules.iter().map(|r| r.source_ports.unwrap().0).collect::<Vec<_>>(), [500, 4500]);
+        assert!(rules.iter().all(|r| r.verdict == Verdict::Goto(END) && r.iif.as_deref() == Some("lo")));
+    }
+}

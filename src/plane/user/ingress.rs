@@ -1,0 +1,159 @@
+//! The way in: UDP → open → TUN, on one thread. IKE messages leave it by the sink.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cygnet_esp::coalesce::{Coalescer, Joins};
+use cygnet_esp::engine::Tables;
+use cygnet_esp::natt::{self, Carried};
+use cygnet_esp::replay::Age;
+use cygnet_esp::{DropReason, Limit, packet};
+use cygnet_model::plane::PlaneEvent;
+use cygnet_model::tunnel::SaId;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::shared::Shared;
+use super::socket::EspSocket;
+use crate::sys::mmsg::{Received, Receiver};
+use crate::sys::tun::TunOffload;
+
+/// Which eventfd wakes this thread.
+pub(super) const WAKE: usize = 1;
+/// Datagrams (or trains of them) in one call.
+const SLOTS: usize = 64;
+/// Longest UDP payload.
+const SLOT_LEN: usize = 65_536;
+/// At most one event about an SA's peer in this time.
+const MOVED_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Ingress {
+    shared: Arc<Shared>,
+    receiver: Receiver,
+    received: Vec<Received>,
+    coalescer: Coalescer,
+    /// When each SA's peer was last said to have moved.
+    moved: BTreeMap<SaId, Instant>,
+}
+
+impl Ingress {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let joins = match shared.tun.offload() {
+            TunOffload::None => Joins::Nothing,
+            TunOffload::Tcp => Joins::Tcp,
+            TunOffload::TcpUdp => Joins::TcpUdp,
+        };
+        Self {
+            receiver: Receiver::new(SLOTS, SLOT_LEN),
+            received: Vec::with_capacity(SLOTS),
+            coalescer: Coalescer::new(joins),
+            moved: BTreeMap::new(),
+            shared,
+        }
+    }
+
+    /// Runs until the plane stops.
+    pub fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        while !shared.stopping() {
+            let sockets = shared.sockets.load_full();
+            for socket in Self::wait(&shared, &sockets) {
+                self.serve(socket);
+            }
+        }
+    }
+
+    /// Sleeps until sockets have something or somebody wakes us.
+    fn wait<'a>(shared: &Shared, sockets: &'a [Arc<EspSocket>]) -> Vec<&'a EspSocket> {
+        let Some(wake) = shared.wake.get(WAKE) else { return Vec::new() };
+        let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+        fds.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        if poll(&mut fds, PollTimeout::NONE).is_err() {
+            return Vec::new();
+        }
+        let ready = |fd: &PollFd<'_>| fd.any() == Some(true);
+        if fds.first().is_some_and(ready) {
+            let _ = wake.read();
+        }
+        fds.iter().skip(1).zip(sockets).filter(|(fd, _)| ready(fd)).map(|(_, socket)| &**socket).collect()
+    }
+
+    /// Takes one call's worth of datagrams from a socket and writes what they carry to the device.
+    fn serve(&mut self, socket: &EspSocket) {
+        let mut received = std::mem::take(&mut self.received);
+        received.clear();
+        // Errors of a UDP socket (an ICMP answer, a race for the datagram) concern nobody here.
+        let _ = self.receiver.receive(socket.as_fd(), &mut received);
+        let shared = Arc::clone(&self.shared);
+        let tables = shared.tables.load();
+        for train in &received {
+            for start in train.range.clone().step_by(train.segment) {
+                let range = start..(start + train.segment).min(train.range.end);
+                if let Err(reason) = self.take(&tables, socket.local(), range, train) {
+                    shared.drops.count(reason, 1);
+                }
+            }
+        }
+        self.received = received;
+        self.flush();
+    }
+
+    fn take(
+        &mut self,
+        tables: &Tables,
+        local: SocketAddr,
+        range: Range<usize>,
+        train: &Received,
+    ) -> Result<(), DropReason> {
+        let arena = self.receiver.arena();
+        let datagram = arena.get_mut(range.clone()).ok_or(DropReason::Truncated)?;
+        match natt::classify(datagram) {
+            Carried::Ike(message) => {
+                (self.shared.ike_sink)(local, train.from, message);
+                return Ok(());
+            }
+            Carried::Keepalive => return Ok(()),
+            Carried::Noise => return Err(DropReason::Truncated),
+            Carried::Esp => {}
+        }
+        let (spi, _) = packet::header(datagram).ok_or(DropReason::Truncated)?;
+        let inbound = tables.inbound(spi).ok_or(DropReason::UnknownSpi)?;
+        let authentic = inbound.sa.open(datagram, train.tos)?;
+        if authentic.age == Age::Newest && inbound.path.remote != train.from {
+            self.peer_moved(inbound.sa.id(), train.from);
+        }
+        if let Some(limit) = authentic.limit {
+            let hard = limit == Limit::Hard;
+            self.shared.events.push(PlaneEvent::Expired { sa: inbound.sa.id(), hard });
+        }
+        let opened = authentic.content?;
+        let inner = range.start + opened.range.start..range.start + opened.range.end;
+        self.coalescer.push(self.receiver.arena(), inner, &opened.header);
+        Ok(())
+    }
+
+    fn peer_moved(&mut self, sa: SaId, remote: SocketAddr) {
+        let now = Instant::now();
+        if self.moved.get(&sa).is_some_and(|then| now.duration_since(*then) < MOVED_EVERY) {
+            return;
+        }
+        self.moved.retain(|_, then| now.duration_since(*then) < MOVED_EVERY);
+        self.moved.insert(sa, now);
+        self.shared.events.push(PlaneEvent::PeerMoved { sa, remote });
+    }
+
+    fn flush(&mut self) {
+        if self.coalescer.is_empty() {
+            return;
+        }
+        let Self { shared, receiver, coalescer, .. } = self;
+        coalescer.flush(receiver.arena(), |parts, packets| {
+            if shared.tun.write(parts).is_err() {
+                shared.drops.count(DropReason::Tun, packets);
+            }
+        });
+    }
+}

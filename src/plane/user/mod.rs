@@ -1,0 +1,358 @@
+//! The userspace data plane: a TUN device, UDP sockets, and [`cygnet_esp`] between them on two plain threads.
+//!
+//! ```text
+//!                 ┌───────────────── egress thread ─────────────────┐
+//!   rules ─► TUN ─┤ read superpacket ─ policy ─ segment ─ seal ─ join ├─► UDP 4500 ─► peer
+//!                 └─────────────────────────────────────────────────┘
+//!                 ┌───────────────── ingress thread ────────────────┐
+//!   hosts ◄─ TUN ─┤ write superpacket ◄ join ◄ open ◄ receive trains  ├◄─ UDP 4500 ◄─ peer
+//!                 └──────────────────────────────┬──────────────────┘
+//!                                                └─► IKE sink ─► the daemon
+//! ```
+//!
+//! The owner ([`UserPlane`]) changes an [`Engine`] and publishes its tables by swap; the threads never wait for it. ESP
+//! is always encapsulated in UDP (RFC 3948): only UDP has segmentation and receive offload, and the kernel's calls, not
+//! ciphers, are what a packet costs.
+//!
+//! Guards are routing rules, see [`guard`]. What goes into the TUN and finds no SA is dropped and counted.
+
+mod batch;
+mod egress;
+mod guard;
+mod ingress;
+mod shared;
+mod socket;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+
+use arc_swap::ArcSwap;
+use cygnet_esp::DropReason;
+use cygnet_esp::engine::{Engine, Tables};
+use cygnet_model::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
+use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
+use cygnet_model::{ChildId, Spi};
+use cygnet_xfrm::link::RtnlError;
+use cygnet_xfrm::route::{Family, Rule};
+use nix::errno::Errno;
+
+use self::guard::Rules;
+pub use self::shared::IkeSink;
+use self::shared::{Drops, Events, Shared};
+use self::socket::EspSocket;
+use crate::sys::tun::{Tun, TunOffload};
+
+/// How the plane is set up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UserPlaneConfig {
+    /// Name of the TUN device, at most 15 octets.
+    pub tun_name: String,
+    /// MTU of the TUN device in octets. The kernel tells senders of longer packets about it, and TCP's segment size
+    /// follows from it. 1400 leaves room for every suite over IPv6 with an outer MTU of 1500.
+    pub mtu: u16,
+    /// Whether to use the kernel's offloads where they exist. Off for comparison and for finding faults.
+    pub offload: bool,
+}
+
+impl Default for UserPlaneConfig {
+    fn default() -> Self {
+        Self { tun_name: "cygnet0".to_owned(), mtu: 1400, offload: true }
+    }
+}
+
+/// What the kernel does for the plane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offloads {
+    /// Superpackets of the TUN device.
+    pub tun: TunOffload,
+    /// Every socket sends trains (`UDP_SEGMENT`).
+    pub udp_segment: bool,
+    /// Every socket receives trains (`UDP_GRO`).
+    pub udp_gro: bool,
+}
+
+/// The userspace data plane of one network namespace. Dropping it stops the threads and leaves the guards' rules in
+/// force, as a crash would; [`UserPlane::shut_down`] takes them away.
+pub struct UserPlane {
+    engine: Engine,
+    shared: Arc<Shared>,
+    rules: Rules,
+    guards: BTreeMap<ChildId, Vec<Rule>>,
+    /// Why there is no IPv6, if so.
+    no_v6: Option<RtnlError>,
+    offload: bool,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl UserPlane {
+    /// Creates the TUN device, its routes and the frame of rules, and starts the threads, all in the network namespace
+    /// of the calling thread. Needs CAP_NET_ADMIN. Rules of an earlier process stay in force; see
+    /// [`UserPlane::settle`].
+    pub fn new(config: &UserPlaneConfig, ike_sink: IkeSink) -> Result<Self, PlaneError> {
+        let operation = "set up the userspace data plane";
+        let mut rules = Rules::open().map_err(|e| from_rtnl(operation, &e))?;
+        let wanted = if config.offload { TunOffload::TcpUdp } else { TunOffload::None };
+        let name = &config.tun_name;
+        let tun = Tun::create(name, wanted).map_err(|e| from_io(&format!("create TUN device {name}"), &e))?;
+        let link = rules.rtnl().set_up(name, config.mtu.into()).map_err(|e| from_rtnl(operation, &e))?;
+        let mut no_v6 = None;
+        for family in Family::ALL {
+            let result = set_up_family(&mut rules, family, link.index, name);
+            match (family, result) {
+                (_, Ok(())) => {}
+                (Family::V4, Err(e)) => return Err(from_rtnl(operation, &e)),
+                (Family::V6, Err(e)) => no_v6 = Some(e),
+            }
+        }
+        let io_failed = |e: io::Error| from_io(operation, &e);
+        let shared = Arc::new(Shared {
+            tun,
+            tables: ArcSwap::from_pointee(Tables::default()),
+            sockets: ArcSwap::from_pointee(Vec::new()),
+            events: Events::new().map_err(io_failed)?,
+            drops: Drops::new(),
+            ike_sink,
+            wake: [shared::event_fd().map_err(io_failed)?, shared::event_fd().map_err(io_failed)?],
+            stop: AtomicBool::new(false),
+        });
+        let mut plane = Self {
+            engine: Engine::default(),
+            shared: Arc::clone(&shared),
+            rules,
+            guards: BTreeMap::new(),
+            no_v6,
+            offload: config.offload,
+            threads: Vec::new(),
+        };
+        // If the second thread cannot be started, dropping `plane` ends the first.
+        let egress = egress::Egress::new(Arc::clone(&shared), config.offload);
+        plane.spawn("esp-egress", move || egress.run()).map_err(io_failed)?;
+        let ingress = ingress::Ingress::new(shared);
+        plane.spawn("esp-ingress", move || ingress.run()).map_err(io_failed)?;
+        Ok(plane)
+    }
+
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(body)?);
+        Ok(())
+    }
+
+    /// Takes over the receiving side of a socket that is bound to UDP port 4500 of one of our addresses; `local` is how
+    /// SAs name it. From now on its datagrams are ESP or go to the IKE sink. The caller may keep a duplicate of the
+    /// socket and send IKE by it (with the non-ESP marker), but must not read from it. IKE and ESP from this address
+    /// are kept out of the tunnels. A socket for the same address is replaced.
+    pub fn add_socket(&mut self, local: SocketAddr, socket: UdpSocket) -> Result<(), PlaneError> {
+        let operation = format!("use UDP socket {local}");
+        let socket = EspSocket::new(local, socket, self.offload).map_err(|e| from_io(&operation, &e))?;
+        let old = if self.has_socket(local) { guard::bypass(local) } else { Vec::new() };
+        self.rules.replace(&old, &guard::bypass(local)).map_err(|e| from_rtnl(&operation, &e))?;
+        self.change_sockets(|sockets| {
+            sockets.retain(|s| s.local() != local);
+            sockets.push(Arc::new(socket));
+        });
+        Ok(())
+    }
+
+    /// Gives up the socket of an address, if there is one.
+    pub fn remove_socket(&mut self, local: SocketAddr) -> Result<(), PlaneError> {
+        if self.has_socket(local) {
+            self.change_sockets(|sockets| sockets.retain(|s| s.local() != local));
+            let operation = format!("give up UDP socket {local}");
+            self.rules.replace(&guard::bypass(local), &[]).map_err(|e| from_rtnl(&operation, &e))?;
+        }
+        Ok(())
+    }
+
+    fn has_socket(&self, local: SocketAddr) -> bool {
+        self.shared.sockets.load().iter().any(|s| s.local() == local)
+    }
+
+    fn change_sockets(&self, change: impl FnOnce(&mut Vec<Arc<EspSocket>>)) {
+        let mut sockets = Vec::clone(&self.shared.sockets.load());
+        change(&mut sockets);
+        self.shared.sockets.store(Arc::new(sockets));
+        self.shared.wake();
+    }
+
+    /// Removes rules that an earlier process left and nobody has asked for since: to be called once every configured
+    /// guard is in force.
+    pub fn settle(&mut self) -> Result<(), PlaneError> {
+        self.rules.settle().map_err(|e| from_rtnl("remove guards of an earlier run", &e))
+    }
+
+    /// Stops the plane and releases every guard: from here on the kernel routes protected traffic like any other.
+    pub fn shut_down(mut self) -> Result<(), PlaneError> {
+        self.stop();
+        self.rules.release().map_err(|e| from_rtnl("release the guards", &e))
+    }
+
+    fn stop(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        self.shared.wake();
+        for thread in self.threads.drain(..) {
+            // A panic was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+
+    /// Packets dropped since the start, by reason.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        self.shared.drops.all()
+    }
+
+    /// What the kernel does for us.
+    pub fn offloads(&self) -> Offloads {
+        let sockets = self.shared.sockets.load();
+        Offloads {
+            tun: self.shared.tun.offload(),
+            udp_segment: sockets.iter().all(|s| s.gso()),
+            udp_gro: sockets.iter().all(|s| s.gro()),
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.tables.store(Arc::new(self.engine.tables()));
+    }
+
+    /// The rules of a guard, or why there are none.
+    fn rules_of(&self, spec: &GuardSpec) -> Result<Vec<Rule>, PlaneError> {
+        let refuse = |detail: String| PlaneError {
+            operation: "guard selectors by routing rules".to_owned(),
+            kind: PlaneErrorKind::Unsupported,
+            detail,
+        };
+        let rules = guard::of_guard(spec).ok_or_else(|| {
+            refuse(format!("they take more than {} rules; use prefixes instead of ranges", guard::MAX_RULES))
+        })?;
+        match &self.no_v6 {
+            Some(why) if rules.iter().any(|rule| rule.family == Family::V6) => {
+                Err(refuse(format!("this host has no IPv6 ({why})")))
+            }
+            _ => Ok(rules),
+        }
+    }
+}
+
+impl Drop for UserPlane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl DataPlane for UserPlane {
+    fn kind(&self) -> PlaneKind {
+        PlaneKind::Userspace
+    }
+
+    fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
+        let new = self.rules_of(spec)?;
+        let before = self.engine.guard_of(spec.child).cloned();
+        // Policy before rules: a packet that the rules lead into the TUN shall find its guard there.
+        self.engine.guard(spec)?;
+        self.publish();
+        let old = self.guards.get(&spec.child).map_or(&[][..], Vec::as_slice);
+        if let Err(error) = self.rules.replace(old, &new) {
+            match before {
+                Some(before) => self.engine.guard(&before)?,
+                None => self.engine.unguard(spec.child)?,
+            }
+            self.publish();
+            return Err(from_rtnl("guard selectors by routing rules", &error));
+        }
+        self.guards.insert(spec.child, new);
+        Ok(())
+    }
+
+    fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
+        self.engine.may_unguard(child)?;
+        if let Some(old) = self.guards.get(&child) {
+            self.rules.replace(old, &[]).map_err(|e| from_rtnl("release a guard", &e))?;
+            self.guards.remove(&child);
+        }
+        self.engine.unguard(child)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
+        self.engine.open_tunnel(spec)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError> {
+        self.engine.close_tunnel(child);
+        self.publish();
+        Ok(())
+    }
+
+    fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
+        self.engine.install(spec)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
+        let counters = self.engine.remove(sa);
+        self.publish();
+        Ok(counters)
+    }
+
+    fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError> {
+        self.engine.migrate(sa, to)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
+        self.engine.counters(out);
+        Ok(())
+    }
+
+    /// Nobody else receives ESP on our sockets.
+    fn foreign_spis(&mut self, _local: IpAddr) -> Result<Vec<Spi>, PlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn next_event(&mut self) -> Option<PlaneEvent> {
+        self.shared.events.pop()
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.shared.events.as_fd())
+    }
+}
+
+fn set_up_family(rules: &mut Rules, family: Family, tun: u32, name: &str) -> Result<(), RtnlError> {
+    for route in guard::routes(family, tun) {
+        rules.rtnl().add_default_route(route)?;
+    }
+    rules.replace(&[], &guard::frame(family, name))
+}
+
+fn kind_of(errno: Option<i32>) -> PlaneErrorKind {
+    match errno.map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => PlaneErrorKind::Permission,
+        Some(Errno::EBUSY | Errno::EEXIST) => PlaneErrorKind::Exists,
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP) => PlaneErrorKind::Unsupported,
+        Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENFILE) => PlaneErrorKind::Exhausted,
+        _ => PlaneErrorKind::Other,
+    }
+}
+
+fn from_rtnl(operation: &str, error: &RtnlError) -> PlaneError {
+    PlaneError { operation: operation.to_owned(), kind: kind_of(error.errno), detail: error.to_string() }
+}
+
+fn from_io(operation: &str, error: &io::Error) -> PlaneError {
+    PlaneError {
+        operation: operation.to_owned(),
+        kind: kind_of(error.raw_os_error()),
+        detail: error.to_string(),
+    }
+}

@@ -1,0 +1,4 @@
+//! Where the operating system has no safe interface: the only unsafe code of this package, in small files.
+
+pub mod mmsg;
+pub mod tun;

@@ -1,0 +1,340 @@
+//! Two userspace data planes in network namespaces, with real packets. Needs root.
+// clippy knows tests by their attribute; helpers of integration tests have none.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod netns;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use cygnet::plane::user::UserPlane;
+use cygnet_model::plane::{DataPlane, PlaneEvent};
+use cygnet_model::suite::{Encr, EspSuite, Integ};
+use cygnet_model::tunnel::{Direction, GuardAction, NewAddresses, UdpEncap, VolumeLimits};
+use netns::{CHILD, Lab, OUTER, guard, net, open, possible, sa};
+
+const GCM: EspSuite = EspSuite { encr: Encr::AesGcm16_256, integ: None, group: None, esn: true };
+const HOSTS: [(&str, &str); 2] = [("10.1.0.2", "10.2.0.2"), ("fd01::2", "fd02::2")];
+
+#[test]
+fn ping_and_tcp_pass_both_ways_and_nothing_in_clear() {
+    if !possible("ping_and_tcp_pass_both_ways_and_nothing_in_clear") {
+        return;
+    }
+    let cbc = EspSuite { encr: Encr::AesCbc256, integ: Some(Integ::HmacSha384_192), group: None, esn: false };
+    let chacha = EspSuite { encr: Encr::ChaCha20Poly1305, integ: None, group: None, esn: false };
+    for (suite, offload) in [(GCM, true), (GCM, false), (cbc, true), (chacha, true)] {
+        let lab = Lab::new();
+        let mut planes = lab.tunnel(suite, offload);
+        println!("{suite}: {:?}", planes[0].offloads());
+        let (a, b) = (lab.ns("host-a"), lab.ns("host-b"));
+        for (at_a, at_b) in HOSTS {
+            // 3000 octets leave the host as fragments.
+            for bytes in [0, 56, 1372, 3000] {
+                assert!(a.pings(at_a, at_b, bytes), "{suite} offload {offload}: ping of {bytes} to {at_b}");
+            }
+            assert!(b.pings(at_b, at_a, 56));
+            transfer(&lab, ("host-a", at_a), ("host-b", at_b), 20 << 20);
+            transfer(&lab, ("host-b", at_b), ("host-a", at_a), 20 << 20);
+        }
+        assert_eq!(lab.leaked(), 0);
+        // What one side sent the other has received, nothing was dropped for a bad reason.
+        let [(sent, _), (_, received)] = [0, 1].map(|side| counters(&mut planes[side]));
+        assert_eq!((sent.packets, sent.bytes), (received.packets, received.bytes));
+        assert!(sent.bytes > 20 << 20);
+        for plane in &planes {
+            let drops: Vec<_> =
+                plane.drops().filter(|(reason, n)| *n > 0 && reason.name() != "no_policy").collect();
+            assert_eq!(drops, [], "{suite}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_plane_leaks_nothing_and_the_next_one_takes_over() {
+    if !possible("a_killed_plane_leaks_nothing_and_the_next_one_takes_over") {
+        return;
+    }
+    let lab = Lab::new();
+    let [plane_a, _plane_b] = lab.tunnel(GCM, true);
+    let a = lab.ns("host-a");
+    assert!(a.pings("10.1.0.2", "10.2.0.2", 56));
+
+    // Dropping is what a crash does: the device goes, the rules stay.
+    drop(plane_a);
+    let talk = || {
+        for (from, to) in HOSTS {
+            assert!(!a.pings(from, to, 56));
+            let (from, to): (SocketAddr, SocketAddr) = (addr(from, 0), addr(to, 9));
+            a.inside(move || {
+                let socket = UdpSocket::bind(from).unwrap();
+                (0..50).for_each(|_| drop(socket.send_to(b"secret", to)));
+            });
+        }
+    };
+    talk();
+    assert_eq!(lab.leaked(), 0, "after the plane died");
+
+    // The next one begins with an empty policy: still closed.
+    let mut plane_a = lab.plane(0, true, Box::new(|_, _, _| {}));
+    talk();
+    assert_eq!(lab.leaked(), 0, "before the guards were asked for again");
+    plane_a.guard(&guard(0)).unwrap();
+    plane_a.settle().unwrap();
+    // Fresh keys are the daemon's duty; the peer's window makes the old ones useless here, so it gets them anew too.
+    open(&mut plane_a, 0, GCM);
+    let _plane_b = replace_sas(_plane_b);
+    assert!(a.pings("10.1.0.2", "10.2.0.2", 56));
+    assert_eq!(lab.leaked(), 0);
+
+    // A clean stop gives the traffic free, and shows that the detector sees what it should.
+    plane_a.close_tunnel(CHILD).unwrap();
+    plane_a.shut_down().unwrap();
+    talk();
+    assert!(lab.leaked() > 0, "the detector works");
+    for family in ["-4", "-6"] {
+        let rules = lab.ns("gw-a").run(&format!("ip {family} rule"));
+        assert!(
+            !rules.contains("32") || rules.lines().all(|l| !l.starts_with("32") || l.starts_with("327")),
+            "{rules}"
+        );
+        assert_eq!(
+            lab.ns("gw-a").run(&format!("ip {family} route show table all")).matches("51657").count(),
+            0
+        );
+    }
+}
+
+fn replace_sas(mut plane: UserPlane) -> UserPlane {
+    for direction in [Direction::In, Direction::Out] {
+        plane.remove(sa(1, direction, GCM).id).unwrap();
+        plane.install(&sa(1, direction, GCM)).unwrap();
+    }
+    plane
+}
+
+#[test]
+fn guards_outlive_tunnels_and_stale_ones_are_settled() {
+    if !possible("guards_outlive_tunnels_and_stale_ones_are_settled") {
+        return;
+    }
+    let lab = Lab::new();
+    let [mut plane, _other] = lab.tunnel(GCM, true);
+    let a = lab.ns("host-a");
+    plane.close_tunnel(CHILD).unwrap();
+    assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
+    let mut other = guard(0);
+    other.remote = vec![net("10.3.0.0/16")];
+    plane.guard(&other).unwrap();
+    assert_eq!(lab.leaked(), 0);
+    assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
+    assert!(lab.leaked() > 0, "10.2/16 is not guarded any more");
+    drop(plane);
+
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    plane.guard(&guard(0)).unwrap();
+    let rules = || lab.ns("gw-a").run("ip rule");
+    assert!(rules().contains("10.3.0.0/16") && rules().contains("10.2.0.0/16"));
+    plane.settle().unwrap();
+    assert!(!rules().contains("10.3.0.0/16") && rules().contains("10.2.0.0/16"));
+    plane.unguard(CHILD).unwrap();
+    assert!(!rules().contains("10.2.0.0/16"));
+}
+
+/// T78: cleartext that claims to come out of the tunnel.
+#[test]
+fn forged_cleartext_is_not_forwarded() {
+    if !possible("forged_cleartext_is_not_forwarded") {
+        return;
+    }
+    let lab = Lab::new();
+    let (host, transit) = (lab.ns("host-a"), lab.ns("transit"));
+    transit.run("ip addr add 10.2.0.9/32 dev lo");
+    transit.run("ip route add 10.1.0.0/16 via 192.0.2.1");
+    // Reverse path filtering would hide the rules' work.
+    for dev in ["all", "wan", "lan"] {
+        lab.ns("gw-a").run(&format!("sysctl -qw net.ipv4.conf.{dev}.rp_filter=0"));
+    }
+    let listener = host.inside(|| UdpSocket::bind("10.1.0.2:7777").unwrap());
+    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let forge = || {
+        transit.inside(|| UdpSocket::bind("10.2.0.9:7").unwrap().send_to(b"forged", "10.1.0.2:7777").unwrap())
+    };
+    forge();
+    assert!(listener.recv(&mut [0; 16]).is_ok(), "without a guard it arrives");
+    let _planes = lab.tunnel(GCM, true);
+    forge();
+    assert!(listener.recv(&mut [0; 16]).is_err(), "under guard it does not");
+}
+
+#[test]
+fn everything_may_be_guarded_without_catching_ike_and_esp() {
+    if !possible("everything_may_be_guarded_without_catching_ike_and_esp") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut planes = lab.tunnel(GCM, true);
+    for (side, plane) in planes.iter_mut().enumerate() {
+        let mut all = guard(side);
+        all.local = vec![net("0.0.0.0/0"), net("::/0")];
+        all.remote.clone_from(&all.local);
+        plane.guard(&all).unwrap();
+    }
+    assert!(lab.ns("host-a").pings("10.1.0.2", "10.2.0.2", 56));
+    transfer(&lab, ("host-a", "10.1.0.2"), ("host-b", "10.2.0.2"), 1 << 20);
+    assert_eq!(lab.leaked(), 0);
+}
+
+#[test]
+fn ike_goes_to_the_sink_and_keepalives_nowhere() {
+    if !possible("ike_goes_to_the_sink_and_keepalives_nowhere") {
+        return;
+    }
+    let lab = Lab::new();
+    let (sink, messages) = mpsc::channel();
+    let plane = lab.plane(
+        0,
+        true,
+        Box::new(move |local, remote, bytes| {
+            sink.send((local, remote, bytes.to_vec())).unwrap();
+        }),
+    );
+    let from = lab.ns("gw-b").inside(|| {
+        let socket = UdpSocket::bind(addr(OUTER[1], 4500)).unwrap();
+        for message in [&[0xFF][..], &[0, 0, 0, 0, 1, 2, 3], &[9, 9, 9], &[0, 0, 0, 0, 4]] {
+            socket.send_to(message, addr(OUTER[0], 4500)).unwrap();
+        }
+        socket.local_addr().unwrap()
+    });
+    let expect = |bytes: &[u8]| {
+        let got = messages.recv_timeout(Duration::from_secs(2)).unwrap();
+        assert_eq!(got, (addr(OUTER[0], 4500), from, bytes.to_vec()));
+    };
+    expect(&[1, 2, 3]);
+    expect(&[4]);
+    assert!(messages.recv_timeout(Duration::from_millis(100)).is_err());
+    assert_eq!(dropped(&plane, "truncated"), 1);
+}
+
+#[test]
+fn the_plane_tells_of_demand_limits_and_moved_peers() {
+    if !possible("the_plane_tells_of_demand_limits_and_moved_peers") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut planes = [0, 1].map(|side| lab.plane(side, true, Box::new(|_, _, _| {})));
+    let a = lab.ns("host-a");
+    for (side, plane) in planes.iter_mut().enumerate() {
+        plane.guard(&guard(side)).unwrap();
+    }
+    // Demand, and not more than once a second.
+    assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
+    assert_eq!(next_event(&mut planes[0]), Some(PlaneEvent::Acquire(CHILD)));
+    assert!(dropped(&planes[0], "no_sa") >= 3);
+    let mut silent = guard(0);
+    silent.action = GuardAction::Drop;
+    planes[0].guard(&silent).unwrap();
+    while planes[0].next_event().is_some() {}
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
+    assert_eq!(planes[0].next_event(), None);
+
+    // The peer seems to be behind a NAT that moved it: our side believes in port 31000.
+    open(&mut planes[1], 1, GCM);
+    planes[0].open_tunnel(&netns::tunnel(0)).unwrap();
+    let mut inbound = sa(0, Direction::In, GCM);
+    inbound.encap = Some(UdpEncap { local_port: 4500, remote_port: 31_000 });
+    let mut outbound = sa(0, Direction::Out, GCM);
+    outbound.limits = VolumeLimits { soft_packets: 2, hard_packets: 4, ..VolumeLimits::default() };
+    planes[0].install(&inbound).unwrap();
+    planes[0].install(&outbound).unwrap();
+    assert!(a.pings("10.1.0.2", "10.2.0.2", 56));
+    let remote = addr(OUTER[1], 4500);
+    let mut events = Vec::new();
+    while let Some(event) = next_event(&mut planes[0]) {
+        events.push(event);
+    }
+    let moved = PlaneEvent::PeerMoved { sa: inbound.id, remote };
+    assert_eq!(events.iter().filter(|e| **e == moved).count(), 1, "{events:?}");
+    assert!(events.contains(&PlaneEvent::Expired { sa: outbound.id, hard: false }), "{events:?}");
+    planes[0].migrate(inbound.id, NewAddresses { local: addr(OUTER[0], 4500), remote }).unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    a.pings("10.1.0.2", "10.2.0.2", 56);
+    assert_eq!(next_event(&mut planes[0]), Some(PlaneEvent::Expired { sa: outbound.id, hard: true }));
+    assert_eq!(next_event(&mut planes[0]), None);
+    let (sent, _) = counters(&mut planes[0]);
+    assert_eq!(sent.packets, 4);
+}
+
+#[test]
+fn packets_that_do_not_fit_are_told_so_by_the_kernel() {
+    if !possible("packets_that_do_not_fit_are_told_so_by_the_kernel") {
+        return;
+    }
+    let lab = Lab::new();
+    let _planes = lab.tunnel(GCM, true);
+    let a = lab.ns("host-a");
+    let output = a.output("ping -c 1 -W 1 -M do -s 1400 -I 10.1.0.2 10.2.0.2");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("mtu = 1400") || text.contains("mtu=1400"), "{text}");
+}
+
+fn counters(plane: &mut UserPlane) -> (cygnet_model::plane::SaCounters, cygnet_model::plane::SaCounters) {
+    let mut all = Vec::new();
+    plane.counters(&mut all).unwrap();
+    let of = |direction| all.iter().find(|(id, _)| id.direction == direction).unwrap().1;
+    (of(Direction::Out), of(Direction::In))
+}
+
+fn dropped(plane: &UserPlane, name: &str) -> u64 {
+    plane.drops().find(|(reason, _)| reason.name() == name).unwrap().1
+}
+
+fn next_event(plane: &mut UserPlane) -> Option<PlaneEvent> {
+    let end = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < end {
+        if let Some(event) = plane.next_event() {
+            return Some(event);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
+}
+
+fn addr(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port)
+}
+
+/// Sends `len` octets by TCP and compares sums at the end.
+fn transfer(lab: &Lab, from: (&str, &'static str), to: (&str, &'static str), len: usize) {
+    let (source, sink) = (from.1, to.1);
+    let listener = lab.ns(to.0).inside(move || TcpListener::bind(addr(sink, 0)).unwrap());
+    let target = listener.local_addr().unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (mut buffer, mut total, mut sum) = (vec![0; 1 << 16], 0, 0);
+        loop {
+            let n = stream.read(&mut buffer).unwrap();
+            if n == 0 {
+                return (total, sum, peer.ip());
+            }
+            sum = buffer[..n].iter().enumerate().fold(sum, |sum, (i, octet)| digest(sum, total + i, *octet));
+            total += n;
+        }
+    });
+    let sent = lab.ns(from.0).inside(move || {
+        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        let data: Vec<u8> = (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+        stream.write_all(&data).unwrap();
+        data.iter().enumerate().fold(0, |sum, (i, octet)| digest(sum, i, *octet))
+    });
+    assert_eq!(receiver.join().unwrap(), (len, sent, source.parse().unwrap()));
+}
+
+fn digest(sum: u64, i: usize, octet: u8) -> u64 {
+    sum.rotate_left(5) ^ (u64::from(octet) + i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
