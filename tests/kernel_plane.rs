@@ -4,17 +4,19 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::kernel::KernelPlane;
+use cygnet::shaping::apply::{Gateway, Shaper};
 use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
 use cygnet_model::suite::{Encr, EspSuite};
 use cygnet_model::tunnel::{
-    Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec, VolumeLimits,
+    Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
-use cygnet_xfrm::probe;
+use cygnet_xfrm::{probe, sockopt};
 
 #[path = "../xfrm/tests/support/mod.rs"]
 mod support;
@@ -46,10 +48,15 @@ struct Site {
     netns: Netns,
     plane: KernelPlane,
     at_a: bool,
+    /// Everything to everything, instead of the two networks.
+    everything: bool,
 }
 
 impl Site {
     fn inner(&self) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+        if self.everything {
+            return (vec![ts("0.0.0.0/0"), ts("::/0")], vec![ts("0.0.0.0/0"), ts("::/0")]);
+        }
         let (a, b) = (vec![ts("10.1.0.0/16")], vec![ts("10.2.0.0/16")]);
         if self.at_a { (a, b) } else { (b, a) }
     }
@@ -144,7 +151,8 @@ fn sites() -> Option<(Site, Site)> {
         }
     }
     let (plane_b, plane_a) = (planes.pop()?, planes.pop()?);
-    Some((Site { netns: a, plane: plane_a, at_a: true }, Site { netns: b, plane: plane_b, at_a: false }))
+    let site = |netns, plane, at_a| Site { netns, plane, at_a, everything: false };
+    Some((site(a, plane_a, true), site(b, plane_b, false)))
 }
 
 fn esp_sites() -> Option<(Site, Site)> {
@@ -426,6 +434,80 @@ fn an_sa_that_reached_its_hard_limit_still_tells_its_counters() {
     let last = a.plane.remove(sa).unwrap();
     assert!(last.packets >= 4, "{last:?}");
     assert!(!pings(&a, 1), "and nothing leaves in clear text");
+}
+
+/// An IKE socket as the daemon has it: outside all policies, taking ESP out of UDP.
+fn ike_socket(site: &Site, address: &str) -> UdpSocket {
+    site.netns.enter(|| {
+        let socket = UdpSocket::bind((address, 4500)).unwrap();
+        sockopt::bypass_policies(socket.as_fd(), ip(address)).unwrap();
+        sockopt::enable_esp_in_udp(socket.as_fd()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket
+    })
+}
+
+#[test]
+fn a_tunnel_for_everything_does_not_swallow_its_own_ike() {
+    let Some((mut a, mut b)) = sites() else { return };
+    // IPv6 between neighbours, to see that the guard of ::/0 does not cut them off from each other.
+    a.netns.run("ip addr add 2001:db8::1/64 dev eth0 nodad");
+    b.netns.run("ip addr add 2001:db8::2/64 dev eth0 nodad");
+    let sockets = [ike_socket(&a, A), ike_socket(&b, B)];
+    for site in [&mut a, &mut b] {
+        site.everything = true;
+        site.guard(GuardAction::Drop);
+        site.open(A);
+    }
+    assert!(!pings(&a, 1));
+    assert!(!a.netns.try_run("ping -n -W 1 -c 1 192.0.2.2").status.success());
+    assert!(!a.netns.try_run("ping -n -W 1 -c 1 2001:db8::2").status.success());
+    let v6 = ike_socket(&a, "2001:db8::1");
+    v6.send_to(b"x", ("2001:db8::2", 500)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let neighbour = a.netns.run("ip -6 neigh show 2001:db8::2");
+    assert!(neighbour.contains("lladdr"), "neighbour discovery must work: {neighbour}");
+    let message = [0, 0, 0, 0, 1, 2, 3];
+    sockets[0].send_to(&message, (B, 4500)).unwrap();
+    let mut buffer = [0; 16];
+    let (len, from) = sockets[1].recv_from(&mut buffer).expect("IKE passes");
+    assert_eq!((&buffer[..len], from), (&message[..], SocketAddr::new(ip(A), 4500)));
+
+    if !probe::probe().has_esp() {
+        return skip("kernel-esp", "only IKE was tried");
+    }
+    let encap = Some(UdpEncap { local_port: 4500, remote_port: 4500 });
+    for site in [&mut a, &mut b] {
+        for direction in [Direction::In, Direction::Out] {
+            let spec = site.sa(direction, 0);
+            site.plane.install(&SaSpec { encap, ..spec }).unwrap();
+        }
+    }
+    assert!(pings(&a, 3));
+    assert!(a.netns.try_run("ping -n -W 1 -c 1 192.0.2.2").status.success(), "this goes by the tunnel too");
+}
+
+#[test]
+fn the_bandwidth_of_a_gateway_caps_its_esp() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    let _server = a.netns.spawn("iperf3 -s");
+    std::thread::sleep(Duration::from_millis(500));
+    let mut shaper = a.netns.enter(|| Shaper::open().unwrap());
+    let gateway = |mbit: u64| Gateway {
+        name: "vpc-a".to_owned(),
+        addresses: vec![ip(A)],
+        bandwidth_bps: Some(mbit * 1_000_000),
+    };
+    for mbit in [4u64, 8] {
+        shaper.apply(vec![gateway(mbit)]).unwrap();
+        let json = b.netns.run("iperf3 -c 10.1.0.1 -R -t 4 -J");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let got = json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+        println!("{mbit} mbit: {got:.2} Mbit/s of TCP inside the tunnel");
+        // ESP, outer and inner headers take about a tenth.
+        assert!(got < mbit as f64 && got > mbit as f64 * 0.75, "{got}");
+    }
 }
 
 #[test]

@@ -499,3 +499,45 @@ fn ten_thousand_policies_go_in_windows_and_come_back() {
     println!("10,000 policies: added in {added:.0?}, dumped in {:.0?}", start.elapsed() - added);
     assert_eq!(held.len(), 10_000);
 }
+
+#[test]
+fn lost_events_are_told_and_listening_goes_on() {
+    if !is_root() {
+        return;
+    }
+    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    a.join(&b, &["10.1.0.1/16"], &["192.0.2.2/24"]);
+    a.run("ip route add 10.2.0.0/16 dev eth0");
+    let (mut xfrm, mut monitor) = match a.enter(|| Xfrm::open().and_then(|x| Ok((x, Monitor::open()?)))) {
+        Ok(both) => both,
+        Err(e) => return skip("kernel-xfrm", &e.to_string()),
+    };
+    monitor.set_queue(4096).unwrap();
+    let socket = a.enter(|| UdpSocket::bind("10.1.0.1:0").unwrap());
+    // The kernel asks once for each outer address.
+    let mut ask = |n: u8| {
+        let selector = expand(&[ts("10.1.0.1/32")], &[ts("10.2.0.1/32")], 1).unwrap()[0];
+        let (source, destination) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 9, 9, n]));
+        let policy = Policy {
+            key: PolicyKey { direction: PolicyDirection::Out, selector, mark: None },
+            priority: 1,
+            reqid: reqid().0,
+            action: PolicyAction::Protect { source, destination, spi: None },
+        };
+        xfrm.change_policies(&[PolicyChange::Put(policy)]).unwrap()[0].clone().unwrap();
+        let _ = socket.send_to(b"x", "10.2.0.1:9");
+    };
+    (0..100).for_each(&mut ask);
+    let mut seen = 0;
+    let lost = loop {
+        match monitor.next_event() {
+            Ok(Some(_)) => seen += 1,
+            Ok(None) => break false,
+            Err(e) => break e == cygnet_xfrm::NetlinkError::Overrun,
+        }
+    };
+    assert!(lost, "100 events, {seen} came, and no word of the others");
+    while let Ok(Some(_)) = monitor.next_event() {}
+    ask(200);
+    wait_for("an acquire event", || monitor.next_event().unwrap());
+}
