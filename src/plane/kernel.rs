@@ -7,10 +7,10 @@
 //! [`KernelPlane::sweep`], and guards that are taken up meanwhile replace them in place, so that no packet gets out in
 //! clear text between. States that are installed again with the same keys are taken over with their sequence numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use cygnet_model::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
 use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, TunnelSpec};
@@ -34,7 +34,10 @@ pub struct KernelPlane {
     spd: Spd,
     sas: BTreeMap<SaId, Installed>,
     by_key: BTreeMap<SaKey, SaId>,
+    tunnels: BTreeMap<ChildId, TunnelSpec>,
     orphans: BTreeMap<SaKey, SaEntry>,
+    inherited: BTreeSet<ChildId>,
+    installs: u64,
     acquires: BTreeMap<ChildId, Instant>,
     nonce: u16,
 }
@@ -47,8 +50,8 @@ struct Installed {
     ports: Option<(u16, u16)>,
     reqid: Reqid,
     mark: Option<Mark>,
-    /// By the wall clock, in seconds, as the kernel notes it.
-    added: u64,
+    /// Counts installations: the highest number of a child is the outbound SA to use.
+    order: u64,
     /// Its last counters, once the kernel has no such state any more.
     ended: Option<SaCounters>,
 }
@@ -77,11 +80,15 @@ impl KernelPlane {
             spd: Spd::default(),
             sas: BTreeMap::new(),
             by_key: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            inherited: BTreeSet::new(),
+            installs: 0,
             acquires: BTreeMap::new(),
             nonce: 0,
         };
         plane.observe_policies().map_err(fail)?;
+        plane.inherited = plane.spd.inherit();
         let states = plane.xfrm.dump_sas().map_err(fail)?;
         plane.orphans =
             states.into_iter().filter(|s| Reqid(s.reqid).child().is_some()).map(|s| (s.key, s)).collect();
@@ -110,7 +117,11 @@ impl KernelPlane {
                 }
             }
         }
-        swept.policies = self.spd.condemn_orphans();
+        for child in std::mem::take(&mut self.inherited) {
+            self.spd.wish(Layer::Inherited, child, vec![]);
+        }
+        self.spd.condemn_orphans();
+        swept.policies = self.spd.pending().iter().filter(|c| matches!(c, PolicyChange::Delete(_))).count();
         let result = self.apply("remove orphan policies");
         first.map_or(result, Err).map(|()| swept)
     }
@@ -189,7 +200,7 @@ impl KernelPlane {
             self.xfrm.delete_sa(key, orphan.mark)?;
             return Ok(false);
         }
-        let installed = Installed::of(spec, orphan.added_unix);
+        let installed = self.installed(spec);
         if (orphan.source, orphan.ports, orphan.reqid) != (installed.source, installed.ports, spec.reqid.0) {
             let to = Move {
                 source: installed.source,
@@ -203,48 +214,42 @@ impl KernelPlane {
         Ok(true)
     }
 
+    fn installed(&mut self, spec: &SaSpec) -> Installed {
+        self.installs += 1;
+        Installed::of(spec, self.installs)
+    }
+
     fn note(&mut self, id: SaId, installed: Installed) {
         self.by_key.insert(installed.key, id);
         self.sas.insert(id, installed);
     }
 
-    /// The kernel prefers the state with the latest wall clock second. If the clock was set back, an older state
-    /// would go on being used: it ends here, where its successor is installed already.
-    fn retire_older(&mut self, id: SaId, now: u64) {
-        let later: Vec<SaId> = self
-            .sas
+    /// The outbound SA that a child shall use.
+    fn newest_outbound(&self, child: ChildId) -> Option<Spi> {
+        self.sas
             .iter()
-            .filter(|(other, sa)| {
-                other.child == id.child
-                    && other.direction == Direction::Out
-                    && **other != id
-                    && sa.added > now
-                    && sa.ended.is_none()
-            })
-            .map(|(other, _)| *other)
-            .collect();
-        for other in later {
-            // An error leaves it in place: no worse than before, and its removal will come.
-            if let Ok(counters) = self.take_state(other)
-                && let Some(sa) = self.sas.get_mut(&other)
-            {
-                sa.ended = Some(counters);
-            }
-        }
+            .filter(|(id, sa)| id.child == child && id.direction == Direction::Out && sa.ended.is_none())
+            .max_by_key(|(_, sa)| sa.order)
+            .map(|(id, _)| id.spi)
+    }
+
+    /// Makes the policies of an open tunnel say what is known of it now.
+    fn refresh_tunnel(&mut self, child: ChildId, operation: &str) -> Result<(), PlaneError> {
+        let Some(spec) = self.tunnels.get(&child) else { return Ok(()) };
+        let policies =
+            spd::tunnel_policies(spec, self.newest_outbound(child)).map_err(|e| error(operation, &e))?;
+        self.change(Layer::Tunnel, child, policies, operation)
     }
 
     /// Removes the kernel's state and returns its last counters.
-    fn take_state(&mut self, id: SaId) -> Result<SaCounters, NetlinkError> {
-        let Some(sa) = self.sas.get(&id).copied() else { return Ok(SaCounters::default()) };
+    fn take_state(&mut self, sa: &Installed) -> Result<SaCounters, NetlinkError> {
         if let Some(counters) = sa.ended {
             return Ok(counters);
         }
         let entry = self.xfrm.sa(sa.key, sa.mark)?;
         self.xfrm.delete_sa(sa.key, sa.mark)?;
-        if self.by_key.get(&sa.key) == Some(&id) {
-            self.by_key.remove(&sa.key);
-        }
-        Ok(entry.map_or_else(SaCounters::default, |e| e.inner_counters(id.direction == Direction::Out)))
+        self.by_key.remove(&sa.key);
+        Ok(entry.map_or_else(SaCounters::default, |e| e.counters))
     }
 
     fn event(&mut self, event: Event) -> Option<PlaneEvent> {
@@ -266,8 +271,10 @@ impl KernelPlane {
                 if hard {
                     self.by_key.remove(&state.key);
                     if let Some(installed) = self.sas.get_mut(&sa) {
-                        installed.ended = Some(state.inner_counters(sa.direction == Direction::Out));
+                        installed.ended = Some(state.counters);
                     }
+                    // If it fails, packets meet a policy whose state is gone: dropped, not sent in clear text.
+                    let _ = self.refresh_tunnel(sa.child, "use another SA");
                 }
                 Some(PlaneEvent::Expired { sa, hard })
             }
@@ -297,13 +304,24 @@ impl DataPlane for KernelPlane {
 
     fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
         let operation = format!("open the tunnel of {}", name(spec.child));
-        let policies = spd::tunnel_policies(spec).map_err(|e| error(&operation, &e))?;
-        self.change(Layer::Tunnel, spec.child, policies, &operation)
+        let policies = spd::tunnel_policies(spec, self.newest_outbound(spec.child))
+            .map_err(|e| error(&operation, &e))?;
+        self.change(Layer::Tunnel, spec.child, policies, &operation)?;
+        self.tunnels.insert(spec.child, spec.clone());
+        if self.inherited.remove(&spec.child) {
+            self.spd.wish(Layer::Inherited, spec.child, vec![]);
+            return self.apply(&operation);
+        }
+        Ok(())
     }
 
     fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        let mut result =
-            self.change(Layer::Tunnel, child, vec![], &format!("close the tunnel of {}", name(child)));
+        let operation = format!("close the tunnel of {}", name(child));
+        self.tunnels.remove(&child);
+        if self.inherited.remove(&child) {
+            self.spd.wish(Layer::Inherited, child, vec![]);
+        }
+        let mut result = self.change(Layer::Tunnel, child, vec![], &operation);
         let ids: Vec<SaId> = self.sas.keys().filter(|id| id.child == child).copied().collect();
         for id in ids {
             let removed = self.remove(id);
@@ -318,7 +336,6 @@ impl DataPlane for KernelPlane {
         if self.sas.get(&spec.id).is_some_and(|sa| sa.ended.is_none()) {
             return Ok(());
         }
-        let now = unix_seconds();
         if !self.adopt(spec).map_err(fail)? {
             match self.xfrm.add_sa(spec) {
                 Err(e) if e.is_unsure() => {
@@ -329,18 +346,34 @@ impl DataPlane for KernelPlane {
                 other => other,
             }
             .map_err(fail)?;
-            self.note(spec.id, Installed::of(spec, now));
+            let installed = self.installed(spec);
+            self.note(spec.id, installed);
         }
-        if spec.id.direction == Direction::Out {
-            self.retire_older(spec.id, now);
+        if spec.id.direction == Direction::In {
+            return Ok(());
         }
-        Ok(())
+        let used = self.refresh_tunnel(spec.id.child, &operation);
+        if used.is_err() {
+            let _ = self.remove(spec.id);
+        }
+        used
     }
 
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
-        let counters = self.take_state(sa).map_err(|e| error(&format!("remove {}", sa_name(sa)), &e))?;
-        self.sas.remove(&sa);
-        Ok(counters)
+        let operation = format!("remove {}", sa_name(sa));
+        let Some(known) = self.sas.remove(&sa) else { return Ok(SaCounters::default()) };
+        // Packets go by another SA, if there is one, before this one ends.
+        let refreshed = match sa.direction {
+            Direction::Out => self.refresh_tunnel(sa.child, &operation),
+            Direction::In => Ok(()),
+        };
+        match self.take_state(&known) {
+            Ok(counters) => refreshed.map(|()| counters),
+            Err(e) => {
+                self.note(sa, known);
+                Err(error(&operation, &e))
+            }
+        }
     }
 
     fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError> {
@@ -365,15 +398,21 @@ impl DataPlane for KernelPlane {
         self.xfrm.move_sa(old.key, old.mark, &step).map_err(|e| error(&operation, &e))?;
         self.by_key.remove(&old.key);
         self.note(sa, new);
-        Ok(())
+        // The caller will open the tunnel at its new addresses; until then packets need not be lost.
+        let used = sa.direction == Direction::Out && self.newest_outbound(sa.child) == Some(sa.spi);
+        match self.tunnels.get_mut(&sa.child) {
+            Some(tunnel) if used => {
+                tunnel.outer_local = to.local.ip();
+                tunnel.outer_remote = to.remote.ip();
+                self.refresh_tunnel(sa.child, &operation)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
         let states = self.xfrm.dump_sas().map_err(|e| error("read the counters of SAs", &e))?;
-        out.extend(states.iter().filter_map(|state| {
-            let id = *self.by_key.get(&state.key)?;
-            Some((id, state.inner_counters(id.direction == Direction::Out)))
-        }));
+        out.extend(states.iter().filter_map(|state| Some((*self.by_key.get(&state.key)?, state.counters))));
         out.extend(self.sas.iter().filter_map(|(id, sa)| Some((*id, sa.ended?))));
         Ok(())
     }
@@ -408,7 +447,7 @@ impl DataPlane for KernelPlane {
 }
 
 impl Installed {
-    fn of(spec: &SaSpec, added: u64) -> Self {
+    fn of(spec: &SaSpec, order: u64) -> Self {
         let ports = spec.encap.map(|e| match spec.id.direction {
             Direction::Out => (e.local_port, e.remote_port),
             Direction::In => (e.remote_port, e.local_port),
@@ -419,14 +458,10 @@ impl Installed {
             ports,
             reqid: spec.reqid,
             mark: spec.mark,
-            added,
+            order,
             ended: None,
         }
     }
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn name(child: ChildId) -> String {

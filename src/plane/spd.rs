@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cygnet_model::tunnel::{GuardAction, GuardSpec, Mark, TunnelSpec};
-use cygnet_model::{ChildId, Reqid};
+use cygnet_model::{ChildId, Reqid, Spi};
 use cygnet_xfrm::NetlinkError;
 use cygnet_xfrm::policy::{
     Policy, PolicyAction, PolicyChange, PolicyDirection, PolicyKey, PolicySelector, PortMask, expand,
@@ -20,6 +20,8 @@ use cygnet_xfrm::policy::{
 const BASE: u32 = 0x00C9_0000;
 /// Selectors that one child may have; times three directions in the kernel.
 const SELECTORS: usize = 1024;
+/// Outer source of templates that are there to ask for a tunnel; no ESP is ever sent from it.
+const ACQUIRE_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Neighbour discovery (RFC 4861) by ICMPv6 type: router and neighbour solicitation and advertisement.
 const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u16> = 133..=136;
 
@@ -28,6 +30,8 @@ const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u16> = 133..=136;
 pub enum Layer {
     /// While a tunnel is open.
     Tunnel,
+    /// A tunnel that an earlier daemon had open, until it is opened again or given up.
+    Inherited,
     /// While the child is configured.
     Guard,
 }
@@ -101,6 +105,23 @@ impl Spd {
         self.dirty.clear();
     }
 
+    /// Makes the open tunnels among what the kernel holds wishes of their own, so that traffic goes on over a restart.
+    /// Returns the children.
+    pub fn inherit(&mut self) -> BTreeSet<ChildId> {
+        let mut tunnels: BTreeMap<ChildId, Vec<Policy>> = BTreeMap::new();
+        for policy in self.installed.values() {
+            let open = matches!(policy.action, PolicyAction::Protect { .. }) && !is_acquiring(policy);
+            if let (true, Some(child)) = (open, Reqid(policy.reqid).child()) {
+                tunnels.entry(child).or_default().push(*policy);
+            }
+        }
+        let children = tunnels.keys().copied().collect();
+        for (child, policies) in tunnels {
+            self.wish(Layer::Inherited, child, policies);
+        }
+        children
+    }
+
     /// Marks everything that nobody wishes for removal and returns how much it is.
     pub fn condemn_orphans(&mut self) -> usize {
         let orphans: Vec<PolicyKey> =
@@ -133,12 +154,14 @@ pub fn is_ours(policy: &Policy) -> bool {
 /// # Errors
 /// [`NetlinkError::Unfit`] if the kernel cannot express the selectors.
 pub fn guard_policies(spec: &GuardSpec, nonce: u16) -> Result<Vec<Policy>, NetlinkError> {
-    let [a, b] = nonce.to_be_bytes();
     let outbound = match spec.action {
         GuardAction::Drop => PolicyAction::Block,
         GuardAction::Acquire => PolicyAction::Protect {
-            source: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            destination: IpAddr::V4(Ipv4Addr::new(127, 0xC9, a, b)),
+            source: ACQUIRE_SOURCE,
+            destination: IpAddr::V4(Ipv4Addr::from(
+                u32::from(Ipv4Addr::new(127, 0xC9, 0, 0)) | u32::from(nonce),
+            )),
+            spi: None,
         },
     };
     let selectors = expand(&spec.local, &spec.remote, SELECTORS)?;
@@ -154,18 +177,26 @@ pub fn guard_policies(spec: &GuardSpec, nonce: u16) -> Result<Vec<Policy>, Netli
     Ok(policies)
 }
 
-/// The policies of an open tunnel. Inbound ones take ESP from any outer address, as long as it came by an SA of the
+/// Whether a policy waits for packets to ask for a tunnel.
+fn is_acquiring(policy: &Policy) -> bool {
+    matches!(policy.action, PolicyAction::Protect { source: ACQUIRE_SOURCE, .. })
+}
+
+/// The policies of an open tunnel. The outbound ones name the state to use: left to itself the kernel picks by the
+/// wall clock, in seconds, so that a clock that is set back or two generations within a second would make it go on
+/// with old keys. Inbound ones take ESP from any outer address, as long as it came by an SA of the
 /// same reqid: a peer that moves would lose packets between the steps of the move otherwise.
 ///
 /// # Errors
 /// [`NetlinkError::Unfit`] if the kernel cannot express the selectors.
-pub fn tunnel_policies(spec: &TunnelSpec) -> Result<Vec<Policy>, NetlinkError> {
+pub fn tunnel_policies(spec: &TunnelSpec, outbound: Option<Spi>) -> Result<Vec<Policy>, NetlinkError> {
     let any = match spec.outer_local {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let out = PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote };
-    let inbound = PolicyAction::Protect { source: any, destination: spec.outer_local };
+    let out =
+        PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote, spi: outbound };
+    let inbound = PolicyAction::Protect { source: any, destination: spec.outer_local, spi: None };
     let actions =
         [(PolicyDirection::Out, out), (PolicyDirection::In, inbound), (PolicyDirection::Forward, inbound)];
     let selectors = expand(&spec.local, &spec.remote, SELECTORS)?;
@@ -264,7 +295,7 @@ mod tests {
             outer_remote: "192.0.2.2".parse().unwrap(),
             mark: None,
         };
-        tunnel_policies(&spec).unwrap()
+        tunnel_policies(&spec, None).unwrap()
     }
 
     fn settle(spd: &mut Spd) -> Vec<PolicyChange> {
@@ -342,12 +373,18 @@ mod tests {
         let old = tunnel(7, "10.1.0.0/16", "10.2.0.0/16");
         let gone = tunnel(8, "10.8.0.0/16", "10.9.0.0/16");
         spd.observe(old.iter().chain(&gone).copied());
+        assert_eq!(spd.inherit(), BTreeSet::from([child(7), child(8)]));
         assert!(spd.pending().is_empty());
         spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
+        assert_eq!(settle(&mut spd), [], "the old tunnel goes on below the new guard");
+        spd.wish(Layer::Tunnel, child(1), tunnel(1, "10.1.0.0/16", "10.2.0.0/16"));
         assert!(settle(&mut spd).iter().all(|c| matches!(c, PolicyChange::Put(_))));
-        assert_eq!(spd.condemn_orphans(), 3);
+        for n in [7, 8] {
+            spd.wish(Layer::Inherited, child(n), vec![]);
+        }
         assert!(settle(&mut spd).iter().all(|c| matches!(c, PolicyChange::Delete(_))));
         assert_eq!(spd.installed.len(), 3);
+        assert_eq!(spd.condemn_orphans(), 0);
     }
 
     #[test]
@@ -379,7 +416,7 @@ mod tests {
                 let policies = match layer {
                     _ if !present => vec![],
                     Layer::Guard => guard(n, nets[net].0, nets[net].1),
-                    Layer::Tunnel => tunnel(n, nets[net].0, nets[net].1),
+                    Layer::Tunnel | Layer::Inherited => tunnel(n, nets[net].0, nets[net].1),
                 };
                 spd.wish(layer, child(n), policies);
                 for change in settle(&mut spd) {

@@ -33,7 +33,8 @@ pub struct SaEntry {
     pub mark: Option<Mark>,
     /// Ports of UDP encapsulation, from source to destination.
     pub ports: Option<(u16, u16)>,
-    /// What the kernel counted. Outbound octets include the outer header; see [`SaEntry::inner_counters`].
+    /// What the kernel counted. Octets are those of inner packets in both directions: outbound, the outer header is
+    /// reserved but not yet part of the packet when it is counted (measured on 6.1, 6.12 and 7.3).
     pub counters: SaCounters,
     /// When it was added, by the wall clock.
     pub added_unix: u64,
@@ -108,14 +109,6 @@ impl SaEntry {
             None => self.oseq == 0 && (self.iseq > 0 || self.replay_window > 0),
         }
     }
-
-    /// The counters with octets of inner packets only: outbound, the kernel counts the outer IP header too, which it
-    /// puts on before it counts (`net/xfrm/xfrm_output.c`).
-    pub fn inner_counters(&self, outbound: bool) -> SaCounters {
-        let header = if self.key.destination.is_ipv4() { 20 } else { 40 };
-        let outer = if outbound { self.counters.packets.saturating_mul(header) } else { 0 };
-        SaCounters { bytes: self.counters.bytes.saturating_sub(outer), ..self.counters }
-    }
 }
 
 impl Xfrm {
@@ -174,6 +167,7 @@ pub(crate) fn parse_policy(kind: u16, payload: &[u8]) -> Option<Policy> {
         (_, Some(t)) => PolicyAction::Protect {
             source: convert::ip(&t.saddr, t.family)?,
             destination: convert::ip(&t.id.daddr, t.family)?,
+            spi: Spi::new(t.id.spi),
         },
     };
     Some(Policy {

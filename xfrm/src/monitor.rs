@@ -29,7 +29,7 @@ pub enum Event {
         hard: bool,
     },
     /// A packet met a protecting policy without a state. The kernel tells once until its larval state expires
-    /// (`net.core.xfrm_acq_expires`, 30 s).
+    /// (`net.core.xfrm_acq_expires`, 30 s), however many flows there are.
     Acquire {
         /// Reqid of the policy.
         reqid: u32,
@@ -91,6 +91,14 @@ impl Monitor {
         let groups = [XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING];
         let socket = NetlinkSocket::monitor(netlink_sys::protocols::NETLINK_XFRM, &groups)?;
         Ok(Self { socket, pending: VecDeque::new() })
+    }
+
+    /// Sets how many octets of events may wait; see [`NetlinkSocket::set_queue`].
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_queue(&mut self, octets: usize) -> Result<(), NetlinkError> {
+        self.socket.set_queue(octets)
     }
 
     /// The next event, if there is one. Never blocks.

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use cygnet_model::Spi;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::tunnel::Mark;
 use netlink_packet_xfrm::constants::{
@@ -164,6 +165,9 @@ pub enum PolicyAction {
         source: IpAddr,
         /// Outer destination.
         destination: IpAddr,
+        /// The one state to use; `None` leaves it to the kernel, which takes the state with the latest second of
+        /// the wall clock, and any of those added in the same second.
+        spi: Option<Spi>,
     },
 }
 
@@ -182,11 +186,11 @@ pub struct Policy {
 
 impl Policy {
     fn template(&self) -> Option<UserTemplate> {
-        let (source, destination) = match self.action {
+        let (source, destination, spi) = match self.action {
             PolicyAction::Allow => return None,
-            PolicyAction::Protect { source, destination } => (source, destination),
+            PolicyAction::Protect { source, destination, spi } => (source, destination, spi),
             // Only there to carry the reqid.
-            PolicyAction::Block => (self.key.selector.source.0, self.key.selector.destination.0),
+            PolicyAction::Block => (self.key.selector.source.0, self.key.selector.destination.0, None),
         };
         let mut t = UserTemplate {
             family: convert::family(destination),
@@ -197,6 +201,7 @@ impl Policy {
         };
         t.id.daddr = convert::address(destination);
         t.id.proto = IPPROTO_ESP;
+        t.id.spi = spi.map_or(0, Spi::value);
         Some(t)
     }
 
@@ -432,6 +437,7 @@ mod tests {
             PolicyAction::Protect {
                 source: "192.0.2.1".parse().unwrap(),
                 destination: "192.0.2.2".parse().unwrap(),
+                spi: Spi::new(0xC3F1_A2B4),
             },
         ] {
             let selector = expand(&[ts("10.1.0.0/16")], &[ts("10.2.3.0/24")], 10).unwrap()[0];

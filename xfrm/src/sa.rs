@@ -180,14 +180,21 @@ impl Xfrm {
             return Ok(());
         }
         self.delete_sa(key, mark)?;
-        if let Err(e) = self.socket_request(XFRM_MSG_NEWSA, create, moved(gap)?) {
+        if let Err(e) = self.put_back(|| moved(gap)) {
             let back = Move { source: entry.source, ports: None, reqid: Reqid(entry.reqid), ..*to };
-            if let Some(state) = moved_state(&old, &back, gap) {
-                let _ = self.socket_request(XFRM_MSG_NEWSA, create, state);
-            }
+            let _ = self.put_back(|| moved_state(&old, &back, gap).ok_or(NetlinkError::Malformed("state")));
             return Err(e);
         }
         Ok(())
+    }
+
+    /// Installs a state in the place of one that was removed just now. A packet that came in between, under a policy
+    /// that names the SPI, has made a larval state there: that one is updated.
+    fn put_back(&mut self, state: impl Fn() -> Result<Writer, NetlinkError>) -> Result<(), NetlinkError> {
+        match self.socket_request(XFRM_MSG_NEWSA, NLM_F_CREATE | NLM_F_EXCL, state()?) {
+            Err(e) if e.errno() == Some(Errno::EEXIST) => self.socket_request(XFRM_MSG_UPDSA, 0, state()?),
+            other => other,
+        }
     }
 
     pub(crate) fn socket_request(

@@ -154,6 +154,14 @@ impl NetlinkSocket {
         self.deadline = deadline;
     }
 
+    /// Sets how many octets of answers or events may wait, with the kernel's overhead; more are lost.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_queue(&mut self, octets: usize) -> Result<(), NetlinkError> {
+        Ok(setsockopt(&self.socket, sockopt::RcvBuf, &octets)?)
+    }
+
     /// Readable when [`Self::next_event`] has something.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -1,5 +1,6 @@
 //! Namespaces for tests on the real kernel: made by the test, with its process id in the name, gone with it.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::print_stdout, reason = "a skipped test says what the machine lacks")]
 
 use std::fs::File;
 use std::process::{Command, Output, Stdio};

@@ -1,0 +1,524 @@
+//! The kernel's data plane through its port. What needs ESP skips where the kernel has none; run it in the lab with
+//! `scripts/vm-lab uml -- TESTBINARY`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use cygnet::plane::kernel::KernelPlane;
+use cygnet::shaping::apply::{Gateway, Shaper};
+use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
+use cygnet_model::suite::{Encr, EspSuite};
+use cygnet_model::tunnel::{
+    Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
+};
+use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
+use cygnet_xfrm::{probe, sockopt};
+
+#[path = "../xfrm/tests/support/mod.rs"]
+mod support;
+use support::{Netns, is_root, skip};
+
+const A: &str = "192.0.2.1";
+const B: &str = "192.0.2.2";
+const SPI: u32 = 0xC700_0000;
+
+fn child() -> ChildId {
+    ChildId { tunnel: TunnelId(3), index: 0 }
+}
+
+fn reqid() -> Reqid {
+    Reqid::of(child()).unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn ts(cidr: &str) -> TrafficSelector {
+    let (addr, len) = cidr.split_once('/').unwrap();
+    TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
+}
+
+/// One end: its namespace, its plane, and how it sees the tunnel.
+struct Site {
+    netns: Netns,
+    plane: KernelPlane,
+    at_a: bool,
+    /// Everything to everything, instead of the two networks.
+    everything: bool,
+}
+
+impl Site {
+    fn inner(&self) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+        if self.everything {
+            return (vec![ts("0.0.0.0/0"), ts("::/0")], vec![ts("0.0.0.0/0"), ts("::/0")]);
+        }
+        let (a, b) = (vec![ts("10.1.0.0/16")], vec![ts("10.2.0.0/16")]);
+        if self.at_a { (a, b) } else { (b, a) }
+    }
+
+    fn guard(&mut self, action: GuardAction) {
+        let (local, remote) = self.inner();
+        let spec = GuardSpec { child: child(), reqid: reqid(), local, remote, action, mark: None };
+        self.plane.guard(&spec).unwrap();
+    }
+
+    fn open(&mut self, outer_a: &str) {
+        let (local, remote) = self.inner();
+        let (outer_local, outer_remote) = if self.at_a { (ip(outer_a), ip(B)) } else { (ip(B), ip(outer_a)) };
+        let spec = TunnelSpec {
+            child: child(),
+            reqid: reqid(),
+            local,
+            remote,
+            outer_local,
+            outer_remote,
+            mark: None,
+        };
+        self.plane.open_tunnel(&spec).unwrap();
+    }
+
+    /// SPIs of generation `n`: even towards A, odd towards B.
+    fn sa(&self, direction: Direction, n: u32) -> SaSpec {
+        let towards_a = self.at_a == (direction == Direction::In);
+        let spi = SPI + n * 2 + u32::from(!towards_a);
+        let (local, remote) = if self.at_a { (ip(A), ip(B)) } else { (ip(B), ip(A)) };
+        let (inner_local, inner_remote) = self.inner();
+        SaSpec {
+            id: SaId { child: child(), direction, spi: Spi::new(spi).unwrap() },
+            reqid: reqid(),
+            local,
+            remote,
+            encap: None,
+            suite: EspSuite { encr: Encr::AesGcm16_128, integ: None, group: None, esn: true },
+            encr_key: SecretBytes::new((0..20).map(|i| (spi & 0x7F) as u8 ^ (i + 1)).collect()),
+            integ_key: SecretBytes::new(vec![]),
+            replay_window: 1024,
+            inner_local,
+            inner_remote,
+            limits: VolumeLimits::default(),
+            mark: None,
+        }
+    }
+
+    fn counters(&mut self) -> BTreeMap<u32, SaCounters> {
+        let mut out = Vec::new();
+        self.plane.counters(&mut out).unwrap();
+        out.into_iter().map(|(id, c)| (id.spi.value(), c)).collect()
+    }
+
+    /// Ends the plane as a kill would and starts another.
+    fn restart(self) -> Self {
+        drop(self.plane);
+        let plane = self.netns.enter(|| KernelPlane::open().unwrap());
+        Self { plane, ..self }
+    }
+}
+
+fn install(a: &mut Site, b: &mut Site, n: u32) {
+    for site in [&mut *a, &mut *b] {
+        let spec = site.sa(Direction::In, n);
+        site.plane.install(&spec).unwrap();
+    }
+    for site in [a, b] {
+        let spec = site.sa(Direction::Out, n);
+        site.plane.install(&spec).unwrap();
+    }
+}
+
+fn sites() -> Option<(Site, Site)> {
+    if !is_root() {
+        return None;
+    }
+    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    a.join(&b, &["192.0.2.1/24", "192.0.2.11/24"], &["192.0.2.2/24"]);
+    a.run("ip addr add 10.1.0.1/16 dev lo");
+    b.run("ip addr add 10.2.0.1/16 dev lo");
+    a.run("ip route add 10.2.0.0/16 via 192.0.2.2 src 10.1.0.1");
+    b.run("ip route add 10.1.0.0/16 via 192.0.2.1 src 10.2.0.1");
+    let mut planes = Vec::new();
+    for netns in [&a, &b] {
+        match netns.enter(KernelPlane::open) {
+            Ok(plane) => planes.push(plane),
+            Err(e) => {
+                skip("kernel-xfrm", &e.to_string());
+                return None;
+            }
+        }
+    }
+    let (plane_b, plane_a) = (planes.pop()?, planes.pop()?);
+    let site = |netns, plane, at_a| Site { netns, plane, at_a, everything: false };
+    Some((site(a, plane_a, true), site(b, plane_b, false)))
+}
+
+fn esp_sites() -> Option<(Site, Site)> {
+    let sites = sites()?;
+    let report = probe::probe();
+    if !report.has_esp() {
+        skip("kernel-esp", &report.ciphers[0].1.reason);
+        return None;
+    }
+    Some(sites)
+}
+
+fn up(a: &mut Site, b: &mut Site) {
+    for site in [&mut *a, &mut *b] {
+        site.guard(GuardAction::Drop);
+        site.open(A);
+    }
+    install(a, b, 0);
+}
+
+fn pings(site: &Site, count: u32) -> bool {
+    site.netns.try_run(&format!("ping -n -q -i 0.01 -W 2 -c {count} 10.2.0.1")).status.success()
+}
+
+fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = poll() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_guard_blocks_from_its_first_to_its_last_call() {
+    let Some((mut a, mut b)) = sites() else { return };
+    assert!(pings(&a, 2), "the namespaces are joined in clear text");
+    a.guard(GuardAction::Drop);
+    a.guard(GuardAction::Drop);
+    assert!(!pings(&a, 2));
+    a.open(A);
+    assert!(!pings(&a, 2), "an open tunnel without an SA sends nothing");
+    a.plane.close_tunnel(child()).unwrap();
+    assert!(!pings(&a, 2));
+    a.plane.unguard(child()).unwrap();
+    a.plane.unguard(child()).unwrap();
+    assert!(pings(&a, 2));
+    // What comes in for a guarded network is dropped as well.
+    b.guard(GuardAction::Drop);
+    assert!(!pings(&a, 2));
+    assert_eq!(a.netns.run("ip xfrm policy").trim(), "");
+}
+
+#[test]
+fn a_guard_that_acquires_asks_once_and_lets_nothing_pass() {
+    let Some((mut a, _b)) = sites() else { return };
+    a.guard(GuardAction::Acquire);
+    assert!(!pings(&a, 20));
+    assert_eq!(wait_for("an acquire", || a.plane.next_event()), PlaneEvent::Acquire(child()));
+    assert_eq!(a.plane.next_event(), None);
+    // Taking the guard up again asks again, without waiting for the kernel's larval state to expire.
+    std::thread::sleep(Duration::from_millis(1100));
+    a.guard(GuardAction::Acquire);
+    assert!(!pings(&a, 2));
+    assert_eq!(wait_for("a second acquire", || a.plane.next_event()), PlaneEvent::Acquire(child()));
+}
+
+#[test]
+fn policies_and_states_of_others_are_never_touched() {
+    let Some((mut a, _b)) = sites() else { return };
+    a.netns.run("ip xfrm policy add src 10.9.0.0/16 dst 10.8.0.0/16 dir out priority 7 action block");
+    a.netns.run(
+        "ip xfrm policy add src 10.7.0.0/16 dst 10.8.0.0/16 dir out priority 13172800 tmpl src 192.0.2.1 dst \
+         192.0.2.2 proto esp reqid 4 mode tunnel",
+    );
+    let before = a.netns.run("ip xfrm policy");
+    a.guard(GuardAction::Drop);
+    a.open(A);
+    a = a.restart();
+    a.plane.sweep().unwrap();
+    assert_eq!(a.netns.run("ip xfrm policy"), before);
+}
+
+#[test]
+fn what_a_killed_daemon_left_keeps_blocking_until_it_is_swept() {
+    let Some((mut a, b)) = sites() else { return };
+    a.guard(GuardAction::Drop);
+    let received =
+        || b.netns.run("cat /sys/class/net/eth0/statistics/rx_packets").trim().parse::<u64>().unwrap();
+    let flood = a.netns.spawn("ping -n -q -i 0.002 -w 3 10.2.0.1");
+    let before = received();
+    for _ in 0..20 {
+        a = a.restart();
+        a.guard(GuardAction::Drop);
+        assert_eq!(a.plane.sweep().unwrap().policies, 0);
+    }
+    drop(flood);
+    let leaked = received() - before;
+    println!(
+        "20 restarts under a flood of pings, {leaked} packets (neighbour discovery, ARP) at the other side"
+    );
+    assert!(leaked < 10);
+    // Somebody flushes: the next look puts things right.
+    a.netns.run("ip xfrm policy flush");
+    assert!(pings(&a, 1));
+    assert_eq!(a.plane.resync().unwrap(), 3);
+    assert!(!pings(&a, 1));
+    // The configuration no longer has it.
+    a = a.restart();
+    assert!(!pings(&a, 1));
+    assert_eq!(a.plane.sweep().unwrap().policies, 3);
+    assert!(pings(&a, 1));
+}
+
+#[test]
+fn selectors_that_the_kernel_cannot_have_are_refused_whole() {
+    let Some((mut a, _b)) = sites() else { return };
+    let (local, remote) = a.inner();
+    let opaque = TrafficSelector { ports: (65535, 0), ..remote[0] };
+    let spec = GuardSpec {
+        child: child(),
+        reqid: reqid(),
+        local,
+        remote: vec![remote[0], opaque],
+        action: GuardAction::Drop,
+        mark: None,
+    };
+    let e = a.plane.guard(&spec).unwrap_err();
+    assert_eq!(e.kind, PlaneErrorKind::Unsupported);
+    println!("{e}");
+    assert_eq!(a.netns.run("ip xfrm policy").trim(), "");
+}
+
+#[test]
+fn without_esp_an_sa_is_refused_with_the_kernels_words() {
+    let Some((mut a, _b)) = sites() else { return };
+    if probe::probe().has_esp() {
+        println!("skipped: this kernel has ESP");
+        return;
+    }
+    let e = a.plane.install(&a.sa(Direction::In, 0)).unwrap_err();
+    println!("{e}");
+    assert_eq!(e.kind, PlaneErrorKind::Unsupported);
+}
+
+#[test]
+fn rekeys_lose_no_packet_and_use_the_new_keys_at_once() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    assert!(pings(&a, 3));
+    let flood = a.netns.spawn("ping -n -q -i 0.01 -W 2 -c 400 10.2.0.1");
+    for n in 1..40 {
+        install(&mut a, &mut b, n);
+        let used = SPI + n * 2 + 1;
+        wait_for("traffic on the new SA", || (a.counters()[&used].packets > 0).then_some(()));
+        for site in [&mut a, &mut b] {
+            for direction in [Direction::Out, Direction::In] {
+                let old = site.sa(direction, n - 1).id;
+                site.plane.remove(old).unwrap();
+            }
+        }
+    }
+    let summary = flood.output();
+    println!("{summary}");
+    assert!(summary.contains(" 0% packet loss"), "{summary}");
+    assert_eq!(a.counters().len(), 2);
+}
+
+#[test]
+fn when_the_newest_outbound_sa_goes_the_one_before_takes_over() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    install(&mut a, &mut b, 1);
+    assert!(pings(&a, 3));
+    let last = a.plane.remove(a.sa(Direction::Out, 1).id).unwrap();
+    assert_eq!(last.packets, 3);
+    assert!(pings(&a, 3));
+    assert_eq!(a.counters()[&(SPI + 1)].packets, 3);
+    assert_eq!(a.plane.remove(a.sa(Direction::Out, 1).id).unwrap(), SaCounters::default());
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_bring_old_keys_back() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    if std::env::var("CYGNET_LAB").is_err() {
+        return skip("vm", "the clock is only set inside scripts/vm-lab");
+    }
+    up(&mut a, &mut b);
+    assert!(pings(&a, 3));
+    a.netns.run("date -s 2020-01-01");
+    install(&mut a, &mut b, 1);
+    assert!(pings(&a, 3));
+    assert_eq!(a.counters()[&(SPI + 3)].packets, 3);
+}
+
+#[test]
+fn a_restart_takes_over_what_is_there_and_traffic_goes_on() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    assert!(pings(&a, 5));
+    let flood = a.netns.spawn("ping -n -q -i 0.01 -W 2 -c 200 10.2.0.1");
+    for _ in 0..5 {
+        a = a.restart();
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(a.plane.orphans().count(), 2);
+        a.guard(GuardAction::Drop);
+        a.open(A);
+        for direction in [Direction::In, Direction::Out] {
+            a.plane.install(&a.sa(direction, 0)).unwrap();
+        }
+        assert_eq!(a.plane.orphans().count(), 0);
+        assert_eq!(a.plane.sweep().unwrap(), Default::default());
+    }
+    let summary = flood.output();
+    assert!(summary.contains(" 0% packet loss"), "{summary}");
+    assert!(a.counters()[&(SPI + 1)].packets > 200, "counters and sequence numbers go on");
+
+    // An SA that comes back with other keys is not taken over.
+    a = a.restart();
+    a.guard(GuardAction::Drop);
+    a.open(A);
+    let mut other = a.sa(Direction::Out, 0);
+    other.encr_key = SecretBytes::new(vec![9; 20]);
+    a.plane.install(&other).unwrap();
+    assert_eq!(a.counters()[&(SPI + 1)].packets, 0);
+    assert!(!pings(&a, 2), "B cannot decrypt that");
+    // The inbound one was not installed again.
+    assert_eq!(a.plane.sweep().unwrap().states, 1);
+}
+
+#[test]
+fn an_sa_moves_to_new_outer_addresses() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    assert!(pings(&a, 5));
+    let flood = a.netns.spawn("ping -n -q -i 0.01 -W 2 -c 100 10.2.0.1");
+    std::thread::sleep(Duration::from_millis(300));
+    let new: SocketAddr = "192.0.2.11:500".parse().unwrap();
+    let peer: SocketAddr = "192.0.2.2:500".parse().unwrap();
+    for site in [&mut a, &mut b] {
+        let (local, remote) = if site.at_a { (new, peer) } else { (peer, new) };
+        for direction in [Direction::In, Direction::Out] {
+            let id = site.sa(direction, 0).id;
+            site.plane.migrate(id, NewAddresses { local, remote }).unwrap();
+            site.plane.migrate(id, NewAddresses { local, remote }).unwrap();
+        }
+        site.open("192.0.2.11");
+    }
+    let summary = flood.output();
+    println!("{summary}");
+    assert!(pings(&a, 5));
+    let states = a.netns.run("ip xfrm state");
+    assert!(states.contains("src 192.0.2.11 dst 192.0.2.2") && !states.contains("192.0.2.1 "), "{states}");
+}
+
+#[test]
+fn an_sa_that_reached_its_hard_limit_still_tells_its_counters() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    for site in [&mut a, &mut b] {
+        site.guard(GuardAction::Drop);
+        site.open(A);
+    }
+    let limits = VolumeLimits { soft_packets: 2, hard_packets: 4, ..VolumeLimits::default() };
+    for site in [&mut a, &mut b] {
+        for direction in [Direction::In, Direction::Out] {
+            let spec = site.sa(direction, 0);
+            let limits = if site.at_a && direction == Direction::Out { limits } else { spec.limits };
+            site.plane.install(&SaSpec { limits, ..spec }).unwrap();
+        }
+    }
+    pings(&a, 8);
+    let sa = a.sa(Direction::Out, 0).id;
+    for hard in [false, true] {
+        let event = wait_for("an expire event", || a.plane.next_event());
+        assert_eq!(event, PlaneEvent::Expired { sa, hard });
+    }
+    let last = a.plane.remove(sa).unwrap();
+    assert!(last.packets >= 4, "{last:?}");
+    assert!(!pings(&a, 1), "and nothing leaves in clear text");
+}
+
+/// An IKE socket as the daemon has it: outside all policies, taking ESP out of UDP.
+fn ike_socket(site: &Site, address: &str) -> UdpSocket {
+    site.netns.enter(|| {
+        let socket = UdpSocket::bind((address, 4500)).unwrap();
+        sockopt::bypass_policies(socket.as_fd(), ip(address)).unwrap();
+        sockopt::enable_esp_in_udp(socket.as_fd()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket
+    })
+}
+
+#[test]
+fn a_tunnel_for_everything_does_not_swallow_its_own_ike() {
+    let Some((mut a, mut b)) = sites() else { return };
+    // IPv6 between neighbours, to see that the guard of ::/0 does not cut them off from each other.
+    a.netns.run("ip addr add 2001:db8::1/64 dev eth0 nodad");
+    b.netns.run("ip addr add 2001:db8::2/64 dev eth0 nodad");
+    let sockets = [ike_socket(&a, A), ike_socket(&b, B)];
+    for site in [&mut a, &mut b] {
+        site.everything = true;
+        site.guard(GuardAction::Drop);
+        site.open(A);
+    }
+    assert!(!pings(&a, 1));
+    assert!(!a.netns.try_run("ping -n -W 1 -c 1 192.0.2.2").status.success());
+    assert!(!a.netns.try_run("ping -n -W 1 -c 1 2001:db8::2").status.success());
+    let v6 = ike_socket(&a, "2001:db8::1");
+    v6.send_to(b"x", ("2001:db8::2", 500)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let neighbour = a.netns.run("ip -6 neigh show 2001:db8::2");
+    assert!(neighbour.contains("lladdr"), "neighbour discovery must work: {neighbour}");
+    let message = [0, 0, 0, 0, 1, 2, 3];
+    sockets[0].send_to(&message, (B, 4500)).unwrap();
+    let mut buffer = [0; 16];
+    let (len, from) = sockets[1].recv_from(&mut buffer).expect("IKE passes");
+    assert_eq!((&buffer[..len], from), (&message[..], SocketAddr::new(ip(A), 4500)));
+
+    if !probe::probe().has_esp() {
+        return skip("kernel-esp", "only IKE was tried");
+    }
+    let encap = Some(UdpEncap { local_port: 4500, remote_port: 4500 });
+    for site in [&mut a, &mut b] {
+        for direction in [Direction::In, Direction::Out] {
+            let spec = site.sa(direction, 0);
+            site.plane.install(&SaSpec { encap, ..spec }).unwrap();
+        }
+    }
+    assert!(pings(&a, 3));
+    assert!(a.netns.try_run("ping -n -W 1 -c 1 192.0.2.2").status.success(), "this goes by the tunnel too");
+}
+
+#[test]
+fn the_bandwidth_of_a_gateway_caps_its_esp() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    let _server = a.netns.spawn("iperf3 -s");
+    std::thread::sleep(Duration::from_millis(500));
+    let mut shaper = a.netns.enter(|| Shaper::open().unwrap());
+    let gateway = |mbit: u64| Gateway {
+        name: "vpc-a".to_owned(),
+        addresses: vec![ip(A)],
+        bandwidth_bps: Some(mbit * 1_000_000),
+    };
+    for mbit in [4u64, 8] {
+        shaper.apply(vec![gateway(mbit)]).unwrap();
+        let json = b.netns.run("iperf3 -c 10.1.0.1 -R -t 4 -J");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let got = json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6;
+        println!("{mbit} mbit: {got:.2} Mbit/s of TCP inside the tunnel");
+        // ESP, outer and inner headers take about a tenth.
+        assert!(got < mbit as f64 && got > mbit as f64 * 0.75, "{got}");
+    }
+}
+
+#[test]
+fn a_taken_spi_is_told_apart_and_listed() {
+    let Some((mut a, _b)) = esp_sites() else { return };
+    a.netns.run(&format!(
+        "ip xfrm state add src {B} dst {A} proto esp spi {SPI:#x} reqid 1 mode tunnel aead rfc4106(gcm(aes)) \
+         0x0102030405060708090a0b0c0d0e0f1011121314 128"
+    ));
+    assert_eq!(a.plane.foreign_spis(ip(A)).unwrap(), [Spi::new(SPI).unwrap()]);
+    let e = a.plane.install(&a.sa(Direction::In, 0)).unwrap_err();
+    println!("{e}");
+    assert_eq!(e.kind, PlaneErrorKind::Exists);
+}
