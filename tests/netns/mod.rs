@@ -108,8 +108,8 @@ impl Lab {
         }
         for (a, a_dev, b, b_dev) in [
             ("host-a", "lan", "gw-a", "lan"),
-            ("gw-a", "wan", "transit", "a"),
-            ("gw-b", "wan", "transit", "b"),
+            ("gw-a", "wan", "transit", "to-a"),
+            ("gw-b", "wan", "transit", "to-b"),
             ("host-b", "lan", "gw-b", "lan"),
         ] {
             let (a, b) = (lab.ns(a), lab.ns(b));
@@ -121,8 +121,8 @@ impl Lab {
             ("host-a", "lan", "10.1.0.2/24", "fd01::2/64"),
             ("gw-a", "lan", "10.1.0.1/24", "fd01::1/64"),
             ("gw-a", "wan", "192.0.2.1/24", "2001:db8:a::1/64"),
-            ("transit", "a", "192.0.2.254/24", "2001:db8:a::fe/64"),
-            ("transit", "b", "198.51.100.254/24", "2001:db8:b::fe/64"),
+            ("transit", "to-a", "192.0.2.254/24", "2001:db8:a::fe/64"),
+            ("transit", "to-b", "198.51.100.254/24", "2001:db8:b::fe/64"),
             ("gw-b", "wan", "198.51.100.1/24", "2001:db8:b::1/64"),
             ("gw-b", "lan", "10.2.0.1/24", "fd02::1/64"),
             ("host-b", "lan", "10.2.0.2/24", "fd02::2/64"),
