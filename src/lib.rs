@@ -1,4 +1,10 @@
 //! The cygnet daemon and its command line.
 
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod driver;
+pub mod observe;
 pub mod plane;
+pub mod shaping;
 pub mod sys;

@@ -1,6 +1,21 @@
 //! IKEv2 (RFC 7296) as a value: inputs go in, a list of actions comes out.
+//!
+//! The crate owns no socket, clock, random source or thread. [`Endpoint::handle`] is the only door; [`io`] is the whole
+//! contract with whoever drives it.
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+mod cookie;
 pub mod crypto;
+mod endpoint;
+pub mod error;
+pub mod io;
+pub mod policy;
+mod sa;
+pub mod view;
 pub mod wire;
+
+pub use endpoint::{Config, Endpoint};
+pub use error::{DropReason, FailureReason};
+pub use io::{Action, Actions, Command, Event, Flow, Input};
+pub use policy::TunnelPolicy;

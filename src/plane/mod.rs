@@ -1,3 +1,6 @@
-//! Implementations of [`cygnet_model::plane::DataPlane`].
+//! Data planes and the choice between them.
 
+pub mod choose;
+pub mod kernel;
+mod spd;
 pub mod user;

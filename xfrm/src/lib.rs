@@ -1,3 +1,54 @@
-//! cygnet-xfrm
+//! Linux kernel programming over netlink: IPsec states and policies (XFRM) and traffic control.
+//!
+//! The only crate that names netlink types. Everything goes through [`socket::NetlinkSocket`], a small blocking
+//! transport of our own: an acknowledgement is demanded for every message, the kernel's own sentence comes with every
+//! refusal, and buffers that carried keys are wiped (netlink-proto would print them at trace level and reads a lost
+//! connection as success).
+//!
+//! What it does not do: decide anything. Which policies and states shall exist is the business of the data plane
+//! above; this crate turns one request into one kernel object and reads the kernel's objects back.
+//!
+//! Layers: [`codec`] (attributes) and [`socket`] (transport) below; [`sa`], [`policy`], [`monitor`] for XFRM; [`tc`]
+//! for shaping; [`probe`] says what this kernel offers.
+#![deny(clippy::indexing_slicing)]
+
+pub mod address;
+pub mod algo;
+pub mod codec;
+mod convert;
+pub mod dump;
+pub mod error;
 pub mod link;
+pub mod monitor;
+pub mod policy;
+pub mod probe;
 pub mod route;
+pub mod sa;
+pub mod socket;
+pub mod sockopt;
+pub mod tc;
+
+pub use error::{Errno, NetlinkError};
+pub use socket::{NetlinkSocket, Request};
+
+/// Programs IPsec states and policies of the network namespace in which it was opened.
+///
+/// The methods live beside the objects they handle: [`sa`], [`policy`] and [`dump`].
+#[derive(Debug)]
+pub struct Xfrm {
+    socket: NetlinkSocket,
+    dialect: sa::Dialect,
+}
+
+impl Xfrm {
+    /// Opens the XFRM socket in the current network namespace.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`] with `EPROTONOSUPPORT` on kernels without XFRM.
+    pub fn open() -> Result<Self, NetlinkError> {
+        Ok(Self {
+            socket: NetlinkSocket::open(netlink_sys::protocols::NETLINK_XFRM)?,
+            dialect: sa::Dialect::default(),
+        })
+    }
+}

@@ -98,7 +98,10 @@ proptest! {
         let (first, mut chain) = encode(&p);
         let at = at.index(chain.len());
         chain[at] = value;
-        if let Ok(decoded) = Payloads::decode(first, &chain) {
+        if let Ok(mut decoded) = Payloads::decode(first, &chain) {
+            // Selectors of unknown types are left out; a list that is empty thereby is never said by us.
+            decoded.tsi.take_if(|ts| ts.is_empty());
+            decoded.tsr.take_if(|ts| ts.is_empty());
             // What was accepted can be said again, and means the same.
             let (first, again) = encode(&decoded);
             // An unknown attribute is remembered as a fact only, and we never send one.

@@ -1,0 +1,132 @@
+//! Why a datagram was dropped and why a negotiation failed: closed sets of names for metrics, logs and tests.
+
+use std::fmt;
+
+use crate::wire::NotifyType;
+
+/// Declares an enum whose variants have a stable snake_case name.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum $name { $($(#[$vdoc])* $variant,)* }
+
+        impl $name {
+            /// Every reason, in order of declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name used as metric label, log field and in tests.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why an IKE datagram was dropped without effect.
+    DropReason {
+        /// Bytes that are no IKE message.
+        Malformed = "malformed",
+        /// Another major version than 2.
+        Version = "version",
+        /// An SPI that belongs to no SA of ours.
+        UnknownSpi = "unknown_spi",
+        /// No configured tunnel has this peer's address.
+        UnknownPeer = "unknown_peer",
+        /// The integrity check failed.
+        Integrity = "integrity",
+        /// A message ID outside the window (RFC 7296 §2.3).
+        MessageId = "message_id",
+        /// A response that nobody waits for.
+        UnexpectedResponse = "unexpected_response",
+        /// The exchange type does not fit the state.
+        UnexpectedExchange = "unexpected_exchange",
+        /// Initiator or response flag, or the peer's SPI, do not fit.
+        Flags = "flags",
+        /// Too many half-open SAs.
+        HalfOpenLimit = "half_open_limit",
+        /// A cookie that we did not give.
+        BadCookie = "bad_cookie",
+        /// A fragment that does not fit (RFC 7383 §2.6).
+        Fragment = "fragment",
+        /// An error notification that is not authenticated and therefore only a hint (RFC 7296 §2.21.1).
+        UnauthenticatedNotify = "unauthenticated_notify",
+        /// A repeated request for which no response is kept.
+        Duplicate = "duplicate",
+    }
+}
+
+reasons! {
+    /// Why a negotiation, or an established SA, failed.
+    FailureReason {
+        /// No answer after all retransmissions.
+        PeerUnreachable = "peer_unreachable",
+        /// No proposal in common.
+        NoProposalChosen = "no_proposal_chosen",
+        /// No key exchange group in common, or a ping-pong of INVALID_KE_PAYLOAD.
+        InvalidKe = "invalid_ke_payload",
+        /// The peer's AUTH is wrong (wrong PSK), or it says so of ours.
+        AuthenticationFailed = "authentication_failed",
+        /// The peer's identity is not the configured one.
+        UnknownIdentity = "unknown_identity",
+        /// No traffic selectors in common.
+        TsUnacceptable = "ts_unacceptable",
+        /// The peer sent what the protocol does not allow here.
+        InvalidSyntax = "invalid_syntax",
+        /// The peer demanded cookies again and again.
+        CookieLoop = "cookie_loop",
+        /// The peer answered with another error notification.
+        PeerError = "peer_error",
+        /// The data plane refused an SA.
+        DataPlane = "data_plane",
+        /// The lifetime ended before a rekey succeeded.
+        LifetimeExpired = "lifetime_expired",
+        /// The address of the peer is not known (DNS).
+        NoPeerAddress = "no_peer_address",
+        /// The peer wanted to know nothing more of a child (RFC 7296 §2.25).
+        TemporaryFailure = "temporary_failure",
+        /// A local failure, as of the random source.
+        Internal = "internal",
+    }
+}
+
+impl FailureReason {
+    /// What an error notification of the peer means.
+    pub const fn of_notify(kind: NotifyType) -> Self {
+        match kind {
+            NotifyType::NO_PROPOSAL_CHOSEN => Self::NoProposalChosen,
+            NotifyType::INVALID_KE_PAYLOAD => Self::InvalidKe,
+            NotifyType::AUTHENTICATION_FAILED => Self::AuthenticationFailed,
+            NotifyType::TS_UNACCEPTABLE => Self::TsUnacceptable,
+            NotifyType::INVALID_SYNTAX => Self::InvalidSyntax,
+            NotifyType::TEMPORARY_FAILURE => Self::TemporaryFailure,
+            _ => Self::PeerError,
+        }
+    }
+
+    /// One hint for whoever operates the gateway.
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Self::PeerUnreachable => "check the peer's address, and that UDP 500 and 4500 pass both ways",
+            Self::NoProposalChosen => "compare the proposals of both ends",
+            Self::InvalidKe => "compare the key exchange groups of both ends",
+            Self::AuthenticationFailed => "compare the PSK of both ends",
+            Self::UnknownIdentity => "compare local_id and remote_id with the peer's configuration",
+            Self::TsUnacceptable => "compare the SPD rules of both ends; they must mirror each other",
+            Self::InvalidSyntax | Self::PeerError => "look into the peer's log",
+            Self::CookieLoop => "the peer seems to be under load; it will be tried again",
+            Self::DataPlane => "run cygnet doctor",
+            Self::LifetimeExpired => "the peer did not answer the rekey; a new SA will be negotiated",
+            Self::NoPeerAddress => "check the DNS name of the customer gateway",
+            Self::TemporaryFailure => "the peer is busy with another exchange; it will be tried again",
+            Self::Internal => "look into the log",
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Who may connect with what: the resolved tunnels, and the choice of algorithms.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cygnet_model::proposal::{EspProposal, IkeProposal};
+use cygnet_model::selector::TrafficSelector;
+use cygnet_model::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
+use cygnet_model::tunnel::Mark;
+use cygnet_model::{SecretBytes, TunnelId};
+
+use crate::wire::{Identity, Proposal, Protocol, Transform, TransformType};
+
+/// How a tunnel comes up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// We initiate, and go on trying for ever.
+    Active,
+    /// We wait for the peer.
+    Passive,
+    /// The first packet makes us initiate.
+    OnDemand,
+}
+
+/// UDP encapsulation of ESP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encap {
+    /// When a NAT is detected.
+    Auto,
+    /// Always: we pretend to be behind a NAT (RFC 7296 §2.23 lets either side encapsulate).
+    Force,
+}
+
+/// Retransmission of requests (RFC 7296 §2.4).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Retransmit {
+    /// Wait before the first repetition.
+    pub initial: Duration,
+    /// Each wait is this much longer than the one before, ± 10 % jitter.
+    pub factor: f64,
+    /// Longest wait.
+    pub max: Duration,
+    /// How often a request is sent in all before the peer counts as dead.
+    pub tries: u32,
+}
+
+impl Default for Retransmit {
+    /// 0.5, 0.9, 1.6, 2.9, 5.2, 9.4, 16 s: a dead peer is noticed after about 37 s.
+    fn default() -> Self {
+        Self { initial: Duration::from_millis(500), factor: 1.8, max: Duration::from_secs(16), tries: 7 }
+    }
+}
+
+/// One child of a tunnel.
+#[derive(Clone, Debug)]
+pub struct ChildPolicy {
+    /// Our side, never empty.
+    pub local: Vec<TrafficSelector>,
+    /// The peer's side, never empty.
+    pub remote: Vec<TrafficSelector>,
+    /// Acceptable algorithms, preferred first.
+    pub proposals: Vec<EspProposal>,
+    /// Time after which a pair of SAs must be gone; rekeyed before.
+    pub lifetime: Duration,
+    /// Octets after which a pair must be gone; 0 = no limit. Rekeyed at nine tenths.
+    pub bytes: u64,
+    /// Anti-replay window in packets; 0 = off.
+    pub replay_window: u32,
+    /// Mark of the packets.
+    pub mark: Option<Mark>,
+}
+
+/// One tunnel, resolved.
+#[derive(Debug)]
+pub struct TunnelPolicy {
+    /// Which.
+    pub id: TunnelId,
+    /// Its name in the configuration.
+    pub name: String,
+    /// Our outer addresses; we initiate from the first one of the peer's family.
+    pub local: Vec<IpAddr>,
+    /// The peer's outer addresses; empty while its name does not resolve.
+    pub remote: Vec<IpAddr>,
+    /// Who we are.
+    pub local_id: Identity,
+    /// Who the peer must be.
+    pub remote_id: Identity,
+    /// The shared key.
+    pub psk: SecretBytes,
+    /// How it comes up.
+    pub start: Start,
+    /// Acceptable IKE algorithms, preferred first.
+    pub proposals: Vec<IkeProposal>,
+    /// Time after which an IKE SA must be gone; rekeyed before.
+    pub lifetime: Duration,
+    /// Silence after which we ask whether the peer lives; `None` = never.
+    pub dpd: Option<Duration>,
+    /// UDP encapsulation.
+    pub encap: Encap,
+    /// Whether IKE fragmentation is offered (RFC 7383).
+    pub fragmentation: bool,
+    /// Retransmission.
+    pub retransmit: Retransmit,
+    /// Children, in the order of [`cygnet_model::ChildId::index`].
+    pub children: Vec<ChildPolicy>,
+}
+
+impl TunnelPolicy {
+    /// Addresses to initiate with.
+    pub(crate) fn addresses(&self) -> Option<(IpAddr, IpAddr)> {
+        self.remote.iter().find_map(|r| {
+            let l = self.local.iter().find(|l| l.is_ipv4() == r.is_ipv4())?;
+            Some((*l, *r))
+        })
+    }
+}
+
+/// Every tunnel, by number.
+pub(crate) type Policies = std::collections::BTreeMap<TunnelId, Arc<TunnelPolicy>>;
+
+/// The tunnels that a stranger from `remote` at our address `local` could belong to.
+pub(crate) fn candidates<'a>(
+    policies: &'a Policies,
+    local: IpAddr,
+    remote: IpAddr,
+) -> impl Iterator<Item = &'a Arc<TunnelPolicy>> {
+    policies.values().filter(move |p| p.local.contains(&local) && p.remote.contains(&remote))
+}
+
+fn transforms(kind: TransformType, ids: impl IntoIterator<Item = u16>) -> impl Iterator<Item = Transform> {
+    ids.into_iter().map(move |id| Transform::plain(kind, id))
+}
+
+fn encr_transforms(encrs: &[Encr]) -> impl Iterator<Item = Transform> {
+    encrs.iter().map(|e| Transform {
+        key_bits: e.info().key_bits,
+        ..Transform::plain(TransformType::ENCR, e.info().transform)
+    })
+}
+
+/// Our IKE proposals as they go on the wire; `spi` is empty in IKE_SA_INIT.
+pub(crate) fn offer_ike(proposals: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
+    number(proposals.iter().map(|p| {
+        let t = encr_transforms(&p.encrs)
+            .chain(transforms(TransformType::INTEG, p.integs.iter().map(|i| i.transform())))
+            .chain(transforms(TransformType::PRF, p.prfs.iter().map(|x| x.transform())))
+            .chain(transforms(TransformType::KE, p.groups.iter().map(|g| g.transform())));
+        (Protocol::IKE, spi.to_vec(), t.collect())
+    }))
+}
+
+/// Our ESP proposals as they go on the wire. In IKE_AUTH there is no key exchange to propose (RFC 7296 §1.2).
+pub(crate) fn offer_esp(proposals: &[EspProposal], spi: [u8; 4], with_ke: bool) -> Vec<Proposal> {
+    number(proposals.iter().map(|p| {
+        let groups = if with_ke { p.groups.as_slice() } else { &[] };
+        let t = encr_transforms(&p.encrs)
+            .chain(transforms(TransformType::INTEG, p.integs.iter().map(|i| i.transform())))
+            .chain(transforms(TransformType::KE, groups.iter().map(|g| g.transform())))
+            .chain(transforms(TransformType::ESN, p.esn.iter().map(|e| u16::from(*e))));
+        (Protocol::ESP, spi.to_vec(), t.collect())
+    }))
+}
+
+fn number(parts: impl Iterator<Item = (Protocol, Vec<u8>, Vec<Transform>)>) -> Vec<Proposal> {
+    parts
+        .zip(1u8..=u8::MAX)
+        .map(|((protocol, spi, transforms), number)| Proposal { number, protocol, spi, transforms })
+        .collect()
+}
+
+/// A proposal's transforms sorted by kind, with those left out that we do not know. `None` if it has a kind that we do
+/// not know, which makes the whole proposal unusable (RFC 7296 §3.3.6).
+struct Sorted {
+    encr: Vec<Encr>,
+    prf: Vec<Prf>,
+    integ: Vec<Option<Integ>>,
+    ke: Vec<Option<Group>>,
+    esn: Vec<bool>,
+}
+
+fn sort(p: &Proposal) -> Option<Sorted> {
+    let mut s = Sorted { encr: vec![], prf: vec![], integ: vec![], ke: vec![], esn: vec![] };
+    for t in p.transforms.iter() {
+        let known = !t.unknown_attribute && (t.key_bits.is_none() || t.kind == TransformType::ENCR);
+        match t.kind {
+            TransformType::ENCR => s.encr.extend(Encr::from_transform(t.id, t.key_bits).filter(|_| known)),
+            TransformType::PRF => s.prf.extend(Prf::from_transform(t.id).filter(|_| known)),
+            TransformType::INTEG if t.id == 0 && known => s.integ.push(None),
+            TransformType::INTEG => s.integ.extend(Integ::from_transform(t.id).filter(|_| known).map(Some)),
+            TransformType::KE if t.id == 0 && known => s.ke.push(None),
+            TransformType::KE => s.ke.extend(Group::from_transform(t.id).filter(|_| known).map(Some)),
+            TransformType::ESN if t.id <= 1 && known => s.esn.push(t.id == 1),
+            TransformType::ESN => {}
+            _ => return None,
+        }
+    }
+    // No integrity transform at all means none; a kind whose every member we do not know means no match.
+    if s.integ.is_empty() && !p.transforms.iter().any(|t| t.kind == TransformType::INTEG) {
+        s.integ.push(None);
+    }
+    if s.ke.is_empty() && !p.transforms.iter().any(|t| t.kind == TransformType::KE) {
+        s.ke.push(None);
+    }
+    Some(s)
+}
+
+/// The first of ours that is among theirs.
+fn pick<T: PartialEq + Copy>(ours: &[T], theirs: &[T]) -> Option<T> {
+    ours.iter().copied().find(|o| theirs.contains(o))
+}
+
+fn pick_integ(ours: &[Integ], theirs: &[Option<Integ>]) -> Option<Option<Integ>> {
+    if ours.is_empty() {
+        theirs.contains(&None).then_some(None)
+    } else {
+        ours.iter().copied().find(|o| theirs.contains(&Some(*o))).map(Some)
+    }
+}
+
+/// Chooses an IKE suite from a peer's offer: our order of proposals first; within one, the group of the peer's KE
+/// payload if we allow it, which saves a round trip. Returns the suite and the chosen proposal's number and SPI.
+pub(crate) fn choose_ike(
+    ours: &[IkeProposal],
+    offered: &[Proposal],
+    spi_len: usize,
+    ke_group: u16,
+) -> Option<(IkeSuite, u8, Vec<u8>)> {
+    for own in ours {
+        for p in offered.iter().filter(|p| p.protocol == Protocol::IKE && p.spi.len() == spi_len) {
+            let Some(s) = sort(p) else { continue };
+            let groups: Vec<Group> = s.ke.iter().copied().flatten().collect();
+            let preferred = Group::from_transform(ke_group)
+                .filter(|g| own.groups.contains(g) && groups.contains(g))
+                .or_else(|| pick(&own.groups, &groups));
+            let suite = (|| {
+                Some(IkeSuite {
+                    encr: pick(&own.encrs, &s.encr)?,
+                    integ: pick_integ(&own.integs, &s.integ)?,
+                    prf: pick(&own.prfs, &s.prf)?,
+                    group: preferred?,
+                })
+            })();
+            if let Some(suite) = suite {
+                return Some((suite, p.number, p.spi.clone()));
+            }
+        }
+    }
+    None
+}
+
+/// Chooses an ESP suite from a peer's offer. `ke_group` is the group of its KE payload, `None` without one; in IKE_AUTH
+/// (`with_ke` false) key exchange is not looked at. Where we demand PFS an offer without it does not match.
+pub(crate) fn choose_esp(
+    ours: &[EspProposal],
+    offered: &[Proposal],
+    with_ke: bool,
+    ke_group: Option<u16>,
+) -> Option<(EspSuite, u8, [u8; 4])> {
+    for own in ours {
+        for p in offered.iter().filter(|p| p.protocol == Protocol::ESP) {
+            let Ok(spi) = <[u8; 4]>::try_from(p.spi.as_slice()) else { continue };
+            let Some(s) = sort(p) else { continue };
+            let suite = (|| {
+                let group = if !with_ke {
+                    None
+                } else if own.groups.is_empty() {
+                    s.ke.contains(&None).then_some(None)?
+                } else {
+                    let theirs: Vec<Group> = s.ke.iter().copied().flatten().collect();
+                    let sent = ke_group
+                        .and_then(Group::from_transform)
+                        .filter(|g| own.groups.contains(g) && theirs.contains(g));
+                    Some(sent.or_else(|| pick(&own.groups, &theirs))?)
+                };
+                Some(EspSuite {
+                    encr: pick(&own.encrs, &s.encr)?,
+                    integ: pick_integ(&own.integs, &s.integ)?,
+                    group,
+                    esn: pick(&own.esn, &s.esn)?,
+                })
+            })();
+            if let Some(suite) = suite {
+                return Some((suite, p.number, spi));
+            }
+        }
+    }
+    None
+}
+
+/// The answer to an offer: one proposal with one transform of each kind.
+pub(crate) fn answer_ike(suite: IkeSuite, number: u8, spi: &[u8]) -> Vec<Proposal> {
+    let p = IkeProposal {
+        encrs: vec![suite.encr],
+        integs: suite.integ.into_iter().collect(),
+        prfs: vec![suite.prf],
+        groups: vec![suite.group],
+    };
+    let mut out = offer_ike(&[p], spi);
+    out.iter_mut().for_each(|p| p.number = number);
+    out
+}
+
+/// The same for ESP.
+pub(crate) fn answer_esp(suite: EspSuite, number: u8, spi: [u8; 4]) -> Vec<Proposal> {
+    let p = EspProposal {
+        encrs: vec![suite.encr],
+        integs: suite.integ.into_iter().collect(),
+        groups: suite.group.into_iter().collect(),
+        esn: vec![suite.esn],
+    };
+    let mut out = offer_esp(&[p], spi, true);
+    out.iter_mut().for_each(|p| p.number = number);
+    out
+}
+
+/// Reads a responder's answer: exactly one proposal with at most one transform of each kind, made of what we offered.
+pub(crate) fn accept_ike(
+    ours: &[IkeProposal],
+    answer: &[Proposal],
+    spi_len: usize,
+) -> Option<(IkeSuite, Vec<u8>)> {
+    let [p] = answer else { return None };
+    single(p)?;
+    let group = p.transforms.iter().find(|t| t.kind == TransformType::KE)?.id;
+    let (suite, _, spi) = choose_ike(ours, answer, spi_len, group)?;
+    Some((suite, spi))
+}
+
+/// The same for ESP.
+pub(crate) fn accept_esp(
+    ours: &[EspProposal],
+    answer: &[Proposal],
+    with_ke: bool,
+    ke_group: Option<u16>,
+) -> Option<(EspSuite, [u8; 4])> {
+    let [p] = answer else { return None };
+    single(p)?;
+    let (suite, _, spi) = choose_esp(ours, answer, with_ke, ke_group)?;
+    Some((suite, spi))
+}
+
+/// A chosen proposal has one transform of each kind.
+fn single(p: &Proposal) -> Option<()> {
+    let mut kinds: Vec<_> = p.transforms.iter().map(|t| t.kind).collect();
+    kinds.sort_unstable();
+    kinds.windows(2).all(|w| w.first() != w.last()).then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ike(text: &str) -> Vec<IkeProposal> {
+        text.split(',').map(|t| t.parse().unwrap()).collect()
+    }
+
+    fn esp(text: &str) -> Vec<EspProposal> {
+        text.split(',').map(|t| t.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_peers_key_exchange_is_taken_if_allowed() {
+        let ours = ike("aes256gcm16-prfsha384-x25519-ecp384");
+        let theirs = offer_ike(&ike("aes256gcm16-prfsha384-ecp384-x25519"), &[]);
+        assert_eq!(choose_ike(&ours, &theirs, 0, 20).unwrap().0.group, Group::Ecp384);
+        assert_eq!(choose_ike(&ours, &theirs, 0, 14).unwrap().0.group, Group::X25519);
+    }
+
+    #[test]
+    fn t12_a_strange_proposal_is_skipped_and_a_good_one_taken() {
+        let ours = ike("aes256-sha256-modp2048");
+        let good = offer_ike(&ours, &[]).remove(0);
+        let broken: [fn(&mut Proposal); 7] = [
+            |p| p.transforms.clear(),
+            |p| p.transforms.retain(|t| t.kind != TransformType::KE),
+            |p| p.transforms.iter_mut().for_each(|t| t.key_bits = None),
+            |p| p.transforms.iter_mut().for_each(|t| t.key_bits = Some(129)),
+            |p| p.transforms.push(Transform::plain(TransformType(99), 1)),
+            |p| p.transforms.iter_mut().for_each(|t| t.unknown_attribute = true),
+            |p| p.spi = vec![1, 2, 3],
+        ];
+        for (n, bend) in broken.into_iter().enumerate() {
+            let mut bad = good.clone();
+            bend(&mut bad);
+            assert!(choose_ike(&ours, &[bad.clone()], 0, 14).is_none(), "case {n}");
+            let mut second = good.clone();
+            second.number = 2;
+            assert_eq!(choose_ike(&ours, &[bad, second], 0, 14).unwrap().1, 2, "case {n}");
+        }
+    }
+
+    #[test]
+    fn t65_pfs_is_not_negotiated_away() {
+        let ours = esp("aes256gcm16-x25519");
+        let without = offer_esp(&esp("aes256gcm16"), [0, 0, 1, 1], true);
+        assert!(choose_esp(&ours, &without, true, None).is_none());
+        assert!(choose_esp(&ours, &without, false, None).is_some());
+        let with = offer_esp(&ours, [0, 0, 1, 1], true);
+        assert!(choose_esp(&esp("aes256gcm16"), &with, true, Some(31)).is_none());
+    }
+
+    #[test]
+    fn an_answer_must_be_one_of_ours_and_single() {
+        let ours = ike("aes256gcm16-aes128gcm16-prfsha384-x25519");
+        let suite = |p: &[Proposal]| accept_ike(&ours, p, 0).map(|s| s.0);
+        let offered = offer_ike(&ours, &[]);
+        assert!(suite(&offered).is_none(), "two ciphers are not an answer");
+        let (chosen, number, _) = choose_ike(&ours, &offered, 0, 31).unwrap();
+        assert_eq!(suite(&answer_ike(chosen, number, &[])), Some(chosen));
+        assert!(suite(&answer_ike(IkeSuite { group: Group::Modp2048, ..chosen }, 1, &[])).is_none());
+        assert!(suite(&[]).is_none());
+    }
+}

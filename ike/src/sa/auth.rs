@@ -1,0 +1,552 @@
+//! The IKE_AUTH exchange (RFC 7296 §1.2, §2.15) in both roles, with pre-shared keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cygnet_model::suite::{IkeSuite, Prf};
+use cygnet_model::{SecretBytes, Spi, Timestamp};
+
+use super::child::{self, NewPair};
+use super::message::{Channel, Opened, asks_again};
+use super::natt::Nat;
+use super::window::{Outgoing, Retried, Window};
+use super::{Closed, Core, Ctx, Effect, InitAnswered, Live, State};
+use crate::crypto::keymat::{ChildKeys, IkeKeys, SkeySeed};
+use crate::crypto::prf::prf;
+use crate::error::{DropReason, FailureReason};
+use crate::io::{Action, Ending, Event, Flow, Role};
+use crate::policy::{self, TunnelPolicy};
+use crate::wire::{
+    Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
+};
+
+/// How long a refusal is kept for repetitions of the request.
+const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
+
+/// `prf(prf(PSK, "Key Pad for IKEv2"), <SignedOctets>)` where SignedOctets are the signer's first message, the other
+/// side's nonce and `prf(SK_p, identity)` (RFC 7296 §2.15).
+fn psk_auth(
+    alg: Prf,
+    psk: &SecretBytes,
+    message: &[u8],
+    nonce: &[u8],
+    sk_p: &SecretBytes,
+    id: &Identity,
+) -> SecretBytes {
+    let padded = prf(alg, psk.expose(), &[b"Key Pad for IKEv2"]);
+    let maced_id = prf(alg, sk_p.expose(), &[&id.body()]);
+    prf(alg, padded.expose(), &[message, nonce, maced_id.expose()])
+}
+
+/// Proof that the peer's AUTH was verified. Only this module makes one, and established SAs demand it.
+pub(crate) struct PeerAuthenticated(());
+
+/// Verifies a peer's AUTH payload in constant time. A method other than PSK is a failure (RFC 7296 §2.15).
+fn verify(auth: &Auth, expected: &SecretBytes) -> Option<PeerAuthenticated> {
+    (auth.method == AuthMethod::SHARED_KEY_MIC && expected.ct_eq(&auth.data)).then_some(PeerAuthenticated(()))
+}
+
+/// What the initiator knows after IKE_SA_INIT.
+pub(crate) struct InitDone {
+    pub policy: Arc<TunnelPolicy>,
+    pub suite: IkeSuite,
+    pub shared: SecretBytes,
+    pub nonce_i: Vec<u8>,
+    pub nonce_r: Vec<u8>,
+    pub spi_r: u64,
+    pub request: Vec<u8>,
+    pub response: Vec<u8>,
+    pub nat: Nat,
+    pub fragmentation: bool,
+}
+
+/// The initiator's state until the answer to IKE_AUTH.
+pub(crate) struct AuthSent {
+    pub policy: Arc<TunnelPolicy>,
+    suite: IkeSuite,
+    keys: IkeKeys,
+    channel: Channel,
+    nonce_i: Vec<u8>,
+    nonce_r: Vec<u8>,
+    /// The responder's IKE_SA_INIT message, which its AUTH covers.
+    response: Vec<u8>,
+    nat: Nat,
+    /// Inbound SPI of the first child.
+    inbound: Spi,
+    pub out: Outgoing,
+}
+
+/// The keys of an IKE SA that is not authenticated yet.
+pub(crate) struct Derived {
+    pub keys: IkeKeys,
+    pub channel: Channel,
+}
+
+fn derive(
+    suite: IkeSuite,
+    shared: &SecretBytes,
+    nonces: (&[u8], &[u8]),
+    spis: (u64, u64),
+    role: Role,
+    fragmentation: bool,
+) -> Option<Derived> {
+    let seed = SkeySeed::initial(suite.prf, nonces.0, nonces.1, shared);
+    let keys = IkeKeys::derive(suite, &seed, nonces.0, nonces.1, spis.0.to_be_bytes(), spis.1.to_be_bytes());
+    let mut channel = Channel::new(suite, &keys, spis.0, spis.1, role)?;
+    channel.fragmentation = fragmentation;
+    Some(Derived { keys, channel })
+}
+
+impl AuthSent {
+    // I -> R  IKE_AUTH { IDi, IDr, AUTH, SAi2, TSi, TSr, N(INITIAL_CONTACT) }
+    pub fn start(core: &mut Core, ctx: &mut Ctx<'_>, done: InitDone) -> State {
+        let spis = (core.spi.value(), done.spi_r);
+        let nonces = (&*done.nonce_i, &*done.nonce_r);
+        let derived = derive(done.suite, &done.shared, nonces, spis, Role::Initiator, done.fragmentation);
+        let Some(Derived { keys, mut channel }) = derived else { return internal(done.policy) };
+        let policy = done.policy;
+        let inbound = ctx.spis.new_esp(ctx.random);
+        let auth = psk_auth(
+            done.suite.prf,
+            &policy.psk,
+            &done.request,
+            &done.nonce_r,
+            &keys.sk_pi,
+            &policy.local_id,
+        );
+        let mut notifies = Vec::new();
+        if ctx.established.get(&policy.id).copied().unwrap_or(0) == 0 {
+            notifies.push(Notify::new(NotifyType::INITIAL_CONTACT, vec![]));
+        }
+        let first = policy.children.first();
+        let payloads = Payloads {
+            idi: Some(policy.local_id.clone()),
+            idr: Some(policy.remote_id.clone()),
+            auth: Some(Auth { method: AuthMethod::SHARED_KEY_MIC, data: auth.expose().to_vec() }),
+            sa: first.map(|c| policy::offer_esp(&c.proposals, inbound.to_be_bytes(), false)),
+            tsi: first.map(|c| c.local.clone()),
+            tsr: first.map(|c| c.remote.clone()),
+            notifies,
+            ..Payloads::default()
+        };
+        let Some(datagrams) = channel.seal(Exchange::IKE_AUTH, 1, false, &payloads, ctx.random) else {
+            return internal(policy);
+        };
+        let out = Outgoing::send(ctx, &policy, core.flow, datagrams);
+        State::AuthSent(Box::new(Self {
+            policy,
+            suite: done.suite,
+            keys,
+            channel,
+            nonce_i: done.nonce_i,
+            nonce_r: done.nonce_r,
+            response: done.response,
+            nat: done.nat,
+            inbound,
+            out,
+        }))
+    }
+
+    /// Gives back the SPI that was reserved.
+    pub fn release(&self, ctx: &mut Ctx<'_>) {
+        ctx.spis.esp.remove(&self.inbound);
+    }
+
+    pub fn on_tick(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>) -> State {
+        let policy = self.policy.clone();
+        match self.out.on_tick(ctx, &policy, core.flow) {
+            Retried::Waiting => State::AuthSent(self),
+            Retried::GaveUp => {
+                let detail = format!("{} does not answer IKE_AUTH", core.flow.remote);
+                self.fail(ctx, FailureReason::PeerUnreachable, detail)
+            }
+        }
+    }
+
+    fn fail(self: Box<Self>, ctx: &mut Ctx<'_>, reason: FailureReason, detail: String) -> State {
+        self.release(ctx);
+        let ending = Ending::Failed(reason);
+        State::Closed(Closed { policy: Some(self.policy), ending, detail, was_up: false })
+    }
+
+    // R -> I  IKE_AUTH { IDr, AUTH, SAr2, TSi, TSr } or { IDr, AUTH, N(error) } or { N(error) }
+    pub fn on_response(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+    ) -> State {
+        if header.message_id != 1 {
+            return super::drop_in(State::AuthSent(self), ctx, DropReason::UnexpectedResponse, core.flow);
+        }
+        let payloads = match self.channel.open(header, datagram) {
+            Ok(Opened::Message(Ok(payloads))) => payloads,
+            Ok(Opened::Partial) => return State::AuthSent(self),
+            Ok(Opened::Message(Err(e))) => {
+                let detail = format!("the answer of {} to IKE_AUTH is a {e}", core.flow.remote);
+                return self.refuse(
+                    core,
+                    ctx,
+                    FailureReason::InvalidSyntax,
+                    detail,
+                    NotifyType::INVALID_SYNTAX,
+                );
+            }
+            Err(reason) => return super::drop_in(State::AuthSent(self), ctx, reason, core.flow),
+        };
+        self.out.answered(ctx, &self.policy);
+        let peer = core.flow.remote;
+        let (Some(idr), Some(auth)) = (&payloads.idr, &payloads.auth) else {
+            let (reason, what) = match payloads.error() {
+                Some(n) => (FailureReason::of_notify(n.kind), n.kind.to_string()),
+                None => (FailureReason::InvalidSyntax, "neither identity nor error".to_owned()),
+            };
+            return self.fail(ctx, reason, format!("{peer} answers IKE_AUTH with {what}"));
+        };
+        if *idr != self.policy.remote_id {
+            let detail = format!("{peer} identifies as {idr}, configured is {}", self.policy.remote_id);
+            let notify = NotifyType::AUTHENTICATION_FAILED;
+            return self.refuse(core, ctx, FailureReason::UnknownIdentity, detail, notify);
+        }
+        let keys = &self.keys;
+        let expected =
+            psk_auth(self.suite.prf, &self.policy.psk, &self.response, &self.nonce_i, &keys.sk_pr, idr);
+        let Some(proof) = verify(auth, &expected) else {
+            let detail = format!("{peer} does not prove to be {idr}: its AUTH payload is wrong");
+            let notify = NotifyType::AUTHENTICATION_FAILED;
+            return self.refuse(core, ctx, FailureReason::AuthenticationFailed, detail, notify);
+        };
+        self.establish(core, ctx, payloads, proof)
+    }
+
+    /// Tells the peer why its answer is not accepted, in an exchange of its own without waiting for the end of it
+    /// (RFC 7296 §2.21.2), and closes.
+    fn refuse(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        reason: FailureReason,
+        detail: String,
+        notify: NotifyType,
+    ) -> State {
+        let payloads = Payloads { notifies: vec![Notify::new(notify, vec![])], ..Payloads::default() };
+        let sealed = self.channel.seal(Exchange::INFORMATIONAL, 2, false, &payloads, ctx.random);
+        for bytes in sealed.into_iter().flatten() {
+            ctx.out.push(Action::Send { flow: core.flow, bytes });
+        }
+        self.fail(ctx, reason, detail)
+    }
+
+    fn establish(
+        self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        payloads: Payloads,
+        proof: PeerAuthenticated,
+    ) -> State {
+        let this = *self;
+        let pair = child::accept(&this.policy, 0, this.inbound, &payloads, false, None);
+        let pair = pair.map(|negotiated| {
+            let (prf, sk_d) = (this.suite.prf, &this.keys.sk_d);
+            let keys = ChildKeys::derive(prf, sk_d, None, &this.nonce_i, &this.nonce_r, &negotiated.suite);
+            NewPair { keys, negotiated, role: Role::Initiator }
+        });
+        let sk_d = this.keys.sk_d.duplicate();
+        let window = Window::new(2, 0);
+        let mut live =
+            Live::new(core, ctx, this.policy, this.channel, this.suite, sk_d, this.nat, window, proof);
+        ctx.effects.push(Effect::Established {
+            spi: core.spi,
+            tunnel: live.policy.id,
+            initial_contact: false,
+        });
+        match pair {
+            Ok(pair) => live.install(core, ctx, pair, None),
+            Err(reason) => {
+                ctx.spis.esp.remove(&this.inbound);
+                live.child_failed(core, ctx, 0, reason, "IKE_AUTH", &payloads);
+            }
+        }
+        live.want_other_children();
+        live.pump(core, ctx);
+        State::Established(Box::new(live))
+    }
+}
+
+fn internal(policy: Arc<TunnelPolicy>) -> State {
+    State::Closed(Closed {
+        policy: Some(policy),
+        ending: Ending::Failed(FailureReason::Internal),
+        detail: "the keys of the IKE SA could not be taken into use".to_owned(),
+        was_up: false,
+    })
+}
+
+/// A refused IKE_AUTH: the answer stays for repetitions, and nothing else does.
+pub(crate) struct Refused {
+    answer: Vec<Vec<u8>>,
+    pub until: Timestamp,
+}
+
+impl Refused {
+    pub fn on_datagram(&self, ctx: &mut Ctx<'_>, header: &Header, datagram: &[u8], flow: Flow) {
+        let repeated = header.exchange == Exchange::IKE_AUTH && !header.response && header.message_id == 1;
+        if !repeated || !asks_again(header, datagram) {
+            return ctx.dropped(DropReason::UnexpectedExchange, flow);
+        }
+        for bytes in &self.answer {
+            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+        }
+    }
+
+    pub fn closed(self) -> Closed {
+        // The failure was told when it happened.
+        Closed { policy: None, ending: Ending::Local, detail: String::new(), was_up: false }
+    }
+}
+
+/// Why a responder refuses IKE_AUTH as a whole.
+struct Refusal {
+    notify: Notify,
+    policy: Option<Arc<TunnelPolicy>>,
+    reason: FailureReason,
+    detail: String,
+}
+
+impl InitAnswered {
+    pub fn on_auth_request(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) -> State {
+        if header.message_id != 1 {
+            return super::drop_in(State::InitAnswered(self), ctx, DropReason::MessageId, flow);
+        }
+        if let Some((key, public)) = self.exchange.take() {
+            let Ok(shared) = key.finish(&public) else {
+                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to.
+                return State::Closed(Closed {
+                    policy: None,
+                    ending: Ending::Failed(FailureReason::InvalidSyntax),
+                    detail: format!("the key exchange value of {} is not usable", flow.remote),
+                    was_up: false,
+                });
+            };
+            let spis = (self.spi_i, core.spi.value());
+            let nonces = (&*self.nonce_i, &*self.nonce_r);
+            self.opened = derive(self.suite, &shared, nonces, spis, Role::Responder, self.fragmentation);
+        }
+        let Some(derived) = &mut self.opened else {
+            return super::drop_in(State::InitAnswered(self), ctx, DropReason::Integrity, flow);
+        };
+        let result = match derived.channel.open(header, datagram) {
+            Ok(Opened::Partial) => return State::InitAnswered(self),
+            Ok(Opened::Message(result)) => result,
+            Err(reason) => return super::drop_in(State::InitAnswered(self), ctx, reason, flow),
+        };
+        core.flow = flow;
+        match result.map_err(|e| malformed(&e, flow)).and_then(|p| self.authenticate(ctx, p, flow)) {
+            Ok((policy, payloads, proof)) => self.establish(core, ctx, policy, payloads, proof),
+            Err(refusal) => self.refuse(core, ctx, refusal),
+        }
+    }
+
+    /// Finds the tunnel whose identities fit and whose PSK the peer proves to know.
+    ///
+    /// A peer that names an unknown identity and one that has the wrong key get the same answer, after the same work:
+    /// with no candidate a MAC is computed all the same.
+    fn authenticate(
+        &self,
+        ctx: &Ctx<'_>,
+        payloads: Payloads,
+        flow: Flow,
+    ) -> Result<(Arc<TunnelPolicy>, Payloads, PeerAuthenticated), Refusal> {
+        let refusal = |kind, policy: Option<&Arc<TunnelPolicy>>, reason, detail| Refusal {
+            notify: Notify::new(kind, vec![]),
+            policy: policy.cloned(),
+            reason,
+            detail,
+        };
+        let (Some(idi), Some(auth)) = (&payloads.idi, &payloads.auth) else {
+            let detail = format!("IKE_AUTH of {} lacks identity or AUTH", flow.remote);
+            let kind = if payloads.eap || payloads.idi.is_some() {
+                // Without AUTH the initiator asks for EAP (RFC 7296 §2.16), which we do not speak.
+                NotifyType::AUTHENTICATION_FAILED
+            } else {
+                NotifyType::INVALID_SYNTAX
+            };
+            return Err(refusal(kind, None, FailureReason::InvalidSyntax, detail));
+        };
+        let Some(derived) = &self.opened else {
+            return Err(refusal(
+                NotifyType::AUTHENTICATION_FAILED,
+                None,
+                FailureReason::Internal,
+                "no keys".to_owned(),
+            ));
+        };
+        let by_address: Vec<_> =
+            policy::candidates(ctx.policies, flow.local.ip(), flow.remote.ip()).cloned().collect();
+        let named: Vec<_> = by_address
+            .iter()
+            .filter(|p| p.remote_id == *idi && payloads.idr.as_ref().is_none_or(|r| *r == p.local_id))
+            .cloned()
+            .collect();
+        let expected = |psk: &SecretBytes| {
+            psk_auth(self.suite.prf, psk, &self.request, &self.nonce_r, &derived.keys.sk_pi, idi)
+        };
+        if named.is_empty() {
+            let decoy = SecretBytes::copy_of(&self.nonce_r);
+            let _ = expected(&decoy).ct_eq(&auth.data);
+            let wanted = payloads.idr.as_ref().map_or_else(|| "anybody".to_owned(), ToString::to_string);
+            let detail = format!(
+                "{} identifies as {idi} and wants {wanted}: no tunnel has these identities",
+                flow.remote
+            );
+            let only = by_address.first().filter(|_| by_address.len() == 1);
+            return Err(refusal(
+                NotifyType::AUTHENTICATION_FAILED,
+                only,
+                FailureReason::UnknownIdentity,
+                detail,
+            ));
+        }
+        let mut proven: Vec<(Arc<TunnelPolicy>, PeerAuthenticated)> =
+            named.iter().filter_map(|p| Some((p.clone(), verify(auth, &expected(&p.psk))?))).collect();
+        if proven.is_empty() {
+            let detail = format!("{} does not prove to be {idi}: its AUTH payload is wrong", flow.remote);
+            return Err(refusal(
+                NotifyType::AUTHENTICATION_FAILED,
+                named.first(),
+                FailureReason::AuthenticationFailed,
+                detail,
+            ));
+        }
+        // Several tunnels between the same two identities: the one whose selectors fit.
+        let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false).is_ok();
+        let at = proven.iter().position(|(p, _)| fits(p)).unwrap_or(0);
+        let (policy, proof) = proven.swap_remove(at);
+        // The suite was chosen before the peer was known; hold it against this tunnel's own policy.
+        if !policy.proposals.iter().any(|p| p.allows(&self.suite)) {
+            let detail =
+                format!("{} negotiated {}, which this tunnel does not allow", flow.remote, self.suite);
+            return Err(refusal(
+                NotifyType::NO_PROPOSAL_CHOSEN,
+                Some(&policy),
+                FailureReason::NoProposalChosen,
+                detail,
+            ));
+        }
+        Ok((policy, payloads, proof))
+    }
+
+    fn refuse(mut self: Box<Self>, core: &Core, ctx: &mut Ctx<'_>, refusal: Refusal) -> State {
+        ctx.tell(Event::Failure {
+            tunnel: refusal.policy.map(|p| p.id),
+            peer: core.flow.remote,
+            reason: refusal.reason,
+            detail: refusal.detail,
+            retry_in: None,
+        });
+        let payloads = Payloads { notifies: vec![refusal.notify], ..Payloads::default() };
+        let sealed = self
+            .opened
+            .as_mut()
+            .and_then(|d| d.channel.seal(Exchange::IKE_AUTH, 1, true, &payloads, ctx.random));
+        let answer = sealed.unwrap_or_default();
+        for bytes in &answer {
+            ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
+        }
+        State::Refused(Refused { answer, until: ctx.now.mono + REFUSAL_LIFETIME })
+    }
+
+    // R -> I  IKE_AUTH { IDr, AUTH, SAr2, TSi, TSr } or { IDr, AUTH, N(error) }
+    fn establish(
+        self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        policy: Arc<TunnelPolicy>,
+        payloads: Payloads,
+        proof: PeerAuthenticated,
+    ) -> State {
+        let this = *self;
+        let Some(Derived { keys, mut channel }) = this.opened else { return internal(policy) };
+        // The fragmentation of the tunnel itself counts, now that it is known.
+        channel.fragmentation = this.fragmentation && policy.fragmentation;
+        let auth = psk_auth(
+            this.suite.prf,
+            &policy.psk,
+            &this.response,
+            &this.nonce_i,
+            &keys.sk_pr,
+            &policy.local_id,
+        );
+        let mut answer = Payloads {
+            idr: Some(policy.local_id.clone()),
+            auth: Some(Auth { method: AuthMethod::SHARED_KEY_MIC, data: auth.expose().to_vec() }),
+            ..Payloads::default()
+        };
+        let initial_contact = payloads.notify(NotifyType::INITIAL_CONTACT).is_some();
+        let sk_d = keys.sk_d.duplicate();
+        let nat = this.nat.unwrap_or_default();
+        let window = Window::new(0, 1);
+        let mut live = Live::new(core, ctx, policy, channel, this.suite, sk_d, nat, window, proof);
+        let chosen = child::find(&live.policy, &payloads, false, None, |_| false);
+        match chosen {
+            Ok(found) => {
+                let number = found.number;
+                let negotiated = found.negotiate(ctx);
+                answer.sa =
+                    Some(policy::answer_esp(negotiated.suite, number, negotiated.inbound.to_be_bytes()));
+                answer.tsi = Some(negotiated.remote.clone());
+                answer.tsr = Some(negotiated.local.clone());
+                let keys = ChildKeys::derive(
+                    this.suite.prf,
+                    &live.sk_d,
+                    None,
+                    &this.nonce_i,
+                    &this.nonce_r,
+                    &negotiated.suite,
+                );
+                live.install(core, ctx, NewPair { negotiated, keys, role: Role::Responder }, None);
+            }
+            Err((kind, reason)) => {
+                answer.notifies.push(Notify::new(kind, vec![]));
+                ctx.tell(Event::Failure {
+                    tunnel: Some(live.policy.id),
+                    peer: core.flow.remote,
+                    reason,
+                    detail: child::refusal_detail(reason, core.flow.remote, &payloads),
+                    retry_in: None,
+                });
+            }
+        }
+        let sealed = live.channel.seal(Exchange::IKE_AUTH, 1, true, &answer, ctx.random);
+        live.window.respond(ctx, core.flow, sealed.unwrap_or_default());
+        ctx.effects.push(Effect::Established { spi: core.spi, tunnel: live.policy.id, initial_contact });
+        State::Established(Box::new(live))
+    }
+}
+
+fn malformed(e: &DecodeError, flow: Flow) -> Refusal {
+    Refusal {
+        notify: error_notify(e),
+        policy: None,
+        reason: FailureReason::InvalidSyntax,
+        detail: format!("IKE_AUTH of {} is a {e}", flow.remote),
+    }
+}
+
+/// The notification that answers an authentic but malformed message (RFC 7296 §2.21, §2.5).
+pub(super) fn error_notify(e: &DecodeError) -> Notify {
+    match e.kind {
+        DecodeErrorKind::UnsupportedCritical(kind) => {
+            Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind])
+        }
+        _ => Notify::new(NotifyType::INVALID_SYNTAX, vec![]),
+    }
+}

@@ -1,0 +1,339 @@
+//! Child SAs of an IKE SA: finding the configured child that fits, installing and removing pairs of ESP SAs.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cygnet_model::id::Reqid;
+use cygnet_model::selector::{TrafficSelector, narrow, within};
+use cygnet_model::suite::EspSuite;
+use cygnet_model::tunnel::{Direction, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits};
+use cygnet_model::{ChildId, Spi, Timestamp};
+
+use super::{Core, Ctx, Live};
+use crate::crypto::keymat::ChildKeys;
+use crate::error::FailureReason;
+use crate::io::{Action, Ending, Event, Role};
+use crate::policy::{self, TunnelPolicy};
+use crate::wire::{NotifyType, Payloads};
+
+/// Most selectors of one side of a child that we negotiate.
+const MAX_SELECTORS: usize = 128;
+
+/// How long an old inbound SA still takes packets that were on their way.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+/// Without extended sequence numbers an SA ends at 2³² packets (RFC 4303 §3.3.3); it is rekeyed at three quarters.
+const SEQUENCE_LIMIT: u64 = u32::MAX as u64;
+
+/// Where a pair of SAs stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ChildState {
+    /// Nothing is going on.
+    Active,
+    /// We want new keys for it, or are negotiating them.
+    Rekeying,
+    /// The peer made a newer pair and will delete this one.
+    Replaced,
+    /// We want it deleted, or have asked for it.
+    Deleting,
+}
+
+/// A pair of ESP SAs.
+pub(crate) struct Child {
+    pub id: ChildId,
+    pub inbound: Spi,
+    pub outbound: Spi,
+    pub suite: EspSuite,
+    pub local: Vec<TrafficSelector>,
+    pub remote: Vec<TrafficSelector>,
+    pub state: ChildState,
+    pub rekey_at: Timestamp,
+    pub expire_at: Timestamp,
+    /// The outbound SA, while the peer may not have the inbound half of it yet.
+    pub pending: Option<Box<SaSpec>>,
+    /// The pair that this one replaces, while it is there.
+    pub replaces: Option<Spi>,
+    /// Our own rekey of the same pair is on its way too: nonces will decide.
+    pub contested: bool,
+}
+
+/// A pair as negotiated, without keys.
+pub(crate) struct Negotiated {
+    pub index: u16,
+    pub suite: EspSuite,
+    pub inbound: Spi,
+    pub outbound: Spi,
+    pub local: Vec<TrafficSelector>,
+    pub remote: Vec<TrafficSelector>,
+}
+
+/// A pair with its keys, ready to be installed.
+pub(crate) struct NewPair {
+    pub negotiated: Negotiated,
+    pub keys: ChildKeys,
+    /// Our role in the exchange that made it.
+    pub role: Role,
+}
+
+/// A configured child that fits a peer's offer.
+pub(crate) struct Found {
+    index: u16,
+    suite: EspSuite,
+    /// Number of the chosen proposal.
+    pub number: u8,
+    outbound: Spi,
+    local: Vec<TrafficSelector>,
+    remote: Vec<TrafficSelector>,
+}
+
+impl Found {
+    /// Reserves our SPI.
+    pub fn negotiate(self, ctx: &mut Ctx<'_>) -> Negotiated {
+        let inbound = ctx.spis.new_esp(ctx.random);
+        let Self { index, suite, outbound, local, remote, .. } = self;
+        Negotiated { index, suite, inbound, outbound, local, remote }
+    }
+
+    pub const fn suite(&self) -> EspSuite {
+        self.suite
+    }
+
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+}
+
+/// Finds the child that fits a peer's offer best: one whose selectors match as a whole, then one that has no SAs yet,
+/// then the first. `only` restricts the search to the child being rekeyed.
+pub(crate) fn find(
+    policy: &TunnelPolicy,
+    offer: &Payloads,
+    with_ke: bool,
+    only: Option<u16>,
+    taken: impl Fn(u16) -> bool,
+) -> Result<Found, (NotifyType, FailureReason)> {
+    let (Some(sa), Some(tsi), Some(tsr)) = (&offer.sa, &offer.tsi, &offer.tsr) else {
+        return Err((NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax));
+    };
+    let mut refusal = (NotifyType::TS_UNACCEPTABLE, FailureReason::TsUnacceptable);
+    let mut best: Option<((bool, bool), Found)> = None;
+    for (c, index) in policy.children.iter().zip(0u16..) {
+        if only.is_some_and(|o| o != index) {
+            continue;
+        }
+        let local = narrow(&c.local, tsr, MAX_SELECTORS);
+        let remote = narrow(&c.remote, tsi, MAX_SELECTORS);
+        if local.is_empty() || remote.is_empty() {
+            continue;
+        }
+        let ke = offer.ke.as_ref().map(|k| k.group);
+        let Some((suite, number, spi)) = policy::choose_esp(&c.proposals, sa, with_ke, ke) else {
+            refusal = (NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen);
+            continue;
+        };
+        // The reserved SPIs 0..=255 cannot be sent to (RFC 4303 §2.1).
+        let Some(outbound) = Spi::new(u32::from_be_bytes(spi)) else {
+            refusal = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
+            continue;
+        };
+        let score = (local == c.local && remote == c.remote, !taken(index));
+        if best.as_ref().is_none_or(|(s, _)| score > *s) {
+            best = Some((score, Found { index, suite, number, outbound, local, remote }));
+        }
+    }
+    best.map(|(_, found)| found).ok_or(refusal)
+}
+
+/// Checks a responder's answer to our offer of a child: what it chose must be ours, and its selectors within ours.
+pub(crate) fn accept(
+    policy: &TunnelPolicy,
+    index: u16,
+    inbound: Spi,
+    answer: &Payloads,
+    with_ke: bool,
+    ke_group: Option<u16>,
+) -> Result<Negotiated, FailureReason> {
+    if let Some(n) = answer.error() {
+        return Err(FailureReason::of_notify(n.kind));
+    }
+    let child = policy.children.get(usize::from(index)).ok_or(FailureReason::Internal)?;
+    let (Some(sa), Some(tsi), Some(tsr)) = (&answer.sa, &answer.tsi, &answer.tsr) else {
+        return Err(FailureReason::InvalidSyntax);
+    };
+    let (suite, spi) =
+        policy::accept_esp(&child.proposals, sa, with_ke, ke_group).ok_or(FailureReason::NoProposalChosen)?;
+    let outbound = Spi::new(u32::from_be_bytes(spi)).ok_or(FailureReason::InvalidSyntax)?;
+    let fits = !tsi.is_empty() && !tsr.is_empty() && within(tsi, &child.local) && within(tsr, &child.remote);
+    if !fits {
+        return Err(FailureReason::TsUnacceptable);
+    }
+    Ok(Negotiated { index, suite, inbound, outbound, local: tsi.clone(), remote: tsr.clone() })
+}
+
+/// One line about an offer of a child that nothing fits.
+pub(crate) fn refusal_detail(reason: FailureReason, peer: SocketAddr, offer: &Payloads) -> String {
+    let list = |ts: &Option<Vec<TrafficSelector>>| {
+        let all = ts.as_deref().unwrap_or_default();
+        let mut text = all.iter().take(8).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if all.len() > 8 {
+            text.push_str(", …");
+        }
+        text
+    };
+    match reason {
+        FailureReason::TsUnacceptable => format!(
+            "{peer} offers its networks [{}] to our [{}]: no SPD rule of this tunnel fits",
+            list(&offer.tsi),
+            list(&offer.tsr)
+        ),
+        FailureReason::NoProposalChosen => format!("{peer} offers no ESP proposal that we accept"),
+        _ => format!("{peer} offers a child that lacks a payload"),
+    }
+}
+
+impl Live {
+    /// Installs a pair: the inbound SA first, then the outbound one, unless the peer still has to learn of it (we are
+    /// the responder of a rekey; see [`Live::switch_pending`]).
+    pub fn install(&mut self, core: &Core, ctx: &mut Ctx<'_>, pair: NewPair, replaces: Option<Spi>) {
+        let NewPair { negotiated: n, keys, role } = pair;
+        let id = ChildId { tunnel: self.policy.id, index: n.index };
+        let (Some(c), Some(reqid)) = (self.policy.children.get(usize::from(n.index)), Reqid::of(id)) else {
+            return;
+        };
+        let (in_keys, out_keys) = match role {
+            Role::Initiator => ((keys.encr_r, keys.integ_r), (keys.encr_i, keys.integ_i)),
+            Role::Responder => ((keys.encr_i, keys.integ_i), (keys.encr_r, keys.integ_r)),
+        };
+        let (soft_packets, hard_packets) =
+            if n.suite.esn { (0, 0) } else { (SEQUENCE_LIMIT / 4 * 3, SEQUENCE_LIMIT) };
+        let limits =
+            VolumeLimits { soft_bytes: c.bytes / 10 * 9, hard_bytes: c.bytes, soft_packets, hard_packets };
+        let flow = core.flow;
+        let spec = |direction, spi, (encr_key, integ_key)| SaSpec {
+            id: SaId { child: id, direction, spi },
+            reqid,
+            local: flow.local.ip(),
+            remote: flow.remote.ip(),
+            encap: flow
+                .natt
+                .then_some(UdpEncap { local_port: flow.local.port(), remote_port: flow.remote.port() }),
+            suite: n.suite,
+            encr_key,
+            integ_key,
+            replay_window: c.replay_window,
+            inner_local: n.local.clone(),
+            inner_remote: n.remote.clone(),
+            limits,
+            mark: c.mark,
+        };
+        let inbound = Box::new(spec(Direction::In, n.inbound, in_keys));
+        let outbound = Box::new(spec(Direction::Out, n.outbound, out_keys));
+        let tunnel = TunnelSpec {
+            child: id,
+            reqid,
+            local: n.local.clone(),
+            remote: n.remote.clone(),
+            outer_local: flow.local.ip(),
+            outer_remote: flow.remote.ip(),
+            mark: c.mark,
+        };
+        let old = replaces.and_then(|spi| self.children.iter().find(|c| c.inbound == spi));
+        // A rekey touches keys only: the tunnel stays as it is unless its selectors changed.
+        let same = old.is_some_and(|o| o.local == n.local && o.remote == n.remote);
+        let lifetime = c.lifetime;
+        ctx.out.push(Action::InstallSa(inbound));
+        let mut pending = None;
+        if role == Role::Responder && replaces.is_some() {
+            pending = Some(outbound);
+        } else {
+            ctx.out.push(Action::InstallSa(outbound));
+        }
+        if !same {
+            ctx.out.push(Action::OpenTunnel(tunnel));
+        }
+        if replaces.is_none() {
+            let (inbound, outbound) = (n.inbound, n.outbound);
+            ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite });
+        }
+        let margin = ctx.within(lifetime / 10, lifetime / 5);
+        self.child_failures = 0;
+        self.children.push(Child {
+            id,
+            inbound: n.inbound,
+            outbound: n.outbound,
+            suite: n.suite,
+            local: n.local,
+            remote: n.remote,
+            state: ChildState::Active,
+            rekey_at: ctx.now.mono + lifetime - margin,
+            expire_at: ctx.now.mono + lifetime,
+            pending,
+            replaces,
+            contested: false,
+        });
+    }
+
+    /// Starts to send on pairs whose inbound half the peer is known to have. `forced` names an old pair that the peer
+    /// deletes, which settles a contest too.
+    pub fn switch_pending(&mut self, ctx: &mut Ctx<'_>, forced: Option<Spi>) {
+        for child in &mut self.children {
+            let settled = !child.contested || (forced.is_some() && child.replaces == forced);
+            if settled && let Some(spec) = child.pending.take() {
+                ctx.out.push(Action::InstallSa(spec));
+                child.contested = false;
+            }
+        }
+    }
+
+    /// Takes a pair out. The outbound SA goes at once, the inbound one after packets on their way have arrived.
+    pub fn remove_child(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) -> Option<Child> {
+        let at = self.children.iter().position(|c| c.inbound == inbound)?;
+        let child = self.children.remove(at);
+        if child.pending.is_none() {
+            ctx.out.push(Action::RemoveSa(child.sa(Direction::Out)));
+        }
+        self.lingering.push((ctx.now.mono + LINGER, child.sa(Direction::In)));
+        Some(child)
+    }
+
+    /// Whether a child has a pair that is there to stay.
+    pub fn has_child(&self, index: u16) -> bool {
+        self.children
+            .iter()
+            .any(|c| c.id.index == index && matches!(c.state, ChildState::Active | ChildState::Rekeying))
+    }
+
+    /// Removes everything from the data plane at once, before the IKE SA ends.
+    pub fn teardown(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+        self.queue.clear();
+        self.delayed.clear();
+        for child in std::mem::take(&mut self.children) {
+            if child.pending.is_none() {
+                ctx.out.push(Action::RemoveSa(child.sa(Direction::Out)));
+            }
+            ctx.out.push(Action::RemoveSa(child.sa(Direction::In)));
+            ctx.spis.esp.remove(&child.inbound);
+            if matches!(child.state, ChildState::Active | ChildState::Rekeying) {
+                ctx.tell(Event::ChildDown { child: child.id, inbound: child.inbound, ending });
+            }
+        }
+        for (_, sa) in std::mem::take(&mut self.lingering) {
+            ctx.out.push(Action::RemoveSa(sa));
+            ctx.spis.esp.remove(&sa.spi);
+        }
+        if let Some(o) = self.window.outstanding.take() {
+            o.request.release(ctx);
+        }
+        if let Some(theirs) = self.their_rekey.take() {
+            theirs.release(ctx);
+        }
+    }
+}
+
+impl Child {
+    /// One of the two SAs.
+    pub fn sa(&self, direction: Direction) -> SaId {
+        let spi = if direction == Direction::In { self.inbound } else { self.outbound };
+        SaId { child: self.id, direction, spi }
+    }
+}

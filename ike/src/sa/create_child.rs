@@ -1,0 +1,419 @@
+//! CREATE_CHILD_SA for ESP: new children and new keys for them (RFC 7296 §1.3.1, §1.3.3, §2.8), in both roles.
+
+use std::time::Duration;
+
+use cygnet_model::Spi;
+use cygnet_model::suite::Group;
+
+use super::child::{self, NewPair};
+use super::collide::{self, Asked, Ours, Verdict, Winner};
+use super::live::{Reply, Request};
+use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
+use crate::crypto::kex::PrivateKey;
+use crate::crypto::keymat::ChildKeys;
+use crate::error::FailureReason;
+use crate::io::{Ending, Event, RekeyKind, Role};
+use crate::policy;
+use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
+
+/// Wait before an exchange that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
+pub(super) const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(2500));
+
+/// Our CREATE_CHILD_SA request for a child.
+pub(crate) struct CreatingChild {
+    index: u16,
+    /// Inbound SPI of the pair to replace.
+    rekeys: Option<Spi>,
+    /// Inbound SPI of the new pair.
+    pub inbound: Spi,
+    nonce: Vec<u8>,
+    key: Option<(Group, Box<dyn PrivateKey>)>,
+    /// Whether INVALID_KE_PAYLOAD was answered once already.
+    second_try: bool,
+    /// The peer's rekey of the same pair: its inbound SPI at our end, and both nonces.
+    theirs: Option<(Spi, Vec<u8>, Vec<u8>)>,
+}
+
+impl Live {
+    // -> CREATE_CHILD_SA { SA, Ni, [KEi], TSi, TSr }
+    pub(super) fn begin_create_child(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        index: u16,
+        group: Option<Group>,
+    ) -> Option<(Payloads, Request)> {
+        if self.has_child(index) {
+            return None;
+        }
+        self.begin_child(ctx, index, None, group)
+    }
+
+    // -> CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, [KEi], TSi, TSr }
+    pub(super) fn begin_rekey_child(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        inbound: Spi,
+        group: Option<Group>,
+    ) -> Option<(Payloads, Request)> {
+        // The peer may have replaced or deleted it while the task waited.
+        let child = self.children.iter().find(|c| c.inbound == inbound && c.state == ChildState::Rekeying)?;
+        let index = child.id.index;
+        if child.pending.is_some() {
+            self.defer(ctx, Task::RekeyChild { inbound, group });
+            return None;
+        }
+        let (mut payloads, request) = self.begin_child(ctx, index, Some(inbound), group)?;
+        payloads.notifies.push(Notify {
+            protocol: Protocol::ESP,
+            spi: inbound.to_be_bytes().to_vec(),
+            kind: NotifyType::REKEY_SA,
+            data: vec![],
+        });
+        Some((payloads, request))
+    }
+
+    /// Puts off what concerns a pair that the peer may not know yet: it has not shown that it got our response.
+    pub(super) fn defer(&mut self, ctx: &mut Ctx<'_>, task: Task) {
+        let at = ctx.now.mono + ctx.within(BUSY_RETRY.0, BUSY_RETRY.1);
+        self.enqueue_at(at, task);
+    }
+
+    fn begin_child(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        index: u16,
+        rekeys: Option<Spi>,
+        group: Option<Group>,
+    ) -> Option<(Payloads, Request)> {
+        let c = self.policy.children.get(usize::from(index))?;
+        let preferred = group.or_else(|| c.proposals.first()?.groups.first().copied());
+        let (key, ke) = match preferred {
+            Some(g) => {
+                let (key, public) = ctx.kex.start(g, ctx.random).ok()?;
+                (Some((g, key)), Some(KeyExchange { group: g.transform(), data: public }))
+            }
+            None => (None, None),
+        };
+        let inbound = ctx.spis.new_esp(ctx.random);
+        let nonce = ctx.nonce();
+        let payloads = Payloads {
+            sa: Some(policy::offer_esp(&c.proposals, inbound.to_be_bytes(), true)),
+            ke,
+            nonce: Some(nonce.clone()),
+            tsi: Some(c.local.clone()),
+            tsr: Some(c.remote.clone()),
+            ..Payloads::default()
+        };
+        let second_try = group.is_some();
+        let creating = CreatingChild { index, rekeys, inbound, nonce, key, second_try, theirs: None };
+        Some((payloads, Request::CreateChild(Box::new(creating))))
+    }
+
+    // <- CREATE_CHILD_SA { SA, Nr, [KEr], TSi, TSr } or { N(error) }
+    pub(super) fn on_child_created(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        mut creating: CreatingChild,
+        answer: &Payloads,
+    ) -> Next {
+        let pair = match self.finish_child(&mut creating, answer) {
+            Ok(pair) => pair,
+            Err(reason) => {
+                ctx.spis.esp.remove(&creating.inbound);
+                self.child_refused(core, ctx, &creating, answer, reason);
+                return Next::Stay;
+            }
+        };
+        let nonce_r = answer.nonce.as_deref().unwrap_or_default();
+        let Some(old) = creating.rekeys else {
+            self.install(core, ctx, pair, None);
+            return Next::Stay;
+        };
+        let verdict = creating.theirs.as_ref().map(|(spi, ni, nr)| {
+            (*spi, collide::winner((&creating.nonce, nonce_r), (ni.as_slice(), nr.as_slice())))
+        });
+        match verdict {
+            Some((theirs, Winner::Theirs)) => {
+                // Ours is redundant; who made it closes it (RFC 7296 §2.8.1). It is never taken into use here.
+                self.uncontest(theirs);
+                let child = self.redundant(ctx, pair.negotiated);
+                self.children.push(child);
+                self.queue.push_front(Task::DeleteChild { inbound: creating.inbound });
+                return Next::Stay;
+            }
+            Some((theirs, Winner::Ours)) => {
+                // The peer will delete its own one. We never send on it.
+                if let Some(c) = self.children.iter_mut().find(|c| c.inbound == theirs) {
+                    c.state = ChildState::Replaced;
+                    c.contested = true;
+                }
+            }
+            None => {}
+        }
+        self.install(core, ctx, pair, Some(old));
+        if let Some(c) = self.children.iter_mut().find(|c| c.inbound == old) {
+            c.state = ChildState::Deleting;
+            self.queue.push_front(Task::DeleteChild { inbound: old });
+        }
+        ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
+        Next::Stay
+    }
+
+    /// Checks the answer and derives the keys.
+    fn finish_child(
+        &self,
+        creating: &mut CreatingChild,
+        answer: &Payloads,
+    ) -> Result<NewPair, FailureReason> {
+        let group = creating.key.as_ref().map(|(g, _)| g.transform());
+        let negotiated = child::accept(&self.policy, creating.index, creating.inbound, answer, true, group)?;
+        let nonce = answer.nonce.as_ref().ok_or(FailureReason::InvalidSyntax)?;
+        let shared = match (negotiated.suite.group, creating.key.take()) {
+            (None, _) => None,
+            (Some(chosen), Some((sent, key))) if chosen == sent => {
+                let ke = answer.ke.as_ref().ok_or(FailureReason::InvalidSyntax)?;
+                if ke.group != sent.transform() {
+                    return Err(FailureReason::InvalidKe);
+                }
+                Some(key.finish(&ke.data).map_err(|_| FailureReason::InvalidSyntax)?)
+            }
+            _ => return Err(FailureReason::InvalidKe),
+        };
+        let keys = ChildKeys::derive(
+            self.suite.prf,
+            &self.sk_d,
+            shared.as_ref(),
+            &creating.nonce,
+            nonce,
+            &negotiated.suite,
+        );
+        Ok(NewPair { negotiated, keys, role: Role::Initiator })
+    }
+
+    fn child_refused(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        creating: &CreatingChild,
+        answer: &Payloads,
+        reason: FailureReason,
+    ) {
+        if let Some((theirs, ..)) = &creating.theirs {
+            // The peer's own rekey went through; nothing is lost.
+            self.uncontest(*theirs);
+            return;
+        }
+        if let Some(n) = answer.notify(NotifyType::INVALID_KE_PAYLOAD)
+            && !creating.second_try
+            && let Some(group) = self.wanted_group(creating.index, &n.data)
+        {
+            self.queue.push_front(match creating.rekeys {
+                Some(inbound) => Task::RekeyChild { inbound, group: Some(group) },
+                None => Task::CreateChild { index: creating.index, group: Some(group) },
+            });
+            return;
+        }
+        let Some(old) = creating.rekeys else {
+            self.child_failed(core, ctx, creating.index, reason, "CREATE_CHILD_SA", answer);
+            return;
+        };
+        ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: Some(reason) });
+        if answer.notify(NotifyType::CHILD_SA_NOT_FOUND).is_some() {
+            // The peer has lost the pair: so do we, and make another (RFC 7296 §2.25).
+            if let Some(c) = self.remove_child(ctx, old) {
+                let ending = Ending::Peer;
+                ctx.tell(Event::ChildDown { child: c.id, inbound: c.inbound, ending });
+                self.enqueue(Task::CreateChild { index: c.id.index, group: None });
+            }
+            return;
+        }
+        // Try again while the old pair lasts: soon if the peer was busy, else a few times before the end.
+        let busy = reason == FailureReason::TemporaryFailure;
+        if let Some(c) =
+            self.children.iter_mut().find(|c| c.inbound == old && c.state == ChildState::Rekeying)
+        {
+            let left = c.expire_at.since(ctx.now.mono);
+            let wait = if busy { ctx.within(BUSY_RETRY.0, BUSY_RETRY.1) } else { left / 4 };
+            c.state = ChildState::Active;
+            c.rekey_at = ctx.now.mono + wait.max(BUSY_RETRY.0);
+        }
+        if !busy {
+            let detail =
+                format!("{} refuses new keys for child {}: {reason}", core.flow.remote, creating.index);
+            let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
+            ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
+        }
+    }
+
+    fn wanted_group(&self, index: u16, data: &[u8]) -> Option<Group> {
+        let group = Group::from_transform(u16::from_be_bytes(data.try_into().ok()?))?;
+        let child = self.policy.children.get(usize::from(index))?;
+        child.proposals.iter().any(|p| p.groups.contains(&group)).then_some(group)
+    }
+
+    /// The peer's pair stays; it is used as soon as the peer is known to have it.
+    fn uncontest(&mut self, inbound: Spi) {
+        if let Some(c) = self.children.iter_mut().find(|c| c.inbound == inbound) {
+            c.contested = false;
+        }
+    }
+
+    /// A pair that exists only to be deleted.
+    fn redundant(&self, ctx: &Ctx<'_>, n: child::Negotiated) -> super::Child {
+        super::Child {
+            id: cygnet_model::ChildId { tunnel: self.policy.id, index: n.index },
+            inbound: n.inbound,
+            outbound: n.outbound,
+            suite: n.suite,
+            local: n.local,
+            remote: n.remote,
+            state: ChildState::Deleting,
+            rekey_at: self.expire_at,
+            expire_at: ctx.now.mono + super::live::REKEYED_LIFETIME,
+            pending: None,
+            replaces: None,
+            contested: false,
+        }
+    }
+
+    /// Answers CREATE_CHILD_SA of any kind.
+    pub(super) fn on_create_child(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        phase: Phase,
+        offer: Payloads,
+    ) -> Reply {
+        let busy = || Reply::notify(Notify::new(NotifyType::TEMPORARY_FAILURE, vec![]));
+        if phase != Phase::Established {
+            return busy();
+        }
+        let for_ike = offer.sa.as_ref().and_then(|s| s.first()).is_some_and(|p| p.protocol == Protocol::IKE);
+        if for_ike {
+            return match collide::verdict(Asked::RekeyIke, self.ours(None)) {
+                Verdict::Later => busy(),
+                Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, &offer),
+            };
+        }
+        let Some(n) = offer.notify(NotifyType::REKEY_SA).cloned() else {
+            return match collide::verdict(Asked::CreateChild, self.ours(None)) {
+                Verdict::Later => busy(),
+                Verdict::Proceed | Verdict::ProceedAndCompare => self.answer_child(core, ctx, &offer, None).0,
+            };
+        };
+        // REKEY_SA names the SPI that the peer receives on, which is our outbound one (RFC 7296 §1.3.3).
+        let named = <[u8; 4]>::try_from(n.spi.as_slice()).ok().filter(|_| n.protocol == Protocol::ESP);
+        let old = named.and_then(|spi| {
+            let spi = u32::from_be_bytes(spi);
+            self.children.iter().find(|c| c.outbound.value() == spi)
+        });
+        let Some(old) = old else {
+            if matches!(self.ours(None), Ours::CreateChild | Ours::RekeyOtherChild) {
+                // It may name the very pair that our own request is making: the response is still on its way.
+                return busy();
+            }
+            // Both fields are ours to write, so an odd protocol of the peer is not echoed.
+            let spi = named.map(|s| s.to_vec()).unwrap_or_default();
+            let kind = NotifyType::CHILD_SA_NOT_FOUND;
+            return Reply::notify(Notify { protocol: Protocol::ESP, spi, kind, data: vec![] });
+        };
+        let (old, state) = (old.inbound, old.state);
+        let verdict = match state {
+            ChildState::Deleting | ChildState::Replaced => Verdict::Later,
+            ChildState::Active | ChildState::Rekeying => {
+                collide::verdict(Asked::RekeyChild, self.ours(Some(old)))
+            }
+        };
+        if verdict == Verdict::Later {
+            return busy();
+        }
+        let (reply, made) = self.answer_child(core, ctx, &offer, Some(old));
+        let Some((new, ni, nr)) = made else { return reply };
+        if verdict == Verdict::ProceedAndCompare
+            && let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+        {
+            c.theirs = Some((new, ni, nr));
+            if let Some(child) = self.children.iter_mut().find(|c| c.inbound == new) {
+                child.contested = true;
+            }
+        }
+        if let Some(c) = self.children.iter_mut().find(|c| c.inbound == old) {
+            c.state = ChildState::Replaced;
+        }
+        ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
+        reply
+    }
+
+    /// What we have on its way, seen from a request about the pair `same`.
+    fn ours(&self, same: Option<Spi>) -> Ours {
+        match self.window.outstanding.as_ref().map(|o| &o.request) {
+            None | Some(Request::Liveness) => Ours::Nothing,
+            Some(Request::CreateChild(c)) => match c.rekeys {
+                None => Ours::CreateChild,
+                old if old == same => Ours::RekeySameChild,
+                Some(_) => Ours::RekeyOtherChild,
+            },
+            Some(Request::DeleteChild { inbound }) if Some(*inbound) == same => Ours::DeleteSameChild,
+            Some(Request::DeleteChild { .. }) => Ours::DeleteOtherChild,
+            Some(Request::RekeyIke(_)) => Ours::RekeyIke,
+            Some(Request::DeleteIke) => Ours::DeleteIke,
+        }
+    }
+
+    /// Makes a pair as the peer asks. Returns the new pair's inbound SPI and both nonces, if one was made.
+    #[allow(clippy::type_complexity, reason = "one caller, which keeps the parts for a contest")]
+    fn answer_child(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        offer: &Payloads,
+        rekeys: Option<Spi>,
+    ) -> (Reply, Option<(Spi, Vec<u8>, Vec<u8>)>) {
+        let refuse = |kind, data| (Reply::notify(Notify::new(kind, data)), None);
+        let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.id.index));
+        let found = match child::find(&self.policy, offer, true, only, |i| self.has_child(i)) {
+            Ok(found) => found,
+            Err((kind, reason)) => {
+                let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
+                let detail = child::refusal_detail(reason, peer, offer);
+                ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
+                return refuse(kind, vec![]);
+            }
+        };
+        let Some(ni) = &offer.nonce else { return refuse(NotifyType::INVALID_SYNTAX, vec![]) };
+        let (mut shared, mut ke) = (None, None);
+        if let Some(group) = found.suite().group {
+            let theirs = offer.ke.as_ref().filter(|k| k.group == group.transform());
+            let Some(theirs) = theirs else {
+                return refuse(NotifyType::INVALID_KE_PAYLOAD, group.transform().to_be_bytes().to_vec());
+            };
+            let Ok((key, public)) = ctx.kex.start(group, ctx.random) else {
+                return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+            };
+            match key.finish(&theirs.data) {
+                Ok(s) => shared = Some(s),
+                Err(_) => return refuse(NotifyType::INVALID_SYNTAX, vec![]),
+            }
+            ke = Some(KeyExchange { group: group.transform(), data: public });
+        }
+        let nr = ctx.nonce();
+        let number = found.number;
+        let index = found.index();
+        let negotiated = found.negotiate(ctx);
+        let keys = ChildKeys::derive(self.suite.prf, &self.sk_d, shared.as_ref(), ni, &nr, &negotiated.suite);
+        let inbound = negotiated.inbound;
+        let payloads = Payloads {
+            sa: Some(policy::answer_esp(negotiated.suite, number, inbound.to_be_bytes())),
+            ke,
+            nonce: Some(nr.clone()),
+            tsi: Some(negotiated.remote.clone()),
+            tsr: Some(negotiated.local.clone()),
+            ..Payloads::default()
+        };
+        self.install(core, ctx, NewPair { negotiated, keys, role: Role::Responder }, rekeys);
+        // The peer made what we were about to ask for.
+        self.queue.retain(|t| !matches!(t, Task::CreateChild { index: i, .. } if *i == index));
+        (Reply::with(payloads), Some((inbound, ni.clone(), nr)))
+    }
+}

@@ -1,0 +1,147 @@
+//! INFORMATIONAL exchanges (RFC 7296 §1.4): deletion of children and IKE SAs, errors, and signs of life.
+
+use cygnet_model::Spi;
+use cygnet_model::tunnel::{Direction, SaId};
+
+use super::live::{Reply, Request};
+use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
+use crate::error::FailureReason;
+use crate::io::{Ending, Event};
+use crate::policy::Start;
+use crate::wire::{Delete, NotifyType, Payloads};
+
+/// Wait before a child that the peer deleted is made again.
+const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Live {
+    // -> INFORMATIONAL { D(inbound SPI) }
+    pub(super) fn begin_delete_child(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        inbound: Spi,
+    ) -> Option<(Payloads, Request)> {
+        let child = self.children.iter_mut().find(|c| c.inbound == inbound)?;
+        child.state = ChildState::Deleting;
+        if child.pending.is_some() {
+            self.defer(ctx, Task::DeleteChild { inbound });
+            return None;
+        }
+        let deletes = vec![Delete::Esp(vec![inbound.value()])];
+        Some((Payloads { deletes, ..Payloads::default() }, Request::DeleteChild { inbound }))
+    }
+
+    // -> INFORMATIONAL { D(IKE) }
+    pub(super) fn begin_delete_ike(&mut self, ctx: &mut Ctx<'_>) -> (Payloads, Request) {
+        self.teardown(ctx, Ending::Local);
+        (Payloads { deletes: vec![Delete::Ike], ..Payloads::default() }, Request::DeleteIke)
+    }
+
+    /// The peer has confirmed that a pair is gone.
+    pub(super) fn on_child_deleted(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
+        if let Some(child) = self.remove_child(ctx, inbound)
+            && !self.has_child(child.id.index)
+        {
+            ctx.tell(Event::ChildDown { child: child.id, inbound, ending: Ending::Local });
+        }
+    }
+
+    /// A pair reached the end of its lifetime before it was replaced: it carries nothing any more (RFC 7296 §2.8).
+    pub(super) fn on_child_expired(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
+        let Some(child) = self.children.iter_mut().find(|c| c.inbound == inbound) else { return };
+        if child.state == ChildState::Deleting {
+            // The deletion is on its way; do not wait for the peer any longer.
+            self.on_child_deleted(ctx, inbound);
+            return;
+        }
+        let replaced = child.state == ChildState::Replaced;
+        child.state = ChildState::Deleting;
+        child.expire_at = ctx.now.mono + super::live::REKEYED_LIFETIME;
+        let index = child.id.index;
+        let sa = child.sa(Direction::Out);
+        if child.pending.take().is_none() {
+            ctx.out.push(crate::io::Action::RemoveSa(sa));
+        }
+        self.enqueue(Task::DeleteChild { inbound });
+        if !replaced && !self.has_child(index) {
+            let ending = Ending::Failed(FailureReason::LifetimeExpired);
+            ctx.tell(Event::ChildDown { child: sa.child, inbound, ending });
+            self.enqueue(Task::CreateChild { index, group: None });
+        }
+    }
+
+    /// The data plane reports that an SA has carried as much as it may.
+    pub fn on_volume(&mut self, ctx: &mut Ctx<'_>, sa: SaId, hard: bool) {
+        let named = |c: &&mut super::Child| match sa.direction {
+            Direction::In => c.inbound == sa.spi,
+            Direction::Out => c.outbound == sa.spi,
+        };
+        let Some(child) = self.children.iter_mut().find(named) else { return };
+        let inbound = child.inbound;
+        if hard {
+            self.on_child_expired(ctx, inbound);
+        } else if child.state == ChildState::Active {
+            child.state = ChildState::Rekeying;
+            self.enqueue(Task::RekeyChild { inbound, group: None });
+        }
+    }
+
+    /// Answers an INFORMATIONAL request.
+    pub(super) fn on_informational(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        phase: Phase,
+        request: &Payloads,
+    ) -> Reply {
+        let mut reply = Reply::with(Payloads::default());
+        if request.deletes.contains(&Delete::Ike) {
+            // Everything goes with the IKE SA; the answer is empty (RFC 7296 §1.4.1).
+            let replaced = self.adopt_their_rekey(ctx) || phase != Phase::Established;
+            let ending = if replaced { Ending::Replaced } else { Ending::Peer };
+            reply.next = Next::Close(ending, format!("{} deleted the IKE SA", core.flow.remote));
+            return reply;
+        }
+        if let Some(n) = request.notify(NotifyType::AUTHENTICATION_FAILED) {
+            // The initiator does not accept our AUTH (RFC 7296 §2.21.2).
+            let reason = FailureReason::AuthenticationFailed;
+            let detail = format!("{} refuses our identity or key: {}", core.flow.remote, n.kind);
+            reply.next = Next::Close(Ending::Failed(reason), detail);
+            return reply;
+        }
+        let mut gone = Vec::new();
+        for spi in request.deletes.iter().flat_map(|d| match d {
+            Delete::Esp(spis) => spis.as_slice(),
+            Delete::Ike | Delete::Other => &[],
+        }) {
+            if let Some(inbound) = self.on_delete(ctx, *spi) {
+                gone.push(inbound.value());
+            }
+        }
+        if !gone.is_empty() {
+            reply.payloads.deletes.push(Delete::Esp(gone));
+        }
+        reply
+    }
+
+    /// The peer deletes a pair. Returns our SPI for the answer, unless we are deleting the pair ourselves at this moment
+    /// (RFC 7296 §1.4.1) or do not have it.
+    fn on_delete(&mut self, ctx: &mut Ctx<'_>, outbound: u32) -> Option<Spi> {
+        let child = self.children.iter().find(|c| c.outbound.value() == outbound)?;
+        let (inbound, state, id) = (child.inbound, child.state, child.id);
+        // A pair that replaces this one is now known to be in place at the peer.
+        self.switch_pending(ctx, Some(inbound));
+        let ours_on_its_way = matches!(
+            self.window.outstanding.as_ref().map(|o| &o.request),
+            Some(Request::DeleteChild { inbound: i }) if *i == inbound
+        );
+        self.remove_child(ctx, inbound);
+        if !self.has_child(id.index) && matches!(state, ChildState::Active | ChildState::Rekeying) {
+            ctx.tell(Event::ChildDown { child: id, inbound, ending: Ending::Peer });
+            if self.policy.start == Start::Active {
+                let at = ctx.now.mono + ctx.jitter(RECREATE);
+                self.enqueue_at(at, Task::CreateChild { index: id.index, group: None });
+            }
+        }
+        (!ours_on_its_way).then_some(inbound)
+    }
+}

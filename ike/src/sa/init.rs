@@ -1,0 +1,459 @@
+//! The IKE_SA_INIT exchange (RFC 7296 §1.2, §2.6, §2.7) in both roles.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cygnet_model::Timestamp;
+use cygnet_model::suite::{Group, IkeSuite};
+
+use super::natt::{self, Nat};
+use super::window::{Outgoing, Retried};
+use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
+use crate::crypto::kex::PrivateKey;
+use crate::error::{DropReason, FailureReason};
+use crate::io::{Action, Ending, Event, Flow, Role};
+use crate::policy::{self, Encap, TunnelPolicy};
+use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Writer};
+
+/// Most rounds of COOKIE and INVALID_KE_PAYLOAD before we give up on the peer.
+const MAX_ROUNDS: u8 = 4;
+
+/// How long we wait for a better answer after an error that anybody may have sent (RFC 7296 §2.21.1).
+const HINT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a stranger may take from IKE_SA_INIT to IKE_AUTH.
+const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
+
+/// The initiator's state until the answer to IKE_SA_INIT.
+pub(crate) struct InitSent {
+    pub policy: Arc<TunnelPolicy>,
+    nonce: Vec<u8>,
+    group: Group,
+    key: Box<dyn PrivateKey>,
+    public: Vec<u8>,
+    cookie: Option<Vec<u8>>,
+    rounds: u8,
+    /// The request as it went out last: AUTH covers it.
+    message: Vec<u8>,
+    out: Outgoing,
+    /// The first error notification, and when we believe it.
+    hint: Option<(FailureReason, String, Timestamp)>,
+}
+
+/// The responder's state until IKE_AUTH.
+pub(crate) struct InitAnswered {
+    pub suite: IkeSuite,
+    pub nonce_i: Vec<u8>,
+    pub nonce_r: Vec<u8>,
+    /// Our private key and the peer's public value: the costly step waits until IKE_AUTH is there.
+    pub exchange: Option<(Box<dyn PrivateKey>, Vec<u8>)>,
+    pub opened: Option<super::auth::Derived>,
+    pub request: Vec<u8>,
+    pub response: Vec<u8>,
+    pub nat: Option<Nat>,
+    pub fragmentation: bool,
+    pub spi_i: u64,
+    pub expires: Timestamp,
+}
+
+/// Starts an IKE SA towards a tunnel's peer. `Err` if there is no address or no random source.
+pub(crate) fn initiate(ctx: &mut Ctx<'_>, policy: &Arc<TunnelPolicy>) -> Result<IkeSa, FailureReason> {
+    let (local, remote) = policy.addresses().ok_or(FailureReason::NoPeerAddress)?;
+    let port = ctx.config.ike_port;
+    let flow = Flow { local: (local, port).into(), remote: (remote, port).into(), natt: false };
+    let group = *policy.proposals.first().and_then(|p| p.groups.first()).ok_or(FailureReason::InvalidKe)?;
+    let (key, public) = ctx.kex.start(group, ctx.random).map_err(|_| FailureReason::Internal)?;
+    let spi = ctx.spis.new_ike(ctx.random);
+    let core = Core { spi, role: Role::Initiator, flow, created: ctx.now.mono };
+    let nonce = ctx.nonce();
+    let message = request(policy, &core, group, &public, &nonce, None);
+    let out = Outgoing::send(ctx, policy, flow, vec![message.clone()]);
+    let sent = InitSent {
+        policy: policy.clone(),
+        nonce,
+        group,
+        key,
+        public,
+        cookie: None,
+        rounds: 0,
+        message,
+        out,
+        hint: None,
+    };
+    Ok(IkeSa { core, state: State::InitSent(Box::new(sent)) })
+}
+
+// I -> R  IKE_SA_INIT { [N(COOKIE)], SAi1, KEi, Ni, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
+fn request(
+    policy: &TunnelPolicy,
+    core: &Core,
+    group: Group,
+    public: &[u8],
+    nonce: &[u8],
+    cookie: Option<&[u8]>,
+) -> Vec<u8> {
+    let spi_i = core.spi.value();
+    let mut notifies = Vec::new();
+    notifies.extend(cookie.map(|c| Notify::new(NotifyType::COOKIE, c.to_vec())));
+    notifies.extend(natt::notifies(spi_i, 0, &core.flow, policy.encap));
+    if policy.fragmentation {
+        notifies.push(Notify::new(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, vec![]));
+    }
+    let payloads = Payloads {
+        sa: Some(policy::offer_ike(&policy.proposals, &[])),
+        ke: Some(KeyExchange { group: group.transform(), data: public.to_vec() }),
+        nonce: Some(nonce.to_vec()),
+        notifies,
+        ..Payloads::default()
+    };
+    clear_message(spi_i, 0, true, false, &payloads)
+}
+
+/// An IKE_SA_INIT message.
+fn clear_message(
+    spi_i: u64,
+    spi_r: u64,
+    from_initiator: bool,
+    response: bool,
+    payloads: &Payloads,
+) -> Vec<u8> {
+    let mut w = Writer::message(&Header {
+        spi_i,
+        spi_r,
+        next: PayloadType::NONE,
+        exchange: Exchange::IKE_SA_INIT,
+        from_initiator,
+        response,
+        message_id: 0,
+    });
+    payloads.encode(&mut w);
+    w.finish()
+}
+
+/// A response to IKE_SA_INIT that makes no state: an error or a cookie.
+pub(crate) fn stateless(ctx: &mut Ctx<'_>, header: &Header, flow: Flow, notify: Notify) {
+    let payloads = Payloads { notifies: vec![notify], ..Payloads::default() };
+    let bytes = clear_message(header.spi_i, 0, false, true, &payloads);
+    ctx.out.push(Action::Send { flow, bytes });
+}
+
+impl InitSent {
+    pub fn next_wakeup(&self) -> Timestamp {
+        self.hint.as_ref().map_or(self.out.next, |(_, _, until)| self.out.next.min(*until))
+    }
+
+    pub fn on_tick(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>) -> State {
+        if let Some((reason, detail, until)) = &self.hint
+            && ctx.now.mono >= *until
+        {
+            let (reason, detail) = (*reason, detail.clone());
+            return self.close(reason, detail);
+        }
+        let policy = self.policy.clone();
+        match self.out.on_tick(ctx, &policy, core.flow) {
+            Retried::Waiting => State::InitSent(self),
+            Retried::GaveUp => {
+                let detail = format!("{} does not answer IKE_SA_INIT", core.flow.remote);
+                self.close(FailureReason::PeerUnreachable, detail)
+            }
+        }
+    }
+
+    fn close(self: Box<Self>, reason: FailureReason, detail: String) -> State {
+        let ending = Ending::Failed(reason);
+        State::Closed(Closed { policy: Some(self.policy), ending, detail, was_up: false })
+    }
+
+    // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, … } or { N(COOKIE) } or { N(INVALID_KE_PAYLOAD) } or { N(error) }
+    pub fn on_response(
+        self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) -> State {
+        let chain = datagram.get(crate::wire::HEADER_LEN..).unwrap_or(&[]);
+        let Ok(payloads) = Payloads::decode(header.next, chain) else {
+            return super::drop_in(State::InitSent(self), ctx, DropReason::Malformed, flow);
+        };
+        if header.message_id != 0 {
+            return super::drop_in(State::InitSent(self), ctx, DropReason::MessageId, flow);
+        }
+        if payloads.sa.is_none() {
+            if let Some(cookie) = payloads.notify(NotifyType::COOKIE) {
+                return self.on_cookie(core, ctx, &cookie.data, flow);
+            }
+            if let Some(n) = payloads.notify(NotifyType::INVALID_KE_PAYLOAD) {
+                return self.on_invalid_ke(core, ctx, &n.data, flow);
+            }
+            return self.on_error(ctx, &payloads, flow);
+        }
+        match self.accept(header, &payloads) {
+            Ok((suite, peer_public, nonce_r)) => {
+                let nat = natt::detect(&payloads, header.spi_i, header.spi_r, &core.flow);
+                let fragmentation = self.policy.fragmentation
+                    && payloads.notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED).is_some();
+                self.proceed(
+                    core,
+                    ctx,
+                    header.spi_r,
+                    datagram,
+                    suite,
+                    &peer_public,
+                    nonce_r,
+                    nat,
+                    fragmentation,
+                )
+            }
+            Err((reason, what)) => {
+                let detail = format!("the answer of {} to IKE_SA_INIT {what}", flow.remote);
+                self.take_hint(ctx, reason, detail, flow)
+            }
+        }
+    }
+
+    /// Checks an answer that carries an SA payload.
+    #[allow(clippy::type_complexity, reason = "three parts of one message, used at once by the only caller")]
+    fn accept(
+        &self,
+        header: &Header,
+        payloads: &Payloads,
+    ) -> Result<(IkeSuite, Vec<u8>, Vec<u8>), (FailureReason, &'static str)> {
+        let (Some(sa), Some(ke), Some(nonce)) = (&payloads.sa, &payloads.ke, &payloads.nonce) else {
+            return Err((FailureReason::InvalidSyntax, "lacks a payload"));
+        };
+        if header.spi_r == 0 {
+            return Err((FailureReason::InvalidSyntax, "has no responder SPI"));
+        }
+        let (suite, _) = policy::accept_ike(&self.policy.proposals, sa, 0)
+            .ok_or((FailureReason::NoProposalChosen, "chooses what we did not propose"))?;
+        if suite.group != self.group || ke.group != self.group.transform() {
+            return Err((FailureReason::InvalidKe, "uses another key exchange group than its choice"));
+        }
+        Ok((suite, ke.data.clone(), nonce.clone()))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of the answer")]
+    fn proceed(
+        self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        spi_r: u64,
+        response: &[u8],
+        suite: IkeSuite,
+        peer_public: &[u8],
+        nonce_r: Vec<u8>,
+        nat: Option<Nat>,
+        fragmentation: bool,
+    ) -> State {
+        let this = *self;
+        this.out.answered(ctx, &this.policy);
+        let shared = match this.key.finish(peer_public) {
+            Ok(shared) => shared,
+            Err(e) => {
+                let detail = format!("key exchange with {} failed: {e}", core.flow.remote);
+                let ending = Ending::Failed(FailureReason::InvalidSyntax);
+                return State::Closed(Closed { policy: Some(this.policy), ending, detail, was_up: false });
+            }
+        };
+        let wants_natt = nat.is_some_and(|n| n.local || n.remote || this.policy.encap == Encap::Force);
+        if wants_natt {
+            // Port float (RFC 7296 §2.23): everything after IKE_SA_INIT goes through 4500.
+            core.flow.local.set_port(ctx.config.natt_port);
+            core.flow.remote.set_port(ctx.config.natt_port);
+            core.flow.natt = true;
+        }
+        AuthSent::start(
+            core,
+            ctx,
+            super::auth::InitDone {
+                policy: this.policy,
+                suite,
+                shared,
+                nonce_i: this.nonce,
+                nonce_r,
+                spi_r,
+                request: this.message,
+                response: response.to_vec(),
+                nat: nat.unwrap_or_default(),
+                fragmentation,
+            },
+        )
+    }
+
+    /// RFC 7296 §2.6: the same request again, with the cookie in front and nothing else changed.
+    fn on_cookie(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        cookie: &[u8],
+        flow: Flow,
+    ) -> State {
+        if !(1..=64).contains(&cookie.len()) {
+            return super::drop_in(State::InitSent(self), ctx, DropReason::Malformed, flow);
+        }
+        if self.cookie.as_deref() == Some(cookie) {
+            // A repeated answer to the request before.
+            return super::drop_in(State::InitSent(self), ctx, DropReason::Duplicate, flow);
+        }
+        self.cookie = Some(cookie.to_vec());
+        self.again(core, ctx)
+    }
+
+    /// RFC 7296 §1.2: the responder names the group it wants.
+    fn on_invalid_ke(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        data: &[u8],
+        flow: Flow,
+    ) -> State {
+        let wanted =
+            <[u8; 2]>::try_from(data).ok().and_then(|b| Group::from_transform(u16::from_be_bytes(b)));
+        let offered = |g: &Group| self.policy.proposals.iter().any(|p| p.groups.contains(g));
+        match wanted.filter(offered) {
+            Some(group) if group == self.group => {
+                super::drop_in(State::InitSent(self), ctx, DropReason::Duplicate, flow)
+            }
+            Some(group) => match ctx.kex.start(group, ctx.random) {
+                Ok((key, public)) => {
+                    (self.group, self.key, self.public) = (group, key, public);
+                    self.again(core, ctx)
+                }
+                Err(e) => self.close(FailureReason::Internal, e.to_string()),
+            },
+            None => {
+                let detail = format!("{} wants a key exchange group that we did not offer", flow.remote);
+                self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
+            }
+        }
+    }
+
+    fn again(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>) -> State {
+        self.rounds += 1;
+        if self.rounds > MAX_ROUNDS {
+            let detail = format!("{} wants ever new cookies or groups", core.flow.remote);
+            return self.close(FailureReason::CookieLoop, detail);
+        }
+        self.message =
+            request(&self.policy, core, self.group, &self.public, &self.nonce, self.cookie.as_deref());
+        let policy = self.policy.clone();
+        self.out = Outgoing::send(ctx, &policy, core.flow, vec![self.message.clone()]);
+        State::InitSent(self)
+    }
+
+    fn on_error(self: Box<Self>, ctx: &mut Ctx<'_>, payloads: &Payloads, flow: Flow) -> State {
+        match payloads.error() {
+            Some(n) => {
+                let detail = format!("{} answers IKE_SA_INIT with {}", flow.remote, n.kind);
+                self.take_hint(ctx, FailureReason::of_notify(n.kind), detail, flow)
+            }
+            None => super::drop_in(State::InitSent(self), ctx, DropReason::Malformed, flow),
+        }
+    }
+
+    /// Notes an unauthenticated refusal. Anybody on the path can forge one, so the true answer still wins if it comes
+    /// soon (RFC 7296 §2.21.1).
+    fn take_hint(
+        mut self: Box<Self>,
+        ctx: &mut Ctx<'_>,
+        reason: FailureReason,
+        detail: String,
+        flow: Flow,
+    ) -> State {
+        ctx.dropped(DropReason::UnauthenticatedNotify, flow);
+        let until = ctx.now.mono + HINT_PATIENCE;
+        self.hint.get_or_insert((reason, detail, until));
+        State::InitSent(self)
+    }
+}
+
+/// Answers a stranger's IKE_SA_INIT. `None` if it was refused, with or without a stateless answer.
+pub(crate) fn respond(
+    ctx: &mut Ctx<'_>,
+    header: &Header,
+    datagram: &[u8],
+    payloads: Payloads,
+    flow: Flow,
+) -> Option<IkeSa> {
+    let candidates: Vec<_> =
+        policy::candidates(ctx.policies, flow.local.ip(), flow.remote.ip()).cloned().collect();
+    let (Some(sa), Some(ke), Some(nonce_i)) = (&payloads.sa, payloads.ke, payloads.nonce) else {
+        stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
+        return None;
+    };
+    let chosen =
+        candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0, ke.group)?)));
+    let Some((policy, (suite, number, _))) = chosen else {
+        stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
+        ctx.tell(Event::Failure {
+            tunnel: candidates.first().map(|p| p.id).filter(|_| candidates.len() == 1),
+            peer: flow.remote,
+            reason: FailureReason::NoProposalChosen,
+            detail: format!("{} offers no IKE proposal that we accept", flow.remote),
+            retry_in: None,
+        });
+        return None;
+    };
+    if ke.group != suite.group.transform() {
+        let group = suite.group.transform().to_be_bytes().to_vec();
+        stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_KE_PAYLOAD, group));
+        return None;
+    }
+    if ke.data.len() != suite.group.public_len() {
+        stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
+        return None;
+    }
+    let (key, public) = ctx.kex.start(suite.group, ctx.random).ok()?;
+    let spi = ctx.spis.new_ike(ctx.random);
+    let core = Core { spi, role: Role::Responder, flow, created: ctx.now.mono };
+    let nonce_r = ctx.nonce();
+    let their_nat = Payloads { notifies: payloads.notifies, ..Payloads::default() };
+    let nat = natt::detect(&their_nat, header.spi_i, 0, &flow);
+    let fragmentation = their_nat.notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED).is_some();
+    let fragmentation = fragmentation && policy.fragmentation;
+
+    // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
+    let mut notifies = Vec::new();
+    if nat.is_some() {
+        notifies.extend(natt::notifies(header.spi_i, spi.value(), &flow, policy.encap));
+    }
+    if fragmentation {
+        notifies.push(Notify::new(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, vec![]));
+    }
+    let answer = Payloads {
+        sa: Some(policy::answer_ike(suite, number, &[])),
+        ke: Some(KeyExchange { group: suite.group.transform(), data: public }),
+        nonce: Some(nonce_r.clone()),
+        notifies,
+        ..Payloads::default()
+    };
+    let response = clear_message(header.spi_i, spi.value(), false, true, &answer);
+    ctx.out.push(Action::Send { flow, bytes: response.clone() });
+    let answered = InitAnswered {
+        suite,
+        nonce_i,
+        nonce_r,
+        exchange: Some((key, ke.data)),
+        opened: None,
+        request: datagram.to_vec(),
+        response,
+        nat,
+        fragmentation,
+        spi_i: header.spi_i,
+        expires: ctx.now.mono + HALF_OPEN_LIFETIME,
+    };
+    Some(IkeSa { core, state: State::InitAnswered(Box::new(answered)) })
+}
+
+impl InitAnswered {
+    /// The same IKE_SA_INIT once more: the same answer. Another one under the same SPI is not ours to answer.
+    pub fn on_repeated(&self, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) {
+        if datagram == self.request {
+            ctx.out.push(Action::Send { flow, bytes: self.response.clone() });
+        } else {
+            ctx.dropped(DropReason::Duplicate, flow);
+        }
+    }
+}

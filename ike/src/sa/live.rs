@@ -1,0 +1,536 @@
+//! An established IKE SA: its requests and timers, and the dispatch of what the peer sends.
+//!
+//! Exchanges that we start are [`Task`]s in a queue; with a window of one the next begins when the one before has ended.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cygnet_model::suite::{Group, IkeSuite};
+use cygnet_model::tunnel::{Direction, NewAddresses, SaId};
+use cygnet_model::{SecretBytes, Spi, Timestamp};
+
+use super::auth::{PeerAuthenticated, error_notify};
+use super::create_child::CreatingChild;
+use super::message::{Channel, Opened, asks_again};
+use super::natt::Nat;
+use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
+use super::window::{Outgoing, Outstanding, Place, Retried, Window};
+use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, State};
+use crate::error::{DropReason, FailureReason};
+use crate::io::{Action, Ending, Event, Flow};
+use crate::policy::{Start, TunnelPolicy};
+use crate::wire::{Exchange, Header, Notify, Payloads};
+
+/// A NAT forgets a mapping after as little as 30 s (RFC 3948 §4 proposes 20 s).
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How long a replaced IKE SA waits for its deletion.
+pub(super) const REKEYED_LIFETIME: Duration = Duration::from_secs(90);
+
+/// First and longest wait before a child that failed is tried again.
+const CHILD_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// An exchange that we want to start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Task {
+    /// A new pair for a child; the group answers an INVALID_KE_PAYLOAD.
+    CreateChild { index: u16, group: Option<Group> },
+    /// New keys for a pair, named by its inbound SPI.
+    RekeyChild { inbound: Spi, group: Option<Group> },
+    /// A new IKE SA.
+    RekeyIke { group: Option<Group> },
+    /// The end of a pair.
+    DeleteChild { inbound: Spi },
+    /// The end of this IKE SA.
+    DeleteIke,
+    /// Is the peer there?
+    Liveness,
+}
+
+/// A request on its way, with what its answer needs.
+pub(crate) enum Request {
+    CreateChild(Box<CreatingChild>),
+    RekeyIke(Box<RekeyingIke>),
+    DeleteChild { inbound: Spi },
+    DeleteIke,
+    Liveness,
+}
+
+impl Request {
+    /// Gives back what the request had reserved.
+    pub fn release(self, ctx: &mut Ctx<'_>) {
+        match self {
+            Self::CreateChild(c) => {
+                ctx.spis.esp.remove(&c.inbound);
+            }
+            Self::RekeyIke(r) => {
+                ctx.spis.ike.remove(&r.spi);
+            }
+            Self::DeleteChild { .. } | Self::DeleteIke | Self::Liveness => {}
+        }
+    }
+}
+
+/// What a request of the peer leads to.
+pub(crate) struct Reply {
+    pub payloads: Payloads,
+    /// Actions that come after the response is sent.
+    pub after: Vec<Action>,
+    pub next: Next,
+}
+
+impl Reply {
+    /// An answer that changes nothing.
+    pub fn with(payloads: Payloads) -> Self {
+        Self { payloads, after: Vec::new(), next: Next::Stay }
+    }
+
+    /// An answer that is one notification.
+    pub fn notify(notify: Notify) -> Self {
+        Self::with(Payloads { notifies: vec![notify], ..Payloads::default() })
+    }
+}
+
+/// An established IKE SA.
+pub(crate) struct Live {
+    pub policy: Arc<TunnelPolicy>,
+    pub channel: Channel,
+    pub suite: IkeSuite,
+    pub sk_d: SecretBytes,
+    pub nat: Nat,
+    pub window: Window,
+    pub children: Vec<Child>,
+    /// Inbound SAs of removed pairs, until packets on their way have arrived.
+    pub lingering: Vec<(Timestamp, SaId)>,
+    pub queue: VecDeque<Task>,
+    /// Tasks for later.
+    pub delayed: Vec<(Timestamp, Task)>,
+    /// The peer's rekey of this IKE SA, while our own is on its way.
+    pub their_rekey: Option<Box<RekeyedByPeer>>,
+    pub rekey_at: Timestamp,
+    pub expire_at: Timestamp,
+    /// Last authenticated sign of life of the peer.
+    pub last_in: Timestamp,
+    last_out: Timestamp,
+    pub child_failures: u32,
+    /// When authentication or the rekey that made this SA ended.
+    pub established: Timestamp,
+    pub established_unix: u64,
+}
+
+impl Live {
+    /// An IKE SA without children. The proof shows that the peer was authenticated.
+    #[allow(clippy::too_many_arguments, reason = "what two exchanges negotiated")]
+    pub fn new(
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        policy: Arc<TunnelPolicy>,
+        channel: Channel,
+        suite: IkeSuite,
+        sk_d: SecretBytes,
+        nat: Nat,
+        window: Window,
+        _proof: PeerAuthenticated,
+    ) -> Self {
+        let live = Self::bare(ctx, policy, channel, suite, sk_d, nat, window);
+        ctx.tell(Event::IkeUp {
+            tunnel: live.policy.id,
+            spi: core.spi,
+            role: core.role,
+            suite,
+            flow: core.flow,
+        });
+        live
+    }
+
+    /// The same for a rekeyed IKE SA, which inherits the authentication of the old one (RFC 7296 §2.18).
+    pub fn bare(
+        ctx: &mut Ctx<'_>,
+        policy: Arc<TunnelPolicy>,
+        channel: Channel,
+        suite: IkeSuite,
+        sk_d: SecretBytes,
+        nat: Nat,
+        window: Window,
+    ) -> Self {
+        let now = ctx.now.mono;
+        let lifetime = policy.lifetime;
+        let margin = ctx.within(lifetime / 10, lifetime / 5);
+        Self {
+            policy,
+            channel,
+            suite,
+            sk_d,
+            nat,
+            window,
+            children: Vec::new(),
+            lingering: Vec::new(),
+            queue: VecDeque::new(),
+            delayed: Vec::new(),
+            their_rekey: None,
+            rekey_at: now + lifetime - margin,
+            expire_at: now + lifetime,
+            last_in: now,
+            last_out: now,
+            child_failures: 0,
+            established: now,
+            established_unix: ctx.now.unix,
+        }
+    }
+
+    /// Turns a handler's decision into the next state.
+    pub fn enter(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>, phase: Phase, next: Next) -> State {
+        match (next, phase) {
+            (Next::Close(ending, detail), _) => {
+                self.teardown(ctx, ending);
+                State::Closed(Closed { policy: Some(self.policy), ending, detail, was_up: true })
+            }
+            (Next::Stay, Phase::Established) => {
+                self.pump(core, ctx);
+                State::Established(self)
+            }
+            (Next::Rekeyed, _) | (Next::Stay, Phase::Rekeyed) => {
+                self.pump(core, ctx);
+                State::Rekeyed(self)
+            }
+            (Next::Deleting, _) | (Next::Stay, Phase::Deleting) => {
+                self.pump(core, ctx);
+                State::Deleting(self)
+            }
+        }
+    }
+
+    /// Handles one datagram of this SA.
+    pub fn on_datagram(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        phase: Phase,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) -> Next {
+        if !matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL)
+            && (header.response || self.window.place(header.message_id) != Place::Repeated)
+        {
+            ctx.dropped(DropReason::UnexpectedExchange, flow);
+            return Next::Stay;
+        }
+        if header.response {
+            return self.on_response(core, ctx, header, datagram, flow);
+        }
+        match self.window.place(header.message_id) {
+            Place::Due => self.on_request(core, ctx, phase, header, datagram, flow),
+            Place::Repeated => {
+                if asks_again(header, datagram) && !self.window.repeat(ctx, flow) {
+                    ctx.dropped(DropReason::Duplicate, flow);
+                }
+                Next::Stay
+            }
+            Place::Outside => {
+                ctx.dropped(DropReason::MessageId, flow);
+                Next::Stay
+            }
+        }
+    }
+
+    fn on_request(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        phase: Phase,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) -> Next {
+        let opened = match self.channel.open(header, datagram) {
+            Ok(Opened::Message(result)) => result,
+            Ok(Opened::Partial) => return Next::Stay,
+            Err(reason) => {
+                ctx.dropped(reason, flow);
+                return Next::Stay;
+            }
+        };
+        self.last_in = ctx.now.mono;
+        self.peer_at(core, ctx, flow);
+        // With a window of one, a new request means that the peer has our last response, hence its new inbound SAs.
+        self.switch_pending(ctx, None);
+        let reply = match opened {
+            Err(e) => Reply::notify(error_notify(&e)),
+            Ok(p) if header.exchange == Exchange::CREATE_CHILD_SA => {
+                self.on_create_child(core, ctx, phase, p)
+            }
+            Ok(p) => self.on_informational(core, ctx, phase, &p),
+        };
+        let sealed = self.channel.seal(header.exchange, header.message_id, true, &reply.payloads, ctx.random);
+        self.window.respond(ctx, core.flow, sealed.unwrap_or_default());
+        self.last_out = ctx.now.mono;
+        ctx.out.extend(reply.after);
+        reply.next
+    }
+
+    fn on_response(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) -> Next {
+        if self
+            .window
+            .outstanding
+            .as_ref()
+            .is_none_or(|o| o.id != header.message_id || o.exchange() != header.exchange)
+        {
+            ctx.dropped(DropReason::UnexpectedResponse, flow);
+            return Next::Stay;
+        }
+        let payloads = match self.channel.open(header, datagram) {
+            Ok(Opened::Message(Ok(payloads))) => payloads,
+            // The peer's answer makes no sense; the exchange has failed, and `Payloads` without anything says so.
+            Ok(Opened::Message(Err(_))) => Payloads::default(),
+            Ok(Opened::Partial) => return Next::Stay,
+            Err(reason) => {
+                ctx.dropped(reason, flow);
+                return Next::Stay;
+            }
+        };
+        let Some(o) = self.window.outstanding.take() else { return Next::Stay };
+        self.last_in = ctx.now.mono;
+        o.out.answered(ctx, &self.policy);
+        match o.request {
+            Request::CreateChild(c) => self.on_child_created(core, ctx, *c, &payloads),
+            Request::RekeyIke(r) => self.on_ike_rekeyed(core, ctx, *r, &payloads),
+            Request::DeleteChild { inbound } => {
+                self.on_child_deleted(ctx, inbound);
+                Next::Stay
+            }
+            Request::DeleteIke => Next::Close(Ending::Local, String::new()),
+            Request::Liveness => Next::Stay,
+        }
+    }
+
+    /// Starts what is queued, as far as the window allows.
+    pub fn pump(&mut self, core: &mut Core, ctx: &mut Ctx<'_>) {
+        while self.window.outstanding.is_none() {
+            let Some(task) = self.queue.pop_front() else { return };
+            let begun = match task {
+                Task::CreateChild { index, group } => self.begin_create_child(ctx, index, group),
+                Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
+                Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
+                Task::DeleteChild { inbound } => self.begin_delete_child(ctx, inbound),
+                Task::DeleteIke => Some(self.begin_delete_ike(ctx)),
+                Task::Liveness => Some((Payloads::default(), Request::Liveness)),
+            };
+            if let Some((payloads, request)) = begun {
+                self.send(core, ctx, &payloads, request);
+            }
+        }
+    }
+
+    fn send(&mut self, core: &Core, ctx: &mut Ctx<'_>, payloads: &Payloads, request: Request) {
+        let id = self.window.next_request;
+        let exchange = request.exchange();
+        let Some(datagrams) = self.channel.seal(exchange, id, false, payloads, ctx.random) else {
+            // No IV is left under this key. The lifetime ends long before.
+            request.release(ctx);
+            return;
+        };
+        self.window.next_request = id.saturating_add(1);
+        self.last_out = ctx.now.mono;
+        let out = Outgoing::send(ctx, &self.policy, core.flow, datagrams);
+        self.window.outstanding = Some(Outstanding { id, out, request });
+    }
+
+    /// Adds a task unless the same one waits already.
+    pub fn enqueue(&mut self, task: Task) {
+        if !self.queue.contains(&task) {
+            self.queue.push_back(task);
+        }
+    }
+
+    /// Adds a task for later, unless it waits already.
+    pub fn enqueue_at(&mut self, at: Timestamp, task: Task) {
+        if !self.delayed.iter().any(|(_, t)| *t == task) {
+            self.delayed.push((at, task));
+        }
+    }
+
+    /// Whether new keys are being negotiated.
+    pub fn is_rekeying(&self) -> bool {
+        let outstanding = self.window.outstanding.as_ref().map(|o| &o.request);
+        self.children.iter().any(|c| c.state == ChildState::Rekeying || c.pending.is_some())
+            || matches!(outstanding, Some(Request::RekeyIke(_)))
+    }
+
+    /// After IKE_AUTH made the first child, the initiator makes the others.
+    pub fn want_other_children(&mut self) {
+        let count = u16::try_from(self.policy.children.len()).unwrap_or(u16::MAX);
+        for index in 1..count {
+            self.enqueue(Task::CreateChild { index, group: None });
+        }
+    }
+
+    /// Notes that a child could not be made, and when it will be tried again.
+    pub fn child_failed(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        index: u16,
+        reason: FailureReason,
+        exchange: &str,
+        answer: &Payloads,
+    ) {
+        let wait = CHILD_RETRY.0.saturating_mul(1 << self.child_failures.min(10)).min(CHILD_RETRY.1);
+        self.child_failures = self.child_failures.saturating_add(1);
+        let wait = ctx.jitter(wait);
+        let again = self.policy.start == Start::Active || reason == FailureReason::TemporaryFailure;
+        if again {
+            self.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index, group: None });
+        }
+        let what = answer.error().map_or_else(|| reason.to_string(), |n| n.kind.to_string());
+        let detail = format!("{} answers {exchange} for child {index} with {what}", core.flow.remote);
+        ctx.tell(Event::Failure {
+            tunnel: Some(self.policy.id),
+            peer: core.flow.remote,
+            reason,
+            detail,
+            retry_in: again.then_some(wait),
+        });
+    }
+
+    /// When [`Live::tick_in`] has something to do.
+    pub fn next_wakeup(&self, natt: bool) -> Option<Timestamp> {
+        let dpd = self.policy.dpd.filter(|_| self.window.outstanding.is_none()).map(|d| self.last_in + d);
+        let keepalive = (natt && self.nat.local).then_some(self.last_out + KEEPALIVE_INTERVAL);
+        let children = self.children.iter().map(|c| match c.state {
+            ChildState::Active => c.rekey_at,
+            ChildState::Rekeying | ChildState::Replaced | ChildState::Deleting => c.expire_at,
+        });
+        [Some(self.expire_at), (self.rekey_at < self.expire_at).then_some(self.rekey_at), dpd, keepalive]
+            .into_iter()
+            .flatten()
+            .chain(children)
+            .chain(self.window.outstanding.as_ref().map(|o| o.out.next))
+            .chain(self.delayed.iter().map(|(at, _)| *at))
+            .chain(self.lingering.iter().map(|(at, _)| *at))
+            .min()
+    }
+
+    /// Does what is due and enters the next state.
+    pub fn tick_in(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>, phase: Phase) -> State {
+        let next = self.tick(core, ctx, phase);
+        self.enter(core, ctx, phase, next)
+    }
+
+    fn tick(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, phase: Phase) -> Next {
+        let now = ctx.now.mono;
+        if let Some(o) = &mut self.window.outstanding
+            && o.out.on_tick(ctx, &self.policy, core.flow) == Retried::GaveUp
+        {
+            if phase != Phase::Established {
+                return Next::Close(Ending::Replaced, String::new());
+            }
+            let detail = format!("{} does not answer; the tunnel is taken down", core.flow.remote);
+            return Next::Close(Ending::Failed(FailureReason::PeerUnreachable), detail);
+        }
+        for (_, task) in self.delayed.extract_if(.., |(at, _)| *at <= now) {
+            if !self.queue.contains(&task) {
+                self.queue.push_back(task);
+            }
+        }
+        for (_, sa) in self.lingering.extract_if(.., |(at, _)| *at <= now) {
+            ctx.out.push(Action::RemoveSa(sa));
+            ctx.spis.esp.remove(&sa.spi);
+        }
+        if now >= self.expire_at {
+            if phase != Phase::Established {
+                return Next::Close(Ending::Replaced, String::new());
+            }
+            let detail = "the lifetime of the IKE SA ended before it was rekeyed".to_owned();
+            return Next::Close(Ending::Failed(FailureReason::LifetimeExpired), detail);
+        }
+        if phase == Phase::Established {
+            self.tick_lifetimes(ctx);
+            if self.policy.dpd.is_some_and(|d| now >= self.last_in + d) && self.window.outstanding.is_none() {
+                self.enqueue(Task::Liveness);
+                // One question at a time; the answer, or giving up on it, decides.
+                self.last_in = now;
+            }
+        }
+        if core.flow.natt && self.nat.local && now >= self.last_out + KEEPALIVE_INTERVAL {
+            ctx.out.push(Action::Keepalive(core.flow));
+            self.last_out = now;
+        }
+        Next::Stay
+    }
+
+    fn tick_lifetimes(&mut self, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.mono;
+        if now >= self.rekey_at || self.window.worn() {
+            self.enqueue(Task::RekeyIke { group: None });
+            self.rekey_at = self.expire_at;
+        }
+        let mut expired = Vec::new();
+        for c in &mut self.children {
+            if now >= c.expire_at {
+                expired.push(c.inbound);
+            } else if c.state == ChildState::Active && now >= c.rekey_at {
+                c.state = ChildState::Rekeying;
+                self.queue.push_back(Task::RekeyChild { inbound: c.inbound, group: None });
+            }
+        }
+        for inbound in expired {
+            self.on_child_expired(ctx, inbound);
+        }
+    }
+
+    /// Takes note of the address that an authentic, new request came from (RFC 7296 §2.23): a peer behind a NAT may
+    /// have got a new mapping. One that is not does not move, and if we are behind a NAT ourselves we do not follow.
+    fn peer_at(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, flow: Flow) {
+        if flow.remote != core.flow.remote && flow.natt && self.nat.remote && !self.nat.local {
+            self.move_to(core, ctx, flow.remote);
+        }
+    }
+
+    /// Follows the peer to a new address: later messages and all SAs.
+    pub fn move_to(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, remote: SocketAddr) {
+        core.flow.remote = remote;
+        let to = NewAddresses { local: core.flow.local, remote };
+        for c in &mut self.children {
+            ctx.out.push(Action::Migrate(c.sa(Direction::In), to));
+            match &mut c.pending {
+                Some(spec) => {
+                    spec.remote = remote.ip();
+                    if let Some(encap) = &mut spec.encap {
+                        encap.remote_port = remote.port();
+                    }
+                }
+                None => ctx.out.push(Action::Migrate(c.sa(Direction::Out), to)),
+            }
+        }
+        for (_, sa) in &self.lingering {
+            ctx.out.push(Action::Migrate(*sa, to));
+        }
+    }
+}
+
+impl Request {
+    /// The exchange type that carries the request.
+    pub const fn exchange(&self) -> Exchange {
+        match self {
+            Self::CreateChild(_) | Self::RekeyIke(_) => Exchange::CREATE_CHILD_SA,
+            Self::DeleteChild { .. } | Self::DeleteIke | Self::Liveness => Exchange::INFORMATIONAL,
+        }
+    }
+}
+
+impl Outstanding {
+    /// The exchange type of the request.
+    pub const fn exchange(&self) -> Exchange {
+        self.request.exchange()
+    }
+}

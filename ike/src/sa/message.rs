@@ -1,0 +1,271 @@
+//! Sealed messages of one IKE SA: the SK payload, and fragmentation into SKF payloads (RFC 7383).
+
+use std::collections::BTreeMap;
+
+use cygnet_model::SecretBytes;
+use cygnet_model::suite::IkeSuite;
+
+use crate::crypto::Random;
+use crate::crypto::cipher::SkCipher;
+use crate::crypto::keymat::IkeKeys;
+use crate::error::DropReason;
+use crate::io::Role;
+use crate::wire::reader::Reader;
+use crate::wire::{DecodeError, Exchange, HEADER_LEN, Header, PayloadType, Payloads, Writer, split};
+
+/// Largest IKE message that is not fragmented, in octets: what fits the IPv6 minimum MTU of 1280 after IP, UDP and the
+/// non-ESP marker.
+const FRAGMENT_SIZE: usize = 1228;
+
+/// Most fragments of one message that we take. 64 KiB, the limit of reassembly, need 54 of ours.
+const MAX_FRAGMENTS: u16 = 128;
+
+/// Most octets of one message in reassembly.
+const MAX_REASSEMBLY: usize = 64 * 1024;
+
+/// Seals and opens the messages of one IKE SA.
+pub(crate) struct Channel {
+    pub spi_i: u64,
+    pub spi_r: u64,
+    pub role: Role,
+    tx: SkCipher,
+    rx: SkCipher,
+    /// Whether the peer takes fragments.
+    pub fragmentation: bool,
+    requests: Reassembly,
+    responses: Reassembly,
+}
+
+/// What opening a datagram gave.
+pub(crate) enum Opened {
+    /// A whole message; the inner error is authentic, so it deserves an answer.
+    Message(Result<Payloads, DecodeError>),
+    /// A fragment of a message that is not complete yet.
+    Partial,
+}
+
+impl Channel {
+    /// Takes the ciphers of an IKE SA into use. `None` if the keys do not fit the suite, which derived keys do.
+    pub fn new(suite: IkeSuite, keys: &IkeKeys, spi_i: u64, spi_r: u64, role: Role) -> Option<Self> {
+        let cipher = |e: &SecretBytes, a: &SecretBytes| SkCipher::new(suite.encr, suite.integ, e, a);
+        let from_i = cipher(&keys.sk_ei, &keys.sk_ai)?;
+        let from_r = cipher(&keys.sk_er, &keys.sk_ar)?;
+        let (tx, rx) = match role {
+            Role::Initiator => (from_i, from_r),
+            Role::Responder => (from_r, from_i),
+        };
+        let (requests, responses) = (Reassembly::default(), Reassembly::default());
+        Some(Self { spi_i, spi_r, role, tx, rx, fragmentation: false, requests, responses })
+    }
+
+    /// Seals payloads into one datagram, or several if they are large and the peer takes fragments. `None` only when
+    /// the cipher's IVs are used up.
+    pub fn seal(
+        &mut self,
+        exchange: Exchange,
+        message_id: u32,
+        response: bool,
+        payloads: &Payloads,
+        random: &mut dyn Random,
+    ) -> Option<Vec<Vec<u8>>> {
+        let mut chain = Writer::chain();
+        payloads.encode(&mut chain);
+        let first = chain.first();
+        let plain = chain.into_chain();
+        let whole = HEADER_LEN + 4 + plain.len() + self.tx.overhead(plain.len());
+        if !self.fragmentation || whole <= FRAGMENT_SIZE {
+            return Some(vec![self.seal_one(exchange, message_id, response, first, &plain, None, random)?]);
+        }
+        // The largest plaintext whose sealed fragment still fits; 64 covers headers, and IV, padding and ICV of any suite.
+        let room = FRAGMENT_SIZE - HEADER_LEN - 8 - 64;
+        let total = u16::try_from(plain.len().div_ceil(room)).ok()?;
+        let mut out = Vec::new();
+        for (part, number) in plain.chunks(room).zip(1u16..) {
+            let next = if number == 1 { first } else { PayloadType::NONE };
+            let fragment = Some((number, total));
+            out.push(self.seal_one(exchange, message_id, response, next, part, fragment, random)?);
+        }
+        Some(out)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one datagram")]
+    fn seal_one(
+        &mut self,
+        exchange: Exchange,
+        message_id: u32,
+        response: bool,
+        first: PayloadType,
+        plain: &[u8],
+        fragment: Option<(u16, u16)>,
+        random: &mut dyn Random,
+    ) -> Option<Vec<u8>> {
+        let kind = if fragment.is_some() { PayloadType::SKF } else { PayloadType::SK };
+        let header = Header {
+            spi_i: self.spi_i,
+            spi_r: self.spi_r,
+            next: kind,
+            exchange,
+            from_initiator: self.role == Role::Initiator,
+            response,
+            message_id,
+        };
+        let mut out = Vec::with_capacity(HEADER_LEN + 64 + plain.len());
+        header.encode(&mut out);
+        out.extend_from_slice(&[first.0, 0, 0, 0]);
+        if let Some((number, total)) = fragment {
+            out.extend_from_slice(&number.to_be_bytes());
+            out.extend_from_slice(&total.to_be_bytes());
+        }
+        // Lengths are covered by the integrity check, so they are written before sealing.
+        let length = out.len() + plain.len() + self.tx.overhead(plain.len());
+        out.get_mut(24..28)?.copy_from_slice(&u32::try_from(length).ok()?.to_be_bytes());
+        let payload = u16::try_from(length - HEADER_LEN).ok()?;
+        out.get_mut(HEADER_LEN + 2..HEADER_LEN + 4)?.copy_from_slice(&payload.to_be_bytes());
+        self.tx.seal(&mut out, plain, random)?;
+        Some(out)
+    }
+
+    /// Opens a datagram whose header was decoded. Nothing is known of the sender unless this succeeds.
+    pub fn open(&mut self, header: &Header, datagram: &[u8]) -> Result<Opened, DropReason> {
+        let chain = datagram.get(HEADER_LEN..).ok_or(DropReason::Malformed)?;
+        let payloads = split(header.next, chain).map_err(|_| DropReason::Malformed)?;
+        // The encrypted payload is the only one: what stands before it would be believed without need.
+        let [sealed] = payloads.as_slice() else { return Err(DropReason::Malformed) };
+        match sealed.kind {
+            PayloadType::SK => {
+                let aad = datagram.get(..HEADER_LEN + 4).ok_or(DropReason::Malformed)?;
+                let plain = self.rx.open(aad, sealed.body).map_err(|_| DropReason::Integrity)?;
+                Ok(Opened::Message(Payloads::decode(sealed.next, &plain)))
+            }
+            PayloadType::SKF if self.fragmentation => {
+                let (number, total) = fragment_numbers(sealed.body)?;
+                let aad = datagram.get(..HEADER_LEN + 8).ok_or(DropReason::Malformed)?;
+                let body = sealed.body.get(4..).ok_or(DropReason::Malformed)?;
+                let plain = self.rx.open(aad, body).map_err(|_| DropReason::Integrity)?;
+                let reassembly = if header.response { &mut self.responses } else { &mut self.requests };
+                match reassembly.add(header.message_id, number, total, sealed.next, plain)? {
+                    Some((first, chain)) => Ok(Opened::Message(Payloads::decode(first, &chain))),
+                    None => Ok(Opened::Partial),
+                }
+            }
+            PayloadType::SKF => Err(DropReason::Fragment),
+            _ => Err(DropReason::Malformed),
+        }
+    }
+}
+
+fn fragment_numbers(body: &[u8]) -> Result<(u16, u16), DropReason> {
+    let mut r = Reader::new(body);
+    let (number, total) = (r.u16(), r.u16());
+    let (Ok(number), Ok(total)) = (number, total) else { return Err(DropReason::Malformed) };
+    if number == 0 || number > total || total > MAX_FRAGMENTS {
+        return Err(DropReason::Fragment);
+    }
+    Ok((number, total))
+}
+
+/// Whether a repeated datagram asks for the response again: whole messages do, of fragments only the first
+/// (RFC 7383 §2.6.1).
+pub(crate) fn asks_again(header: &Header, datagram: &[u8]) -> bool {
+    match header.next {
+        PayloadType::SKF => {
+            let body = datagram.get(HEADER_LEN + 4..).unwrap_or(&[]);
+            matches!(fragment_numbers(body), Ok((1, _)))
+        }
+        _ => true,
+    }
+}
+
+/// The fragments of one message in one direction.
+#[derive(Default)]
+struct Reassembly {
+    message_id: u32,
+    total: u16,
+    first: Option<PayloadType>,
+    parts: BTreeMap<u16, Vec<u8>>,
+    octets: usize,
+}
+
+impl Reassembly {
+    /// Takes an authenticated fragment; returns the whole chain with the last one.
+    fn add(
+        &mut self,
+        message_id: u32,
+        number: u16,
+        total: u16,
+        next: PayloadType,
+        plain: Vec<u8>,
+    ) -> Result<Option<(PayloadType, Vec<u8>)>, DropReason> {
+        // A larger total means that the sender chose smaller fragments: start over. A smaller one is an old copy
+        // (RFC 7383 §2.6).
+        if message_id != self.message_id || total > self.total {
+            *self = Self { message_id, total, ..Self::default() };
+        } else if total < self.total || self.parts.contains_key(&number) {
+            return Err(DropReason::Fragment);
+        }
+        self.octets = self.octets.saturating_add(plain.len());
+        if self.octets > MAX_REASSEMBLY {
+            *self = Self::default();
+            return Err(DropReason::Fragment);
+        }
+        if number == 1 {
+            self.first = Some(next);
+        }
+        self.parts.insert(number, plain);
+        if self.parts.len() < usize::from(total) {
+            return Ok(None);
+        }
+        let done = std::mem::take(self);
+        let first = done.first.ok_or(DropReason::Fragment)?;
+        Ok(Some((first, done.parts.into_values().flatten().collect())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn t43_reassembly_is_exact_or_refuses(
+            order in Just((1u16..=9).collect::<Vec<_>>()).prop_shuffle(),
+            repeat in 0usize..9,
+            wrong_total in 0u16..20,
+        ) {
+            let mut r = Reassembly::default();
+            let part = |n: u16| vec![n as u8; usize::from(n)];
+            let mut done = None;
+            for (i, n) in order.iter().enumerate() {
+                if i == repeat && i > 0 {
+                    prop_assert!(r.add(7, order[0], 9, PayloadType::SA, part(order[0])).is_err());
+                }
+                if wrong_total < 9 && wrong_total > 0 && i == 4 {
+                    prop_assert!(r.add(7, 1, wrong_total, PayloadType::SA, vec![]).is_err());
+                }
+                done = r.add(7, *n, 9, PayloadType::SA, part(*n)).unwrap();
+                prop_assert_eq!(done.is_some(), i == 8);
+            }
+            let want: Vec<u8> = (1u16..=9).flat_map(part).collect();
+            prop_assert_eq!(done.unwrap().1, want);
+        }
+    }
+
+    #[test]
+    fn t43_totals_may_grow_and_octets_are_bounded() {
+        let mut r = Reassembly::default();
+        assert!(r.add(1, 1, 2, PayloadType::SA, vec![1]).unwrap().is_none());
+        assert!(r.add(1, 1, 3, PayloadType::SA, vec![2]).unwrap().is_none(), "starts over");
+        assert!(r.add(1, 2, 3, PayloadType::NONE, vec![3]).unwrap().is_none());
+        assert_eq!(r.add(1, 3, 3, PayloadType::NONE, vec![4]).unwrap().unwrap().1, [2, 3, 4]);
+        for n in 1..=64 {
+            assert!(r.add(2, n, 100, PayloadType::SA, vec![0; 1024]).is_ok());
+        }
+        assert!(r.add(2, 65, 100, PayloadType::SA, vec![0; 1024]).is_err());
+        for (number, total) in [(0u16, 1u16), (2, 1), (1, 0), (1, 65535)] {
+            let body = [number.to_be_bytes(), total.to_be_bytes()].concat();
+            assert_eq!(fragment_numbers(&body), Err(DropReason::Fragment), "{number}/{total}");
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! One IKE SA: its states, and the handlers that move it from one to the next.
+//!
+//! ```text
+//!   initiate ─▶ InitSent ──IKE_SA_INIT──▶ AuthSent ──IKE_AUTH──▶ Established ──rekey──▶ Rekeyed ─┐
+//!   respond ──▶ InitAnswered ─────────────IKE_AUTH─────────────▶ Established ──delete─▶ Deleting ┴▶ Closed
+//!                    └── refused ─▶ Refused (repeats its answer) ─▶ Closed
+//! ```
+//!
+//! A handler takes the state by value and returns the next one. Effects go into [`Ctx::out`] in the order in which they
+//! must happen.
+
+mod auth;
+mod child;
+mod collide;
+mod create_child;
+mod inform;
+mod init;
+mod live;
+mod message;
+mod natt;
+mod rekey_ike;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cygnet_model::{IkeSpi, Now, Spi, Timestamp, TunnelId};
+
+use crate::crypto::Random;
+use crate::crypto::kex::KeyExchange;
+use crate::endpoint::Config;
+use crate::error::{DropReason, FailureReason};
+use crate::io::{Action, Actions, Ending, Event, Flow, Role};
+use crate::policy::{Policies, TunnelPolicy};
+use crate::wire::{Exchange, Header};
+
+pub(crate) use auth::{AuthSent, Refused};
+pub(crate) use child::{Child, ChildState};
+pub(crate) use init::{InitAnswered, InitSent, initiate, respond, stateless};
+pub(crate) use live::{Live, Task};
+
+/// What handlers may use of the world.
+pub(crate) struct Ctx<'a> {
+    pub now: Now,
+    pub random: &'a mut dyn Random,
+    pub kex: &'a dyn KeyExchange,
+    pub config: &'a Config,
+    pub policies: &'a Policies,
+    pub spis: &'a mut Spis,
+    /// How many established IKE SAs each tunnel has.
+    pub established: &'a BTreeMap<TunnelId, u32>,
+    pub out: &'a mut Actions,
+    pub effects: &'a mut Vec<Effect>,
+}
+
+/// What handlers ask of the endpoint, since it concerns other SAs.
+pub(crate) enum Effect {
+    /// Take a new IKE SA in.
+    Spawn(Box<IkeSa>),
+    /// This IKE SA is established by authentication (not by rekey).
+    Established { spi: IkeSpi, tunnel: TunnelId, initial_contact: bool },
+}
+
+impl Ctx<'_> {
+    /// Adds an event.
+    pub fn tell(&mut self, event: Event) {
+        self.out.push(Action::Tell(event));
+    }
+
+    /// Counts a dropped datagram.
+    pub fn dropped(&mut self, reason: DropReason, flow: Flow) {
+        self.tell(Event::Dropped { reason, peer: flow.remote });
+    }
+
+    /// `base` ± 10 %.
+    pub fn jitter(&mut self, base: Duration) -> Duration {
+        self.within(base.mul_f64(0.9), base.mul_f64(1.1))
+    }
+
+    /// A random duration from `low` to `high`.
+    pub fn within(&mut self, low: Duration, high: Duration) -> Duration {
+        let span = u64::try_from(high.saturating_sub(low).as_nanos()).unwrap_or(u64::MAX);
+        low + Duration::from_nanos(self.random.below(span.saturating_add(1)))
+    }
+
+    /// A fresh nonce. 32 octets are at least half the key of any PRF that we negotiate (RFC 7296 §2.10).
+    pub fn nonce(&mut self) -> Vec<u8> {
+        let mut nonce = vec![0u8; 32];
+        self.random.fill(&mut nonce);
+        nonce
+    }
+}
+
+/// SPIs in use at our end.
+#[derive(Default)]
+pub(crate) struct Spis {
+    pub esp: BTreeSet<Spi>,
+    pub ike: BTreeSet<IkeSpi>,
+}
+
+impl Spis {
+    /// Chooses an inbound ESP SPI that nobody uses. Uniform over 2³² values with a few thousand taken, the loop ends
+    /// after one or two draws.
+    pub fn new_esp(&mut self, random: &mut dyn Random) -> Spi {
+        loop {
+            let [a, b, c, d, ..] = random.u64().to_be_bytes();
+            if let Some(spi) = Spi::new(u32::from_be_bytes([a, b, c, d]))
+                && self.esp.insert(spi)
+            {
+                return spi;
+            }
+        }
+    }
+
+    /// Chooses an IKE SPI.
+    pub fn new_ike(&mut self, random: &mut dyn Random) -> IkeSpi {
+        loop {
+            if let Some(spi) = IkeSpi::new(random.u64())
+                && self.ike.insert(spi)
+            {
+                return spi;
+            }
+        }
+    }
+}
+
+/// What every state has.
+pub(crate) struct Core {
+    /// Our SPI, by which the endpoint knows this SA.
+    pub spi: IkeSpi,
+    pub role: Role,
+    pub flow: Flow,
+    pub created: Timestamp,
+}
+
+/// One IKE SA.
+pub(crate) struct IkeSa {
+    pub core: Core,
+    pub state: State,
+}
+
+/// The life of an IKE SA.
+pub(crate) enum State {
+    /// We sent IKE_SA_INIT and wait for the answer.
+    InitSent(Box<InitSent>),
+    /// We sent IKE_AUTH and wait for the answer.
+    AuthSent(Box<AuthSent>),
+    /// We answered IKE_SA_INIT and wait for IKE_AUTH.
+    InitAnswered(Box<InitAnswered>),
+    /// We refused IKE_AUTH and keep the answer for repetitions.
+    Refused(Refused),
+    /// Both sides are authenticated.
+    Established(Box<Live>),
+    /// A newer IKE SA has the children; waits for its deletion.
+    Rekeyed(Box<Live>),
+    /// We asked the peer to delete it.
+    Deleting(Box<Live>),
+    /// Over.
+    Closed(Closed),
+}
+
+/// The end of an IKE SA.
+pub(crate) struct Closed {
+    /// Whose it was, if that was known.
+    pub policy: Option<Arc<TunnelPolicy>>,
+    pub ending: Ending,
+    /// One line for people, if it failed.
+    pub detail: String,
+    /// Whether it had been established.
+    pub was_up: bool,
+}
+
+/// What a handler of an established SA decides.
+pub(crate) enum Next {
+    /// The state stays.
+    Stay,
+    /// The children moved to a newer SA.
+    Rekeyed,
+    /// We are deleting it.
+    Deleting,
+    /// It is over.
+    Close(Ending, String),
+}
+
+/// Which of the three established states it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Established,
+    Rekeyed,
+    Deleting,
+}
+
+impl IkeSa {
+    /// Handles a datagram whose header names this SA.
+    pub fn on_datagram(&mut self, ctx: &mut Ctx<'_>, header: &Header, datagram: &[u8], flow: Flow) {
+        // The initiator's messages carry the initiator flag for as long as the SA lives (RFC 7296 §3.1). One that
+        // carries ours is a reflection.
+        if header.from_initiator == (self.core.role == Role::Initiator) {
+            return ctx.dropped(DropReason::Flags, flow);
+        }
+        let Self { core, state } = self;
+        let taken = std::mem::replace(state, State::placeholder());
+        *state = match taken {
+            State::InitSent(s) => match (header.exchange, header.response) {
+                (Exchange::IKE_SA_INIT, true) => s.on_response(core, ctx, header, datagram, flow),
+                _ => drop_in(State::InitSent(s), ctx, DropReason::UnexpectedExchange, flow),
+            },
+            State::AuthSent(s) => match (header.exchange, header.response) {
+                (Exchange::IKE_AUTH, true) => s.on_response(core, ctx, header, datagram),
+                // A repeated answer to IKE_SA_INIT.
+                (Exchange::IKE_SA_INIT, true) => {
+                    drop_in(State::AuthSent(s), ctx, DropReason::Duplicate, flow)
+                }
+                _ => drop_in(State::AuthSent(s), ctx, DropReason::UnexpectedExchange, flow),
+            },
+            State::InitAnswered(s) => match (header.exchange, header.response) {
+                (Exchange::IKE_SA_INIT, false) => {
+                    s.on_repeated(ctx, datagram, flow);
+                    State::InitAnswered(s)
+                }
+                (Exchange::IKE_AUTH, false) => s.on_auth_request(core, ctx, header, datagram, flow),
+                _ => drop_in(State::InitAnswered(s), ctx, DropReason::UnexpectedExchange, flow),
+            },
+            State::Refused(s) => {
+                s.on_datagram(ctx, header, datagram, flow);
+                State::Refused(s)
+            }
+            State::Established(mut s) => {
+                let next = s.on_datagram(core, ctx, Phase::Established, header, datagram, flow);
+                s.enter(core, ctx, Phase::Established, next)
+            }
+            State::Rekeyed(mut s) => {
+                let next = s.on_datagram(core, ctx, Phase::Rekeyed, header, datagram, flow);
+                s.enter(core, ctx, Phase::Rekeyed, next)
+            }
+            State::Deleting(mut s) => {
+                let next = s.on_datagram(core, ctx, Phase::Deleting, header, datagram, flow);
+                s.enter(core, ctx, Phase::Deleting, next)
+            }
+            State::Closed(c) => State::Closed(c),
+        };
+    }
+
+    /// Does what is due.
+    pub fn on_tick(&mut self, ctx: &mut Ctx<'_>) {
+        let Self { core, state } = self;
+        let taken = std::mem::replace(state, State::placeholder());
+        *state = match taken {
+            State::InitSent(s) => s.on_tick(core, ctx),
+            State::AuthSent(s) => s.on_tick(core, ctx),
+            State::InitAnswered(s) if ctx.now.mono >= s.expires => State::Closed(Closed {
+                policy: None,
+                ending: Ending::Failed(FailureReason::PeerUnreachable),
+                detail: format!("{} began a negotiation and did not finish it", core.flow.remote),
+                was_up: false,
+            }),
+            State::Refused(s) if ctx.now.mono >= s.until => State::Closed(s.closed()),
+            s @ (State::InitAnswered(_) | State::Refused(_) | State::Closed(_)) => s,
+            State::Established(s) => s.tick_in(core, ctx, Phase::Established),
+            State::Rekeyed(s) => s.tick_in(core, ctx, Phase::Rekeyed),
+            State::Deleting(s) => s.tick_in(core, ctx, Phase::Deleting),
+        };
+    }
+
+    /// When [`IkeSa::on_tick`] has something to do.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::InitSent(s) => Some(s.next_wakeup()),
+            State::AuthSent(s) => Some(s.out.next),
+            State::InitAnswered(s) => Some(s.expires),
+            State::Refused(s) => Some(s.until),
+            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => {
+                s.next_wakeup(self.core.flow.natt)
+            }
+            State::Closed(_) => None,
+        }
+    }
+
+    /// The tunnel, once it is known.
+    pub fn tunnel(&self) -> Option<TunnelId> {
+        match &self.state {
+            State::InitSent(s) => Some(s.policy.id),
+            State::AuthSent(s) => Some(s.policy.id),
+            State::InitAnswered(_) | State::Refused(_) => None,
+            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(s.policy.id),
+            State::Closed(c) => c.policy.as_ref().map(|p| p.id),
+        }
+    }
+
+    /// The established SA, whatever its phase.
+    pub fn live(&self) -> Option<&Live> {
+        match &self.state {
+            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// Applies `f` to an established SA and enters what it decides. Does nothing in other states.
+    pub fn with_live(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        f: impl FnOnce(&mut Live, &mut Core, &mut Ctx<'_>, Phase) -> Next,
+    ) {
+        let Self { core, state } = self;
+        let taken = std::mem::replace(state, State::placeholder());
+        let (mut live, phase) = match taken {
+            State::Established(s) => (s, Phase::Established),
+            State::Rekeyed(s) => (s, Phase::Rekeyed),
+            State::Deleting(s) => (s, Phase::Deleting),
+            other => {
+                *state = other;
+                return;
+            }
+        };
+        let next = f(&mut live, core, ctx, phase);
+        *state = live.enter(core, ctx, phase, next);
+    }
+
+    /// Ends the SA at once without telling the peer.
+    pub fn drop_silently(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+        let was_up = self.live().is_some();
+        let policy = match &self.state {
+            State::InitSent(s) => Some(s.policy.clone()),
+            State::AuthSent(s) => Some(s.policy.clone()),
+            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(s.policy.clone()),
+            _ => None,
+        };
+        self.with_live(ctx, |live, _, ctx, _| {
+            live.teardown(ctx, ending);
+            Next::Stay
+        });
+        if let State::AuthSent(s) = &mut self.state {
+            s.release(ctx);
+        }
+        self.state = State::Closed(Closed { policy, ending, detail: String::new(), was_up });
+    }
+
+    /// Whether it is half open from a stranger.
+    pub const fn is_half_open(&self) -> bool {
+        matches!(self.state, State::InitAnswered(_))
+    }
+}
+
+impl State {
+    /// What stands in the SA while a handler owns its state.
+    const fn placeholder() -> Self {
+        Self::Closed(Closed { policy: None, ending: Ending::Local, detail: String::new(), was_up: false })
+    }
+}
+
+fn drop_in(state: State, ctx: &mut Ctx<'_>, reason: DropReason, flow: Flow) -> State {
+    ctx.dropped(reason, flow);
+    state
+}

@@ -1,0 +1,289 @@
+//! Rekeying the IKE SA itself (RFC 7296 §1.3.2, §2.8.2, §2.18), in both roles.
+//!
+//! The new IKE SA inherits the children. If both sides rekey at once the nonces decide which new SA does.
+
+use cygnet_model::IkeSpi;
+use cygnet_model::suite::{Group, IkeSuite};
+
+use super::collide::{self, Winner};
+use super::create_child::BUSY_RETRY;
+use super::live::{REKEYED_LIFETIME, Reply, Request};
+use super::message::Channel;
+use super::window::Window;
+use super::{Core, Ctx, Effect, IkeSa, Live, Next, State, Task};
+use crate::crypto::kex::PrivateKey;
+use crate::crypto::keymat::{IkeKeys, SkeySeed};
+use crate::error::FailureReason;
+use crate::io::{Event, RekeyKind, Role};
+use crate::policy;
+use crate::wire::{KeyExchange, Notify, NotifyType, Payloads};
+
+/// Our request for a new IKE SA.
+pub(crate) struct RekeyingIke {
+    /// Our SPI of the new SA.
+    pub spi: IkeSpi,
+    nonce: Vec<u8>,
+    group: Group,
+    key: Box<dyn PrivateKey>,
+    second_try: bool,
+}
+
+/// The new IKE SA of the peer's request, which ours crossed.
+pub(crate) struct RekeyedByPeer {
+    sa: IkeSa,
+    nonces: (Vec<u8>, Vec<u8>),
+}
+
+impl RekeyedByPeer {
+    /// Gives back the SPI of an SA that will not be.
+    pub fn release(self, ctx: &mut Ctx<'_>) {
+        ctx.spis.ike.remove(&self.sa.core.spi);
+    }
+}
+
+impl Live {
+    // -> CREATE_CHILD_SA { SA, Ni, KEi }
+    pub(super) fn begin_rekey_ike(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        group: Option<Group>,
+    ) -> Option<(Payloads, Request)> {
+        let second_try = group.is_some();
+        let group = group.unwrap_or(self.suite.group);
+        let (key, public) = ctx.kex.start(group, ctx.random).ok()?;
+        let spi = ctx.spis.new_ike(ctx.random);
+        let nonce = ctx.nonce();
+        let payloads = Payloads {
+            sa: Some(policy::offer_ike(&self.policy.proposals, &spi.to_be_bytes())),
+            ke: Some(KeyExchange { group: group.transform(), data: public }),
+            nonce: Some(nonce.clone()),
+            ..Payloads::default()
+        };
+        Some((payloads, Request::RekeyIke(Box::new(RekeyingIke { spi, nonce, group, key, second_try }))))
+    }
+
+    /// The keys of the new SA from the old SA's SK_d, and an empty SA around them.
+    #[allow(clippy::too_many_arguments, reason = "what the exchange negotiated")]
+    fn successor(
+        &self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        spi: IkeSpi,
+        role: Role,
+        suite: IkeSuite,
+        spis: (u64, u64),
+        seed: &SkeySeed,
+        nonces: (&[u8], &[u8]),
+    ) -> Option<IkeSa> {
+        let (ni, nr) = nonces;
+        let keys = IkeKeys::derive(suite, seed, ni, nr, spis.0.to_be_bytes(), spis.1.to_be_bytes());
+        let mut channel = Channel::new(suite, &keys, spis.0, spis.1, role)?;
+        channel.fragmentation = self.channel.fragmentation;
+        let policy = self.policy.clone();
+        let mut live = Self::bare(ctx, policy, channel, suite, keys.sk_d, self.nat, Window::new(0, 0));
+        live.established_unix = self.established_unix;
+        let core = Core { spi, role, flow: core.flow, created: ctx.now.mono };
+        Some(IkeSa { core, state: State::Established(Box::new(live)) })
+    }
+
+    /// Moves the children, and what was still to be done, into the new SA.
+    fn hand_over(&mut self, ctx: &mut Ctx<'_>, mut sa: IkeSa) {
+        if let State::Established(live) = &mut sa.state {
+            live.children = std::mem::take(&mut self.children);
+            live.lingering = std::mem::take(&mut self.lingering);
+            live.child_failures = self.child_failures;
+            let wanted = |t: &Task| !matches!(t, Task::RekeyIke { .. } | Task::DeleteIke | Task::Liveness);
+            live.queue.extend(std::mem::take(&mut self.queue).into_iter().filter(wanted));
+            live.delayed.extend(std::mem::take(&mut self.delayed).into_iter().filter(|(_, t)| wanted(t)));
+        }
+        self.expire_at = ctx.now.mono + REKEYED_LIFETIME;
+        self.rekey_at = self.expire_at;
+        ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Ike, failure: None });
+        ctx.effects.push(Effect::Spawn(Box::new(sa)));
+    }
+
+    // <- CREATE_CHILD_SA { SA, Nr, KEr } or { N(error) }
+    pub(super) fn on_ike_rekeyed(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        request: RekeyingIke,
+        answer: &Payloads,
+    ) -> Next {
+        let RekeyingIke { spi, nonce, group, key, second_try } = request;
+        let sa = self.finish_ike(core, ctx, spi, &nonce, group, key, answer);
+        let theirs = self.their_rekey.take();
+        let sa = match sa {
+            Ok(sa) => sa,
+            Err(reason) => {
+                ctx.spis.ike.remove(&spi);
+                return match theirs {
+                    // The peer's own rekey went through; nothing is lost.
+                    Some(theirs) => {
+                        self.hand_over(ctx, theirs.sa);
+                        Next::Rekeyed
+                    }
+                    None => self.ike_rekey_refused(core, ctx, reason, second_try, answer),
+                };
+            }
+        };
+        let nonce_r = answer.nonce.as_deref().unwrap_or_default();
+        match theirs {
+            None => {
+                self.hand_over(ctx, sa);
+                self.enqueue(Task::DeleteIke);
+            }
+            Some(theirs) => {
+                let pair = (theirs.nonces.0.as_slice(), theirs.nonces.1.as_slice());
+                match collide::winner((&nonce, nonce_r), pair) {
+                    Winner::Ours => {
+                        self.hand_over(ctx, sa);
+                        self.enqueue(Task::DeleteIke);
+                        let loser = Box::new(redundant(theirs.sa, ctx));
+                        ctx.effects.push(Effect::Spawn(loser));
+                    }
+                    Winner::Theirs => {
+                        self.hand_over(ctx, theirs.sa);
+                        // Ours is redundant; who made it closes it, and the winner's maker closes the old one.
+                        let mut sa = redundant(sa, ctx);
+                        sa.with_live(ctx, |live, _, _, _| {
+                            live.enqueue(Task::DeleteIke);
+                            Next::Stay
+                        });
+                        ctx.effects.push(Effect::Spawn(Box::new(sa)));
+                    }
+                }
+            }
+        }
+        Next::Rekeyed
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of the request")]
+    fn finish_ike(
+        &self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        spi: IkeSpi,
+        nonce: &[u8],
+        group: Group,
+        key: Box<dyn PrivateKey>,
+        answer: &Payloads,
+    ) -> Result<IkeSa, FailureReason> {
+        if let Some(n) = answer.error() {
+            return Err(FailureReason::of_notify(n.kind));
+        }
+        let (Some(proposals), Some(ke), Some(nonce_r)) = (&answer.sa, &answer.ke, &answer.nonce) else {
+            return Err(FailureReason::InvalidSyntax);
+        };
+        let (suite, peer_spi) = policy::accept_ike(&self.policy.proposals, proposals, 8)
+            .ok_or(FailureReason::NoProposalChosen)?;
+        let peer_spi = <[u8; 8]>::try_from(peer_spi.as_slice()).map_err(|_| FailureReason::InvalidSyntax)?;
+        let peer_spi = u64::from_be_bytes(peer_spi);
+        if suite.group != group || ke.group != group.transform() {
+            return Err(FailureReason::InvalidKe);
+        }
+        if peer_spi == 0 {
+            return Err(FailureReason::InvalidSyntax);
+        }
+        let shared = key.finish(&ke.data).map_err(|_| FailureReason::InvalidSyntax)?;
+        let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, nonce, nonce_r);
+        let spis = (spi.value(), peer_spi);
+        self.successor(core, ctx, spi, Role::Initiator, suite, spis, &seed, (nonce, nonce_r))
+            .ok_or(FailureReason::Internal)
+    }
+
+    fn ike_rekey_refused(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        reason: FailureReason,
+        second_try: bool,
+        answer: &Payloads,
+    ) -> Next {
+        if let Some(n) = answer.notify(NotifyType::INVALID_KE_PAYLOAD)
+            && !second_try
+            && let Ok(data) = <[u8; 2]>::try_from(n.data.as_slice())
+            && let Some(group) = Group::from_transform(u16::from_be_bytes(data))
+            && self.policy.proposals.iter().any(|p| p.groups.contains(&group))
+        {
+            self.queue.push_front(Task::RekeyIke { group: Some(group) });
+            return Next::Stay;
+        }
+        ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Ike, failure: Some(reason) });
+        let busy = reason == FailureReason::TemporaryFailure;
+        let left = self.expire_at.since(ctx.now.mono);
+        let wait = if busy { ctx.within(BUSY_RETRY.0, BUSY_RETRY.1) } else { left / 4 };
+        self.enqueue_at(ctx.now.mono + wait.max(BUSY_RETRY.0), Task::RekeyIke { group: None });
+        if !busy {
+            let detail = format!("{} refuses to rekey the IKE SA: {reason}", core.flow.remote);
+            let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
+            ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: Some(wait) });
+        }
+        Next::Stay
+    }
+
+    /// Answers the peer's request for a new IKE SA; collisions with exchanges of ours were ruled out before, except
+    /// with our own rekey of the IKE SA.
+    pub(super) fn on_rekey_ike(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, offer: &Payloads) -> Reply {
+        let refuse = |kind, data| Reply::notify(Notify::new(kind, data));
+        let (Some(proposals), Some(ke), Some(ni)) = (&offer.sa, &offer.ke, &offer.nonce) else {
+            return refuse(NotifyType::INVALID_SYNTAX, vec![]);
+        };
+        let chosen = policy::choose_ike(&self.policy.proposals, proposals, 8, ke.group);
+        let Some((suite, number, peer_spi)) = chosen else {
+            return refuse(NotifyType::NO_PROPOSAL_CHOSEN, vec![]);
+        };
+        if ke.group != suite.group.transform() {
+            return refuse(NotifyType::INVALID_KE_PAYLOAD, suite.group.transform().to_be_bytes().to_vec());
+        }
+        let peer_spi = <[u8; 8]>::try_from(peer_spi.as_slice()).map_or(0, u64::from_be_bytes);
+        let Ok((key, public)) = ctx.kex.start(suite.group, ctx.random) else {
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        };
+        let (Ok(shared), true) = (key.finish(&ke.data), peer_spi != 0) else {
+            return refuse(NotifyType::INVALID_SYNTAX, vec![]);
+        };
+        let spi = ctx.spis.new_ike(ctx.random);
+        let nr = ctx.nonce();
+        let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, ni, &nr);
+        let spis = (peer_spi, spi.value());
+        let sa = self.successor(core, ctx, spi, Role::Responder, suite, spis, &seed, (ni, &nr));
+        let Some(sa) = sa else { return refuse(NotifyType::TEMPORARY_FAILURE, vec![]) };
+        // <- CREATE_CHILD_SA { SA, Nr, KEr }
+        let mut reply = Reply::with(Payloads {
+            sa: Some(policy::answer_ike(suite, number, &spi.to_be_bytes())),
+            ke: Some(KeyExchange { group: suite.group.transform(), data: public }),
+            nonce: Some(nr.clone()),
+            ..Payloads::default()
+        });
+        if matches!(self.window.outstanding.as_ref().map(|o| &o.request), Some(Request::RekeyIke(_))) {
+            self.their_rekey = Some(Box::new(RekeyedByPeer { sa, nonces: (ni.clone(), nr) }));
+        } else {
+            self.hand_over(ctx, sa);
+            reply.next = Next::Rekeyed;
+        }
+        reply
+    }
+
+    /// The peer deletes the old SA while our rekey of it is unanswered, and its own went through: it never saw ours.
+    pub(super) fn adopt_their_rekey(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        match self.their_rekey.take() {
+            Some(theirs) => {
+                self.hand_over(ctx, theirs.sa);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Puts a new SA that lost the contest into the state that waits for its deletion.
+fn redundant(mut sa: IkeSa, ctx: &mut Ctx<'_>) -> IkeSa {
+    let until = ctx.now.mono + REKEYED_LIFETIME;
+    sa.with_live(ctx, |live, _, _, _| {
+        live.expire_at = until;
+        live.rekey_at = until;
+        Next::Rekeyed
+    });
+    sa
+}

@@ -1,0 +1,138 @@
+//! Message IDs, retransmission and the response cache (RFC 7296 §2.1–§2.3). The window is one request each way.
+
+use std::time::Duration;
+
+use cygnet_model::Timestamp;
+
+use super::Ctx;
+use super::live::Request;
+use crate::io::{Action, Event, Flow};
+use crate::policy::TunnelPolicy;
+
+/// A request on its way: its octets, and when they go out again.
+pub(crate) struct Outgoing {
+    datagrams: Vec<Vec<u8>>,
+    tries: u32,
+    wait: Duration,
+    sent: Timestamp,
+    /// When the next repetition is due.
+    pub next: Timestamp,
+}
+
+/// What a timer did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Retried {
+    /// It was not due, or the request went out again.
+    Waiting,
+    /// Every try was in vain.
+    GaveUp,
+}
+
+impl Outgoing {
+    /// Sends a request for the first time.
+    pub fn send(ctx: &mut Ctx<'_>, policy: &TunnelPolicy, flow: Flow, datagrams: Vec<Vec<u8>>) -> Self {
+        for bytes in &datagrams {
+            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+        }
+        let wait = policy.retransmit.initial;
+        Self { datagrams, tries: 1, wait, sent: ctx.now.mono, next: ctx.now.mono + ctx.jitter(wait) }
+    }
+
+    /// Repeats the very same octets if it is time, or gives up.
+    pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, policy: &TunnelPolicy, flow: Flow) -> Retried {
+        if ctx.now.mono < self.next {
+            return Retried::Waiting;
+        }
+        if self.tries >= policy.retransmit.tries {
+            return Retried::GaveUp;
+        }
+        self.tries += 1;
+        self.wait = self.wait.mul_f64(policy.retransmit.factor.max(1.0)).min(policy.retransmit.max);
+        self.next = ctx.now.mono + ctx.jitter(self.wait);
+        self.sent = ctx.now.mono;
+        for bytes in &self.datagrams {
+            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+        }
+        ctx.tell(Event::Retransmit(policy.id));
+        Retried::Waiting
+    }
+
+    /// Tells how long the answer took, if it is clear which transmission it answers.
+    pub fn answered(&self, ctx: &mut Ctx<'_>, policy: &TunnelPolicy) {
+        if self.tries == 1 {
+            let took = ctx.now.mono.since(self.sent);
+            ctx.tell(Event::RoundTrip(policy.id, took));
+        }
+    }
+}
+
+/// A request that waits for its response.
+pub(crate) struct Outstanding {
+    pub id: u32,
+    pub out: Outgoing,
+    pub request: Request,
+}
+
+/// Both directions' message IDs of one IKE SA.
+pub(crate) struct Window {
+    /// ID of our next request.
+    pub next_request: u32,
+    /// Our request on its way.
+    pub outstanding: Option<Outstanding>,
+    /// ID of the peer's next request.
+    pub expected: u32,
+    /// Our response to the request before that.
+    cached: Option<Vec<Vec<u8>>>,
+}
+
+/// How a request's ID stands to the window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// The one that is due.
+    Due,
+    /// The one before: the response is repeated, the request not looked at.
+    Repeated,
+    /// Any other.
+    Outside,
+}
+
+impl Window {
+    /// A window after `sent` requests of ours and `received` of the peer's.
+    pub fn new(sent: u32, received: u32) -> Self {
+        Self { next_request: sent, outstanding: None, expected: received, cached: None }
+    }
+
+    /// Where a request's ID stands.
+    pub fn place(&self, id: u32) -> Place {
+        if id == self.expected {
+            Place::Due
+        } else if id.checked_add(1) == Some(self.expected) {
+            Place::Repeated
+        } else {
+            Place::Outside
+        }
+    }
+
+    /// Sends the response to the request that is due, and keeps it for repetitions.
+    pub fn respond(&mut self, ctx: &mut Ctx<'_>, flow: Flow, datagrams: Vec<Vec<u8>>) {
+        self.expected = self.expected.saturating_add(1);
+        for bytes in &datagrams {
+            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+        }
+        self.cached = Some(datagrams);
+    }
+
+    /// Repeats the last response; false if there is none.
+    pub fn repeat(&self, ctx: &mut Ctx<'_>, flow: Flow) -> bool {
+        let Some(datagrams) = &self.cached else { return false };
+        for bytes in datagrams {
+            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+        }
+        true
+    }
+
+    /// Whether so many IDs are used that the IKE SA must be rekeyed (RFC 7296 §2.2: they never wrap).
+    pub const fn worn(&self) -> bool {
+        self.next_request > 1 << 31 || self.expected > 1 << 31
+    }
+}

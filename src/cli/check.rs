@@ -1,0 +1,91 @@
+//! `cygnet check`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{Out, Tone};
+use super::{CONFIG, Failure, Outcome, exit};
+use crate::config::{self, Problem, Secrets, Severity};
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cygnet check                              the installed configuration
+  cygnet check new.yaml && mv new.yaml /etc/cygnet/cygnet.yaml
+  cygnet check --no-secrets templates/site.yaml
+  cygnet check --json new.yaml | jq '.errors[].path'
+
+Every error comes as FILE:LINE:COLUMN: error: PATH: what is wrong; what would be right.")]
+pub struct CheckArgs {
+    /// The configuration
+    #[arg(value_name = "FILE", default_value = CONFIG)]
+    file: PathBuf,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+    /// Leave files with keys alone
+    #[arg(long)]
+    no_secrets: bool,
+    /// Show the configuration with every default filled in
+    #[arg(long, conflicts_with = "json")]
+    resolved: bool,
+}
+
+pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
+    let secrets = if args.no_secrets { Secrets::Skip } else { Secrets::ReadIfAllowed };
+    let checked = config::check(&args.file, secrets);
+    let (errors, warnings): (Vec<&Problem>, Vec<&Problem>) =
+        checked.problems.iter().partition(|p| p.severity == Severity::Error);
+    let code = if errors.is_empty() { 0 } else { exit::CONFIG };
+    if args.json {
+        out.json(&json!({
+            "version": 1,
+            "file": checked.file,
+            "valid": errors.is_empty(),
+            "errors": errors,
+            "warnings": warnings,
+        }))?;
+        return Ok(code);
+    }
+    for p in &checked.problems {
+        let tone = if p.severity == Severity::Error { Tone::Bad } else { Tone::Odd };
+        let line = p.one_line(&checked.file);
+        // The place stays plain, so that terminals and editors still recognise it.
+        let (place, words) = line.split_at(line.find(": ").map_or(0, |n| n + 2));
+        let (word, rest) = words.split_at(words.find(": ").unwrap_or(0));
+        let line = format!("{place}{}{rest}", out.paint(tone, word));
+        out.line(&line)?;
+        out.line(p.excerpt().trim_end_matches('\n'))?;
+    }
+    if !errors.is_empty() {
+        let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+        let mut text = count(errors.len(), "error");
+        if !warnings.is_empty() {
+            text = format!("{text}, {}", count(warnings.len(), "warning"));
+        }
+        out.line(&text)?;
+        return Ok(code);
+    }
+    let Some(c) = checked.preview else {
+        return Err(Failure::new(
+            exit::SOFTWARE,
+            "the configuration has no errors and yet cannot be resolved",
+            "",
+        ));
+    };
+    if args.resolved {
+        let text = serde_yaml::to_string(&config::show::resolved(&c))
+            .map_err(|e| Failure::new(exit::SOFTWARE, format!("cannot write YAML: {e}"), ""))?;
+        out.line(text.trim_end())?;
+        return Ok(code);
+    }
+    let (g, p, t) = (c.gateways.len(), c.customer_gateways.len(), c.tunnels.len());
+    let line = format!(
+        "{}: {} (gateways: {g}, customer gateways: {p}, tunnels: {t})",
+        checked.file,
+        out.paint(Tone::Good, "ok")
+    );
+    out.line(&line)?;
+    Ok(code)
+}

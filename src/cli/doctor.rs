@@ -1,0 +1,196 @@
+//! `cygnet doctor`: what this host offers. The daemon is asked if it runs; what any user can see is looked at here.
+
+use std::fs;
+use std::path::Path;
+
+use clap::Args;
+use nix::unistd::Group;
+use serde_json::json;
+
+use super::output::{Out, Tone, safe};
+use super::{Global, Outcome, ask, exit};
+use crate::control::{Request, Response, server};
+use crate::observe::snapshot::{Finding, Verdict};
+
+#[derive(Args, Debug)]
+#[command(after_help = "Exit code 0 if nothing stands in the way, else 1.")]
+pub struct DoctorArgs {
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
+    let mut findings = host();
+    let daemon = match ask(g, &Request::Doctor {}) {
+        Ok(Response::Findings { findings: more }) => {
+            findings.extend(more);
+            finding("daemon", Verdict::Ok, "answers on its control socket", "")
+        }
+        Ok(_) => finding("daemon", Verdict::Warning, "answers, but not to this question", ""),
+        Err(e) => {
+            finding("daemon", Verdict::Warning, &e.message, "start it to learn which data plane it would use")
+        }
+    };
+    let running = daemon.verdict == Verdict::Ok;
+    findings.push(daemon);
+    findings.extend(ports(&read("/proc/net/udp"), &read("/proc/net/udp6"), running));
+    let bad = findings.iter().any(|f| f.verdict == Verdict::Error);
+    let code = if bad { exit::FAILED } else { 0 };
+    if args.json {
+        out.json(&json!({ "version": 1, "healthy": !bad, "findings": findings }))?;
+        return Ok(code);
+    }
+    for f in &findings {
+        let (tone, word) = match f.verdict {
+            Verdict::Ok => (Tone::Good, "ok"),
+            Verdict::Warning => (Tone::Odd, "warning"),
+            Verdict::Error => (Tone::Bad, "error"),
+        };
+        let line =
+            format!("{}  {:<16}{}", out.paint(tone, &format!("{word:<7}")), safe(&f.name), safe(&f.detail));
+        out.line(&line)?;
+        if !f.fix.is_empty() {
+            out.line(&format!("{:25}{}", "", safe(&f.fix)))?;
+        }
+    }
+    Ok(code)
+}
+
+fn finding(name: &str, verdict: Verdict, detail: &str, fix: &str) -> Finding {
+    Finding { name: name.into(), verdict, detail: detail.into(), fix: fix.into() }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn host() -> Vec<Finding> {
+    let release = read("/proc/sys/kernel/osrelease");
+    let release = release.trim();
+    let mut out = vec![finding("kernel", Verdict::Ok, release, ""), capabilities(&read("/proc/self/status"))];
+    out.push(if Path::new("/proc/sys/net/core/xfrm_acq_expires").exists() {
+        finding("xfrm", Verdict::Ok, "the kernel has XFRM", "")
+    } else {
+        let detail = "the kernel has no XFRM here; ESP is cygnet's own";
+        finding("xfrm", Verdict::Warning, detail, "a kernel with CONFIG_XFRM_USER forwards ESP itself")
+    });
+    out.push(match (module(release, "esp4"), module(release, "esp6")) {
+        (true, true) => finding("esp", Verdict::Ok, "the kernel has ESP for IPv4 and IPv6", ""),
+        (true, false) => {
+            finding("esp", Verdict::Warning, "the kernel has ESP for IPv4 only", "load the module esp6")
+        }
+        _ => finding(
+            "esp",
+            Verdict::Warning,
+            "no sign of ESP in the kernel (modules esp4, esp6); ESP is cygnet's own unless a probe finds it",
+            "load the modules esp4 and esp6, or set data_plane: userspace",
+        ),
+    });
+    out.push(match fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => finding("tun", Verdict::Ok, "/dev/net/tun can be opened", ""),
+        Err(e) => {
+            let detail = format!("/dev/net/tun cannot be opened ({e}); needed for cygnet's own ESP");
+            finding("tun", Verdict::Warning, &detail, "load the module tun")
+        }
+    });
+    for (name, path) in [
+        ("ip_forward", "/proc/sys/net/ipv4/ip_forward"),
+        ("ip6_forward", "/proc/sys/net/ipv6/conf/all/forwarding"),
+    ] {
+        out.push(match read(path).trim() {
+            "1" => finding(name, Verdict::Ok, "packets are forwarded", ""),
+            "0" => finding(name, Verdict::Warning, "packets are not forwarded", &format!("echo 1 > {path}")),
+            _ => finding(name, Verdict::Warning, &format!("cannot read {path}"), ""),
+        });
+    }
+    if read("/proc/sys/net/ipv4/conf/all/rp_filter").trim() == "1" {
+        let fix =
+            "set net.ipv4.conf.all.rp_filter to 2 where tunnels and their answers take different interfaces";
+        out.push(finding("rp_filter", Verdict::Warning, "strict reverse path filter", fix));
+    }
+    out.push(match Group::from_name(server::GROUP) {
+        Ok(Some(_)) => {
+            finding("group", Verdict::Ok, "members of group cygnet may use the control socket", "")
+        }
+        _ => finding(
+            "group",
+            Verdict::Warning,
+            "there is no group cygnet; only root may use the control socket",
+            "groupadd --system cygnet",
+        ),
+    });
+    out
+}
+
+/// Whether a module is built in, loaded, or there to be loaded.
+fn module(release: &str, name: &str) -> bool {
+    let dir = Path::new("/lib/modules").join(release);
+    let listed =
+        |file: &str| fs::read_to_string(dir.join(file)).is_ok_and(|t| t.contains(&format!("/{name}.ko")));
+    read("/proc/modules").lines().any(|l| l.split(' ').next() == Some(name))
+        || Path::new("/sys/module").join(name).exists()
+        || listed("modules.builtin")
+        || listed("modules.dep")
+}
+
+/// Reads the effective capabilities from /proc/self/status.
+fn capabilities(status: &str) -> Finding {
+    const NEEDED: [(u32, &str); 3] =
+        [(10, "CAP_NET_BIND_SERVICE"), (12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let set = line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok()).unwrap_or(0);
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(n, _)| set >> n & 1 == 0).map(|(_, name)| *name).collect();
+    if missing.is_empty() {
+        finding("capabilities", Verdict::Ok, "this user could run the daemon", "")
+    } else {
+        let detail = format!("this user lacks {}", missing.join(", "));
+        finding("capabilities", Verdict::Warning, &detail, "run the daemon as root")
+    }
+}
+
+/// Looks for somebody else on the IKE ports, in the text of /proc/net/udp and udp6.
+fn ports(udp: &str, udp6: &str, running: bool) -> Vec<Finding> {
+    let taken = |port: u16| {
+        let suffix = format!(":{port:04X}");
+        let local = |l: &str| l.split_ascii_whitespace().nth(1).is_some_and(|a| a.ends_with(&suffix));
+        udp.lines().chain(udp6.lines()).any(local)
+    };
+    let busy: Vec<String> = [500, 4500].into_iter().filter(|p| taken(*p)).map(|p| p.to_string()).collect();
+    match (busy.is_empty(), running) {
+        (false, false) => {
+            let detail = format!("UDP {} is in use, and not by cygnet", busy.join(" and "));
+            vec![finding("ports", Verdict::Error, &detail, "stop the other IKE daemon; ss -ulpn names it")]
+        }
+        (true, true) => {
+            vec![finding(
+                "ports",
+                Verdict::Warning,
+                "the daemon runs, but nobody listens on UDP 500 and 4500 here",
+                "",
+            )]
+        }
+        _ => vec![finding("ports", Verdict::Ok, "UDP 500 and 4500 are cygnet's or free", "")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_daemon_on_the_ports_is_found() {
+        let udp = "  sl  local_address rem_address\n  10: 00000000:01F4 00000000:0000 07\n";
+        assert_eq!(ports(udp, "", false)[0].verdict, Verdict::Error);
+        assert_eq!(ports(udp, "", true)[0].verdict, Verdict::Ok);
+        assert_eq!(ports("", "", false)[0].verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn capabilities_are_read_from_the_mask() {
+        assert_eq!(capabilities("CapEff:\t000001ffffffffff\n").verdict, Verdict::Ok);
+        let some = capabilities("CapEff:\t0000000000000400\n");
+        assert_eq!(some.detail, "this user lacks CAP_NET_ADMIN, CAP_NET_RAW");
+    }
+}

@@ -1,0 +1,142 @@
+//! Verbs that write something new: `psk`, `completions`, `schema`, `man`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use clap_complete::Shell;
+use ring::rand::{SecureRandom, SystemRandom};
+use zeroize::Zeroizing;
+
+use super::output::Out;
+use super::{Failure, Outcome, exit};
+use crate::config::schema;
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example: (umask 077; cygnet psk > /etc/cygnet/a-b.psk)
+
+The key has 256 bits. In text form it consists of letters and digits, which every vendor's gateway takes as they are;
+0x and 0s forms are understood by cygnet, strongSwan and libreswan.")]
+pub struct PskArgs {
+    /// How to write it
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    format: Form,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum Form {
+    /// 43 letters and digits
+    Text,
+    /// 0x and 64 hexadecimal digits
+    Hex,
+    /// 0s and base64
+    Base64,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example: cygnet completions bash > /usr/share/bash-completion/completions/cygnet")]
+pub struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// Where to write them
+    dir: PathBuf,
+}
+
+pub fn psk(args: &PskArgs, out: &mut Out) -> Outcome {
+    out.line(
+        &key(args.format)
+            .ok_or_else(|| Failure::new(exit::SOFTWARE, "the system gives no random numbers", ""))?,
+    )?;
+    Ok(0)
+}
+
+fn random<const N: usize>() -> Option<Zeroizing<[u8; N]>> {
+    let mut octets = Zeroizing::new([0; N]);
+    SystemRandom::new().fill(octets.as_mut()).ok()?;
+    Some(octets)
+}
+
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+/// 43 digits of base 62 hold 256 bits.
+const TEXT_LEN: usize = 43;
+
+fn key(form: Form) -> Option<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::with_capacity(96));
+    match form {
+        Form::Text => {
+            while text.len() < TEXT_LEN {
+                // Octets beyond the last multiple of 62 would favour the first digits.
+                let fair = |b: &&u8| **b < 248;
+                let octets = random::<64>()?;
+                let room = TEXT_LEN - text.len();
+                let digits = octets.iter().filter(fair).take(room);
+                text.extend(digits.filter_map(|b| DIGITS.get(usize::from(*b) % 62)).map(|d| char::from(*d)));
+                // Such a beginning would be decoded.
+                if text.starts_with("0x") || text.starts_with("0s") {
+                    text.clear();
+                }
+            }
+        }
+        Form::Hex => {
+            text.push_str("0x");
+            random::<32>()?.iter().for_each(|b| text.push_str(&format!("{b:02x}")));
+        }
+        Form::Base64 => {
+            text.push_str("0s");
+            // 33 octets need no padding.
+            for three in random::<33>()?.chunks(3) {
+                let word = three.iter().fold(0u32, |w, b| w << 8 | u32::from(*b));
+                let digit = |shift: u32| BASE64.get((word >> shift & 63) as usize).map(|d| char::from(*d));
+                text.extend([18, 12, 6, 0].into_iter().filter_map(digit));
+            }
+        }
+    }
+    Some(text)
+}
+
+pub fn completions(args: &CompletionsArgs, mut command: clap::Command, out: &mut Out) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "cygnet", &mut script);
+    std::io::Write::write_all(out, &script)?;
+    Ok(0)
+}
+
+pub fn schema(out: &mut Out) -> Outcome {
+    out.json(&schema::schema())?;
+    Ok(0)
+}
+
+pub fn man(args: &ManArgs, command: clap::Command) -> Outcome {
+    let write = || {
+        std::fs::create_dir_all(&args.dir)?;
+        clap_mangen::generate_to(command, &args.dir)?;
+        std::fs::write(args.dir.join("cygnet.yaml.5"), schema::manual())
+    };
+    write()
+        .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::secrets;
+
+    #[test]
+    fn keys_are_strong_and_readable_by_the_configuration() {
+        for form in [Form::Text, Form::Hex, Form::Base64] {
+            let mut seen = std::collections::BTreeSet::new();
+            for _ in 0..200 {
+                let text = key(form).unwrap();
+                let read = secrets::psk(text.as_bytes()).unwrap_or_else(|e| panic!("{e:?}"));
+                assert!(read.weak.is_none());
+                assert!(read.secret.len() >= 32);
+                assert!(seen.insert(text.to_string()));
+            }
+        }
+    }
+}

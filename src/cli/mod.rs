@@ -1,0 +1,236 @@
+//! The command line. One file for each group of verbs; results go to stdout, everything else to stderr, and the exit
+//! code follows sysexits where it says something.
+
+mod check;
+mod doctor;
+mod events;
+mod generate;
+mod output;
+mod run;
+mod status;
+mod tunnel;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::control::client::{Client, ClientError};
+use crate::control::{ErrorKind, Request, Response};
+use output::Out;
+
+/// The default configuration.
+pub const CONFIG: &str = "/etc/cygnet/cygnet.yaml";
+/// The default control socket.
+pub const SOCKET: &str = "/run/cygnet/control.sock";
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "cygnet",
+    version,
+    about = "An IKEv2 site-to-site VPN gateway for Linux",
+    max_term_width = 100,
+    after_help = "Examples:
+  cygnet check /etc/cygnet/cygnet.yaml     everything that is wrong, with line and column
+  cygnet run --config ./lab.yaml           the daemon, in the foreground
+  cygnet status                            gateways and tunnels at a glance
+  cygnet up a-b --timeout 10s              bring a tunnel up and wait for it
+  cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
+
+Exit codes: 0 done, 1 not healthy or failed, 64 usage, 69 daemon not reachable, 75 not done in time,
+77 permission, 78 configuration."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args, Debug)]
+struct Global {
+    /// The daemon's control socket
+    #[arg(long, global = true, value_name = "SOCKET", default_value = SOCKET)]
+    control: PathBuf,
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    color: Color,
+    /// Tell more; twice: even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum Color {
+    /// On terminals, unless NO_COLOR is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Run(run::RunArgs),
+    /// Check a configuration, without a daemon and without root
+    Check(check::CheckArgs),
+    /// Show gateways, tunnels and SAs; exit 1 if a tunnel that should be up is not
+    Status(status::StatusArgs),
+    /// Bring a tunnel up and wait until it carries traffic
+    Up(tunnel::TunnelArgs),
+    /// Take a tunnel down and keep it down
+    Down(tunnel::TunnelArgs),
+    /// Make new keys for a tunnel
+    Rekey(tunnel::RekeyArgs),
+    /// Drop all state of a tunnel and begin anew
+    Reset(tunnel::TunnelArgs),
+    /// Change a gateway's bandwidth, effective at once
+    Bandwidth(tunnel::BandwidthArgs),
+    /// Follow what happens
+    Events(events::EventsArgs),
+    /// Show the last events of a tunnel
+    Logs(events::LogsArgs),
+    /// Show what this host offers and what stands in the way
+    Doctor(doctor::DoctorArgs),
+    /// Make a strong pre-shared key
+    Psk(generate::PskArgs),
+    /// Write completions for a shell
+    Completions(generate::CompletionsArgs),
+    /// Write the JSON schema of the configuration
+    Schema,
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man(generate::ManArgs),
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    message: String,
+    hint: String,
+}
+
+/// Exit codes, after sysexits.h.
+mod exit {
+    pub const FAILED: u8 = 1;
+    pub const USAGE: u8 = 64;
+    pub const UNAVAILABLE: u8 = 69;
+    pub const SOFTWARE: u8 = 70;
+    pub const IO: u8 = 74;
+    pub const TEMPORARY: u8 = 75;
+    pub const PROTOCOL: u8 = 76;
+    pub const PERMISSION: u8 = 77;
+    pub const CONFIG: u8 = 78;
+}
+
+impl Failure {
+    fn new(code: u8, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: hint.into() }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    /// Of writing results; a reader that went away wanted no more of them.
+    fn from(e: std::io::Error) -> Self {
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self::new(0, "", "");
+        }
+        Self::new(exit::IO, format!("cannot write: {e}"), "")
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(e: ClientError) -> Self {
+        let (code, hint) = match &e {
+            ClientError::Unreachable { .. } => (
+                exit::UNAVAILABLE,
+                "is it running? See: systemctl status cygnet, or name its socket with --control",
+            ),
+            ClientError::Permission { .. } => {
+                (exit::PERMISSION, "run as root or as a member of group cygnet")
+            }
+            ClientError::Broken(_) => (exit::PROTOCOL, "does the daemon have the version of this command?"),
+        };
+        Self::new(code, output::safe(&e.to_string()), hint)
+    }
+}
+
+/// A command's exit code, 0 or 1 unless it fails.
+type Outcome = Result<u8, Failure>;
+
+/// Runs the program with `args` (the first one is its name).
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are results; everything else is a usage error.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    let mut out = Out::new(cli.global.color);
+    match dispatch(cli, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            output::complain(&failure.message, &failure.hint);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
+    let g = &cli.global;
+    match cli.verb {
+        Verb::Run(args) => run::run(&args, g),
+        Verb::Check(args) => check::check(&args, out),
+        Verb::Status(args) => status::status(&args, g, out),
+        Verb::Up(args) => tunnel::up(args, g, out),
+        Verb::Down(args) => tunnel::down(args, g, out),
+        Verb::Rekey(args) => tunnel::rekey(args, g, out),
+        Verb::Reset(args) => tunnel::reset(args, g, out),
+        Verb::Bandwidth(args) => tunnel::bandwidth(args, g, out),
+        Verb::Events(args) => events::events(&args, g, out),
+        Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Doctor(args) => doctor::doctor(&args, g, out),
+        Verb::Psk(args) => generate::psk(&args, out),
+        Verb::Completions(args) => generate::completions(&args, Cli::command(), out),
+        Verb::Schema => generate::schema(out),
+        Verb::Man(args) => generate::man(&args, Cli::command()),
+    }
+}
+
+/// Asks the daemon; its errors become ours.
+fn ask(g: &Global, request: &Request) -> Result<Response, Failure> {
+    match Client::connect(&g.control)?.ask(request)? {
+        Response::Error { kind, message, hint } => Err(refused(kind, &message, &hint)),
+        response => Ok(response),
+    }
+}
+
+fn refused(kind: ErrorKind, message: &str, hint: &str) -> Failure {
+    let code = match kind {
+        ErrorKind::Permission => exit::PERMISSION,
+        ErrorKind::Timeout | ErrorKind::Busy => exit::TEMPORARY,
+        ErrorKind::Stopping => exit::UNAVAILABLE,
+        ErrorKind::NotFound => exit::USAGE,
+        ErrorKind::BadRequest => exit::PROTOCOL,
+        ErrorKind::Failed | ErrorKind::Other => exit::FAILED,
+    };
+    Failure::new(code, output::safe(message), output::safe(hint))
+}
+
+/// The failure of an answer that does not belong to the question.
+fn unexpected() -> Failure {
+    let hint = "does the daemon have the version of this command?";
+    Failure::new(exit::PROTOCOL, "the daemon answered something else", hint)
+}
+
+/// Reads `30s`, `5m` and the like for a flag.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    crate::config::units::duration(text).map_err(|w| format!("{}; {}", w.what, w.fix))
+}

@@ -1,0 +1,156 @@
+//! `cygnet status`.
+
+use clap::Args;
+
+use super::output::{Out, Tone, bytes, rate, safe, span};
+use super::{Failure, Global, Outcome, ask, exit, unexpected};
+use crate::control::{Request, Response};
+use crate::observe::snapshot::{ChildStatus, GatewayStatus, Nat, Snapshot, TunnelState, TunnelStatus};
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cygnet status                 everything at a glance
+  cygnet status a-b             one tunnel (or gateway) in full
+  cygnet status --json | jq '.tunnels[] | select(.state != \"up\")'
+
+Exit code 0 if every tunnel that should be up is up, else 1.")]
+pub struct StatusArgs {
+    /// Only this gateway or tunnel
+    name: Option<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn status(args: &StatusArgs, g: &Global, out: &mut Out) -> Outcome {
+    let Response::Status { mut snapshot } = ask(g, &Request::Status {})? else { return Err(unexpected()) };
+    if let Some(name) = &args.name {
+        // A tunnel's name counts first; with a gateway come its tunnels.
+        if snapshot.tunnels.iter().any(|t| t.name == *name) {
+            snapshot.tunnels.retain(|t| t.name == *name);
+            let gateway = snapshot.tunnels.first().map(|t| t.gateway.clone());
+            snapshot.gateways.retain(|g| Some(&g.name) == gateway.as_ref());
+        } else if snapshot.gateways.iter().any(|g| g.name == *name) {
+            snapshot.gateways.retain(|g| g.name == *name);
+            snapshot.tunnels.retain(|t| t.gateway == *name);
+        } else {
+            let message = format!("there is no gateway or tunnel \"{}\"", safe(name));
+            return Err(Failure::new(exit::USAGE, message, "see: cygnet status"));
+        }
+    }
+    let code = if snapshot.healthy() { 0 } else { exit::FAILED };
+    if args.json {
+        out.json(&snapshot)?;
+        return Ok(code);
+    }
+    overview(&snapshot, out)?;
+    if args.name.is_some() || g.verbose > 0 {
+        for t in &snapshot.tunnels {
+            detail(t, out)?;
+        }
+    }
+    Ok(code)
+}
+
+fn plain(text: impl Into<String>) -> (Tone, String) {
+    (Tone::Plain, safe(&text.into()))
+}
+
+fn tone(state: TunnelState) -> Tone {
+    match state {
+        TunnelState::Up | TunnelState::Rekeying => Tone::Good,
+        TunnelState::Connecting | TunnelState::Waiting => Tone::Odd,
+        TunnelState::Down | TunnelState::Failed => Tone::Bad,
+    }
+}
+
+fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
+    let gateway = |g: &GatewayStatus| {
+        vec![
+            plain(&g.name),
+            plain(&g.address),
+            plain(g.bandwidth_bps.map_or("unlimited".into(), rate)),
+            plain(rate(g.tx_bps)),
+            plain(rate(g.rx_bps)),
+        ]
+    };
+    let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
+    out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;
+    out.line("")?;
+    let tunnel = |t: &TunnelStatus| {
+        let sum = |f: fn(&ChildStatus) -> u64| bytes(t.children.iter().map(f).fold(0, u64::saturating_add));
+        let mut note = t.last_error.clone().filter(|_| !t.state.is_up()).unwrap_or_default();
+        if let Some(s) = t.retry_in_s {
+            note = format!("{note} (next attempt in {})", span(s)).trim_start().to_owned();
+        }
+        vec![
+            plain(&t.name),
+            plain(&t.gateway),
+            plain(&t.customer_gateway),
+            (tone(t.state), t.state.name().to_owned()),
+            plain(&t.since),
+            plain(sum(|c| c.bytes_out)),
+            plain(sum(|c| c.bytes_in)),
+            plain(note),
+        ]
+    };
+    let rows: Vec<_> = s.tunnels.iter().map(tunnel).collect();
+    out.table(&["TUNNEL", "GATEWAY", "CUSTOMER GATEWAY", "STATE", "SINCE", "OUT", "IN", ""], &rows)?;
+    if !s.config_ok {
+        let warning = out.paint(Tone::Odd, "the last configuration was refused; an older one is in effect");
+        out.line(&format!("\n{warning}"))?;
+    }
+    Ok(())
+}
+
+fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
+    let title = out.paint(Tone::Bold, &format!("tunnel {}", safe(&t.name)));
+    out.line(&format!("\n{title}"))?;
+    let mut field = |name: &str, value: String| out.line(&format!("  {name:<14}{}", safe(&value)));
+    field("state", format!("{} since {}", t.state.name(), t.since))?;
+    if let Some(error) = &t.last_error {
+        field("last error", error.clone())?;
+    }
+    if let Some(p) = &t.path {
+        field("path", format!("{} -> {}", p.local, p.remote))?;
+    }
+    if let Some(ike) = &t.ike {
+        let nat = match ike.nat {
+            Nat::None => "no NAT",
+            Nat::Local => "we are behind NAT",
+            Nat::Remote => "the peer is behind NAT",
+            Nat::Both => "both are behind NAT",
+        };
+        let role = serde_json::to_value(ike.role).ok();
+        let role = role.as_ref().and_then(|r| r.as_str()).unwrap_or_default();
+        field("ike", format!("{}_i {}_r, {role}, {nat}", ike.spi_i, ike.spi_r))?;
+        field("", format!("{}, new keys in {}", ike.proposal, span(ike.rekey_in_s)))?;
+        if let Some(id) = &ike.peer_id {
+            field("peer", id.clone())?;
+        }
+    }
+    for c in &t.children {
+        field("child", format!("{} -> {}", c.local.join(" "), c.remote.join(" ")))?;
+        field(
+            "",
+            format!("{}_in {}_out, {}, new keys in {}", c.spi_in, c.spi_out, c.proposal, span(c.rekey_in_s)),
+        )?;
+        field(
+            "",
+            format!(
+                "out {} in {} packets, in {} in {} packets",
+                bytes(c.bytes_out),
+                c.packets_out,
+                bytes(c.bytes_in),
+                c.packets_in
+            ),
+        )?;
+        if c.drops.replay + c.drops.integrity > 0 {
+            field(
+                "dropped",
+                format!("{} replayed, {} with a bad check value", c.drops.replay, c.drops.integrity),
+            )?;
+        }
+    }
+    Ok(())
+}

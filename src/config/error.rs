@@ -1,0 +1,198 @@
+//! What can be wrong with a configuration, and how it is told to people and to programs.
+//!
+//! A [`Problem`] never holds a secret: the text that it quotes is masked and escaped before it gets here.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::Serialize;
+
+/// How bad a problem is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// It can be used, but somebody should look.
+    Warning,
+}
+
+/// A place in the file, and the path that leads to it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct At {
+    /// Line, counted from 1.
+    pub line: usize,
+    /// Column in characters, counted from 1.
+    pub col: usize,
+    /// How many characters are meant, 0 if unknown.
+    pub len: usize,
+    /// As in `tunnels[2].spd[0].remote[1]`; empty for the whole document.
+    pub path: String,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Problem {
+    /// Error or warning.
+    pub severity: Severity,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// Column in characters, counted from 1.
+    pub col: usize,
+    /// As in `tunnels[2].spd[0].remote[1]`.
+    pub path: String,
+    /// What is wrong.
+    pub what: String,
+    /// What would be right; empty if there is nothing to add.
+    pub fix: String,
+    /// The line it stands on, masked and escaped; empty if it must not be shown.
+    #[serde(skip)]
+    pub snippet: String,
+    /// Characters to underline in the snippet.
+    #[serde(skip)]
+    pub len: usize,
+}
+
+impl Problem {
+    /// The problem as one line: `file:line:col: error: path: what; fix`.
+    pub fn one_line(&self, file: &str) -> String {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let mut out = format!("{file}:{}:{}: {severity}: ", self.line, self.col);
+        if !self.path.is_empty() {
+            out.push_str(&self.path);
+            out.push_str(": ");
+        }
+        out.push_str(&self.what);
+        if !self.fix.is_empty() {
+            out.push_str("; ");
+            out.push_str(&self.fix);
+        }
+        out
+    }
+
+    /// The line it stands on with the place underlined, or nothing.
+    pub fn excerpt(&self) -> String {
+        if self.snippet.is_empty() {
+            return String::new();
+        }
+        let room = self.snippet.chars().count().saturating_sub(self.col.saturating_sub(1)).max(1);
+        let marks = "^".repeat(self.len.clamp(1, room));
+        let number = self.line.to_string();
+        let gutter = " ".repeat(number.len());
+        let indent = " ".repeat(self.col.saturating_sub(1));
+        format!(" {number} | {}\n {gutter} | {indent}{marks}\n", self.snippet)
+    }
+}
+
+/// Everything that is wrong with one file; at least one entry is an error.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigErrors {
+    /// The file as it was named, escaped.
+    pub file: String,
+    /// Errors and warnings in the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+impl ConfigErrors {
+    /// How many of the problems are errors.
+    pub fn errors(&self) -> usize {
+        self.problems.iter().filter(|p| p.severity == Severity::Error).count()
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, p) in self.problems.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            f.write_str(&p.one_line(&self.file))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// A value that was refused: what is wrong with it and what would be right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wrong {
+    /// What is wrong.
+    pub what: String,
+    /// What would be right.
+    pub fix: String,
+}
+
+/// Makes a [`Wrong`].
+pub fn wrong(what: impl Into<String>, fix: impl Into<String>) -> Wrong {
+    Wrong { what: what.into(), fix: fix.into() }
+}
+
+/// More problems than this are not collected: nobody reads them, and a hostile file must not make them cost memory.
+pub const MAX_PROBLEMS: usize = 1000;
+
+/// Collects problems while a file is read.
+#[derive(Default, Debug)]
+pub struct Sink {
+    problems: RefCell<Vec<Problem>>,
+}
+
+impl Sink {
+    fn push(&self, severity: Severity, at: &At, wrong: Wrong) {
+        let mut problems = self.problems.borrow_mut();
+        if problems.len() < MAX_PROBLEMS {
+            problems.push(Problem {
+                severity,
+                line: at.line,
+                col: at.col,
+                path: at.path.clone(),
+                what: wrong.what,
+                fix: wrong.fix,
+                snippet: String::new(),
+                len: at.len,
+            });
+        }
+    }
+
+    /// Notes an error.
+    pub fn error(&self, at: &At, wrong: Wrong) {
+        self.push(Severity::Error, at, wrong);
+    }
+
+    /// Notes a warning.
+    pub fn warning(&self, at: &At, wrong: Wrong) {
+        self.push(Severity::Warning, at, wrong);
+    }
+
+    /// The problems in the order of the file.
+    pub fn into_sorted(self) -> Vec<Problem> {
+        let mut problems = self.problems.into_inner();
+        problems.sort_by_key(|p| (p.line, p.col));
+        problems
+    }
+}
+
+/// Text of strangers made fit for a terminal: in quotes, control characters escaped, cut to a length that stays readable.
+pub fn quoted(text: &str) -> String {
+    const MAX: usize = 80;
+    let mut out = String::from("\"");
+    for (n, c) in text.chars().enumerate() {
+        if n == MAX {
+            out.push('…');
+            break;
+        }
+        if c == '\'' { out.push(c) } else { out.extend(c.escape_debug()) }
+    }
+    out.push('"');
+    out
+}
+
+/// A path made fit for a terminal, without quotes.
+pub fn quoted_path(path: &str) -> String {
+    path.chars()
+        .flat_map(|c| if c == '\'' || c == '"' { vec![c] } else { c.escape_debug().collect() })
+        .collect()
+}

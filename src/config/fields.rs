@@ -1,0 +1,319 @@
+//! Every key of the configuration, once: what it is called, what it takes, what it means when it is left out.
+//!
+//! The decoder refuses keys that are not here, and the JSON schema and the manual page are made from these tables.
+
+/// What a key takes, as far as a schema can say it. The decoder knows the rest.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Text; the pattern is a regular expression for editors.
+    Text {
+        /// Regular expression, or empty.
+        pattern: &'static str,
+        /// An example.
+        example: &'static str,
+    },
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Integer {
+        /// Smallest.
+        min: i64,
+        /// Largest.
+        max: i64,
+    },
+    /// One of these words.
+    Words(&'static [&'static str]),
+    /// A mapping.
+    Section(&'static Section),
+    /// A list.
+    List(&'static Kind),
+    /// One of several forms.
+    AnyOf(&'static [Kind]),
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The key.
+    pub key: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// Whether it must stand there.
+    pub required: bool,
+    /// What holds when it is left out.
+    pub default: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+}
+
+/// A mapping with its keys.
+#[derive(Debug)]
+pub struct Section {
+    /// What it is called in messages.
+    pub name: &'static str,
+    /// Its keys.
+    pub fields: &'static [Field],
+    /// Whether even unknown keys must not be quoted, because they may be a secret whose key was forgotten.
+    pub secret: bool,
+}
+
+const fn must(key: &'static str, kind: Kind, doc: &'static str) -> Field {
+    Field { key, kind, required: true, default: "", doc }
+}
+
+const fn may(key: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Field {
+    Field { key, kind, required: false, default, doc }
+}
+
+const NAME: Kind = Kind::Text { pattern: "^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$", example: "a-b" };
+const CIDR: Kind = Kind::Text { pattern: "^[0-9A-Fa-f.:]+(/[0-9]+)?$", example: "10.1.0.0/16" };
+const IP: Kind = Kind::Text { pattern: "^[0-9A-Fa-f.:]+$", example: "192.0.2.1" };
+const HOST: Kind = Kind::Text { pattern: "^[0-9A-Za-z.:-]+$", example: "192.0.2.2" };
+const IDENTITY: Kind = Kind::Text { pattern: "", example: "gw.example.org" };
+const PATH: Kind = Kind::Text { pattern: "", example: "a-b.psk" };
+const DURATION: Kind = Kind::Text { pattern: "^[0-9]+(ms|s|m|h|d)$", example: "1h" };
+const SIZE: Kind = Kind::Text { pattern: "^[0-9]+ ?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$", example: "1GB" };
+const RATE: Kind =
+    Kind::Text { pattern: "^[0-9]+(\\.[0-9]+)?([kKmMgGtT])?[bB][iI][tT]$", example: "100mbit" };
+const LISTEN: Kind = Kind::Text { pattern: "^.+:[0-9]+$|^off$", example: "127.0.0.1:9180" };
+const PROPOSAL: Kind = Kind::Text { pattern: "^[a-z0-9_-]+$", example: "aes256gcm16-prfsha384-x25519" };
+const ESP_PROPOSAL: Kind = Kind::Text { pattern: "^[a-z0-9_-]+$", example: "aes256gcm16-x25519" };
+const MARK: Kind =
+    Kind::Text { pattern: "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$", example: "0x10/0xff" };
+const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
+
+/// The whole file.
+pub static ROOT: Section = Section {
+    name: "the configuration",
+    secret: false,
+    fields: &[
+        may("daemon", Kind::Section(&DAEMON), "", "The daemon itself: sockets, directories, exporters."),
+        may("gateways", Kind::List(&Kind::Section(&GATEWAY)), "[]", "VPN gateways of this host."),
+        may("customer_gateways", Kind::List(&Kind::Section(&CUSTOMER)), "[]", "The peers' gateways."),
+        may("tunnels", Kind::List(&Kind::Section(&TUNNEL)), "[]", "Tunnels between them."),
+    ],
+};
+
+/// `daemon`.
+pub static DAEMON: Section = Section {
+    name: "daemon",
+    secret: false,
+    fields: &[
+        may(
+            "control_socket",
+            PATH,
+            "/run/cygnet/control.sock",
+            "Unix socket for the command line, 0660 root:cygnet.",
+        ),
+        may("state_dir", PATH, "/var/lib/cygnet", "Directory for what outlives a restart."),
+        may(
+            "data_plane",
+            Kind::Words(PLANES),
+            "auto",
+            "Who handles ESP: the kernel where it can, or cygnet itself.",
+        ),
+        may("metrics", Kind::Section(&METRICS), "", "The Prometheus exporter."),
+        may("console", Kind::Section(&CONSOLE), "", "The web console."),
+    ],
+};
+/// Values of `daemon.data_plane`.
+pub const PLANES: &[&str] = &["auto", "kernel", "userspace"];
+
+static METRICS: Section = Section {
+    name: "daemon.metrics",
+    secret: false,
+    fields: &[may("listen", LISTEN, "127.0.0.1:9180", "Address and port, or off.")],
+};
+
+static CONSOLE: Section = Section {
+    name: "daemon.console",
+    secret: false,
+    fields: &[may("listen", LISTEN, "off", "Address and port, or off.")],
+};
+
+/// `gateways[]`.
+pub static GATEWAY: Section = Section {
+    name: "a gateway",
+    secret: false,
+    fields: &[
+        must("name", NAME, "Unique among gateways."),
+        must(
+            "address",
+            Kind::AnyOf(&[
+                IP,
+                Kind::Section(&INTERFACE),
+                Kind::List(&Kind::AnyOf(&[IP, Kind::Section(&INTERFACE)])),
+            ]),
+            "Outer addresses: an IP address, { interface: NAME }, or a list of them.",
+        ),
+        may("id", IDENTITY, "the outer address", "Our identity towards the peers."),
+        must("networks", Kind::List(&CIDR), "CIDR blocks of the VPC."),
+        may(
+            "bandwidth",
+            Kind::AnyOf(&[RATE, UNLIMITED]),
+            "unlimited",
+            "Cap on what leaves to the public network.",
+        ),
+        may("limits", Kind::List(&Kind::Section(&LIMIT)), "[]", "Limits of single inner addresses."),
+    ],
+};
+
+/// `{ interface: eth0 }`.
+pub static INTERFACE: Section = Section {
+    name: "an address",
+    secret: false,
+    fields: &[must(
+        "interface",
+        Kind::Text { pattern: "^[^/\\s]{1,15}$", example: "eth0" },
+        "Network interface whose addresses are used.",
+    )],
+};
+
+/// `gateways[].limits[]`.
+pub static LIMIT: Section = Section {
+    name: "a limit",
+    secret: false,
+    fields: &[
+        must("ip", IP, "Inner address, inside the gateway's networks."),
+        must(
+            "rate",
+            Kind::AnyOf(&[RATE, Kind::Words(&["block", "unlimited"]), Kind::Integer { min: -1, max: 0 }]),
+            "A rate, block (0) or unlimited (-1).",
+        ),
+    ],
+};
+
+/// `customer_gateways[]`.
+pub static CUSTOMER: Section = Section {
+    name: "a customer gateway",
+    secret: false,
+    fields: &[
+        must("name", NAME, "Unique among customer gateways."),
+        must("address", HOST, "IP address or DNS name."),
+        may("id", IDENTITY, "the address", "The identity that the peer must prove."),
+    ],
+};
+
+/// `tunnels[]`.
+pub static TUNNEL: Section = Section {
+    name: "a tunnel",
+    secret: false,
+    fields: &[
+        must("name", NAME, "Unique among tunnels."),
+        must("gateway", NAME, "Name of a gateway."),
+        must("customer_gateway", NAME, "Name of a customer gateway."),
+        may("start", Kind::Words(STARTS), "active", "We initiate, we wait, or the first packet triggers it."),
+        must("auth", Kind::Section(&AUTH), "How the two ends prove who they are."),
+        must("spd", Kind::List(&Kind::Section(&RULE)), "SPD rules: what the tunnel protects."),
+        may("ike", Kind::Section(&IKE), "", "Parameters of the IKE SA."),
+        may("esp", Kind::Section(&ESP), "", "Parameters of the ESP SAs."),
+        may("local_id", IDENTITY, "the gateway's id", "Our identity in this tunnel."),
+        may("remote_id", IDENTITY, "the customer gateway's id", "The peer's identity in this tunnel."),
+        may(
+            "mark",
+            MARK,
+            "",
+            "Policies and states apply to packets with this mark only: VALUE or VALUE/MASK.",
+        ),
+        may("allow_internet", Kind::Bool, "false", "Permits 0.0.0.0/0 and ::/0 in SPD rules."),
+    ],
+};
+/// Values of `tunnels[].start`.
+pub const STARTS: &[&str] = &["active", "passive", "on-demand"];
+
+/// `tunnels[].auth`.
+pub static AUTH: Section = Section {
+    name: "auth",
+    secret: true,
+    fields: &[
+        may(
+            "psk_file",
+            PATH,
+            "",
+            "File with the pre-shared key, relative to this file; only its owner may have access to it.",
+        ),
+        may(
+            "psk",
+            Kind::Text { pattern: "", example: "" },
+            "",
+            "The key itself; this file must then have mode 0600.",
+        ),
+    ],
+};
+
+/// `tunnels[].spd[]`.
+pub static RULE: Section = Section {
+    name: "an SPD rule",
+    secret: false,
+    fields: &[
+        must("local", CIDR, "CIDR block inside the gateway's networks."),
+        must("remote", Kind::List(&CIDR), "CIDR blocks outside them."),
+    ],
+};
+
+/// `tunnels[].ike`.
+pub static IKE: Section = Section {
+    name: "ike",
+    secret: false,
+    fields: &[
+        may("proposals", Kind::List(&PROPOSAL), "AEAD and AES-CBC with SHA-2", "Proposals, preferred first."),
+        may("lifetime", DURATION, "24h", "60s to 7d."),
+        may(
+            "dpd",
+            Kind::AnyOf(&[DURATION, Kind::Words(&["off"])]),
+            "30s",
+            "Silence after which the peer is asked.",
+        ),
+        may("fragmentation", Kind::Bool, "true", "IKE fragmentation (RFC 7383)."),
+        may("encap", Kind::Words(ENCAPS), "auto", "ESP in UDP: where there is NAT, or always."),
+        may("retransmit", Kind::Section(&RETRANSMIT), "", "How long an answer is waited for."),
+    ],
+};
+/// Values of `tunnels[].ike.encap`.
+pub const ENCAPS: &[&str] = &["auto", "force"];
+
+/// `tunnels[].ike.retransmit`.
+pub static RETRANSMIT: Section = Section {
+    name: "retransmit",
+    secret: false,
+    fields: &[
+        may("first", DURATION, "1s", "Wait before the first repetition; it doubles each time. 100ms to 60s."),
+        may("max", DURATION, "16s", "The wait grows no longer than this."),
+        may("tries", Kind::Integer { min: 1, max: 20 }, "6", "Repetitions before the peer counts as dead."),
+    ],
+};
+
+/// `tunnels[].esp`.
+pub static ESP: Section = Section {
+    name: "esp",
+    secret: false,
+    fields: &[
+        may(
+            "proposals",
+            Kind::List(&ESP_PROPOSAL),
+            "AEAD and AES-CBC with SHA-2, with PFS",
+            "Preferred first.",
+        ),
+        may("lifetime", DURATION, "1h", "180s to 7d."),
+        may(
+            "bytes",
+            Kind::AnyOf(&[SIZE, UNLIMITED]),
+            "1843200KB",
+            "Volume after which new keys are made; from 2560KB.",
+        ),
+        may(
+            "replay_window",
+            Kind::Integer { min: 0, max: 4096 },
+            "1024",
+            "Anti-replay window in packets: 0 (off) or 64 to 4096 in steps of 32.",
+        ),
+        may(
+            "dpd_action",
+            Kind::Words(DPD_ACTIONS),
+            "restart, or clear where start is not active",
+            "What to do when the peer is dead.",
+        ),
+    ],
+};
+/// Values of `tunnels[].esp.dpd_action`.
+pub const DPD_ACTIONS: &[&str] = &["clear", "restart"];

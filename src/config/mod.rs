@@ -1,0 +1,240 @@
+//! Configuration: text becomes a resolved [`Config`], or a list of everything that is wrong with it.
+//!
+//! ```text
+//! file -> text -> tree with places -> typed sections -> checks between them -> Config
+//!  mod             node                raw (decode)      check (spd)           model
+//! ```
+//! Files are read here and in [`secrets`] and nowhere else.
+
+mod check;
+mod decode;
+pub mod error;
+pub mod fields;
+pub mod identity;
+pub mod model;
+pub mod node;
+mod raw;
+pub mod schema;
+pub mod secrets;
+pub mod show;
+pub mod spd;
+pub mod units;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cygnet_model::SecretBytes;
+use zeroize::Zeroizing;
+
+use decode::Item;
+use error::{At, Sink, wrong};
+pub use error::{ConfigErrors, Problem, Severity};
+pub use model::*;
+use raw::RawAuth;
+use secrets::{Facts, Refusal};
+
+/// Larger files are refused before they are parsed.
+pub const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// A configuration that can be used.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What somebody should look at.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and resolves a configuration with its keys.
+pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
+    let (config, problems) = read(path, Secrets::Read);
+    finish(config, problems, path)
+}
+
+/// Resolves a configuration from text that stands for a file of mode 0600 in `dir`; for tests and generators.
+pub fn load_text(text: &str, dir: &Path) -> Result<Loaded, ConfigErrors> {
+    let source = Source { text, dir, facts: None, name: "cygnet.yaml" };
+    let (config, problems) = source.resolve(Secrets::Read);
+    finish(config, problems, Path::new("cygnet.yaml"))
+}
+
+fn finish(config: Option<Config>, problems: Vec<Problem>, path: &Path) -> Result<Loaded, ConfigErrors> {
+    match config {
+        Some(config) if problems.iter().all(|p| p.severity == Severity::Warning) => {
+            Ok(Loaded { config, warnings: problems })
+        }
+        _ => Err(ConfigErrors { file: show_path(path), problems }),
+    }
+}
+
+/// What [`check`] found.
+#[derive(Debug)]
+pub struct Checked {
+    /// The file as it was named, fit for a terminal.
+    pub file: String,
+    /// Errors and warnings in the order of the file.
+    pub problems: Vec<Problem>,
+    /// The resolved configuration, if it has no errors. Keys that were not read stand in it as empty ones, so it is for
+    /// looking at, not for running.
+    pub preview: Option<Config>,
+}
+
+/// What to do about files with keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Secrets {
+    /// Read them; what cannot be read is an error.
+    Read,
+    /// Read them; what this user may not read is a warning.
+    ReadIfAllowed,
+    /// Leave them alone.
+    Skip,
+}
+
+/// Checks a file without wanting to run it.
+pub fn check(path: &Path, secrets: Secrets) -> Checked {
+    let (config, problems) = read(path, secrets);
+    let good = problems.iter().all(|p| p.severity == Severity::Warning);
+    Checked { file: show_path(path), problems, preview: config.filter(|_| good) }
+}
+
+fn show_path(path: &Path) -> String {
+    error::quoted_path(&path.to_string_lossy())
+}
+
+/// A file's text, or why there is none.
+fn read(path: &Path, secrets: Secrets) -> (Option<Config>, Vec<Problem>) {
+    match read_text(path) {
+        Ok((text, facts)) => {
+            let name = show_path(path);
+            let dir = path.parent().unwrap_or(Path::new(""));
+            Source { text: &text, dir, facts: Some(facts), name: &name }.resolve(secrets)
+        }
+        Err((at, w)) => {
+            let sink = Sink::default();
+            sink.error(&at, w);
+            (None, sink.into_sorted())
+        }
+    }
+}
+
+type Unreadable = (At, error::Wrong);
+
+fn read_text(path: &Path) -> Result<(Zeroizing<String>, Facts), Unreadable> {
+    let first = At { line: 1, col: 1, len: 0, path: String::new() };
+    let fail = |e: std::io::Error| {
+        let fix = match e.kind() {
+            std::io::ErrorKind::NotFound => "name the configuration file, or create it",
+            std::io::ErrorKind::PermissionDenied => "run as root, or give this user access to it",
+            _ => "name a readable file",
+        };
+        (first.clone(), wrong(format!("cannot read the file: {e}"), fix))
+    };
+    let file = File::open(path).map_err(fail)?;
+    let meta = file.metadata().map_err(fail)?;
+    if meta.is_dir() {
+        return Err((first, wrong("this is a directory", "name the configuration file")));
+    }
+    // One octet more than allowed tells "full" from "too large"; files such as pipes have no size to ask for.
+    let room = usize::try_from(meta.len().min(MAX_FILE)).unwrap_or(0) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err((first, wrong("the file is larger than 4 MiB", "this is hardly a configuration")));
+    }
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Ok((Zeroizing::new(text), Facts::of(&meta))),
+        Err(e) => {
+            let good = e.utf8_error().valid_up_to();
+            let bytes = Zeroizing::new(e.into_bytes());
+            let before = String::from_utf8_lossy(bytes.get(..good).unwrap_or_default());
+            let line = before.matches('\n').count() + 1;
+            let col = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            let at = At { line, col, len: 1, path: String::new() };
+            Err((at, wrong("not valid UTF-8", "save the file as UTF-8")))
+        }
+    }
+}
+
+struct Source<'a> {
+    text: &'a str,
+    /// Where relative names of files begin.
+    dir: &'a Path,
+    /// Who may read the file; `None`: only we can.
+    facts: Option<Facts>,
+    name: &'a str,
+}
+
+impl Source<'_> {
+    fn resolve(&self, secrets: Secrets) -> (Option<Config>, Vec<Problem>) {
+        let sink = Sink::default();
+        let root = node::parse(self.text, &sink);
+        let config = root.as_ref().and_then(|root| {
+            let item = Item::root(root, &sink);
+            let raw = raw::config(&item, &sink)?;
+            check::resolve(raw, &sink, &mut |auth| self.auth(auth, secrets, &sink))
+        });
+        let mut problems = sink.into_sorted();
+        // Without a tree nobody knows where secrets stand, so nothing is shown.
+        if let Some(root) = &root {
+            let masks = node::Masks::of(root);
+            let lines: Vec<&str> = self.text.split('\n').collect();
+            for p in &mut problems {
+                let line = p.line.checked_sub(1).and_then(|n| lines.get(n)).unwrap_or(&"");
+                p.snippet = masks.show(p.line, line.trim_end());
+            }
+        }
+        (config, problems)
+    }
+
+    fn auth(&self, auth: &RawAuth, secrets: Secrets, sink: &Sink) -> Option<Auth> {
+        let unread = |file: Option<PathBuf>| {
+            Some(Auth::Psk(Psk { secret: Arc::new(SecretBytes::new(Vec::new())), file }))
+        };
+        let (at, file, key) = match auth {
+            RawAuth::File(path) => {
+                let full = self.dir.join(&path.value);
+                if secrets == Secrets::Skip {
+                    return unread(Some(full));
+                }
+                match secrets::read_psk(&full) {
+                    Ok(key) => (&path.at, Some(full), Ok(key)),
+                    Err(Refusal::Wrong(w)) => (&path.at, None, Err(w)),
+                    Err(Refusal::Denied) if secrets == Secrets::ReadIfAllowed => {
+                        let what = "this user may not read the file, so the key was not checked";
+                        sink.warning(&path.at, wrong(what, "run as root to check it too"));
+                        return unread(Some(full));
+                    }
+                    Err(Refusal::Denied) => (
+                        &path.at,
+                        None,
+                        Err(wrong("the daemon may not read the file", "run: chown root FILE")),
+                    ),
+                }
+            }
+            RawAuth::Inline { key, at } => {
+                let exposed =
+                    self.facts.map_or(Ok(()), |f| f.guard("the file with an inline key", self.name));
+                if secrets != Secrets::Skip
+                    && let Err(w) = exposed
+                {
+                    sink.error(at, error::Wrong { fix: format!("{}, or use psk_file", w.fix), ..w });
+                }
+                (at, None, secrets::psk(key.as_bytes()))
+            }
+        };
+        match key {
+            Ok(key) => {
+                if let Some(w) = key.weak {
+                    sink.warning(at, w);
+                }
+                Some(Auth::Psk(Psk { secret: Arc::new(key.secret), file }))
+            }
+            Err(w) => {
+                sink.error(at, w);
+                None
+            }
+        }
+    }
+}

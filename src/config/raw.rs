@@ -1,0 +1,477 @@
+//! The sections of the file with every value typed, but nothing compared with anything else yet.
+//!
+//! `None` and short lists mean that something was wrong there, which is already noted; checks that would only repeat
+//! it look at `complete` first.
+
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use cygnet_model::IpRange;
+use cygnet_model::tunnel::Mark;
+use zeroize::Zeroizing;
+
+use super::decode::{Item, Reader, Spanned};
+use super::error::{At, Sink, Wrong, quoted, wrong};
+use super::fields;
+use super::identity::{self, Identity};
+use super::model::{
+    Daemon, DpdAction, Encap, EspParams, GatewayAddress, IkeParams, Limit, PeerAddress, PlaneChoice,
+    Retransmit, Start,
+};
+use super::units;
+
+/// What was readable of a list.
+#[derive(Debug)]
+pub struct Many<T> {
+    /// The good ones.
+    pub good: Vec<T>,
+    /// Whether there were no others.
+    pub complete: bool,
+    /// Where the list stands.
+    pub at: At,
+}
+
+impl<T> Default for Many<T> {
+    fn default() -> Self {
+        Self { good: Vec::new(), complete: true, at: At::default() }
+    }
+}
+
+/// The whole file.
+#[derive(Debug)]
+pub struct RawConfig {
+    pub daemon: Daemon,
+    pub gateways: Many<RawGateway>,
+    pub customers: Many<RawCustomer>,
+    pub tunnels: Many<RawTunnel>,
+}
+
+/// `gateways[]`.
+#[derive(Debug)]
+pub struct RawGateway {
+    pub name: Option<Spanned<String>>,
+    pub addresses: Many<Spanned<GatewayAddress>>,
+    pub id: Option<Spanned<Identity>>,
+    pub networks: Many<Spanned<IpRange>>,
+    pub bandwidth: Option<u64>,
+    pub limits: Vec<(Spanned<IpAddr>, Limit)>,
+}
+
+/// `customer_gateways[]`.
+#[derive(Debug)]
+pub struct RawCustomer {
+    pub name: Option<Spanned<String>>,
+    pub address: Option<Spanned<PeerAddress>>,
+    pub id: Option<Spanned<Identity>>,
+}
+
+/// `tunnels[]`.
+#[derive(Debug)]
+pub struct RawTunnel {
+    pub at: At,
+    pub name: Option<Spanned<String>>,
+    pub gateway: Option<Spanned<String>>,
+    pub customer: Option<Spanned<String>>,
+    pub start: Start,
+    pub auth: Option<RawAuth>,
+    pub local_id: Option<Spanned<Identity>>,
+    pub remote_id: Option<Spanned<Identity>>,
+    pub rules: Many<RawRule>,
+    pub ike: IkeParams,
+    pub esp: EspParams,
+    pub mark: Option<Mark>,
+    pub allow_internet: bool,
+}
+
+/// `tunnels[].auth`, of which one form was given.
+#[derive(Debug)]
+pub enum RawAuth {
+    File(Spanned<PathBuf>),
+    Inline { key: Zeroizing<String>, at: At },
+}
+
+/// `tunnels[].spd[]`.
+#[derive(Debug)]
+pub struct RawRule {
+    pub at: At,
+    pub local: Option<Spanned<IpRange>>,
+    pub remote: Many<Spanned<IpRange>>,
+}
+
+impl<T> Many<T> {
+    /// Nothing readable, which is already noted.
+    fn unreadable() -> Self {
+        Self { complete: false, ..Self::default() }
+    }
+
+    /// Notes an error if the list was written, but with nothing in it.
+    pub fn refuse_empty(&self, sink: &Sink, what: &str, fix: &str) {
+        if self.good.is_empty() && self.complete {
+            sink.error(&self.at, wrong(what, fix));
+        }
+    }
+}
+
+/// Reads the items of a list, those that are readable.
+fn many<T>(
+    reader: &Reader<'_>,
+    key: &'static str,
+    of: &str,
+    read: impl Fn(&Item<'_>) -> Option<T>,
+) -> Many<T> {
+    let Some(item) = reader.get(key) else {
+        return if reader.requires(key) { Many::unreadable() } else { Many::default() };
+    };
+    let Some(items) = item.list(of) else { return Many::unreadable() };
+    let good: Vec<T> = items.iter().filter_map(read).collect();
+    Many { complete: good.len() == items.len(), good, at: item.at() }
+}
+
+/// The whole document.
+pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
+    let r = root.map(&fields::ROOT)?;
+    Some(RawConfig {
+        daemon: daemon(r.get("daemon"), sink),
+        gateways: many(&r, "gateways", "gateways", gateway),
+        customers: many(&r, "customer_gateways", "customer gateways", customer),
+        tunnels: many(&r, "tunnels", "tunnels", tunnel),
+    })
+}
+
+fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
+    let mut d = Daemon {
+        control_socket: "/run/cygnet/control.sock".into(),
+        state_dir: "/var/lib/cygnet".into(),
+        data_plane: PlaneChoice::Auto,
+        metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9180))),
+        console: None,
+    };
+    let Some(r) = item.and_then(|i| i.map(&fields::DAEMON)) else { return d };
+    if let Some(p) = r.get("control_socket").and_then(|i| i.parse("a path", socket_path)) {
+        d.control_socket = p.value;
+    }
+    if let Some(p) = r.get("state_dir").and_then(|i| i.parse("a path", absolute_path)) {
+        d.state_dir = p.value;
+    }
+    if let Some(n) = r.get("data_plane").and_then(|i| i.word(fields::PLANES)) {
+        d.data_plane = [PlaneChoice::Auto, PlaneChoice::Kernel, PlaneChoice::Userspace][n];
+    }
+    for (key, slot) in [("metrics", &mut d.metrics), ("console", &mut d.console)] {
+        let section = fields::DAEMON.fields.iter().find(|f| f.key == key).map(|f| f.kind);
+        let Some(fields::Kind::Section(section)) = section else { continue };
+        let listen = r.get(key).and_then(|i| i.map(section)).and_then(|m| m.get("listen"));
+        if let Some(l) =
+            listen.and_then(|i| i.parse("an address and port, as in 127.0.0.1:9180", listen_address))
+        {
+            if l.value.is_some_and(|a| !a.ip().is_loopback()) {
+                let fix = "whoever reaches it can read it; listen on 127.0.0.1 unless a firewall guards it";
+                sink.warning(&l.at, wrong("other hosts can reach this address", fix));
+            }
+            *slot = l.value;
+        }
+    }
+    d
+}
+
+fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
+    if text.starts_with('/') && !text.contains('\0') {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(wrong(format!("{} is not an absolute path", quoted(text)), "begin with \"/\""))
+    }
+}
+
+/// The kernel keeps 108 octets for a socket's path, the last one zero.
+const MAX_SOCKET_PATH: usize = 107;
+
+fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
+    if text.len() > MAX_SOCKET_PATH {
+        return Err(wrong(
+            "the path is too long for a unix socket",
+            format!("use at most {MAX_SOCKET_PATH} characters"),
+        ));
+    }
+    absolute_path(text)
+}
+
+fn listen_address(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    if text == "off" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        let fix = "write an IP address and port, as in 127.0.0.1:9180 or [::1]:9180, or off";
+        wrong(format!("{} is not an address to listen on", quoted(text)), fix)
+    })
+}
+
+fn name(r: &Reader<'_>) -> Option<Spanned<String>> {
+    r.get("name")?.parse("a name", identity::object_name)
+}
+
+fn id(r: &Reader<'_>, key: &'static str) -> Option<Spanned<Identity>> {
+    r.get(key)?.parse("an identity", identity::identity)
+}
+
+fn gateway(item: &Item<'_>) -> Option<RawGateway> {
+    let r = item.map(&fields::GATEWAY)?;
+    let addresses = match r.get("address") {
+        Some(i) if i.is_list() => many(&r, "address", "addresses", gateway_address),
+        Some(i) => {
+            let good: Vec<_> = gateway_address(&i).into_iter().collect();
+            Many { complete: !good.is_empty(), good, at: i.at() }
+        }
+        None => Many::unreadable(),
+    };
+    let bandwidth = r.get("bandwidth").and_then(|i| {
+        i.parse("a rate, as in 100mbit, or unlimited", |t| {
+            if t == "unlimited" { Ok(None) } else { units::rate(t).map(Some) }
+        })
+    });
+    let limits = many(&r, "limits", "limits", |i| {
+        let l = i.map(&fields::LIMIT)?;
+        let ip = l.get("ip").and_then(|i| i.parse("an IP address", identity::ip));
+        let rate = l.get("rate").and_then(|i| i.parse("a rate, block or unlimited", limit));
+        Some((ip?, rate?.value))
+    });
+    Some(RawGateway {
+        name: name(&r),
+        addresses,
+        id: id(&r, "id"),
+        networks: many(&r, "networks", "CIDR blocks", |i| i.parse("a CIDR block", identity::cidr)),
+        bandwidth: bandwidth.and_then(|b| b.value),
+        limits: limits.good,
+    })
+}
+
+fn gateway_address(item: &Item<'_>) -> Option<Spanned<GatewayAddress>> {
+    if item.is_map() {
+        let interface = item.map(&fields::INTERFACE)?.get("interface")?;
+        return interface
+            .parse("an interface's name", |t| identity::interface_name(t).map(GatewayAddress::Interface));
+    }
+    item.parse("an IP address or { interface: NAME }", |t| identity::unicast(t).map(GatewayAddress::Ip))
+}
+
+fn limit(text: &str) -> Result<Limit, Wrong> {
+    match text {
+        "block" | "0" => Ok(Limit::Block),
+        "unlimited" | "-1" => Ok(Limit::Unlimited),
+        _ => units::rate(text).map(Limit::Rate).map_err(|w| {
+            let fix = format!("{}, block or unlimited", w.fix);
+            Wrong { fix, ..w }
+        }),
+    }
+}
+
+fn customer(item: &Item<'_>) -> Option<RawCustomer> {
+    let r = item.map(&fields::CUSTOMER)?;
+    Some(RawCustomer {
+        name: name(&r),
+        address: r.get("address").and_then(|i| i.parse("an IP address or a DNS name", peer_address)),
+        id: id(&r, "id"),
+    })
+}
+
+fn peer_address(text: &str) -> Result<PeerAddress, Wrong> {
+    let Ok(addr) = text.parse::<IpAddr>() else {
+        return identity::host_name(text).map(PeerAddress::Dns);
+    };
+    match identity::forbidden_peer(addr) {
+        Some(why) => {
+            Err(wrong(format!("{addr} is {why}"), "write the public address of the customer gateway"))
+        }
+        None => Ok(PeerAddress::Ip(addr)),
+    }
+}
+
+fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
+    let r = item.map(&fields::TUNNEL)?;
+    let reference = |key| r.get(key).and_then(|i: Item<'_>| i.parse("a name", identity::object_name));
+    let start = r.get("start").and_then(|i| i.word(fields::STARTS)).unwrap_or(0);
+    let start = [Start::Active, Start::Passive, Start::OnDemand][start];
+    Some(RawTunnel {
+        at: item.at(),
+        name: name(&r),
+        gateway: reference("gateway"),
+        customer: reference("customer_gateway"),
+        start,
+        auth: r.get("auth").and_then(|i| auth(&i)),
+        local_id: id(&r, "local_id"),
+        remote_id: id(&r, "remote_id"),
+        rules: many(&r, "spd", "SPD rules", rule),
+        ike: ike(r.get("ike")),
+        esp: esp(r.get("esp"), start),
+        mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
+        allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
+    })
+}
+
+fn auth(item: &Item<'_>) -> Option<RawAuth> {
+    let r = item.map(&fields::AUTH)?;
+    match (r.get("psk_file"), r.get("psk")) {
+        (Some(file), None) => file
+            .parse("the path of a file", |t| {
+                if t.is_empty() || t.contains('\0') {
+                    return Err(wrong("not a path", "write the path of the file with the key"));
+                }
+                Ok(PathBuf::from(t))
+            })
+            .map(RawAuth::File),
+        (None, Some(key)) => {
+            Some(RawAuth::Inline { key: Zeroizing::new(key.text("the key")?.to_owned()), at: key.at() })
+        }
+        (Some(_), Some(key)) => {
+            key.error(wrong("both psk and psk_file are given", "keep one of them"));
+            None
+        }
+        (None, None) => {
+            item.error(wrong("no key is given", "add psk_file: and the path of a file with the key"));
+            None
+        }
+    }
+}
+
+fn rule(item: &Item<'_>) -> Option<RawRule> {
+    let r = item.map(&fields::RULE)?;
+    let block = |i: &Item<'_>| i.parse("a CIDR block", identity::cidr);
+    Some(RawRule {
+        at: item.at(),
+        local: r.get("local").and_then(|i| block(&i)),
+        remote: many(&r, "remote", "CIDR blocks", block),
+    })
+}
+
+fn mark(text: &str) -> Result<Mark, Wrong> {
+    let number = |t: &str| match t.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => t.parse().ok(),
+    };
+    let (value, mask) = text.split_once('/').map_or((text, None), |(v, m)| (v, Some(m)));
+    let fix = "write VALUE or VALUE/MASK, as in 0x10/0xff";
+    match (number(value), mask.map_or(Some(u32::MAX), number)) {
+        (Some(value), Some(mask)) if value & !mask == 0 && mask != 0 => Ok(Mark { value, mask }),
+        (Some(_), Some(_)) => Err(wrong(format!("{} has bits outside its mask", quoted(text)), fix)),
+        _ => Err(wrong(format!("{} is not a mark", quoted(text)), fix)),
+    }
+}
+
+/// The proposals of one section: parsed, none twice, and not an empty list.
+fn proposals<P: FromStr + PartialEq>(r: &Reader<'_>, default: Vec<P>) -> Vec<P>
+where
+    P::Err: Display,
+{
+    let Some(item) = r.get("proposals") else { return default };
+    let Some(items) = item.list("proposals") else { return default };
+    if items.is_empty() {
+        item.error(wrong("the list is empty", "name a proposal, or drop the key for the defaults"));
+    }
+    let mut out: Vec<P> = Vec::new();
+    for i in items {
+        let read = i.parse("a proposal, as in aes256gcm16-prfsha384-x25519", |text| {
+            if text.len() > 1000 {
+                return Err(wrong("the proposal is too long", "write fewer algorithms"));
+            }
+            let proposal: P = text.parse().map_err(|e: P::Err| {
+                // The model's messages carry the advice behind a semicolon.
+                let (what, fix) = { e.to_string() }.split_once("; ").map_or_else(
+                    || (e.to_string(), String::new()),
+                    |(what, fix)| (what.to_owned(), fix.to_owned()),
+                );
+                wrong(format!("{}: {what}", quoted(text)), fix)
+            })?;
+            if out.contains(&proposal) {
+                return Err(wrong(format!("{} stands twice in the list", quoted(text)), "keep one"));
+            }
+            Ok(proposal)
+        });
+        out.extend(read.map(|p| p.value));
+    }
+    out
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const WEEK: Duration = Duration::from_secs(604_800);
+
+fn duration(r: &Reader<'_>, key: &'static str, min: Duration, max: Duration) -> Option<Duration> {
+    r.get(key)?.parse("a duration, as in 30s", units::duration_within(min, max)).map(|d| d.value)
+}
+
+fn ike(item: Option<Item<'_>>) -> IkeParams {
+    let default = IkeParams::default();
+    let Some(r) = item.and_then(|i| i.map(&fields::IKE)) else { return default };
+    let dpd = r.get("dpd").and_then(|i| {
+        i.parse("a duration, as in 30s, or off", |t| match t {
+            "off" => Ok(None),
+            _ => units::duration_within(SECOND * 5, SECOND * 3600)(t).map(Some),
+        })
+    });
+    let encap = r.get("encap").and_then(|i| i.word(fields::ENCAPS)).unwrap_or(0);
+    IkeParams {
+        lifetime: duration(&r, "lifetime", SECOND * 60, WEEK).unwrap_or(default.lifetime),
+        dpd: dpd.map_or(default.dpd, |d| d.value),
+        fragmentation: r.get("fragmentation").and_then(|i| i.bool()).unwrap_or(true),
+        encap: [Encap::Auto, Encap::Force][encap],
+        retransmit: retransmit(r.get("retransmit")),
+        proposals: proposals(&r, default.proposals),
+    }
+}
+
+fn retransmit(item: Option<Item<'_>>) -> Retransmit {
+    let default = Retransmit::default();
+    let Some(r) = item.and_then(|i| i.map(&fields::RETRANSMIT)) else { return default };
+    let tenth = Duration::from_millis(100);
+    let first = duration(&r, "first", tenth, SECOND * 60).unwrap_or(default.first);
+    let max = duration(&r, "max", tenth, SECOND * 120).unwrap_or(default.max.max(first));
+    if max < first
+        && let Some(i) = r.get("max")
+    {
+        i.error(wrong(
+            "max is shorter than first",
+            format!("write at least {}", units::show_duration(first)),
+        ));
+    }
+    let tries = r.get("tries").and_then(|i| i.integer(1, 20)).and_then(|n| u8::try_from(n).ok());
+    Retransmit { first, max, tries: tries.unwrap_or(default.tries) }
+}
+
+/// The smallest volume after which new keys are made.
+const MIN_VOLUME: u64 = 2_560_000;
+
+fn esp(item: Option<Item<'_>>, start: Start) -> EspParams {
+    let action = if start == Start::Active { DpdAction::Restart } else { DpdAction::Clear };
+    let default = EspParams { dpd_action: action, ..EspParams::default() };
+    let Some(r) = item.and_then(|i| i.map(&fields::ESP)) else { return default };
+    let bytes = r.get("bytes").and_then(|i| {
+        i.parse("a size, as in 2GiB, or unlimited", |t| match t {
+            "unlimited" => Ok(None),
+            _ => match units::size(t)? {
+                n if n < MIN_VOLUME => {
+                    Err(wrong(format!("{} is too small", quoted(t)), "write 2560KB or more"))
+                }
+                n => Ok(Some(n)),
+            },
+        })
+    });
+    let window = r.get("replay_window").and_then(|i| {
+        let n = i.integer(0, 4096)?;
+        if n != 0 && (n < 64 || n % 32 != 0) {
+            i.error(wrong(
+                format!("a window of {n} does not work"),
+                "write 0 (off) or 64 to 4096 in steps of 32",
+            ));
+            return None;
+        }
+        u32::try_from(n).ok()
+    });
+    let dpd_action = r.get("dpd_action").and_then(|i| i.word(fields::DPD_ACTIONS));
+    EspParams {
+        lifetime: duration(&r, "lifetime", SECOND * 180, WEEK).unwrap_or(default.lifetime),
+        bytes: bytes.map_or(default.bytes, |b| b.value),
+        replay_window: window.unwrap_or(default.replay_window),
+        dpd_action: dpd_action.map_or(action, |n| [DpdAction::Clear, DpdAction::Restart][n]),
+        proposals: proposals(&r, default.proposals),
+    }
+}

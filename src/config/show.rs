@@ -1,0 +1,97 @@
+//! A resolved configuration as data again, in the words of the file: what is in effect, with every default filled in.
+//! Keys never show; a key in the file itself is written as a note where it stands.
+
+use serde_json::{Value, json};
+
+use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Limit, PlaneChoice, Tunnel};
+use super::units::{show_duration, show_rate, show_size};
+
+/// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
+pub fn resolved(c: &Config) -> Value {
+    let listen =
+        |a: Option<std::net::SocketAddr>| json!({ "listen": a.map_or("off".into(), |a| a.to_string()) });
+    json!({
+        "daemon": {
+            "control_socket": c.daemon.control_socket,
+            "state_dir": c.daemon.state_dir,
+            "data_plane": match c.daemon.data_plane {
+                PlaneChoice::Auto => "auto",
+                PlaneChoice::Kernel => "kernel",
+                PlaneChoice::Userspace => "userspace",
+            },
+            "metrics": listen(c.daemon.metrics),
+            "console": listen(c.daemon.console),
+        },
+        "gateways": c.gateways.iter().map(|g| without_null(json!({
+            "name": g.name,
+            "address": g.addresses.iter().map(|a| match a {
+                GatewayAddress::Ip(ip) => json!(ip),
+                GatewayAddress::Interface(name) => json!({ "interface": name }),
+            }).collect::<Vec<_>>(),
+            "id": g.id.as_ref().map(ToString::to_string),
+            "networks": g.networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "bandwidth": g.bandwidth.map_or("unlimited".into(), show_rate),
+            "limits": g.limits.iter().map(|l| json!({ "ip": l.ip, "rate": match l.limit {
+                Limit::Rate(bps) => show_rate(bps),
+                Limit::Block => "block".into(),
+                Limit::Unlimited => "unlimited".into(),
+            }})).collect::<Vec<_>>(),
+        }))).collect::<Vec<_>>(),
+        "customer_gateways": c.customer_gateways.iter().map(|p| without_null(json!({
+            "name": p.name,
+            "address": p.address.to_string(),
+            "id": p.id.as_ref().map(ToString::to_string),
+        }))).collect::<Vec<_>>(),
+        "tunnels": c.tunnels.iter().map(tunnel).collect::<Vec<_>>(),
+    })
+}
+
+fn tunnel(t: &Tunnel) -> Value {
+    let Auth::Psk(psk) = &t.auth;
+    let auth = match &psk.file {
+        Some(path) => json!({ "psk_file": path }),
+        None => json!({ "psk": "(not shown)" }),
+    };
+    let retransmit = &t.ike.retransmit;
+    without_null(json!({
+        "name": t.name,
+        "gateway": t.gateway,
+        "customer_gateway": t.customer_gateway,
+        "start": t.start.name(),
+        "auth": auth,
+        "local_id": t.local_id.as_ref().map(ToString::to_string),
+        "remote_id": t.remote_id.to_string(),
+        "mark": t.mark.map(|m| format!("{:#x}/{:#x}", m.value, m.mask)),
+        "allow_internet": t.allow_internet,
+        "spd": t.spd.iter().map(|r| json!({
+            "local": r.local.to_string(),
+            "remote": r.remote.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "ike": {
+            "proposals": t.ike.proposals.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "lifetime": show_duration(t.ike.lifetime),
+            "dpd": t.ike.dpd.map_or("off".into(), show_duration),
+            "fragmentation": t.ike.fragmentation,
+            "encap": match t.ike.encap { Encap::Auto => "auto", Encap::Force => "force" },
+            "retransmit": {
+                "first": show_duration(retransmit.first),
+                "max": show_duration(retransmit.max),
+                "tries": retransmit.tries,
+            },
+        },
+        "esp": {
+            "proposals": t.esp.proposals.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "lifetime": show_duration(t.esp.lifetime),
+            "bytes": t.esp.bytes.map_or("unlimited".into(), show_size),
+            "replay_window": t.esp.replay_window,
+            "dpd_action": match t.esp.dpd_action { DpdAction::Clear => "clear", DpdAction::Restart => "restart" },
+        },
+    }))
+}
+
+fn without_null(mut value: Value) -> Value {
+    if let Value::Object(map) = &mut value {
+        map.retain(|_, v| !v.is_null());
+    }
+    value
+}

@@ -1,0 +1,160 @@
+//! What can be asked over the control socket, and what is answered.
+
+use serde::{Deserialize, Serialize};
+
+use crate::observe::events::Event;
+use crate::observe::snapshot::{Finding, Snapshot};
+
+/// A question to the daemon.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// All objects and their states. Answered by [`Response::Status`].
+    Status {},
+    /// Brings a tunnel up; done when it carries traffic.
+    Up {
+        /// The tunnel.
+        tunnel: String,
+        /// How long the client waits.
+        timeout_s: u64,
+    },
+    /// Takes a tunnel down and keeps it down; done when its SAs are gone.
+    Down {
+        /// The tunnel.
+        tunnel: String,
+        /// How long the client waits.
+        timeout_s: u64,
+    },
+    /// Makes new keys; done when they are in use.
+    Rekey {
+        /// The tunnel.
+        tunnel: String,
+        /// Those of the IKE SA instead of the children's.
+        ike: bool,
+        /// How long the client waits.
+        timeout_s: u64,
+    },
+    /// Drops all state of a tunnel without asking the peer, and begins anew as its configuration says; done when the
+    /// state is gone.
+    Reset {
+        /// The tunnel.
+        tunnel: String,
+        /// How long the client waits.
+        timeout_s: u64,
+    },
+    /// Changes a gateway's bandwidth, effective at once.
+    Bandwidth {
+        /// The gateway.
+        gateway: String,
+        /// Bits per second; null: no cap.
+        bps: Option<u64>,
+        /// Whether to keep it over a restart.
+        save: bool,
+    },
+    /// The last events of a tunnel. Answered by [`Response::Events`].
+    Logs {
+        /// The tunnel.
+        tunnel: String,
+        /// Not older than this many seconds; null: all that are kept.
+        since_s: Option<u64>,
+    },
+    /// What the daemon knows of its host. Answered by [`Response::Findings`].
+    Doctor {},
+    /// Events from now on. Answered by [`Response::Event`]s until the client hangs up; the driver never sees this.
+    Events {},
+}
+
+impl Request {
+    /// How long the client is ready to wait, if it said so.
+    pub const fn timeout_s(&self) -> Option<u64> {
+        match self {
+            Self::Up { timeout_s, .. }
+            | Self::Down { timeout_s, .. }
+            | Self::Rekey { timeout_s, .. }
+            | Self::Reset { timeout_s, .. } => Some(*timeout_s),
+            Self::Status {}
+            | Self::Bandwidth { .. }
+            | Self::Logs { .. }
+            | Self::Doctor {}
+            | Self::Events {} => None,
+        }
+    }
+}
+
+/// The daemon's answer.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Response {
+    /// To `status`.
+    Status {
+        /// Everything.
+        snapshot: Box<Snapshot>,
+    },
+    /// What was asked for is done.
+    Done {
+        /// What was done, in a sentence.
+        message: String,
+    },
+    /// To `logs`, oldest first.
+    Events {
+        /// The events.
+        events: Vec<Event>,
+    },
+    /// To `doctor`.
+    Findings {
+        /// What was found.
+        findings: Vec<Finding>,
+    },
+    /// The beginning of a stream of events.
+    Streaming {},
+    /// One of them.
+    Event {
+        /// The event.
+        event: Event,
+    },
+    /// It was not done.
+    Error {
+        /// The kind of failure.
+        kind: ErrorKind,
+        /// What went wrong, in a sentence.
+        message: String,
+        /// What to do about it; empty if nothing.
+        #[serde(default)]
+        hint: String,
+    },
+}
+
+impl Response {
+    /// An error without a hint.
+    pub fn error(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self::Error { kind, message: message.into(), hint: String::new() }
+    }
+
+    /// That something is done.
+    pub fn done(message: impl Into<String>) -> Self {
+        Self::Done { message: message.into() }
+    }
+}
+
+/// Kinds of failure that a client tells apart.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The request makes no sense to the daemon.
+    BadRequest,
+    /// There is no object of that name.
+    NotFound,
+    /// The client may not ask.
+    Permission,
+    /// Too many clients.
+    Busy,
+    /// It was not done in time; the daemon goes on trying.
+    Timeout,
+    /// It was tried and failed.
+    Failed,
+    /// The daemon is about to end.
+    Stopping,
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Other,
+}

@@ -1,0 +1,258 @@
+//! The daemon's end of the control socket. It checks who asks, bounds what a client can cost, and hands requests to the
+//! driver's loop; it knows nothing of tunnels.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::{Group, Uid, User};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::frame::{self, FrameError, MAX_REQUEST};
+use super::proto::{ErrorKind, Request, Response};
+use crate::observe::events::{Event, Kind};
+
+/// The group whose members may use the socket.
+pub const GROUP: &str = "cygnet";
+/// Clients at a time.
+const MAX_CLIENTS: usize = 64;
+/// A client that says nothing for this long is let go.
+const IDLE: Duration = Duration::from_secs(30);
+/// A frame that has begun must be complete after this long, and a client must take its answer in this time.
+const TRANSFER: Duration = Duration::from_secs(10);
+/// Answers that need no peer take no longer than this.
+const PROMPT: Duration = Duration::from_secs(10);
+/// The longest wait that a client can ask for.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
+/// A request on its way to the driver. The driver answers when it is done; should it drop `reply`, the client is told
+/// that the daemon is about to end. A closed `reply` means that the client is gone or out of patience.
+#[derive(Debug)]
+pub struct Ask {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Response>,
+}
+
+/// The bound socket; its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    group: Option<Group>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Binds the socket with mode 0660 and the group [`GROUP`] if there is one. A socket that nobody answers on is replaced;
+/// one that somebody answers on is an error (`AddrInUse`). Needs a tokio runtime.
+pub fn bind(path: &Path) -> io::Result<Socket> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let text = format!("another daemon answers on {}", path.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    let group = Group::from_name(GROUP).ok().flatten();
+    let socket = Socket { listener, path: path.to_owned(), group };
+    // Until here a connection was possible only by umask; every one is checked by SO_PEERCRED anyway.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    if let Some(group) = &socket.group
+        && Uid::effective().is_root()
+    {
+        chown(path, Some(0), Some(group.gid.as_raw()))?;
+    }
+    Ok(socket)
+}
+
+/// Serves clients until `asks` is closed.
+pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::Sender<Event>) {
+    let seats = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let stream = tokio::select! {
+            accepted = socket.listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    tracing::debug!(error = %e, "cannot accept a control connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = asks.closed() => return,
+        };
+        let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
+            // A new socket has room for this; nothing is kept for a client that does not fit.
+            if let Ok(frame) =
+                frame::encode(&Response::error(ErrorKind::Busy, "too many clients are connected"))
+            {
+                let _ = stream.try_write(&frame);
+            }
+            continue;
+        };
+        let (asks, events, group) = (asks.clone(), events.clone(), socket.group.clone());
+        tokio::spawn(async move {
+            let mut client = Client { stream };
+            let ended = if client.allowed(group).await {
+                client.converse(&asks, &events).await
+            } else {
+                let text = "only root and members of group cygnet may use the control socket";
+                client.send(&Response::error(ErrorKind::Permission, text)).await
+            };
+            if let Err(e) = ended {
+                tracing::debug!(error = %e, "a control connection ended early");
+            }
+            drop(seat);
+        });
+    }
+}
+
+struct Client {
+    stream: UnixStream,
+}
+
+impl Client {
+    async fn allowed(&self, group: Option<Group>) -> bool {
+        let Ok(cred) = self.stream.peer_cred() else { return false };
+        if cred.uid() == 0 || cred.uid() == Uid::effective().as_raw() {
+            return true;
+        }
+        let Some(group) = group else { return false };
+        // Looking up a user may ask a directory service: not on the loop's thread.
+        tokio::task::spawn_blocking(move || member(cred, &group)).await.unwrap_or(false)
+    }
+
+    async fn converse(
+        &mut self,
+        asks: &mpsc::Sender<Ask>,
+        events: &broadcast::Sender<Event>,
+    ) -> Result<(), FrameError> {
+        loop {
+            let request = match self.request().await {
+                Ok(Some(request)) => request,
+                Ok(None) => return Ok(()),
+                Err(e @ FrameError::Io(_)) => return Err(e),
+                Err(e) => {
+                    self.send(&Response::error(ErrorKind::BadRequest, e.to_string())).await?;
+                    return Err(e);
+                }
+            };
+            if request == (Request::Events {}) {
+                return self.stream_events(events.subscribe()).await;
+            }
+            let response = match self.ask(request, asks).await {
+                Some(response) => response,
+                None => return Ok(()),
+            };
+            self.send(&response).await?;
+        }
+    }
+
+    /// The next request; `None` if the client hung up or fell silent between two.
+    async fn request(&mut self) -> Result<Option<Request>, FrameError> {
+        let mut prefix = [0; 4];
+        match timeout(IDLE, self.stream.read(&mut prefix[..1])).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) | Err(_) => return Ok(None),
+            Ok(Err(e)) => return Err(e.into()),
+        }
+        let body = timeout(TRANSFER, async {
+            self.stream.read_exact(&mut prefix[1..]).await?;
+            let mut body = vec![0; frame::length(prefix, MAX_REQUEST)?];
+            self.stream.read_exact(&mut body).await?;
+            Ok::<_, FrameError>(body)
+        });
+        let body = body.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        frame::decode(&body).map(Some)
+    }
+
+    /// Asks the driver; `None` if the client hung up meanwhile.
+    async fn ask(&mut self, request: Request, asks: &mpsc::Sender<Ask>) -> Option<Response> {
+        let patience = request.timeout_s().map_or(PROMPT, |s| Duration::from_secs(s).min(MAX_WAIT));
+        let (reply, answer) = oneshot::channel();
+        let stopping = || Response::error(ErrorKind::Stopping, "the daemon is about to end");
+        let asked = async {
+            if asks.send(Ask { request, reply }).await.is_err() {
+                return stopping();
+            }
+            answer.await.unwrap_or_else(|_| stopping())
+        };
+        tokio::select! {
+            answered = timeout(patience, asked) => Some(answered.unwrap_or_else(|_| Response::Error {
+                kind: ErrorKind::Timeout,
+                message: format!("not done after {} s", patience.as_secs()),
+                hint: "the daemon goes on trying; see: cygnet status".into(),
+            })),
+            () = hung_up(&self.stream) => None,
+        }
+    }
+
+    async fn stream_events(&mut self, mut events: broadcast::Receiver<Event>) -> Result<(), FrameError> {
+        self.send(&Response::Streaming {}).await?;
+        loop {
+            let event = tokio::select! {
+                received = events.recv() => match received {
+                    Ok(event) => event,
+                    Err(broadcast::error::RecvError::Lagged(n)) => {
+                        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                        let text = format!("{n} events were lost because this reader was slow");
+                        Event::new(unix.map_or(0, |d| d.as_secs()), Kind::Lost, &text)
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                },
+                () = hung_up(&self.stream) => return Ok(()),
+            };
+            self.send(&Response::Event { event }).await?;
+        }
+    }
+
+    async fn send(&mut self, response: &Response) -> Result<(), FrameError> {
+        let bytes = frame::encode(response)?;
+        timeout(TRANSFER, self.stream.write_all(&bytes))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(())
+    }
+}
+
+/// Waits until the client closes its end. A client that talks while it should listen counts as gone, too.
+async fn hung_up(stream: &UnixStream) {
+    loop {
+        if stream.readable().await.is_err() {
+            return;
+        }
+        // Readiness may be left over from the request: only a read tells.
+        match stream.try_read(&mut [0]) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+/// Whether a process belongs to the group, by its primary group or by its user's memberships.
+fn member(cred: UCred, group: &Group) -> bool {
+    if cred.gid() == group.gid.as_raw() {
+        return true;
+    }
+    match User::from_uid(Uid::from_raw(cred.uid())) {
+        Ok(Some(user)) => group.mem.contains(&user.name),
+        _ => false,
+    }
+}

@@ -1,0 +1,142 @@
+//! Events: what happened, for people and for programs. One JSON object a line.
+
+use serde::{Deserialize, Serialize};
+
+use super::{one_line, rfc3339};
+
+/// Something that happened.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Event {
+    /// When, RFC 3339.
+    pub time: String,
+    /// The same in seconds since 1970, for arithmetic.
+    pub unix: u64,
+    /// What kind of thing.
+    pub event: Kind,
+    /// The tunnel it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
+    /// The gateway it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// A sentence; escaped, so that it stays one line.
+    pub message: String,
+}
+
+/// Kinds of events.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The daemon is ready.
+    Started,
+    /// The daemon is about to end.
+    Stopping,
+    /// A configuration took effect.
+    ConfigApplied,
+    /// A configuration was refused; the old one stays.
+    ConfigRefused,
+    /// A negotiation began.
+    TunnelConnecting,
+    /// A tunnel came up.
+    TunnelUp,
+    /// A tunnel went down.
+    TunnelDown,
+    /// An attempt failed.
+    TunnelFailed,
+    /// The IKE SA got new keys.
+    IkeRekeyed,
+    /// A child got new keys.
+    ChildRekeyed,
+    /// A rekey failed.
+    RekeyFailed,
+    /// The peer does not answer.
+    PeerDead,
+    /// The peer's outer address changed.
+    PeerMoved,
+    /// A bandwidth changed.
+    BandwidthChanged,
+    /// The limit of an inner address changed.
+    LimitChanged,
+    /// The data plane refused something, or lost events.
+    DataPlane,
+    /// Events were lost because the reader was slow.
+    Lost,
+    /// A kind that this version does not know.
+    #[serde(other)]
+    Other,
+}
+
+impl Kind {
+    /// Whether somebody should look.
+    pub const fn is_bad(self) -> bool {
+        matches!(
+            self,
+            Self::ConfigRefused
+                | Self::TunnelDown
+                | Self::TunnelFailed
+                | Self::RekeyFailed
+                | Self::PeerDead
+                | Self::Lost
+        )
+    }
+
+    /// The word in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Stopping => "stopping",
+            Self::ConfigApplied => "config_applied",
+            Self::ConfigRefused => "config_refused",
+            Self::TunnelConnecting => "tunnel_connecting",
+            Self::TunnelUp => "tunnel_up",
+            Self::TunnelDown => "tunnel_down",
+            Self::TunnelFailed => "tunnel_failed",
+            Self::IkeRekeyed => "ike_rekeyed",
+            Self::ChildRekeyed => "child_rekeyed",
+            Self::RekeyFailed => "rekey_failed",
+            Self::PeerDead => "peer_dead",
+            Self::PeerMoved => "peer_moved",
+            Self::BandwidthChanged => "bandwidth_changed",
+            Self::LimitChanged => "limit_changed",
+            Self::DataPlane => "data_plane",
+            Self::Lost => "lost",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl Event {
+    /// An event about the daemon as a whole. `message` may hold text of strangers: it is escaped here.
+    pub fn new(unix: u64, event: Kind, message: &str) -> Self {
+        Self { time: rfc3339(unix), unix, event, tunnel: None, gateway: None, message: one_line(message) }
+    }
+
+    /// The same about a tunnel.
+    #[must_use]
+    pub fn tunnel(self, name: &str) -> Self {
+        Self { tunnel: Some(name.to_owned()), ..self }
+    }
+
+    /// The same about a gateway.
+    #[must_use]
+    pub fn gateway(self, name: &str) -> Self {
+        Self { gateway: Some(name.to_owned()), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T14: one event, one line, whatever the peer wrote.
+    #[test]
+    fn an_event_is_one_line_of_json() {
+        let event = Event::new(0, Kind::TunnelFailed, "peer said \"x\"\nINFO fine\u{1b}[0m").tunnel("a-b");
+        let line = serde_json::to_string(&event).unwrap();
+        assert_eq!(line.lines().count(), 1);
+        assert!(!event.message.chars().any(char::is_control));
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+        let newer = line.replace("tunnel_failed", "moon_phase");
+        assert_eq!(serde_json::from_str::<Event>(&newer).unwrap().event, Kind::Other);
+    }
+}

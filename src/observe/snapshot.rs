@@ -1,0 +1,313 @@
+//! The one status type. The command line, the console and the exporter all show this, in these words.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the JSON form; it grows when a reader of the old form would be misled.
+pub const VERSION: u32 = 1;
+
+/// Everything at one moment.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct Snapshot {
+    /// [`VERSION`].
+    pub version: u32,
+    /// `kernel` or `userspace`.
+    pub data_plane: String,
+    /// Why that one.
+    #[serde(default)]
+    pub data_plane_reason: String,
+    /// Version of the daemon.
+    #[serde(default)]
+    pub daemon_version: String,
+    /// When the daemon started, RFC 3339.
+    #[serde(default)]
+    pub started: String,
+    /// Whether the last configuration that was asked for is the one in effect.
+    #[serde(default)]
+    pub config_ok: bool,
+    /// IKE SAs that wait for their peer's IKE_AUTH.
+    #[serde(default)]
+    pub half_open: u64,
+    /// VPN gateways in the order of the configuration.
+    pub gateways: Vec<GatewayStatus>,
+    /// Tunnels in the order of the configuration, each one that is configured.
+    pub tunnels: Vec<TunnelStatus>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            data_plane: String::new(),
+            data_plane_reason: String::new(),
+            daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: String::new(),
+            config_ok: true,
+            half_open: 0,
+            gateways: Vec::new(),
+            tunnels: Vec::new(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Whether every tunnel that should be up is up.
+    pub fn healthy(&self) -> bool {
+        self.tunnels.iter().all(|t| !t.wanted || t.state.is_up())
+    }
+}
+
+/// A VPN gateway.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct GatewayStatus {
+    /// Its name.
+    pub name: String,
+    /// Outer addresses, joined by `, ` if there are several.
+    pub address: String,
+    /// Cap on what leaves to the public network; null: none.
+    pub bandwidth_bps: Option<u64>,
+    /// What left in the last sampling interval.
+    pub tx_bps: u64,
+    /// What arrived.
+    pub rx_bps: u64,
+    /// Role in a pair of hosts.
+    pub role: Role,
+}
+
+/// A gateway's role in a pair of hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// There is no pair.
+    #[default]
+    Single,
+    /// It carries the traffic.
+    Active,
+    /// It is ready to.
+    Standby,
+}
+
+/// A tunnel.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct TunnelStatus {
+    /// Its name.
+    pub name: String,
+    /// Its gateway.
+    pub gateway: String,
+    /// Its customer gateway.
+    pub customer_gateway: String,
+    /// What it is doing.
+    pub state: TunnelState,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Why it is not up, or what last went wrong.
+    pub last_error: Option<String>,
+    /// `active`, `passive` or `on-demand`.
+    #[serde(default)]
+    pub start: String,
+    /// Whether it should be up: it starts actively and nobody took it down.
+    #[serde(default)]
+    pub wanted: bool,
+    /// When the next attempt begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_s: Option<u64>,
+    /// Outer addresses and ports in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathStatus>,
+    /// The IKE SA, if there is one.
+    pub ike: Option<IkeStatus>,
+    /// Children that are up.
+    pub children: Vec<ChildStatus>,
+}
+
+/// What a tunnel is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelState {
+    /// Taken down, and nobody tries to bring it up.
+    Down,
+    /// A negotiation is under way.
+    Connecting,
+    /// It carries traffic.
+    Up,
+    /// It carries traffic, and new keys are being made.
+    Rekeying,
+    /// It waits for the peer (passive) or for traffic (on-demand).
+    Waiting,
+    /// The last attempt failed.
+    Failed,
+}
+
+impl TunnelState {
+    /// Whether traffic passes.
+    pub const fn is_up(self) -> bool {
+        matches!(self, Self::Up | Self::Rekeying)
+    }
+
+    /// The word in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Rekeying => "rekeying",
+            Self::Waiting => "waiting",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Outer addresses and ports.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct PathStatus {
+    /// Ours.
+    pub local: String,
+    /// The peer's, as we see it.
+    pub remote: String,
+}
+
+/// An IKE SA.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct IkeStatus {
+    /// 16 hexadecimal digits.
+    pub spi_i: String,
+    /// 16 hexadecimal digits.
+    pub spi_r: String,
+    /// Who began.
+    pub role: IkeRole,
+    /// The algorithms.
+    pub proposal: String,
+    /// Who is behind NAT.
+    pub nat: Nat,
+    /// When new keys are made.
+    pub rekey_in_s: u64,
+    /// The peer's identity, escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_id: Option<String>,
+}
+
+/// Who began an IKE SA.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum IkeRole {
+    /// We did.
+    Initiator,
+    /// The peer did.
+    Responder,
+}
+
+/// Who is behind NAT.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Nat {
+    /// Nobody.
+    None,
+    /// We are.
+    Local,
+    /// The peer is.
+    Remote,
+    /// Both are.
+    Both,
+}
+
+/// A pair of ESP SAs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ChildStatus {
+    /// Selectors as negotiated, our side.
+    pub local: Vec<String>,
+    /// The peer's side.
+    pub remote: Vec<String>,
+    /// 8 hexadecimal digits.
+    pub spi_in: String,
+    /// 8 hexadecimal digits.
+    pub spi_out: String,
+    /// The algorithms.
+    pub proposal: String,
+    /// Octets of inner packets received on these keys.
+    pub bytes_in: u64,
+    /// Packets received.
+    pub packets_in: u64,
+    /// Octets of inner packets sent.
+    pub bytes_out: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// What was dropped.
+    pub drops: Drops,
+    /// When new keys are made.
+    pub rekey_in_s: u64,
+    /// When these keys end for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_s: Option<u64>,
+}
+
+/// Packets dropped by an inbound SA.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct Drops {
+    /// By the replay window.
+    pub replay: u64,
+    /// Because the integrity check failed.
+    pub integrity: u64,
+}
+
+/// What the daemon's host offers, as told by `doctor`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Finding {
+    /// What was looked at.
+    pub name: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it; empty if nothing.
+    #[serde(default)]
+    pub fix: String,
+}
+
+/// How a finding is.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, with a loss.
+    Warning,
+    /// Does not work.
+    Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The form that CONTRACT.md gives, field by field.
+    #[test]
+    fn the_json_form_is_the_published_one() {
+        let contract = r#"{"version": 1, "data_plane": "kernel",
+ "gateways": [{"name": "vpc-a", "address": "192.0.2.1", "bandwidth_bps": 100000000, "tx_bps": 0, "rx_bps": 0, "role": "single"}],
+ "tunnels": [{"name": "a-b", "gateway": "vpc-a", "customer_gateway": "idc-b", "state": "up",
+   "since": "2026-01-01T00:00:00Z", "last_error": null,
+   "ike": {"spi_i": "00112233445566aa", "spi_r": "aabbccddeeff0011", "role": "initiator", "proposal": "p", "nat": "both", "rekey_in_s": 0},
+   "children": [{"local": ["10.1.0.0/16"], "remote": ["10.2.0.0/16"], "spi_in": "c0ffee00", "spi_out": "c0ffee01", "proposal": "p",
+     "bytes_in": 0, "packets_in": 0, "bytes_out": 0, "packets_out": 0, "drops": {"replay": 0, "integrity": 0}, "rekey_in_s": 0}]}]}"#;
+        let expected: serde_json::Value = serde_json::from_str(contract).unwrap();
+        let snapshot: Snapshot = serde_json::from_str(contract).unwrap();
+        let written = serde_json::to_value(&snapshot).unwrap();
+        contains(&written, &expected, "");
+    }
+
+    /// Everything in `small` is in `large`.
+    fn contains(large: &serde_json::Value, small: &serde_json::Value, path: &str) {
+        use serde_json::Value::{Array, Object};
+        match (large, small) {
+            (Object(l), Object(s)) => {
+                s.iter().for_each(|(k, v)| {
+                    contains(l.get(k).unwrap_or_else(|| panic!("{path}.{k}")), v, &format!("{path}.{k}"))
+                });
+            }
+            (Array(l), Array(s)) => {
+                assert_eq!(l.len(), s.len(), "{path}");
+                l.iter().zip(s).for_each(|(l, s)| contains(l, s, path));
+            }
+            (l, s) => assert_eq!(l, s, "{path}"),
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! The kernel's ESP as a data plane.
+//!
+//! What it holds: which policies are wished ([`super::spd`]) and which states are installed. The kernel is the truth;
+//! after lost answers it is read anew.
+//!
+//! After a start, policies and states of an earlier daemon are still there. Policies stay in force until
+//! [`KernelPlane::sweep`], and guards that are taken up meanwhile replace them in place, so that no packet gets out in
+//! clear text between. States that are installed again with the same keys are taken over with their sequence numbers.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cygnet_model::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
+use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, TunnelSpec};
+use cygnet_model::{ChildId, Reqid, Spi};
+use cygnet_xfrm::dump::SaEntry;
+use cygnet_xfrm::monitor::{Event, Monitor};
+use cygnet_xfrm::policy::{Policy, PolicyChange};
+use cygnet_xfrm::sa::{Move, SaKey};
+use cygnet_xfrm::{Errno, NetlinkError, Xfrm};
+
+use super::spd::{self, Layer, Spd};
+
+/// A packet flood must not become a flood of acquires.
+const ACQUIRE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct KernelPlane {
+    xfrm: Xfrm,
+    monitor: Monitor,
+    spd: Spd,
+    sas: BTreeMap<SaId, Installed>,
+    by_key: BTreeMap<SaKey, SaId>,
+    orphans: BTreeMap<SaKey, SaEntry>,
+    acquires: BTreeMap<ChildId, Instant>,
+    nonce: u16,
+}
+
+/// What is known of a state.
+#[derive(Clone, Copy, Debug)]
+struct Installed {
+    key: SaKey,
+    source: IpAddr,
+    ports: Option<(u16, u16)>,
+    reqid: Reqid,
+    mark: Option<Mark>,
+    /// By the wall clock, in seconds, as the kernel notes it.
+    added: u64,
+    /// Its last counters, once the kernel has no such state any more.
+    ended: Option<SaCounters>,
+}
+
+/// What [`KernelPlane::sweep`] removed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Swept {
+    /// States that nobody installed again.
+    pub states: usize,
+    /// Policies that no guard asks for.
+    pub policies: usize,
+}
+
+impl KernelPlane {
+    /// Opens the plane in the current network namespace and looks at what an earlier daemon left. Changes nothing.
+    ///
+    /// # Errors
+    /// Without XFRM or CAP_NET_ADMIN.
+    pub fn open() -> Result<Self, PlaneError> {
+        let fail = |e| error("open the kernel data plane", &e);
+        // Listening first: policies that acquire tell nobody otherwise.
+        let monitor = Monitor::open().map_err(fail)?;
+        let mut plane = Self {
+            xfrm: Xfrm::open().map_err(fail)?,
+            monitor,
+            spd: Spd::default(),
+            sas: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            acquires: BTreeMap::new(),
+            nonce: 0,
+        };
+        plane.observe_policies().map_err(fail)?;
+        let states = plane.xfrm.dump_sas().map_err(fail)?;
+        plane.orphans =
+            states.into_iter().filter(|s| Reqid(s.reqid).child().is_some()).map(|s| (s.key, s)).collect();
+        Ok(plane)
+    }
+
+    /// States that an earlier daemon left and that nobody has installed again yet.
+    pub fn orphans(&self) -> impl Iterator<Item = &SaEntry> {
+        self.orphans.values()
+    }
+
+    /// Removes what an earlier daemon left and nobody has taken up again: states first, then policies that no guard
+    /// asks for. Call it when all guards are up and all SAs that could be restored are installed.
+    ///
+    /// # Errors
+    /// Goes on after errors and returns the first.
+    pub fn sweep(&mut self) -> Result<Swept, PlaneError> {
+        let mut first = None;
+        let mut swept = Swept::default();
+        for (key, state) in std::mem::take(&mut self.orphans) {
+            match self.xfrm.delete_sa(key, state.mark) {
+                Ok(_) => swept.states += 1,
+                Err(e) => {
+                    first.get_or_insert(error(&format!("remove the orphan SA {}", key.spi), &e));
+                    self.orphans.insert(key, state);
+                }
+            }
+        }
+        swept.policies = self.spd.condemn_orphans();
+        let result = self.apply("remove orphan policies");
+        first.map_or(result, Err).map(|()| swept)
+    }
+
+    /// Reads the kernel's policies anew and puts back what is missing or was changed by others. Returns how many
+    /// policies had to be put right.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn resync(&mut self) -> Result<usize, PlaneError> {
+        let operation = "put the kernel's policies right";
+        self.observe_policies().map_err(|e| error(operation, &e))?;
+        let due = self.spd.pending().len();
+        self.apply(operation).map(|()| due)
+    }
+
+    fn observe_policies(&mut self) -> Result<(), NetlinkError> {
+        let ours = self.xfrm.dump_policies()?.into_iter().filter(spd::is_ours);
+        self.spd.observe(ours);
+        Ok(())
+    }
+
+    /// Changes the wishes of a child; after an error they are as before.
+    fn change(
+        &mut self,
+        layer: Layer,
+        child: ChildId,
+        policies: Vec<Policy>,
+        operation: &str,
+    ) -> Result<(), PlaneError> {
+        let before = self.spd.wish(layer, child, policies);
+        let result = self.apply(operation);
+        if result.is_err() {
+            self.spd.wish(layer, child, before);
+            // If this fails too, the steps stay pending and come with the next change.
+            let _ = self.apply(operation);
+        }
+        result
+    }
+
+    /// Does what is pending. Lost answers are made good by reading the policies once.
+    fn apply(&mut self, operation: &str) -> Result<(), PlaneError> {
+        let mut result = self.apply_once();
+        if result.as_ref().is_err_and(NetlinkError::is_unsure) {
+            result = self.observe_policies().and_then(|()| self.apply_once());
+        }
+        result.map_err(|e| error(operation, &e))
+    }
+
+    fn apply_once(&mut self) -> Result<(), NetlinkError> {
+        let changes = self.spd.pending();
+        // Removals only after every addition worked: a place that has lost its policy must have another one.
+        let (puts, deletes) =
+            changes.split_at(changes.partition_point(|c| matches!(c, PolicyChange::Put(_))));
+        for step in [puts, deletes] {
+            let mut failure = None;
+            for (change, result) in step.iter().zip(self.xfrm.change_policies(step)?) {
+                match result {
+                    Ok(()) => self.spd.applied(change),
+                    Err(e) => failure = failure.or(Some(e)),
+                }
+            }
+            if let Some(e) = failure {
+                return Err(e);
+            }
+        }
+        self.spd.settled();
+        Ok(())
+    }
+
+    /// Takes over a state that an earlier daemon left, if it is the same SA.
+    fn adopt(&mut self, spec: &SaSpec) -> Result<bool, NetlinkError> {
+        let key = SaKey::of(spec);
+        let Some(orphan) = self.orphans.remove(&key) else { return Ok(false) };
+        if !self.xfrm.has_keys_of(spec)? {
+            self.xfrm.delete_sa(key, orphan.mark)?;
+            return Ok(false);
+        }
+        let installed = Installed::of(spec, orphan.added_unix);
+        if (orphan.source, orphan.ports, orphan.reqid) != (installed.source, installed.ports, spec.reqid.0) {
+            let to = Move {
+                source: installed.source,
+                destination: key.destination,
+                ports: installed.ports,
+                reqid: spec.reqid,
+            };
+            self.xfrm.move_sa(key, orphan.mark, &to)?;
+        }
+        self.note(spec.id, installed);
+        Ok(true)
+    }
+
+    fn note(&mut self, id: SaId, installed: Installed) {
+        self.by_key.insert(installed.key, id);
+        self.sas.insert(id, installed);
+    }
+
+    /// The kernel prefers the state with the latest wall clock second. If the clock was set back, an older state
+    /// would go on being used: it ends here, where its successor is installed already.
+    fn retire_older(&mut self, id: SaId, now: u64) {
+        let later: Vec<SaId> = self
+            .sas
+            .iter()
+            .filter(|(other, sa)| {
+                other.child == id.child
+                    && other.direction == Direction::Out
+                    && **other != id
+                    && sa.added > now
+                    && sa.ended.is_none()
+            })
+            .map(|(other, _)| *other)
+            .collect();
+        for other in later {
+            // An error leaves it in place: no worse than before, and its removal will come.
+            if let Ok(counters) = self.take_state(other)
+                && let Some(sa) = self.sas.get_mut(&other)
+            {
+                sa.ended = Some(counters);
+            }
+        }
+    }
+
+    /// Removes the kernel's state and returns its last counters.
+    fn take_state(&mut self, id: SaId) -> Result<SaCounters, NetlinkError> {
+        let Some(sa) = self.sas.get(&id).copied() else { return Ok(SaCounters::default()) };
+        if let Some(counters) = sa.ended {
+            return Ok(counters);
+        }
+        let entry = self.xfrm.sa(sa.key, sa.mark)?;
+        self.xfrm.delete_sa(sa.key, sa.mark)?;
+        if self.by_key.get(&sa.key) == Some(&id) {
+            self.by_key.remove(&sa.key);
+        }
+        Ok(entry.map_or_else(SaCounters::default, |e| e.inner_counters(id.direction == Direction::Out)))
+    }
+
+    fn event(&mut self, event: Event) -> Option<PlaneEvent> {
+        match event {
+            Event::Acquire { reqid } => {
+                let child = Reqid(reqid).child()?;
+                let now = Instant::now();
+                if self.acquires.get(&child).is_some_and(|last| now.duration_since(*last) < ACQUIRE_INTERVAL)
+                {
+                    return None;
+                }
+                self.acquires.insert(child, now);
+                // Late events of a child that has been opened or removed meanwhile would confuse.
+                (self.spd.has(Layer::Guard, child) && !self.spd.has(Layer::Tunnel, child))
+                    .then_some(PlaneEvent::Acquire(child))
+            }
+            Event::Expired { state, hard } => {
+                let sa = *self.by_key.get(&state.key)?;
+                if hard {
+                    self.by_key.remove(&state.key);
+                    if let Some(installed) = self.sas.get_mut(&sa) {
+                        installed.ended = Some(state.inner_counters(sa.direction == Direction::Out));
+                    }
+                }
+                Some(PlaneEvent::Expired { sa, hard })
+            }
+            Event::Mapping { key, remote, .. } => {
+                Some(PlaneEvent::PeerMoved { sa: *self.by_key.get(&key)?, remote })
+            }
+        }
+    }
+}
+
+impl DataPlane for KernelPlane {
+    fn kind(&self) -> PlaneKind {
+        PlaneKind::Kernel
+    }
+
+    fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
+        let operation = format!("guard {}", name(spec.child));
+        self.nonce = self.nonce.wrapping_add(1);
+        let policies = spd::guard_policies(spec, self.nonce).map_err(|e| error(&operation, &e))?;
+        self.change(Layer::Guard, spec.child, policies, &operation)
+    }
+
+    fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
+        self.acquires.remove(&child);
+        self.change(Layer::Guard, child, vec![], &format!("release the guard of {}", name(child)))
+    }
+
+    fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
+        let operation = format!("open the tunnel of {}", name(spec.child));
+        let policies = spd::tunnel_policies(spec).map_err(|e| error(&operation, &e))?;
+        self.change(Layer::Tunnel, spec.child, policies, &operation)
+    }
+
+    fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError> {
+        let mut result =
+            self.change(Layer::Tunnel, child, vec![], &format!("close the tunnel of {}", name(child)));
+        let ids: Vec<SaId> = self.sas.keys().filter(|id| id.child == child).copied().collect();
+        for id in ids {
+            let removed = self.remove(id);
+            result = result.and(removed.map(|_| ()));
+        }
+        result
+    }
+
+    fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
+        let operation = format!("install {}", sa_name(spec.id));
+        let fail = |e: NetlinkError| error(&operation, &e);
+        if self.sas.get(&spec.id).is_some_and(|sa| sa.ended.is_none()) {
+            return Ok(());
+        }
+        let now = unix_seconds();
+        if !self.adopt(spec).map_err(fail)? {
+            match self.xfrm.add_sa(spec) {
+                Err(e) if e.is_unsure() => {
+                    // It may be there or not: gone is what the caller relies on after an error.
+                    let _ = self.xfrm.delete_sa(SaKey::of(spec), spec.mark);
+                    Err(e)
+                }
+                other => other,
+            }
+            .map_err(fail)?;
+            self.note(spec.id, Installed::of(spec, now));
+        }
+        if spec.id.direction == Direction::Out {
+            self.retire_older(spec.id, now);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
+        let counters = self.take_state(sa).map_err(|e| error(&format!("remove {}", sa_name(sa)), &e))?;
+        self.sas.remove(&sa);
+        Ok(counters)
+    }
+
+    fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError> {
+        let operation = format!("move {} to {} and {}", sa_name(sa), to.local, to.remote);
+        let Some(old) = self.sas.get(&sa).copied().filter(|sa| sa.ended.is_none()) else {
+            return Ok(());
+        };
+        let (from, towards) = match sa.direction {
+            Direction::Out => (to.local, to.remote),
+            Direction::In => (to.remote, to.local),
+        };
+        let new = Installed {
+            key: SaKey { destination: towards.ip(), spi: sa.spi },
+            source: from.ip(),
+            ports: old.ports.map(|_| (from.port(), towards.port())),
+            ..old
+        };
+        if (new.key, new.source, new.ports) == (old.key, old.source, old.ports) {
+            return Ok(());
+        }
+        let step = Move { source: new.source, destination: towards.ip(), ports: new.ports, reqid: old.reqid };
+        self.xfrm.move_sa(old.key, old.mark, &step).map_err(|e| error(&operation, &e))?;
+        self.by_key.remove(&old.key);
+        self.note(sa, new);
+        Ok(())
+    }
+
+    fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
+        let states = self.xfrm.dump_sas().map_err(|e| error("read the counters of SAs", &e))?;
+        out.extend(states.iter().filter_map(|state| {
+            let id = *self.by_key.get(&state.key)?;
+            Some((id, state.inner_counters(id.direction == Direction::Out)))
+        }));
+        out.extend(self.sas.iter().filter_map(|(id, sa)| Some((*id, sa.ended?))));
+        Ok(())
+    }
+
+    fn foreign_spis(&mut self, local: IpAddr) -> Result<Vec<Spi>, PlaneError> {
+        let states = self.xfrm.dump_sas().map_err(|e| error("list the SPIs in use", &e))?;
+        Ok(states
+            .iter()
+            .filter(|s| s.key.destination == local && !self.by_key.contains_key(&s.key))
+            .map(|s| s.key.spi)
+            .collect())
+    }
+
+    fn next_event(&mut self) -> Option<PlaneEvent> {
+        loop {
+            match self.monitor.next_event() {
+                Ok(Some(event)) => {
+                    if let Some(event) = self.event(event) {
+                        return Some(event);
+                    }
+                }
+                Ok(None) => return None,
+                // Whatever it was, events may have gone with it.
+                Err(_) => return Some(PlaneEvent::Lost),
+            }
+        }
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.monitor.fd())
+    }
+}
+
+impl Installed {
+    fn of(spec: &SaSpec, added: u64) -> Self {
+        let ports = spec.encap.map(|e| match spec.id.direction {
+            Direction::Out => (e.local_port, e.remote_port),
+            Direction::In => (e.remote_port, e.local_port),
+        });
+        Self {
+            key: SaKey::of(spec),
+            source: spec.source(),
+            ports,
+            reqid: spec.reqid,
+            mark: spec.mark,
+            added,
+            ended: None,
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn name(child: ChildId) -> String {
+    format!("child {}.{}", child.tunnel.0, child.index)
+}
+
+fn sa_name(id: SaId) -> String {
+    let direction = if id.direction == Direction::In { "in" } else { "out" };
+    format!("SA {} (ESP, {direction})", id.spi)
+}
+
+fn error(operation: &str, e: &NetlinkError) -> PlaneError {
+    let kind = match e.errno() {
+        Some(Errno::EEXIST) => PlaneErrorKind::Exists,
+        Some(Errno::ENOSYS | Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP) => PlaneErrorKind::Unsupported,
+        Some(Errno::EPERM | Errno::EACCES) => PlaneErrorKind::Permission,
+        Some(Errno::ENOMEM | Errno::ENOSPC) => PlaneErrorKind::Exhausted,
+        _ if matches!(e, NetlinkError::Unfit(_)) => PlaneErrorKind::Unsupported,
+        _ if matches!(e, NetlinkError::Overrun) => PlaneErrorKind::Exhausted,
+        _ => PlaneErrorKind::Other,
+    };
+    PlaneError { operation: operation.to_owned(), kind, detail: e.to_string() }
+}

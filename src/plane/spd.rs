@@ -1,0 +1,395 @@
+//! The policies that shall be in the kernel, as a value: what guards and tunnels of all children want, which wish wins
+//! where several meet, and the steps from what the kernel holds.
+//!
+//! The kernel has one place for each (direction, selector, mark). Guards and tunnels of the same child usually meet
+//! there, and those of two children may. An open tunnel goes before a guard; among equals the lower child number
+//! wins. Between different selectors the narrower one wins whatever it is, since a guard of 10.1.0.0/16 means that
+//! this network shall not go by the tunnel of 10.0.0.0/8 either.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cygnet_model::tunnel::{GuardAction, GuardSpec, Mark, TunnelSpec};
+use cygnet_model::{ChildId, Reqid};
+use cygnet_xfrm::NetlinkError;
+use cygnet_xfrm::policy::{
+    Policy, PolicyAction, PolicyChange, PolicyDirection, PolicyKey, PolicySelector, PortMask, expand,
+};
+
+/// Our priorities are `BASE..=BASE + 0xFFFF`; lower numbers go first. Others' are usually below a million.
+const BASE: u32 = 0x00C9_0000;
+/// Selectors that one child may have; times three directions in the kernel.
+const SELECTORS: usize = 1024;
+/// Neighbour discovery (RFC 4861) by ICMPv6 type: router and neighbour solicitation and advertisement.
+const NEIGHBOUR_DISCOVERY: std::ops::RangeInclusive<u16> = 133..=136;
+
+/// Which of a child's wishes; those that come first win.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Layer {
+    /// While a tunnel is open.
+    Tunnel,
+    /// While the child is configured.
+    Guard,
+}
+
+/// See the [module](self).
+#[derive(Default, Debug)]
+pub struct Spd {
+    wishes: BTreeMap<(Layer, ChildId), Vec<Policy>>,
+    candidates: BTreeMap<PolicyKey, BTreeMap<(Layer, ChildId), Policy>>,
+    installed: BTreeMap<PolicyKey, Policy>,
+    dirty: BTreeSet<PolicyKey>,
+}
+
+impl Spd {
+    /// Takes over what the kernel holds of ours, in place of what was believed before.
+    pub fn observe(&mut self, policies: impl IntoIterator<Item = Policy>) {
+        self.installed = policies.into_iter().map(|p| (p.key, p)).collect();
+        self.dirty = self.candidates.keys().copied().collect();
+    }
+
+    /// Sets the wishes of a child and returns those that were there.
+    pub fn wish(&mut self, layer: Layer, child: ChildId, policies: Vec<Policy>) -> Vec<Policy> {
+        let before = self.wishes.remove(&(layer, child)).unwrap_or_default();
+        for policy in &before {
+            if let Some(at) = self.candidates.get_mut(&policy.key) {
+                at.remove(&(layer, child));
+                if at.is_empty() {
+                    self.candidates.remove(&policy.key);
+                }
+            }
+            self.dirty.insert(policy.key);
+        }
+        for policy in &policies {
+            self.candidates.entry(policy.key).or_default().insert((layer, child), *policy);
+            self.dirty.insert(policy.key);
+        }
+        if !policies.is_empty() {
+            self.wishes.insert((layer, child), policies);
+        }
+        before
+    }
+
+    /// The steps that are due, additions and replacements before removals.
+    pub fn pending(&self) -> Vec<PolicyChange> {
+        let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+        for key in &self.dirty {
+            match (self.winner(key), self.installed.get(key)) {
+                (Some(want), have) if have != Some(want) => puts.push(PolicyChange::Put(*want)),
+                (None, Some(_)) => deletes.push(PolicyChange::Delete(*key)),
+                _ => {}
+            }
+        }
+        puts.extend(deletes);
+        puts
+    }
+
+    /// Notes that the kernel took a step.
+    pub fn applied(&mut self, change: &PolicyChange) {
+        match change {
+            PolicyChange::Put(policy) => {
+                self.installed.insert(policy.key, *policy);
+            }
+            PolicyChange::Delete(key) => {
+                self.installed.remove(key);
+            }
+        }
+    }
+
+    /// Forgets which keys were touched; call it when all pending steps are done.
+    pub fn settled(&mut self) {
+        self.dirty.clear();
+    }
+
+    /// Marks everything that nobody wishes for removal and returns how much it is.
+    pub fn condemn_orphans(&mut self) -> usize {
+        let orphans: Vec<PolicyKey> =
+            self.installed.keys().filter(|key| !self.candidates.contains_key(key)).copied().collect();
+        self.dirty.extend(&orphans);
+        orphans.len()
+    }
+
+    /// Whether a tunnel of the child is open.
+    pub fn has(&self, layer: Layer, child: ChildId) -> bool {
+        self.wishes.contains_key(&(layer, child))
+    }
+
+    fn winner(&self, key: &PolicyKey) -> Option<&Policy> {
+        self.candidates.get(key)?.values().next()
+    }
+}
+
+/// Whether a policy in the kernel was made by us: its reqid says so, or it is one of the few without.
+pub fn is_ours(policy: &Policy) -> bool {
+    Reqid(policy.reqid).child().is_some()
+        || (policy.action == PolicyAction::Allow
+            && policy.priority == BASE
+            && policy.key.selector.protocol == 58)
+}
+
+/// The policies of a guard. `nonce` makes the address of an acquiring template, which must differ from earlier ones to
+/// be reported at once: the kernel asks only once for each address until its larval state expires.
+///
+/// # Errors
+/// [`NetlinkError::Unfit`] if the kernel cannot express the selectors.
+pub fn guard_policies(spec: &GuardSpec, nonce: u16) -> Result<Vec<Policy>, NetlinkError> {
+    let [a, b] = nonce.to_be_bytes();
+    let outbound = match spec.action {
+        GuardAction::Drop => PolicyAction::Block,
+        GuardAction::Acquire => PolicyAction::Protect {
+            source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            destination: IpAddr::V4(Ipv4Addr::new(127, 0xC9, a, b)),
+        },
+    };
+    let selectors = expand(&spec.local, &spec.remote, SELECTORS)?;
+    let actions = [
+        (PolicyDirection::Out, outbound),
+        (PolicyDirection::In, PolicyAction::Block),
+        (PolicyDirection::Forward, PolicyAction::Block),
+    ];
+    let mut policies = policies(&selectors, spec.reqid, spec.mark, Layer::Guard, &actions);
+    if selectors.iter().any(|s| s.source.0.is_ipv6() && matches!(s.protocol, 0 | 58)) {
+        policies.extend(neighbour_discovery());
+    }
+    Ok(policies)
+}
+
+/// The policies of an open tunnel. Inbound ones take ESP from any outer address, as long as it came by an SA of the
+/// same reqid: a peer that moves would lose packets between the steps of the move otherwise.
+///
+/// # Errors
+/// [`NetlinkError::Unfit`] if the kernel cannot express the selectors.
+pub fn tunnel_policies(spec: &TunnelSpec) -> Result<Vec<Policy>, NetlinkError> {
+    let any = match spec.outer_local {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let out = PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote };
+    let inbound = PolicyAction::Protect { source: any, destination: spec.outer_local };
+    let actions =
+        [(PolicyDirection::Out, out), (PolicyDirection::In, inbound), (PolicyDirection::Forward, inbound)];
+    let selectors = expand(&spec.local, &spec.remote, SELECTORS)?;
+    Ok(policies(&selectors, spec.reqid, spec.mark, Layer::Tunnel, &actions))
+}
+
+fn policies(
+    selectors: &[PolicySelector],
+    reqid: Reqid,
+    mark: Option<Mark>,
+    layer: Layer,
+    actions: &[(PolicyDirection, PolicyAction)],
+) -> Vec<Policy> {
+    let mut out = Vec::with_capacity(selectors.len() * actions.len());
+    for selector in selectors {
+        for (direction, action) in actions {
+            let selector = if *direction == PolicyDirection::Out { *selector } else { selector.reversed() };
+            out.push(Policy {
+                key: PolicyKey { direction: *direction, selector, mark },
+                priority: priority(&selector, layer),
+                reqid: reqid.0,
+                action: *action,
+            });
+        }
+    }
+    out
+}
+
+/// Narrow selectors before wide ones, then tunnels before guards.
+fn priority(s: &PolicySelector, layer: Layer) -> u32 {
+    let width = 256 - u32::from(s.source.1) - u32::from(s.destination.1);
+    let any_protocol = u32::from(s.protocol == 0);
+    let free_ports = s.source_port.mask.count_zeros() + s.destination_port.mask.count_zeros();
+    let guard = u32::from(layer == Layer::Guard);
+    // width <= 256, free ports <= 32: below 2^15.
+    BASE + 16 + ((width * 2 + any_protocol) * 33 + free_ports) * 2 + guard
+}
+
+/// Without these a guard of ::/0 would cut the host off its link: neighbour discovery is answered by hosts on the
+/// link only (hop limit 255), so that it cannot go through a tunnel, and it does not carry anybody's data.
+fn neighbour_discovery() -> impl Iterator<Item = Policy> {
+    NEIGHBOUR_DISCOVERY.flat_map(|kind| {
+        [PolicyDirection::In, PolicyDirection::Out].map(|direction| Policy {
+            key: PolicyKey {
+                direction,
+                selector: PolicySelector {
+                    source: (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+                    destination: (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+                    protocol: 58,
+                    source_port: PortMask { value: kind, mask: u16::MAX },
+                    destination_port: PortMask::ANY,
+                },
+                mark: None,
+            },
+            priority: BASE,
+            reqid: 0,
+            action: PolicyAction::Allow,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use cygnet_model::{TrafficSelector, TunnelId};
+
+    use super::*;
+
+    fn child(n: u32) -> ChildId {
+        ChildId { tunnel: TunnelId(n), index: 0 }
+    }
+
+    fn ts(cidr: &str) -> TrafficSelector {
+        let (addr, len) = cidr.split_once('/').unwrap();
+        TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
+    }
+
+    fn guard(n: u32, local: &str, remote: &str) -> Vec<Policy> {
+        let spec = GuardSpec {
+            child: child(n),
+            reqid: Reqid::of(child(n)).unwrap(),
+            local: vec![ts(local)],
+            remote: vec![ts(remote)],
+            action: GuardAction::Drop,
+            mark: None,
+        };
+        guard_policies(&spec, 0).unwrap()
+    }
+
+    fn tunnel(n: u32, local: &str, remote: &str) -> Vec<Policy> {
+        let spec = TunnelSpec {
+            child: child(n),
+            reqid: Reqid::of(child(n)).unwrap(),
+            local: vec![ts(local)],
+            remote: vec![ts(remote)],
+            outer_local: "192.0.2.1".parse().unwrap(),
+            outer_remote: "192.0.2.2".parse().unwrap(),
+            mark: None,
+        };
+        tunnel_policies(&spec).unwrap()
+    }
+
+    fn settle(spd: &mut Spd) -> Vec<PolicyChange> {
+        let changes = spd.pending();
+        for change in &changes {
+            spd.applied(change);
+        }
+        spd.settled();
+        assert!(spd.pending().is_empty());
+        changes
+    }
+
+    #[test]
+    fn opening_and_closing_replaces_in_place_and_never_deletes() {
+        let mut spd = Spd::default();
+        spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
+        assert_eq!(settle(&mut spd).len(), 3);
+        spd.wish(Layer::Tunnel, child(1), tunnel(1, "10.1.0.0/16", "10.2.0.0/16"));
+        let opened = settle(&mut spd);
+        spd.wish(Layer::Tunnel, child(1), vec![]);
+        let closed = settle(&mut spd);
+        for change in opened.iter().chain(&closed) {
+            assert!(matches!(change, PolicyChange::Put(_)), "{change:?}");
+        }
+        assert_eq!((opened.len(), closed.len()), (3, 3));
+    }
+
+    #[test]
+    fn a_narrower_tunnel_leaves_the_guard_around_it() {
+        let mut spd = Spd::default();
+        spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
+        settle(&mut spd);
+        spd.wish(Layer::Tunnel, child(1), tunnel(1, "10.1.5.0/24", "10.2.0.0/16"));
+        settle(&mut spd);
+        assert_eq!(spd.installed.len(), 6);
+        let priorities: Vec<u32> = spd
+            .installed
+            .values()
+            .filter(|p| p.key.direction == PolicyDirection::Out)
+            .map(|p| p.priority)
+            .collect();
+        assert!(priorities[1] < priorities[0], "the tunnel must be asked first: {priorities:?}");
+    }
+
+    #[test]
+    fn a_narrow_guard_goes_before_a_wide_tunnel() {
+        let narrow = guard(1, "10.1.0.0/16", "10.2.0.0/16");
+        let wide = tunnel(2, "10.0.0.0/8", "10.0.0.0/8");
+        assert!(narrow[0].priority < wide[0].priority);
+        let all = tunnel(3, "0.0.0.0/0", "0.0.0.0/0");
+        assert!(all[0].priority <= BASE + 0xFFFF);
+    }
+
+    #[test]
+    fn where_two_children_meet_one_takes_over_from_the_other() {
+        let mut spd = Spd::default();
+        spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
+        spd.wish(Layer::Guard, child(2), guard(2, "10.1.0.0/16", "10.2.0.0/16"));
+        spd.wish(Layer::Tunnel, child(2), tunnel(2, "10.1.0.0/16", "10.2.0.0/16"));
+        settle(&mut spd);
+        assert!(spd.installed.values().all(|p| p.reqid == Reqid::of(child(2)).unwrap().0));
+        spd.wish(Layer::Tunnel, child(2), vec![]);
+        settle(&mut spd);
+        spd.wish(Layer::Guard, child(1), vec![]);
+        let left = settle(&mut spd);
+        assert!(left.iter().all(|c| matches!(c, PolicyChange::Put(_))), "child 2 still guards: {left:?}");
+        spd.wish(Layer::Guard, child(2), vec![]);
+        settle(&mut spd);
+        assert!(spd.installed.is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_is_replaced_or_condemned_but_not_before() {
+        let mut spd = Spd::default();
+        let old = tunnel(7, "10.1.0.0/16", "10.2.0.0/16");
+        let gone = tunnel(8, "10.8.0.0/16", "10.9.0.0/16");
+        spd.observe(old.iter().chain(&gone).copied());
+        assert!(spd.pending().is_empty());
+        spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
+        assert!(settle(&mut spd).iter().all(|c| matches!(c, PolicyChange::Put(_))));
+        assert_eq!(spd.condemn_orphans(), 3);
+        assert!(settle(&mut spd).iter().all(|c| matches!(c, PolicyChange::Delete(_))));
+        assert_eq!(spd.installed.len(), 3);
+    }
+
+    #[test]
+    fn guards_of_ipv6_let_neighbour_discovery_pass_and_it_goes_with_the_last() {
+        let mut spd = Spd::default();
+        spd.wish(Layer::Guard, child(1), guard(1, "::/0", "::/0"));
+        spd.wish(Layer::Guard, child(2), guard(2, "2001:db8::/32", "2001:db9::/32"));
+        settle(&mut spd);
+        assert_eq!(spd.installed.len(), 3 + 3 + 8);
+        assert!(spd.installed.values().all(is_ours));
+        spd.wish(Layer::Guard, child(1), vec![]);
+        settle(&mut spd);
+        assert_eq!(spd.installed.len(), 3 + 8);
+        spd.wish(Layer::Guard, child(2), vec![]);
+        settle(&mut spd);
+        assert!(spd.installed.is_empty());
+    }
+
+    proptest::proptest! {
+        /// Over any history, a place in the kernel that some guard wants is never emptied.
+        #[test]
+        fn guarded_places_are_never_deleted(
+            steps in proptest::collection::vec((0u32..4, 0u8..2, proptest::bool::ANY, 0usize..3), 1..40),
+        ) {
+            let nets = [("10.1.0.0/16", "10.2.0.0/16"), ("10.1.3.0/24", "10.2.0.0/16"), ("0.0.0.0/0", "0.0.0.0/0")];
+            let mut spd = Spd::default();
+            for (n, layer, present, net) in steps {
+                let layer = if layer == 0 { Layer::Guard } else { Layer::Tunnel };
+                let policies = match layer {
+                    _ if !present => vec![],
+                    Layer::Guard => guard(n, nets[net].0, nets[net].1),
+                    Layer::Tunnel => tunnel(n, nets[net].0, nets[net].1),
+                };
+                spd.wish(layer, child(n), policies);
+                for change in settle(&mut spd) {
+                    if let PolicyChange::Delete(key) = change {
+                        proptest::prop_assert!(!spd.wishes.values().flatten().any(|p| p.key == key));
+                    }
+                }
+                let wanted: BTreeSet<_> = spd.wishes.values().flatten().map(|p| p.key).collect();
+                proptest::prop_assert_eq!(spd.installed.keys().copied().collect::<BTreeSet<_>>(), wanted);
+            }
+        }
+    }
+}

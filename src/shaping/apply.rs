@@ -1,0 +1,203 @@
+//! Brings a plan into the kernel and reads its counters. The kernel is asked each time what it holds, so that a
+//! restart takes over what an earlier daemon left, and root qdiscs of others are found and left alone.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use cygnet_xfrm::NetlinkError;
+use cygnet_xfrm::tc::{QueueStats, RootOwner, Tc};
+
+use super::plan::{ClassIds, GatewayRate, InterfacePlan, Observed, Plan, Rate, Step, plan, steps};
+
+/// A gateway that may have a cap.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gateway {
+    /// Its name.
+    pub name: String,
+    /// Its outer addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Bits per second that may leave to the public network; `None` is unlimited.
+    pub bandwidth_bps: Option<u64>,
+}
+
+/// What a gateway's class counted on one interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayStats {
+    /// The gateway.
+    pub name: String,
+    /// The interface.
+    pub interface: u32,
+    /// The cap in force, bits per second.
+    pub bandwidth_bps: u64,
+    /// Counters since the class was made.
+    pub stats: QueueStats,
+}
+
+/// A cap that is not in force, with its reason as a sentence.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShapingError(String);
+
+impl fmt::Display for ShapingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ShapingError {}
+
+/// Holds the caps of all gateways.
+#[derive(Debug)]
+pub struct Shaper {
+    tc: Tc,
+    ids: ClassIds,
+    gateways: Vec<Gateway>,
+    plan: Plan,
+}
+
+impl Shaper {
+    /// Opens traffic control in the current network namespace. Changes nothing.
+    ///
+    /// # Errors
+    /// If there is no route socket.
+    pub fn open() -> Result<Self, ShapingError> {
+        let tc = Tc::open().map_err(|e| ShapingError(format!("cannot open traffic control: {e}")))?;
+        Ok(Self { tc, ids: ClassIds::default(), gateways: vec![], plan: Plan::new() })
+    }
+
+    /// Makes the caps of `gateways` the only ones. Rates change in place; interfaces without a capped gateway get
+    /// their default qdisc back. Call it again when addresses have moved.
+    ///
+    /// # Errors
+    /// Goes on after errors and returns all: other gateways are capped all the same.
+    pub fn apply(&mut self, gateways: Vec<Gateway>) -> Result<(), Vec<ShapingError>> {
+        self.gateways = gateways;
+        let mut errors = Vec::new();
+        let rates: Vec<GatewayRate> =
+            self.gateways.iter().map(|g| locate(&mut self.tc, g, &mut errors)).collect();
+        self.plan = plan(&rates, &mut self.ids);
+        let mut interfaces: BTreeSet<u32> = self.plan.keys().copied().collect();
+        match self.tc.our_roots() {
+            Ok(roots) => interfaces.extend(roots),
+            Err(e) => errors.push(ShapingError(format!("cannot list queueing disciplines: {e}"))),
+        }
+        for interface in interfaces {
+            if let Err(e) = bring(&mut self.tc, interface, self.plan.get(&interface)) {
+                errors.push(e);
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// Changes the cap of one gateway, live. `false` if there is no gateway of that name.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn change(&mut self, name: &str, bandwidth_bps: Option<u64>) -> Result<bool, Vec<ShapingError>> {
+        let mut gateways = self.gateways.clone();
+        let Some(gateway) = gateways.iter_mut().find(|g| g.name == name) else { return Ok(false) };
+        gateway.bandwidth_bps = bandwidth_bps;
+        self.apply(gateways).map(|()| true)
+    }
+
+    /// Takes all caps away and gives the interfaces back.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn remove_all(&mut self) -> Result<(), Vec<ShapingError>> {
+        self.apply(vec![])
+    }
+
+    /// What the classes counted, one entry for each gateway and interface.
+    ///
+    /// # Errors
+    /// If an interface cannot be read.
+    pub fn stats(&mut self) -> Result<Vec<GatewayStats>, ShapingError> {
+        let mut out = Vec::new();
+        for (interface, want) in &self.plan {
+            let classes = self.tc.classes(*interface).map_err(|e| {
+                ShapingError(format!("cannot read the classes of interface {interface}: {e}"))
+            })?;
+            out.extend(classes.iter().filter_map(|class| {
+                let (name, _) = want.classes.get(&class.handle)?;
+                Some(GatewayStats {
+                    name: name.clone(),
+                    interface: *interface,
+                    bandwidth_bps: class.rates.ceil_bps,
+                    stats: class.stats,
+                })
+            }));
+        }
+        Ok(out)
+    }
+}
+
+/// Finds the interfaces of a gateway's addresses.
+fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> GatewayRate {
+    let mut addresses = Vec::new();
+    if let Some(bps) = gateway.bandwidth_bps {
+        for address in &gateway.addresses {
+            let trouble = match tc.interface_of(*address) {
+                Ok(Some(i)) if !i.loopback => {
+                    addresses.push((*address, i.index));
+                    continue;
+                }
+                Ok(Some(i)) => {
+                    format!("its address {address} is on {}, where nothing leaves the host", i.name)
+                }
+                Ok(None) => format!("no interface has its address {address}"),
+                Err(e) => format!("cannot look for its address {address}: {e}"),
+            };
+            errors.push(ShapingError(format!(
+                "the bandwidth {} of gateway \"{}\" is not in force: {trouble}",
+                Rate(bps),
+                gateway.name
+            )));
+        }
+    }
+    GatewayRate { name: gateway.name.clone(), addresses, bandwidth_bps: gateway.bandwidth_bps }
+}
+
+/// Does what an interface needs.
+fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<(), ShapingError> {
+    let device = tc.interface(interface).map_or_else(|_| format!("interface {interface}"), |i| i.name);
+    let fail = |what: &str, e: NetlinkError| ShapingError(format!("cannot {what} on {device}: {e}"));
+    let root = match tc.root_owner(interface).map_err(|e| fail("look at the queueing disciplines", e))? {
+        RootOwner::Ours => true,
+        RootOwner::Default => false,
+        RootOwner::Foreign(q) => {
+            let Some(want) = want else { return Ok(()) };
+            let names: Vec<&str> = want.classes.values().map(|(name, _)| name.as_str()).collect();
+            return Err(ShapingError(format!(
+                "{device} has the queueing discipline {} {} that cygnet did not make, so the bandwidth of gateway \
+                 \"{}\" is not in force; remove it with \"tc qdisc del dev {device} root\", or do the shaping there",
+                q.kind,
+                q.handle,
+                names.join("\", \"")
+            )));
+        }
+    };
+    let have = if root {
+        Observed {
+            root,
+            classes: tc.classes(interface).map_err(|e| fail("read the classes", e))?,
+            filters: tc.filters(interface).map_err(|e| fail("read the filters", e))?,
+        }
+    } else {
+        Observed::default()
+    };
+    for step in steps(want, &have) {
+        let (what, result) = match step {
+            Step::AddRoot => ("add an HTB", tc.add_root(interface)),
+            Step::PutClass(handle, rates) => {
+                ("set a class", tc.put_class(interface, &cygnet_xfrm::tc::ClassSpec { handle, rates }))
+            }
+            Step::AddFilter(spec) => ("add a filter", tc.add_filter(interface, &spec)),
+            Step::DeleteFilter(filter) => ("remove a filter", tc.delete_filter(interface, &filter)),
+            Step::DeleteClass(handle) => ("remove a class", tc.delete_class(interface, handle)),
+            Step::DeleteRoot => ("remove the HTB", tc.delete_root(interface)),
+        };
+        result.map_err(|e| fail(what, e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! What a configuration may say, and what is told about one that may not. Expected messages are golden files;
+//! `CYGNET_UPDATE_GOLDEN=1` writes them anew.
+#![allow(clippy::unwrap_used, clippy::panic)] // the lints know tests only inside #[test] functions
+
+mod common;
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Instant;
+
+use cygnet::config::{self, Auth, Identity, Severity};
+use proptest::prelude::*;
+
+const ENDS: &str = "gateways:
+  - { name: vpc-a, address: 192.0.2.1, networks: [10.1.0.0/16] }
+customer_gateways:
+  - { name: idc-b, address: 192.0.2.2 }
+";
+const RULE: &str = "    spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ]\n";
+const PSK: &str = "pL7v0y2QxNf8sKd3RwZtB5";
+
+fn tunnel(name: &str) -> String {
+    format!(
+        "  - name: {name}\n    gateway: vpc-a\n    customer_gateway: idc-b\n    auth: {{ psk: \"{PSK}\" }}\n"
+    )
+}
+
+fn expand(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        match line {
+            "<<ends>>" => out.push_str(ENDS),
+            "<<rule>>" => out.push_str(RULE),
+            _ => match line.strip_prefix("<<tunnel ").and_then(|l| l.strip_suffix(">>")) {
+                Some(name) => out.push_str(&tunnel(name)),
+                None => {
+                    out.push_str(line);
+                    out.push('\n');
+                }
+            },
+        }
+    }
+    out
+}
+
+/// A directory with key files of all sorts.
+fn keys() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, key, mode) in
+        [("good.psk", PSK, 0o600), ("open.psk", PSK, 0o644), ("short.psk", "hunter2", 0o600)]
+    {
+        let path = dir.path().join(name);
+        fs::write(&path, key).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn bad_configurations_are_refused_with_these_words() {
+    let dir = keys();
+    let cases = common::read("tests/bad-configs/cases.txt");
+    let mut told = String::new();
+    let mut count = 0;
+    for case in cases.split("\n=== ").skip(1) {
+        let (title, body) = case.split_once('\n').unwrap_or((case, ""));
+        count += 1;
+        let errors = match config::load_text(&expand(body), dir.path()) {
+            Err(errors) => errors,
+            Ok(_) => panic!("\"{title}\" was accepted"),
+        };
+        writeln!(told, "=== {title}").unwrap();
+        for p in &errors.problems {
+            writeln!(told, "{}", p.one_line(&errors.file)).unwrap();
+            told.push_str(&p.excerpt());
+        }
+    }
+    assert!(count >= 100, "only {count} cases");
+    let told = told.replace(&dir.path().display().to_string(), "DIR");
+    for secret in [PSK, "hunter2", "passwordpassword", "0011223344"] {
+        assert!(!told.contains(secret), "a key was quoted");
+    }
+    assert!(told.chars().all(|c| c == '\n' || !c.is_control()), "a control character got through");
+    common::golden("tests/bad-configs/expected.txt", &told);
+}
+
+fn load(text: &str) -> config::Loaded {
+    config::load_text(&expand(text), Path::new("/nonexistent")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn what_is_left_out_gets_its_default() {
+    let c = load("<<ends>>\ntunnels:\n<<tunnel a-b>>\n<<rule>>\n").config;
+    let t = &c.tunnels[0];
+    assert_eq!(t.local_id, Some(Identity::Ip("192.0.2.1".parse().unwrap())));
+    assert_eq!(t.remote_id, Identity::Ip("192.0.2.2".parse().unwrap()));
+    assert_eq!(t.ike, config::IkeParams::default());
+    assert_eq!(t.esp, config::EspParams::default());
+    assert_eq!((t.ike.lifetime.as_secs(), t.esp.lifetime.as_secs()), (86_400, 3600));
+    assert_eq!(c.daemon.metrics.unwrap().to_string(), "127.0.0.1:9180");
+    let Auth::Psk(psk) = &t.auth;
+    assert_eq!(psk.secret.expose(), PSK.as_bytes());
+    assert!(!format!("{c:?}").contains(PSK));
+}
+
+#[test]
+fn identities_follow_tunnel_then_gateway_then_address() {
+    let c = load(
+        "gateways:
+  - { name: vpc-a, address: [192.0.2.1, '2001:db8::1'], networks: [10.1.0.0/16] }
+  - { name: vpc-i, address: { interface: eth0 }, networks: [10.1.0.0/16] }
+customer_gateways:
+  - { name: v6, address: '2001:db8::2' }
+  - { name: dns, address: vpn.example.org }
+  - { name: named, address: 192.0.2.9, id: ops@example.org }
+tunnels:
+  - { name: a, gateway: vpc-a, customer_gateway: v6, auth: {psk: pL7v0y2QxNf8sKd3RwZtB5}, spd: [{local: 10.1.0.0/16, remote: [10.2.0.0/16]}] }
+  - { name: b, gateway: vpc-i, customer_gateway: dns, auth: {psk: pL7v0y2QxNf8sKd3RwZtB5}, spd: [{local: 10.1.0.0/16, remote: [10.3.0.0/16]}] }
+  - { name: c, gateway: vpc-i, customer_gateway: named, local_id: 'keyid:01', auth: {psk: pL7v0y2QxNf8sKd3RwZtB5}, spd: [{local: 10.1.0.0/16, remote: [10.4.0.0/16]}] }
+",
+    )
+    .config;
+    let ids: Vec<String> = (c.tunnels.iter())
+        .map(|t| format!("{} {}", t.local_id.as_ref().map_or("-".into(), Identity::to_string), t.remote_id))
+        .collect();
+    assert_eq!(ids, ["2001:db8::1 2001:db8::2", "- vpn.example.org", "keyid:01 ops@example.org"]);
+}
+
+/// PRODUCT.md's example, the accepted half; the refused one is among the bad configurations.
+#[test]
+fn overlap_in_one_half_is_no_conflict() {
+    let c = load(
+        "gateways: [ { name: vpc-a, address: 192.0.2.1, networks: [10.0.0.0/16] } ]
+customer_gateways: [ { name: idc-b, address: 192.0.2.2 } ]
+tunnels:
+<<tunnel a-b>>
+    spd:
+      - { local: 10.0.0.0/24, remote: [192.168.0.0/24, 192.168.1.0/24] }
+      - { local: 10.0.1.0/24, remote: [192.168.2.0/24] }
+      - { local: 10.0.2.0/24, remote: [192.168.2.0/24] }
+      - { local: 10.0.1.0/24, remote: [192.168.1.0/24] }
+",
+    );
+    assert_eq!(c.warnings, vec![]);
+    assert_eq!(c.config.tunnels[0].children().len(), 3);
+}
+
+#[test]
+fn warnings_do_not_refuse() {
+    let c = load(
+        "<<ends>>\ndaemon: { metrics: { listen: '0.0.0.0:9180' } }\ntunnels:\n<<tunnel a-b>>\n    spd: [ { local: 10.1.0.0/16, remote: [64.0.0.0/4] } ]\n",
+    );
+    assert_eq!(c.warnings.len(), 2);
+    assert!(c.warnings.iter().all(|w| w.severity == Severity::Warning));
+}
+
+#[test]
+fn an_inline_key_needs_a_private_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(&path, expand("<<ends>>\ntunnels:\n<<tunnel a-b>>\n<<rule>>\n")).unwrap();
+    let mode = |m| fs::set_permissions(&path, fs::Permissions::from_mode(m)).unwrap();
+    mode(0o644);
+    let errors = config::load(&path).unwrap_err();
+    assert_eq!(errors.errors(), 1);
+    assert!(errors.to_string().contains("mode 0644"), "{errors}");
+    mode(0o600);
+    assert!(config::load(&path).is_ok());
+}
+
+#[test]
+fn hostile_yaml_ends_early() {
+    let deep = "[".repeat(200_000);
+    let bomb = (1..30).fold("a0: &a0 [x, x]\n".to_owned(), |mut s, n| {
+        writeln!(s, "a{n}: &a{n} [*a{p}, *a{p}, *a{p}, *a{p}]", p = n - 1).unwrap();
+        s
+    });
+    let wide = "tunnels:\n".to_owned() + &"- x\n".repeat(500_000);
+    let keys = (0..100_000).fold(String::new(), |s, n| s + &format!("k{n}: 1\n"));
+    for text in
+        [deep, bomb, wide, keys, "\u{feff}gateways: []\n\0".into(), "a: b: c".into(), "\"\\x00\": 1".into()]
+    {
+        let started = Instant::now();
+        let errors = config::load_text(&text, Path::new("/nonexistent")).unwrap_err();
+        assert!(errors.problems.len() <= 1000);
+        assert!(started.elapsed().as_secs() < 10, "took {:?} for {} octets", started.elapsed(), text.len());
+    }
+}
+
+/// The size cap, and text that is not text.
+#[test]
+fn files_that_are_no_text_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(&path, b"gateways: []\n# \xff\n").unwrap();
+    assert!(config::load(&path).unwrap_err().to_string().contains(":2:3: error: not valid UTF-8"));
+    fs::write(&path, vec![b'#'; 4 * 1024 * 1024 + 1]).unwrap();
+    assert!(config::load(&path).unwrap_err().to_string().contains("larger than 4 MiB"));
+    assert!(config::load(dir.path()).unwrap_err().to_string().contains("directory"));
+}
+
+/// 1,000 tunnels of one gateway are checked in the time a person does not notice.
+#[test]
+fn large_configurations_are_checked_quickly() {
+    let mut text = String::from(
+        "gateways: [ { name: vpc-a, address: 192.0.2.1, networks: [10.0.0.0/9] } ]\ncustomer_gateways:\n",
+    );
+    for n in 0..1000 {
+        writeln!(text, "  - {{ name: c{n}, address: 198.18.{}.{} }}", n / 250, n % 250 + 1).unwrap();
+    }
+    text.push_str("tunnels:\n");
+    for n in 0..1000 {
+        writeln!(text, "  - {{ name: t{n}, gateway: vpc-a, customer_gateway: c{n}, auth: {{ psk: {PSK} }},")
+            .unwrap();
+        writeln!(
+            text,
+            "      spd: [ {{ local: 10.0.0.0/9, remote: [10.{}.{}.0/24, 172.16.{}.{}/32] }} ] }}",
+            128 + n / 250,
+            n % 250,
+            n / 250,
+            n % 250
+        )
+        .unwrap();
+    }
+    let started = Instant::now();
+    assert_eq!(load(&text).config.tunnels.len(), 1000);
+    assert!(started.elapsed().as_millis() < 2000, "took {:?}", started.elapsed());
+}
+
+/// Whatever we take for YAML, another parser takes for YAML as well, and with the same keys.
+fn parsers_agree(text: &str) {
+    if let Ok(loaded) = config::load_text(text, Path::new("/nonexistent")) {
+        let value: serde_yaml::Value = serde_yaml::from_str(text).unwrap_or_else(|e| panic!("{e}: {text:?}"));
+        let count = |key: &str| value.get(key).and_then(|v| v.as_sequence()).map_or(0, Vec::len);
+        assert_eq!(loaded.config.tunnels.len(), count("tunnels"));
+        assert_eq!(loaded.config.gateways.len(), count("gateways"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn mutated_configurations_neither_panic_nor_divide_the_parsers(
+        cuts in prop::collection::vec((0usize..2000, 0usize..12, "[ -~\\n\\PC]{0,6}"), 0..4),
+    ) {
+        let mut text = expand(
+            "<<ends>>\n# comment\ntunnels:\n<<tunnel a-b>>\n    ike: { lifetime: 1h, dpd: 30s }\n<<rule>>\n\n",
+        );
+        for (at, len, with) in cuts {
+            let at = text.floor_char_boundary(at % (text.len() + 1));
+            let end = text.floor_char_boundary((at + len).min(text.len()));
+            text.replace_range(at..end, &with);
+        }
+        parsers_agree(&text);
+    }
+}
+
+#[test]
+fn samples_are_good() {
+    let mut seen = 0;
+    for entry in fs::read_dir(common::root().join("tests/samples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        seen += 1;
+        let checked = config::check(&path, config::Secrets::Skip);
+        let told: Vec<String> = checked.problems.iter().map(|p| p.one_line(&checked.file)).collect();
+        assert!(told.is_empty(), "{told:?}");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(serde_yaml::from_str::<serde_yaml::Value>(&text).is_ok());
+    }
+    assert!(seen >= 4);
+}

@@ -1,0 +1,143 @@
+//! The bandwidth of gateways on a real interface. Root, iperf3.
+
+use std::process::Command;
+use std::time::Duration;
+
+use cygnet::shaping::apply::{Gateway, Shaper};
+
+#[path = "../xfrm/tests/support/mod.rs"]
+mod support;
+use support::{Netns, is_root, skip};
+
+const CAPPED: &str = "192.0.2.1";
+const FREE: &str = "192.0.2.9";
+
+fn gateway(mbit: Option<u64>) -> Vec<Gateway> {
+    vec![Gateway {
+        name: "vpc-a".to_owned(),
+        addresses: vec![CAPPED.parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        bandwidth_bps: mbit.map(|m| m * 1_000_000),
+    }]
+}
+
+fn pair() -> (Netns, Netns) {
+    let (a, b) = (Netns::new("a"), Netns::new("b"));
+    a.join(&b, &["192.0.2.1/24", "192.0.2.9/24", "2001:db8::1/64"], &["192.0.2.2/24", "2001:db8::2/64"]);
+    (a, b)
+}
+
+fn iperf3_is_missing() -> bool {
+    let missing = Command::new("iperf3").arg("--version").output().is_err();
+    if missing {
+        skip("iperf3", "the program is not installed");
+    }
+    missing
+}
+
+/// Megabits per second of each second, as the receiver saw it: the capped side is iperf3's server and sends (-R).
+fn megabits(json: &str) -> Vec<f64> {
+    let json: serde_json::Value = serde_json::from_str(json).expect("iperf3 JSON");
+    let intervals = json["intervals"].as_array().expect("intervals");
+    intervals.iter().map(|i| i["sum"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e6).collect()
+}
+
+#[test]
+fn a_new_rate_takes_effect_on_running_traffic() {
+    if !is_root() || iperf3_is_missing() {
+        return;
+    }
+    let (a, b) = pair();
+    let _server = a.spawn("iperf3 -s");
+    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    shaper.apply(gateway(Some(10))).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+
+    let client = b.spawn(&format!("iperf3 -c {CAPPED} -R -t 8 -J"));
+    std::thread::sleep(Duration::from_millis(4000));
+    assert!(shaper.change("vpc-a", Some(50_000_000)).unwrap());
+    let rates = megabits(&client.output());
+    println!("Mbit/s by second, 10 mbit until 4 s, then 50 mbit: {rates:.1?}");
+    // TCP starts in the first second; the change falls into the fourth or fifth.
+    for rate in &rates[1..3] {
+        assert!((8.0..11.5).contains(rate), "{rates:?}");
+    }
+    for rate in &rates[5..7] {
+        assert!((42.0..56.0).contains(rate), "{rates:?}");
+    }
+
+    let free = b.run(&format!("iperf3 -c {FREE} -R -t 1 -J"));
+    let free = megabits(&free)[0];
+    println!("Mbit/s of another address on the same interface: {free:.0}");
+    assert!(free > 200.0, "traffic of others must not be shaped");
+
+    let stats = shaper.stats().unwrap();
+    println!("{stats:?}");
+    assert!(stats[0].stats.bytes > 20_000_000 && stats[0].bandwidth_bps == 50_000_000);
+}
+
+#[test]
+fn ipv6_packets_are_capped_too() {
+    if !is_root() || iperf3_is_missing() {
+        return;
+    }
+    let (a, b) = pair();
+    let _server = a.spawn("iperf3 -s");
+    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    shaper.apply(gateway(Some(10))).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let rates = megabits(&b.run("iperf3 -c 2001:db8::1 -R -t 3 -J"));
+    println!("Mbit/s by second over IPv6, 10 mbit: {rates:.1?}");
+    assert!((8.0..11.5).contains(&rates[2]), "{rates:?}");
+}
+
+#[test]
+fn applying_twice_changes_nothing_and_the_interface_is_given_back() {
+    if !is_root() {
+        return;
+    }
+    let (a, _b) = pair();
+    let before = a.run("tc qdisc show dev eth0");
+    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    shaper.apply(gateway(Some(10))).unwrap();
+    let once = [a.run("tc class show dev eth0"), a.run("tc filter show dev eth0 parent c960:")];
+    shaper.apply(gateway(Some(10))).unwrap();
+    // Another daemon after a crash finds it and changes nothing either.
+    let mut second = a.enter(|| Shaper::open().unwrap());
+    second.apply(gateway(Some(10))).unwrap();
+    assert_eq!([a.run("tc class show dev eth0"), a.run("tc filter show dev eth0 parent c960:")], once);
+    assert!(once[0].contains("rate 10Mbit ceil 10Mbit"), "{once:?}");
+    assert!(once[1].contains("match c0000201/ffffffff at 12"), "{once:?}");
+
+    second.remove_all().unwrap();
+    assert_eq!(a.run("tc qdisc show dev eth0"), before);
+}
+
+#[test]
+fn a_root_qdisc_of_somebody_else_is_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let (a, _b) = pair();
+    a.run("tc qdisc add dev eth0 root handle 7: tbf rate 1mbit burst 10k latency 50ms");
+    let before = a.run("tc qdisc show dev eth0");
+    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let errors = shaper.apply(gateway(Some(10))).unwrap_err();
+    println!("{}", errors[0]);
+    assert!(errors[0].to_string().contains("queueing discipline tbf 7: that cygnet did not make"));
+    shaper.remove_all().unwrap();
+    assert_eq!(a.run("tc qdisc show dev eth0"), before);
+}
+
+#[test]
+fn an_address_that_nobody_has_is_named() {
+    if !is_root() {
+        return;
+    }
+    let a = Netns::new("a");
+    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let errors = shaper.apply(gateway(Some(10))).unwrap_err();
+    assert_eq!(
+        errors[0].to_string(),
+        "the bandwidth 10mbit of gateway \"vpc-a\" is not in force: no interface has its address 192.0.2.1"
+    );
+}

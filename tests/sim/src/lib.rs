@@ -1,0 +1,485 @@
+//! Two gateways in memory, with a virtual clock between them and a link that loses, repeats, delays and reorders.
+//!
+//! Everything random comes from one seed, so a failure is repeated by its seed. The data plane is
+//! [`MemoryPlane`]; probe packets are sent through whatever it holds, and counted if they would have been lost.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use cygnet_ike::crypto::Random;
+use cygnet_ike::crypto::kex::testing::ToyKex;
+use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
+use cygnet_ike::view::{TunnelState, TunnelView};
+use cygnet_ike::wire::Identity;
+use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
+use cygnet_model::plane::DataPlane;
+use cygnet_model::selector::TrafficSelector;
+use cygnet_model::testing::MemoryPlane;
+use cygnet_model::{ChildId, Now, SecretBytes, Timestamp, TunnelId};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+
+/// The only tunnel of most scenarios.
+pub const TUNNEL: TunnelId = TunnelId(0);
+
+/// Randomness from a seed.
+pub struct Seeded(ChaCha8Rng);
+
+impl Seeded {
+    /// A source whose whole output follows from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+}
+
+impl Random for Seeded {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.fill_bytes(out);
+    }
+}
+
+/// How bad the link is. Probabilities in permille.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// Datagrams that vanish.
+    pub loss: u64,
+    /// Datagrams that arrive twice.
+    pub duplication: u64,
+    /// Shortest and longest time on the way; a wide range reorders.
+    pub delay: (Duration, Duration),
+}
+
+impl Link {
+    /// 5 ms each way and nothing goes wrong.
+    pub const GOOD: Self =
+        Self { loss: 0, duplication: 0, delay: (Duration::from_millis(5), Duration::from_millis(5)) };
+    /// A fifth lost, a fifth repeated, up to 700 ms on the way.
+    pub const BAD: Self =
+        Self { loss: 200, duplication: 200, delay: (Duration::from_millis(1), Duration::from_millis(700)) };
+}
+
+/// One end.
+pub struct Gateway {
+    /// Its protocol.
+    pub endpoint: Endpoint,
+    /// What its data plane holds.
+    pub plane: MemoryPlane,
+    /// Its own idea of its address.
+    pub addr: IpAddr,
+    /// What it said, without datagram-level events.
+    pub events: Vec<(Timestamp, Event)>,
+    /// Drops by reason.
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+enum Payload {
+    Ike { natt: bool, bytes: Vec<u8> },
+    Probe { child: ChildId, spi: u32, key: Vec<u8> },
+}
+
+struct InFlight {
+    at: Timestamp,
+    order: u64,
+    to: usize,
+    source: SocketAddr,
+    destination: SocketAddr,
+    payload: Payload,
+}
+
+impl PartialEq for InFlight {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for InFlight {}
+impl PartialOrd for InFlight {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for InFlight {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// A NAT in front of gateway 0: its address becomes `public`, and each port another one.
+#[derive(Default)]
+pub struct Nat {
+    /// The address that the world sees.
+    pub public: Option<IpAddr>,
+    /// Private port to public port.
+    pub ports: BTreeMap<u16, u16>,
+    /// Next public port.
+    pub next: u16,
+}
+
+/// The laboratory.
+pub struct Lab {
+    /// Gateways 0 and 1.
+    pub gateways: Vec<Gateway>,
+    /// The link between them.
+    pub link: Link,
+    /// The NAT in front of gateway 0, if it has a public address.
+    pub nat: Nat,
+    /// A man in the middle: sees every IKE datagram as (sender, octets) and may change or swallow it.
+    #[allow(clippy::type_complexity, reason = "a hook that tests write as a closure")]
+    pub tap: Option<Box<dyn FnMut(usize, Vec<u8>) -> Option<Vec<u8>>>>,
+    now: Timestamp,
+    random: Seeded,
+    wire: BinaryHeap<Reverse<InFlight>>,
+    order: u64,
+    seed: u64,
+    /// IKE datagrams sent by each gateway.
+    pub sent: [u64; 2],
+    /// Probes sent and probes that would have been lost for lack of an SA.
+    pub probes: (u64, u64),
+}
+
+/// A network as selector.
+pub fn net(text: &str) -> TrafficSelector {
+    let (addr, len) = text.split_once('/').expect("a CIDR");
+    TrafficSelector::cidr(addr.parse().expect("an address"), len.parse().expect("a length")).expect("a CIDR")
+}
+
+/// Outer addresses of the two gateways.
+pub const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
+
+/// The policy of gateway `side` for a tunnel with `children` children.
+pub fn policy(side: usize, children: u8) -> TunnelPolicy {
+    let addr = |i: usize| -> IpAddr { ADDRESSES[i].parse().expect("an address") };
+    let other = 1 - side;
+    let nets = |i: usize, c: u8| vec![net(&format!("10.{}.{c}.0/24", i + 1))];
+    TunnelPolicy {
+        id: TUNNEL,
+        name: "a-b".into(),
+        local: vec![addr(side)],
+        remote: vec![addr(other)],
+        local_id: Identity::address(addr(side)),
+        remote_id: Identity::address(addr(other)),
+        psk: SecretBytes::copy_of(b"correct horse battery staple"),
+        start: if side == 0 { Start::Active } else { Start::Passive },
+        proposals: vec!["aes256gcm16-prfsha384-x25519-ecp384".parse().expect("a proposal")],
+        lifetime: Duration::from_secs(86_400),
+        dpd: Some(Duration::from_secs(30)),
+        encap: Encap::Auto,
+        fragmentation: true,
+        retransmit: Retransmit::default(),
+        children: (0..children)
+            .map(|c| ChildPolicy {
+                local: nets(side, c),
+                remote: nets(other, c),
+                proposals: vec!["aes256gcm16-x25519-ecp384".parse().expect("a proposal")],
+                lifetime: Duration::from_secs(3600),
+                bytes: 0,
+                replay_window: 64,
+                mark: None,
+            })
+            .collect(),
+    }
+}
+
+impl Lab {
+    /// Two gateways with these policies, started at once.
+    pub fn new(seed: u64, link: Link, policies: [TunnelPolicy; 2]) -> Self {
+        let mut lab = Self {
+            gateways: Vec::new(),
+            link,
+            nat: Nat { next: 20_000, ..Nat::default() },
+            tap: None,
+            now: Timestamp::from_nanos(1_000_000_000_000),
+            random: Seeded::new(seed),
+            wire: BinaryHeap::new(),
+            order: 0,
+            seed,
+            sent: [0; 2],
+            probes: (0, 0),
+        };
+        for (side, policy) in policies.into_iter().enumerate() {
+            let addr = policy.local[0];
+            let endpoint = lab.endpoint(side, 0);
+            lab.gateways.push(Gateway {
+                endpoint,
+                plane: MemoryPlane::default(),
+                addr,
+                events: Vec::new(),
+                drops: BTreeMap::new(),
+            });
+            lab.configure(side, policy);
+        }
+        lab
+    }
+
+    /// The usual pair: gateway 0 initiates, gateway 1 waits.
+    pub fn pair(seed: u64, link: Link) -> Self {
+        Self::new(seed, link, [policy(0, 1), policy(1, 1)])
+    }
+
+    fn endpoint(&self, side: usize, generation: u64) -> Endpoint {
+        let seed = self.seed ^ (side as u64 + 1) << 60 ^ generation << 40;
+        Endpoint::new(Config::default(), self.now(), Box::new(Seeded::new(seed)), Box::new(ToyKex))
+    }
+
+    /// Gives a gateway its policy.
+    pub fn configure(&mut self, side: usize, policy: TunnelPolicy) {
+        let mut out = Vec::new();
+        let now = self.now();
+        self.gateways[side].endpoint.set_policies(now, vec![policy], &mut out);
+        self.perform(side, out);
+    }
+
+    /// The gateway forgets everything, as after a power failure.
+    pub fn restart(&mut self, side: usize, policy: TunnelPolicy) {
+        let generation = self.now.as_nanos();
+        self.gateways[side].endpoint = self.endpoint(side, generation);
+        self.gateways[side].plane = MemoryPlane::default();
+        self.configure(side, policy);
+    }
+
+    /// Both clocks.
+    pub fn now(&self) -> Now {
+        Now { mono: self.now, unix: self.now.as_nanos() / 1_000_000_000 }
+    }
+
+    /// A random number below `bound`, from the seed.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.random.below(bound)
+    }
+
+    /// Feeds one input to a gateway and performs what comes out.
+    pub fn input(&mut self, side: usize, input: Input<'_>) {
+        let mut out = Vec::new();
+        let now = self.now();
+        self.gateways[side].endpoint.handle(now, input, &mut out);
+        self.perform(side, out);
+    }
+
+    /// Gives a gateway a command.
+    pub fn command(&mut self, side: usize, command: Command) {
+        self.input(side, Input::Command(command));
+    }
+
+    fn perform(&mut self, side: usize, actions: Vec<Action>) {
+        let mut failed: Vec<(ChildId, String)> = Vec::new();
+        for action in actions {
+            if std::env::var_os("CYGNET_SIM_TELL").is_some() {
+                self.tell(side, &action);
+            }
+            let broken = |c: ChildId| failed.iter().any(|(f, _)| *f == c);
+            let g = &mut self.gateways[side];
+            match action {
+                Action::Send { flow, bytes } => self.transmit(side, flow, bytes),
+                Action::Keepalive(_) => {}
+                Action::OpenTunnel(spec) if !broken(spec.child) => {
+                    if let Err(e) = g.plane.open_tunnel(&spec) {
+                        failed.push((spec.child, e.to_string()));
+                    }
+                }
+                Action::InstallSa(spec) if !broken(spec.id.child) => {
+                    if let Err(e) = g.plane.install(&spec) {
+                        failed.push((spec.id.child, e.to_string()));
+                    }
+                }
+                Action::OpenTunnel(_) | Action::InstallSa(_) => {}
+                Action::CloseTunnel(child) => g.plane.close_tunnel(child).expect("closing never fails"),
+                Action::RemoveSa(sa) => {
+                    g.plane.remove(sa).expect("removing never fails");
+                }
+                Action::Migrate(sa, to) => g.plane.migrate(sa, to).expect("migrating never fails"),
+                Action::Tell(Event::Dropped { reason, .. }) => {
+                    *g.drops.entry(reason.name()).or_default() += 1
+                }
+                Action::Tell(Event::Retransmit(_) | Event::RoundTrip(..)) => {}
+                Action::Tell(event) => {
+                    g.events.push((self.now, event));
+                }
+            }
+        }
+        for (child, detail) in failed {
+            self.input(side, Input::PlaneFailed { child, detail });
+        }
+    }
+
+    /// Prints an action, for whoever follows one seed.
+    fn tell(&self, side: usize, action: &Action) {
+        let what = match action {
+            Action::Send { bytes, .. } => match cygnet_ike::wire::Header::decode(bytes) {
+                Ok((h, _)) => format!(
+                    "sends {} {} {} of {:016x}/{:016x}",
+                    h.exchange,
+                    if h.response { "response" } else { "request" },
+                    h.message_id,
+                    h.spi_i,
+                    h.spi_r
+                ),
+                Err(e) => format!("sends {e}"),
+            },
+            Action::InstallSa(spec) => format!("installs {:?}", spec.id),
+            other => format!("{other:?}"),
+        };
+        eprintln!("{:?} gateway {side}: {what}", self.now);
+    }
+
+    fn transmit(&mut self, side: usize, flow: Flow, bytes: Vec<u8>) {
+        self.sent[side] += 1;
+        let bytes = match &mut self.tap {
+            Some(tap) => match tap(side, bytes) {
+                Some(bytes) => bytes,
+                None => return,
+            },
+            None => bytes,
+        };
+        self.launch(side, flow.local, flow.remote, || Payload::Ike { natt: flow.natt, bytes: bytes.clone() });
+    }
+
+    fn launch(&mut self, side: usize, from: SocketAddr, to: SocketAddr, payload: impl Fn() -> Payload) {
+        let (mut source, mut destination) = (from, to);
+        if let Some(public) = self.nat.public {
+            if side == 0 {
+                let next = &mut self.nat.next;
+                let port = *self.nat.ports.entry(from.port()).or_insert_with(|| {
+                    *next += 1;
+                    *next
+                });
+                source = (public, port).into();
+            } else {
+                // Only mapped ports lead back in.
+                let Some((private, _)) = self.nat.ports.iter().find(|(_, p)| **p == to.port()) else {
+                    return;
+                };
+                destination = (self.gateways[0].addr, *private).into();
+            }
+        }
+        if self.random.below(1000) < self.link.loss {
+            return;
+        }
+        let copies = if self.random.below(1000) < self.link.duplication { 2 } else { 1 };
+        for _ in 0..copies {
+            let (low, high) = self.link.delay;
+            let span = u64::try_from((high - low).as_nanos()).expect("a short delay");
+            let at = self.now + low + Duration::from_nanos(self.random.below(span + 1));
+            self.order += 1;
+            let datagram =
+                InFlight { at, order: self.order, to: 1 - side, source, destination, payload: payload() };
+            self.wire.push(Reverse(datagram));
+        }
+    }
+
+    /// Puts a datagram of our own making in front of a gateway.
+    pub fn inject(&mut self, side: usize, flow: Flow, bytes: &[u8]) {
+        self.input(side, Input::Datagram { flow, bytes });
+    }
+
+    /// Sends one probe packet through a child's newest outbound SA. Counted as lost if there is none here, or if the
+    /// other end cannot open it when it arrives.
+    pub fn probe(&mut self, side: usize, child: ChildId) {
+        self.probes.0 += 1;
+        let Some(sa) = self.gateways[side].plane.outbound(child) else {
+            self.probes.1 += 1;
+            return;
+        };
+        let (spi, key) = (sa.id.spi.value(), sa.encr_key.expose().to_vec());
+        let (from, to) = (SocketAddr::new(sa.local, 4500), SocketAddr::new(sa.remote, 4500));
+        // Probes suffer the delay of the link but not its losses: those would not be ours.
+        let keep = (self.link.loss, self.link.duplication);
+        (self.link.loss, self.link.duplication) = (0, 0);
+        self.launch(side, from, to, || Payload::Probe { child, spi, key: key.clone() });
+        (self.link.loss, self.link.duplication) = keep;
+    }
+
+    fn deliver(&mut self, d: InFlight) {
+        match d.payload {
+            Payload::Ike { natt, bytes } => {
+                let flow = Flow { local: d.destination, remote: d.source, natt };
+                self.input(d.to, Input::Datagram { flow, bytes: &bytes });
+            }
+            Payload::Probe { child, spi, key } => {
+                let spi = cygnet_model::Spi::new(spi).expect("a valid SPI");
+                let opened =
+                    self.gateways[d.to].plane.inbound(spi).map(|sa| (sa.id, sa.encr_key.ct_eq(&key)));
+                match opened {
+                    Some((id, true)) if id.child == child => self.input(d.to, Input::Inbound(id)),
+                    _ => self.probes.1 += 1,
+                }
+            }
+        }
+    }
+
+    /// Lets time pass: datagrams arrive and timers fire in order.
+    pub fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        loop {
+            let timer = self.gateways.iter().filter_map(|g| g.endpoint.next_wakeup()).min();
+            let arrival = self.wire.peek().map(|d| d.0.at);
+            let Some(next) = [timer, arrival].into_iter().flatten().min().filter(|t| *t <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            if arrival.is_some_and(|a| a <= self.now) {
+                let Reverse(d) = self.wire.pop().expect("it was seen above");
+                self.deliver(d);
+            }
+            for side in 0..self.gateways.len() {
+                if self.gateways[side].endpoint.next_wakeup().is_some_and(|t| t <= self.now) {
+                    self.input(side, Input::Tick);
+                }
+            }
+        }
+        self.now = end;
+    }
+
+    /// One gateway's view of the tunnel.
+    pub fn view(&self, side: usize) -> TunnelView {
+        self.gateways[side].endpoint.view(TUNNEL).expect("the tunnel is configured")
+    }
+
+    /// Whether both gateways say that the tunnel is up.
+    pub fn is_up(&self) -> bool {
+        (0..2).all(|s| self.view(s).state == TunnelState::Up)
+    }
+
+    /// Failures that a gateway told, by name.
+    pub fn failures(&self, side: usize) -> Vec<&'static str> {
+        self.gateways[side]
+            .events
+            .iter()
+            .filter_map(|(_, e)| match e {
+                Event::Failure { reason, .. } => Some(reason.name()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// What must hold whenever it has been quiet for a while: both ends hold the same SAs, each child once, and nothing
+    /// else.
+    pub fn assert_settled(&self, children: usize) {
+        let seed = self.seed;
+        for side in 0..2 {
+            let (own, peer) = (&self.gateways[side], &self.gateways[1 - side]);
+            let view = self.view(side);
+            assert_eq!(view.state, TunnelState::Up, "seed {seed}: gateway {side} is {:?}", view.state);
+            assert_eq!(own.endpoint.sa_count(), 1, "seed {seed}: IKE SAs of gateway {side}");
+            assert_eq!(view.children.len(), children, "seed {seed}: children of gateway {side}");
+            assert_eq!(own.plane.sas.len(), 2 * children, "seed {seed}: {:?}", own.plane.sas.keys());
+            assert_eq!(own.plane.tunnels.len(), children, "seed {seed}: open tunnels of gateway {side}");
+            assert_eq!(own.endpoint.reserved(), (1, children), "seed {seed}: leaked SPIs at gateway {side}");
+            for c in &view.children {
+                let out = own.plane.outbound(c.id).expect("an outbound SA");
+                let inbound = peer.plane.inbound(out.id.spi).expect("the peer's inbound SA");
+                assert!(inbound.encr_key.ct_eq(out.encr_key.expose()), "seed {seed}: keys differ");
+                assert_eq!(inbound.inner_remote, out.inner_local, "seed {seed}");
+                assert_eq!(inbound.suite, out.suite, "seed {seed}");
+            }
+        }
+    }
+
+    /// What must hold when nothing is up: no SA, no timer that keeps one, nothing in the data plane.
+    pub fn assert_gone(&self, side: usize) {
+        let g = &self.gateways[side];
+        assert_eq!(g.endpoint.sa_count(), 0, "seed {}: IKE SAs of gateway {side}", self.seed);
+        assert_eq!(g.endpoint.reserved(), (0, 0), "seed {}: SPIs of gateway {side}", self.seed);
+        assert!(g.plane.sas.is_empty() && g.plane.tunnels.is_empty(), "seed {}: {side}", self.seed);
+    }
+}

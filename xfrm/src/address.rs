@@ -1,0 +1,103 @@
+//! Which interface has an address. Only what traffic control needs to find its place; links, addresses and routes
+//! that are *made* are another module's business.
+
+use std::net::IpAddr;
+
+use crate::codec::{self, Writer};
+use crate::error::NetlinkError;
+use crate::socket::Request;
+use crate::tc::Tc;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFADDRMSG: usize = 8;
+const IFINFOMSG: usize = 16;
+const IFF_LOOPBACK: u32 = 8;
+
+/// A network interface.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Interface {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MTU in octets.
+    pub mtu: u32,
+    /// Whether packets on it never leave the host.
+    pub loopback: bool,
+}
+
+impl Tc {
+    /// The interface that has `address`; `None` if none has.
+    ///
+    /// # Errors
+    /// Transport errors.
+    pub fn interface_of(&mut self, address: IpAddr) -> Result<Option<Interface>, NetlinkError> {
+        let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let mut w = Writer::new();
+        w.raw(&[u8::try_from(family).unwrap_or(0), 0, 0, 0, 0, 0, 0, 0]);
+        let indices = self.socket.dump(&Request::new(RTM_GETADDR, 0, w), |kind, payload| {
+            Ok((kind == RTM_NEWADDR).then(|| interface_with(payload, address)).flatten())
+        })?;
+        indices.first().map(|index| self.interface(*index)).transpose()
+    }
+
+    /// An interface by its index.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub fn interface(&mut self, index: u32) -> Result<Interface, NetlinkError> {
+        let mut w = Writer::new();
+        let mut header = [0u8; IFINFOMSG];
+        if let Some(field) = header.get_mut(4..8) {
+            field.copy_from_slice(&index.to_ne_bytes());
+        }
+        w.raw(&header);
+        self.socket.query(&Request::new(RTM_GETLINK, 0, w), |kind, payload| {
+            if kind != RTM_NEWLINK {
+                return None;
+            }
+            let attributes = payload.get(IFINFOMSG..)?;
+            Some(Interface {
+                index: codec::u32_at(payload, 4)?,
+                name: codec::text(codec::find(attributes, IFLA_IFNAME)?),
+                mtu: codec::find(attributes, IFLA_MTU).and_then(|v| codec::u32_at(v, 0)).unwrap_or(1500),
+                loopback: codec::u32_at(payload, 8)? & IFF_LOOPBACK != 0,
+            })
+        })
+    }
+}
+
+/// The index in a NEWADDR payload, if it is about `address`. On point-to-point links IFA_ADDRESS is the other end and
+/// IFA_LOCAL is ours; IPv6 often has IFA_ADDRESS alone.
+fn interface_with(payload: &[u8], address: IpAddr) -> Option<u32> {
+    let attributes = payload.get(IFADDRMSG..)?;
+    let value = codec::find(attributes, IFA_LOCAL).or_else(|| codec::find(attributes, IFA_ADDRESS))?;
+    let same = match address {
+        IpAddr::V4(a) => a.octets() == value,
+        IpAddr::V6(a) => a.octets() == value,
+    };
+    same.then(|| codec::u32_at(payload, 4)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_address_is_on_the_loopback_interface() {
+        let mut tc = Tc::open().unwrap();
+        let Some(lo) = tc.interface_of("127.0.0.1".parse().unwrap()).unwrap() else {
+            println!("skipped: this namespace has no 127.0.0.1");
+            return;
+        };
+        assert!(lo.loopback && lo.index == 1);
+        assert_eq!(tc.interface_of("192.0.2.77".parse().unwrap()).unwrap(), None);
+    }
+}
