@@ -48,6 +48,7 @@ pub fn possible(test: &str) -> bool {
 
 pub struct Lab {
     prefix: String,
+    names: &'static [&'static str],
 }
 
 /// One namespace.
@@ -98,18 +99,40 @@ impl Ns {
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Lab {
-    pub fn new() -> Self {
-        let lab =
-            Self { prefix: format!("cyg-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)) };
-        for name in NAMES {
+    fn empty(names: &'static [&'static str]) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let lab = Self { prefix: format!("cyg-{}-{number}", std::process::id()), names };
+        for name in names {
             let ns = lab.ns(name);
             sh(&format!("ip netns add {}", ns.0));
             ns.run("ip link set lo up");
         }
+        lab
+    }
+
+    /// The two gateways alone, on one wire; their inner addresses are 10.1.0.1 and 10.2.0.1.
+    pub fn pair() -> Self {
+        let lab = Self::empty(&["gw-a", "gw-b"]);
+        let (a, b) = (lab.ns("gw-a"), lab.ns("gw-b"));
+        sh(&format!("ip link add wan netns {} type veth peer name wan netns {}", a.0, b.0));
+        for (ns, ours, theirs, inner) in
+            [(a, OUTER[0], OUTER[1], "10.1.0.1"), (b, OUTER[1], OUTER[0], "10.2.0.1")]
+        {
+            ns.run("ip link set wan up");
+            ns.run(&format!("ip addr add {ours}/32 dev wan"));
+            ns.run(&format!("ip addr add {inner}/32 dev lo"));
+            ns.run(&format!("ip route add {theirs} dev wan"));
+        }
+        lab
+    }
+
+    /// The whole world of the picture.
+    pub fn new() -> Self {
+        let lab = Self::empty(&["host-a", "gw-a", "transit", "gw-b", "host-b"]);
         for (a, a_dev, b, b_dev) in [
             ("host-a", "lan", "gw-a", "lan"),
-            ("gw-a", "wan", "transit", "a"),
-            ("gw-b", "wan", "transit", "b"),
+            ("gw-a", "wan", "transit", "to-a"),
+            ("gw-b", "wan", "transit", "to-b"),
             ("host-b", "lan", "gw-b", "lan"),
         ] {
             let (a, b) = (lab.ns(a), lab.ns(b));
@@ -121,8 +144,8 @@ impl Lab {
             ("host-a", "lan", "10.1.0.2/24", "fd01::2/64"),
             ("gw-a", "lan", "10.1.0.1/24", "fd01::1/64"),
             ("gw-a", "wan", "192.0.2.1/24", "2001:db8:a::1/64"),
-            ("transit", "a", "192.0.2.254/24", "2001:db8:a::fe/64"),
-            ("transit", "b", "198.51.100.254/24", "2001:db8:b::fe/64"),
+            ("transit", "to-a", "192.0.2.254/24", "2001:db8:a::fe/64"),
+            ("transit", "to-b", "198.51.100.254/24", "2001:db8:b::fe/64"),
             ("gw-b", "wan", "198.51.100.1/24", "2001:db8:b::1/64"),
             ("gw-b", "lan", "10.2.0.1/24", "fd02::1/64"),
             ("host-b", "lan", "10.2.0.2/24", "fd02::2/64"),
@@ -191,11 +214,9 @@ impl Lab {
     }
 }
 
-const NAMES: [&str; 5] = ["host-a", "gw-a", "transit", "gw-b", "host-b"];
-
 impl Drop for Lab {
     fn drop(&mut self) {
-        for name in NAMES {
+        for name in self.names {
             let _ = Command::new("ip").args(["netns", "del", self.ns(name).name()]).status();
         }
     }

@@ -2,15 +2,18 @@
 //!
 //! ```text
 //!   priority
-//!   0     lookup local                                     (the kernel's)
-//!   3200  iif lo, from our address, UDP 500 and 4500       goto 3299       IKE and ESP themselves
-//!   3210  iif lo                                           goto 3230       sent by this host: cannot be forged
-//!   3210  iif TUN                                          goto 3230       decrypted
-//!   3220  from REMOTE to LOCAL                             blackhole       claims to come from the tunnel, does not
-//!   3230                                                   nop
-//!   3240  from LOCAL to REMOTE                             lookup 51657
-//!   3299                                                   nop
-//!   …                                                                      rules of others, main table
+//!   0      lookup local                                     (the kernel's)
+//!   3100…  iif lo, from our address, UDP 500 and 4500       goto 3999       IKE and ESP themselves
+//!   3210   iif lo                                           goto 3399       sent by this host: cannot be forged
+//!   3210   iif TUN                                          goto 3399       decrypted
+//!   3220…  from LOCAL∩REMOTE to LOCAL∩REMOTE                goto 3399       could be either way
+//!   3300…  from REMOTE to LOCAL                             blackhole       claims to come from the tunnel, does not
+//!   3399                                                    nop
+//!   3400…  from LOCAL to REMOTE                             lookup 51657
+//!   3500…  iif TUN, from LOCAL to REMOTE, both the same     goto 3999       see `of_guard`
+//!   3600…  from LOCAL to REMOTE, both the same              lookup 51657
+//!   3999                                                    nop
+//!   …                                                                       rules of others, main table
 //!
 //!   table 51657:  default dev TUN;  blackhole default (worst metric)
 //! ```
@@ -24,7 +27,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use cygnet_model::selector::TrafficSelector;
+use cygnet_model::selector::{TrafficSelector, within};
 use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::link::{Rtnl, RtnlError};
 use cygnet_xfrm::route::{DefaultRoute, Family, Rule, Verdict, Via};
@@ -33,12 +36,15 @@ use cygnet_xfrm::route::{DefaultRoute, Family, Rule, Verdict, Via};
 pub(super) const OWNER: u8 = 0xC9;
 /// The private table.
 pub(super) const TABLE: u32 = 0xC9C9;
-const BYPASS: u32 = 3200;
+const BYPASS: u32 = 3100;
 const SKIP: u32 = 3210;
-const INWARD: u32 = 3220;
-const OUTWARD_BEGIN: u32 = 3230;
-const OUTWARD: u32 = 3240;
-const END: u32 = 3299;
+const EITHER: u32 = 3220;
+const INWARD: u32 = 3300;
+const OUTWARD_BEGIN: u32 = 3399;
+const OUTWARD: u32 = 3400;
+const SYMMETRIC_BACK: u32 = 3500;
+const SYMMETRIC: u32 = 3600;
+const END: u32 = 3999;
 
 const TUN_METRIC: u32 = 10;
 const BLACKHOLE_METRIC: u32 = 4_000_000_000;
@@ -160,82 +166,109 @@ pub(super) fn bypass(local: SocketAddr) -> Vec<Rule> {
     let ports = BTreeSet::from([IKE_PORT, local.port()]);
     ports
         .into_iter()
-        .map(|port| Rule {
-            iif: Some("lo".to_owned()),
-            source: (!local.ip().is_unspecified()).then_some((local.ip(), host_len)),
-            ip_protocol: Some(UDP),
-            source_ports: Some((port, port)),
-            ..Rule::new(family, BYPASS, Verdict::Goto(END), OWNER)
+        .map(|port| {
+            by_shape(Rule {
+                iif: Some("lo".to_owned()),
+                source: (!local.ip().is_unspecified()).then_some((local.ip(), host_len)),
+                ip_protocol: Some(UDP),
+                source_ports: Some((port, port)),
+                ..Rule::new(family, BYPASS, Verdict::Goto(END), OWNER)
+            })
         })
         .collect()
 }
 
 /// The rules of a guard, both directions; `None` if there are too many. Where a rule cannot say what a selector says, it
 /// covers more.
-pub(super) fn of_guard(spec: &GuardSpec) -> Option<Vec<Rule>> {
+///
+/// Where both sides overlap, addresses cannot tell the directions apart. Such packets go into the tunnel: dropping them
+/// would stop the tunnel, and forged ones are not delivered in clear text this way either. If both sides are the same
+/// altogether (0.0.0.0/0 on both, say), even decrypted packets look as if they belonged into the tunnel; those that come
+/// out of the TUN and belong into no other tunnel are let go.
+pub(super) fn of_guard(spec: &GuardSpec, tun: &str) -> Option<Vec<Rule>> {
+    let (local, remote) = (spec.local.as_slice(), spec.remote.as_slice());
+    let pairs = || local.iter().flat_map(|l| remote.iter().map(move |r| (l, r)));
+    let both: Vec<TrafficSelector> = pairs().filter_map(|(l, r)| l.intersect(r)).collect();
+    let symmetric = within(local, &both) && within(remote, &both);
     let mut rules = BTreeSet::new();
-    for (local, remote) in spec.local.iter().flat_map(|l| spec.remote.iter().map(move |r| (l, r))) {
-        let protocol = match (local.protocol, remote.protocol) {
-            (0, any) | (any, 0) => any,
-            (a, b) if a == b => a,
-            // No packet has two protocols.
-            _ => continue,
-        };
-        for ours in local.range.prefixes() {
-            for theirs in
-                remote.range.prefixes().into_iter().filter(|t| Family::of(t.0) == Family::of(ours.0))
-            {
-                let (ours, theirs) = (End::new(ours, local, protocol), End::new(theirs, remote, protocol));
-                let family = Family::of(ours.prefix.0);
-                rules.insert(between(
-                    &theirs,
-                    &ours,
-                    Rule::new(family, INWARD, Verdict::Blackhole, OWNER),
-                    spec,
-                ));
-                rules.insert(between(
-                    &ours,
-                    &theirs,
-                    Rule::new(family, OUTWARD, Verdict::Table(TABLE), OWNER),
-                    spec,
-                ));
-                if rules.len() > MAX_RULES {
-                    return None;
-                }
+    let mut add = |iif: Option<&str>, from: &[TrafficSelector], to: &[TrafficSelector], priority, verdict| {
+        for (from, to) in from.iter().flat_map(|f| to.iter().map(move |t| (f, t))) {
+            let between = between(from, to, priority, verdict, spec)?;
+            rules.extend(between.into_iter().map(|rule| Rule { iif: iif.map(str::to_owned), ..rule }));
+            if rules.len() > MAX_RULES {
+                return None;
             }
         }
+        Some(())
+    };
+    add(None, &both, &both, EITHER, Verdict::Goto(OUTWARD_BEGIN))?;
+    add(None, remote, local, INWARD, Verdict::Blackhole)?;
+    if symmetric {
+        add(Some(tun), local, remote, SYMMETRIC_BACK, Verdict::Goto(END))?;
+        add(None, local, remote, SYMMETRIC, Verdict::Table(TABLE))?;
+    } else {
+        add(None, local, remote, OUTWARD, Verdict::Table(TABLE))?;
     }
     Some(rules.into_iter().collect())
 }
 
-/// One end of a selector as rules see it.
-struct End {
-    prefix: (IpAddr, u8),
-    protocol: u8,
-    ports: Option<(u16, u16)>,
-}
-
-impl End {
-    fn new(prefix: (IpAddr, u8), selector: &TrafficSelector, protocol: u8) -> Self {
-        let (first, last) = selector.ports;
-        // Rules know no port 0. OPAQUE (first > last) they cannot say.
-        let sayable = !selector.any_port() && first <= last && last > 0 && !TYPED.contains(&protocol);
-        Self { prefix, protocol, ports: sayable.then_some((first.max(1), last)) }
+/// The rules for the packets from one selector to another.
+fn between(
+    from: &TrafficSelector,
+    to: &TrafficSelector,
+    priority: u32,
+    verdict: Verdict,
+    spec: &GuardSpec,
+) -> Option<Vec<Rule>> {
+    let protocol = match (from.protocol, to.protocol) {
+        (0, any) | (any, 0) => any,
+        (a, b) if a == b => a,
+        // No packet has two protocols.
+        _ => return Some(Vec::new()),
+    };
+    let (sources, destinations) = (from.range.prefixes(), to.range.prefixes());
+    if sources.len() * destinations.len() > MAX_RULES {
+        return None;
     }
-}
-
-fn between(source: &End, destination: &End, rule: Rule, spec: &GuardSpec) -> Rule {
     // The kernel does not show prefixes of length 0, and has none.
-    let prefix = |end: &End| (end.prefix.1 > 0).then_some(end.prefix);
-    Rule {
-        source: prefix(source),
-        destination: prefix(destination),
-        ip_protocol: (source.protocol != 0).then_some(source.protocol),
-        source_ports: source.ports,
-        destination_ports: destination.ports,
-        mark: spec.mark.map(|mark| (mark.value, mark.mask)),
-        ..rule
-    }
+    let prefix = |prefix: &(IpAddr, u8)| (prefix.1 > 0).then_some(*prefix);
+    let pairs = sources.iter().flat_map(|s| destinations.iter().map(move |d| (s, d)));
+    let of_one_family = pairs.filter(|(s, d)| Family::of(s.0) == Family::of(d.0));
+    let rule = |(source, destination): (&(IpAddr, u8), &(IpAddr, u8))| {
+        by_shape(Rule {
+            source: prefix(source),
+            destination: prefix(destination),
+            ip_protocol: (protocol != 0).then_some(protocol),
+            source_ports: ports(from, protocol),
+            destination_ports: ports(to, protocol),
+            mark: spec.mark.map(|mark| (mark.value, mark.mask)),
+            ..Rule::new(Family::of(source.0), priority, verdict, OWNER)
+        })
+    };
+    Some(of_one_family.map(rule).collect())
+}
+
+/// A selector's ports, if a rule can say them: rules know no port 0, and neither OPAQUE (first > last) nor types.
+fn ports(selector: &TrafficSelector, protocol: u8) -> Option<(u16, u16)> {
+    let (first, last) = selector.ports;
+    let sayable = !selector.any_port() && first <= last && last > 0 && !TYPED.contains(&protocol);
+    sayable.then_some((first.max(1), last))
+}
+
+/// Adds a number to the priority for the set of fields that the rule has. When rules are added or removed, the kernel
+/// takes a field that is not given for "any rule will do", so that a wide rule would pass for, or remove, a narrow one
+/// of the same priority. Among rules with the same fields it compares all of them.
+fn by_shape(rule: Rule) -> Rule {
+    let fields = [
+        rule.source.is_some(),
+        rule.destination.is_some(),
+        rule.ip_protocol.is_some(),
+        rule.source_ports.is_some(),
+        rule.destination_ports.is_some(),
+        rule.mark.is_some(),
+    ];
+    let shape = fields.into_iter().fold(0, |shape, field| shape * 2 + u32::from(field));
+    Rule { priority: rule.priority + shape, ..rule }
 }
 
 #[cfg(test)]
@@ -258,6 +291,10 @@ mod tests {
         }
     }
 
+    fn rules_of(spec: &GuardSpec) -> Option<Vec<Rule>> {
+        of_guard(spec, "tun9")
+    }
+
     fn net(text: &str) -> TrafficSelector {
         let (addr, len) = text.split_once('/').unwrap();
         TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
@@ -265,7 +302,7 @@ mod tests {
 
     #[test]
     fn each_pair_of_one_family_gets_a_rule_for_each_direction() {
-        let rules = of_guard(&guard(
+        let rules = rules_of(&guard(
             &[net("10.1.0.0/16"), net("fd01::/16")],
             &[net("10.2.0.0/16"), net("fd02::/16")],
         ));
@@ -287,7 +324,7 @@ mod tests {
     #[test]
     fn protocol_and_ports_are_exchanged_with_the_ends() {
         let web = TrafficSelector { protocol: 6, ports: (80, 443), ..net("10.2.0.1/32") };
-        let rules = of_guard(&guard(&[net("10.1.0.0/16")], &[web])).unwrap();
+        let rules = rules_of(&guard(&[net("10.1.0.0/16")], &[web])).unwrap();
         let [inward, outward] = rules.as_slice() else { panic!("{rules:?}") };
         assert_eq!((inward.source_ports, inward.destination_ports), (Some((80, 443)), None));
         assert_eq!((outward.source_ports, outward.destination_ports), (None, Some((80, 443))));
@@ -300,7 +337,8 @@ mod tests {
             TrafficSelector { protocol: 1, ports: (0x0800, 0x08FF), ..net("10.2.0.0/16") },
             TrafficSelector { protocol: 6, ports: (65535, 0), ..net("10.2.0.0/16") },
         ] {
-            let rules = of_guard(&guard(&[net("0.0.0.0/0")], &[selector])).unwrap();
+            let rules = rules_of(&guard(&[net("0.0.0.0/0")], &[selector])).unwrap();
+            let rules: Vec<_> = rules.into_iter().filter(|r| r.priority >= INWARD).collect();
             assert!(rules.iter().all(|r| r.source_ports.is_none() && r.destination_ports.is_none()));
             assert!(rules.iter().any(|r| r.source.is_none()), "0.0.0.0/0 is no prefix at all");
         }
@@ -311,10 +349,34 @@ mod tests {
         let range = |from: &str, to: &str| {
             TrafficSelector::any(IpRange::new(from.parse().unwrap(), to.parse().unwrap()).unwrap())
         };
-        let some = of_guard(&guard(&[net("10.1.0.0/16")], &[range("10.2.0.1", "10.2.0.6")])).unwrap();
+        let some = rules_of(&guard(&[net("10.1.0.0/16")], &[range("10.2.0.1", "10.2.0.6")])).unwrap();
         assert_eq!(some.len(), 8);
         let odd = range("0.0.0.1", "255.255.255.254");
-        assert_eq!(of_guard(&guard(&[odd], &[odd])), None);
+        assert_eq!(rules_of(&guard(&[odd], &[odd])), None);
+    }
+
+    #[test]
+    fn overlapping_sides_go_into_the_tunnel() {
+        let rules = rules_of(&guard(&[net("10.1.0.0/16")], &[net("0.0.0.0/0")])).unwrap();
+        let first = &rules[0];
+        let lan = Some(("10.1.0.0".parse().unwrap(), 16));
+        assert_eq!(
+            (first.source, first.destination, first.verdict),
+            (lan, lan, Verdict::Goto(OUTWARD_BEGIN))
+        );
+        assert_eq!(rules.len(), 3);
+    }
+
+    #[test]
+    fn equal_sides_let_decrypted_packets_go_behind_all_other_guards() {
+        let all = [net("0.0.0.0/0")];
+        let rules = rules_of(&guard(&all, &all)).unwrap();
+        let back: Vec<_> = rules.iter().filter(|r| r.iif.as_deref() == Some("tun9")).collect();
+        assert_eq!(
+            back.iter().map(|r| (r.priority, r.verdict)).collect::<Vec<_>>(),
+            [(3500, Verdict::Goto(END))]
+        );
+        assert!(rules.iter().any(|r| r.priority > 3500 && r.verdict == Verdict::Table(TABLE)));
     }
 
     #[test]

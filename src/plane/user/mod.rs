@@ -86,6 +86,7 @@ pub struct UserPlane {
     /// Why there is no IPv6, if so.
     no_v6: Option<RtnlError>,
     offload: bool,
+    tun_name: String,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -127,6 +128,7 @@ impl UserPlane {
             guards: BTreeMap::new(),
             no_v6,
             offload: config.offload,
+            tun_name: name.clone(),
             threads: Vec::new(),
         };
         // If the second thread cannot be started, dropping `plane` ends the first.
@@ -226,7 +228,7 @@ impl UserPlane {
             kind: PlaneErrorKind::Unsupported,
             detail,
         };
-        let rules = guard::of_guard(spec).ok_or_else(|| {
+        let rules = guard::of_guard(spec, &self.tun_name).ok_or_else(|| {
             refuse(format!("they take more than {} rules; use prefixes instead of ranges", guard::MAX_RULES))
         })?;
         match &self.no_v6 {
