@@ -120,11 +120,11 @@ impl TunnelPolicy {
 pub(crate) type Policies = std::collections::BTreeMap<TunnelId, Arc<TunnelPolicy>>;
 
 /// The tunnels that a stranger from `remote` at our address `local` could belong to.
-pub(crate) fn candidates<'a>(
-    policies: &'a Policies,
+pub(crate) fn candidates(
+    policies: &Policies,
     local: IpAddr,
     remote: IpAddr,
-) -> impl Iterator<Item = &'a Arc<TunnelPolicy>> {
+) -> impl Iterator<Item = &Arc<TunnelPolicy>> {
     policies.values().filter(move |p| p.local.contains(&local) && p.remote.contains(&remote))
 }
 

@@ -37,6 +37,7 @@ pub(crate) struct Channel {
 }
 
 /// What opening a datagram gave.
+#[allow(clippy::large_enum_variant, reason = "lives for one call, on the stack")]
 pub(crate) enum Opened {
     /// A whole message; the inner error is authentic, so it deserves an answer.
     Message(Result<Payloads, DecodeError>),

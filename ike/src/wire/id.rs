@@ -8,7 +8,7 @@ use super::iana::IdType;
 use super::reader::Reader;
 
 /// An identity: type and octets, compared as they are except that domain names ignore ASCII case.
-#[derive(Clone, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Eq)]
 pub struct Identity {
     kind: IdType,
     data: Vec<u8>,
