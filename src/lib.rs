@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod driver;
 pub mod observe;
 pub mod plane;
 pub mod shaping;

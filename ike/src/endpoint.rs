@@ -182,6 +182,11 @@ impl Endpoint {
         self.sas.is_empty()
     }
 
+    /// Whether a tunnel has any IKE SA, even one on its way out.
+    pub fn has_sas(&self, tunnel: TunnelId) -> bool {
+        self.by_tunnel.get(&tunnel).is_some_and(|set| !set.is_empty())
+    }
+
     /// How many half-open SAs of strangers there are.
     pub fn half_open(&self) -> usize {
         self.half_open.len()

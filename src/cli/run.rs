@@ -1,11 +1,11 @@
 //! `cygnet run`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::{CONFIG, Failure, Global, Outcome, exit};
-use crate::config::{self, Loaded};
+use crate::{config, driver};
 
 #[derive(Args, Debug)]
 #[command(
@@ -21,13 +21,8 @@ pub fn run(args: &RunArgs, g: &Global) -> Outcome {
     let loaded = config::load(&args.config).map_err(|errors| {
         Failure::new(exit::CONFIG, format!("the configuration has errors\n{errors}"), "nothing was started")
     })?;
-    match start(&args.config, loaded, g.verbose) {
+    match driver::run(&args.config, loaded, g.verbose) {
         Ok(()) => Ok(0),
         Err(e) => Err(Failure::new(exit::SOFTWARE, super::output::safe(&format!("{e:#}")), "")),
     }
-}
-
-/// The seam to the daemon's loop: returns when the daemon has ended.
-fn start(_path: &Path, _loaded: Loaded, _verbose: u8) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no driver")
 }

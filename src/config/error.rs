@@ -131,45 +131,49 @@ pub fn wrong(what: impl Into<String>, fix: impl Into<String>) -> Wrong {
     Wrong { what: what.into(), fix: fix.into() }
 }
 
-/// More problems than this are not collected: nobody reads them, and a hostile file must not make them cost memory.
+/// More errors (and more warnings) than this are not collected: nobody reads them, and a hostile file must not make
+/// them cost memory.
 pub const MAX_PROBLEMS: usize = 1000;
 
-/// Collects problems while a file is read.
+/// Collects problems while a file is read. Errors and warnings are counted apart, so that no number of warnings can
+/// hide an error.
 #[derive(Default, Debug)]
 pub struct Sink {
-    problems: RefCell<Vec<Problem>>,
+    errors: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<Problem>>,
+}
+
+fn push(list: &RefCell<Vec<Problem>>, severity: Severity, at: &At, wrong: Wrong) {
+    let mut list = list.borrow_mut();
+    if list.len() < MAX_PROBLEMS {
+        list.push(Problem {
+            severity,
+            line: at.line,
+            col: at.col,
+            path: at.path.clone(),
+            what: wrong.what,
+            fix: wrong.fix,
+            snippet: String::new(),
+            len: at.len,
+        });
+    }
 }
 
 impl Sink {
-    fn push(&self, severity: Severity, at: &At, wrong: Wrong) {
-        let mut problems = self.problems.borrow_mut();
-        if problems.len() < MAX_PROBLEMS {
-            problems.push(Problem {
-                severity,
-                line: at.line,
-                col: at.col,
-                path: at.path.clone(),
-                what: wrong.what,
-                fix: wrong.fix,
-                snippet: String::new(),
-                len: at.len,
-            });
-        }
-    }
-
     /// Notes an error.
     pub fn error(&self, at: &At, wrong: Wrong) {
-        self.push(Severity::Error, at, wrong);
+        push(&self.errors, Severity::Error, at, wrong);
     }
 
     /// Notes a warning.
     pub fn warning(&self, at: &At, wrong: Wrong) {
-        self.push(Severity::Warning, at, wrong);
+        push(&self.warnings, Severity::Warning, at, wrong);
     }
 
     /// The problems in the order of the file.
     pub fn into_sorted(self) -> Vec<Problem> {
-        let mut problems = self.problems.into_inner();
+        let mut problems = self.errors.into_inner();
+        problems.append(&mut self.warnings.into_inner());
         problems.sort_by_key(|p| (p.line, p.col));
         problems
     }

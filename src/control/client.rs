@@ -69,7 +69,9 @@ impl Client {
         let frame = frame::encode(request)?;
         match self.stream.write_all(&frame) {
             // A daemon that refuses us has hung up already, and its words wait to be read.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
             other => Ok(other?),
         }
     }

@@ -1,0 +1,181 @@
+# shellcheck shell=bash
+# Daemons for the topology: cygnet, and strongSwan with ESP in userspace or in the kernel. Sourced after topology.sh.
+
+CYGNET=${CYGNET:-target/release/cygnet}
+PSK_HEX=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+declare -A DAEMON_PID=()
+
+# Outer address, peer's outer address and networks, as seen from a gateway. V6OUT=1: IPv6 outside.
+outer() { # HOST
+    case $1${V6OUT:+6} in
+        gwa) echo 192.0.2.1 ;; gwb) echo 198.51.100.2 ;;
+        gwa6) echo 2001:db8:a::1 ;; gwb6) echo 2001:db8:b::2 ;;
+    esac
+}
+other() { if [[ $1 == gwa ]]; then echo gwb; else echo gwa; fi; }
+nets() { # HOST: IPv4 and IPv6 network behind it
+    if [[ $1 == gwa ]]; then echo "10.1.0.0/16 fd01::/16"; else echo "10.2.0.0/16 fd02::/16"; fi
+}
+
+# What a gateway knows as the address of its peer: behind NAT that of the router.
+peer_address() { # HOST
+    if [[ $1 == gwb && -n ${NAT:-} ]]; then echo 198.51.100.1; else outer "$(other "$1")"; fi
+}
+
+cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]
+    local host=$1 peer l4 l6 r4 r6
+    peer=$(other "$host")
+    read -r l4 l6 <<<"$(nets "$host")"
+    read -r r4 r6 <<<"$(nets "$peer")"
+    (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk" && echo "0x${PSK_HEX//[0-4]/5}" >"$LAB_DIR/other-psk")
+    cat >"$LAB_DIR/$host.yaml" <<YAML
+daemon:
+  control_socket: $LAB_DIR/$host.sock
+  state_dir: $LAB_DIR/$host.state
+  data_plane: ${PLANE:-auto}
+  metrics: { listen: "127.0.0.1:9180" }
+gateways:
+  - name: gateway
+    address: "$(outer "$host")"
+    networks: [$l4, "$l6"]
+customer_gateways:
+  - { name: peer, address: "$(peer_address "$host")", id: "$(outer "$peer")" }
+tunnels:
+  - name: tunnel
+    gateway: gateway
+    customer_gateway: peer
+    start: $2
+    auth: { psk_file: psk }
+    spd:
+      - { local: $l4, remote: [$r4] }
+      - { local: "$l6", remote: ["$r6"] }
+    ike: { proposals: [$3], dpd: 30s }
+    esp: { proposals: [$4] }
+${5:-}
+YAML
+}
+
+cygnet_start() { # HOST
+    ns_start "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 </dev/null &
+    DAEMON_PID[$1]=$!
+    wait_for 10 test -S "$LAB_DIR/$1.sock"
+}
+
+ctl() { # HOST VERB...
+    local host=$1
+    shift
+    "$CYGNET" --control "$LAB_DIR/$host.sock" "$@"
+}
+
+# Tries a command until it succeeds.
+wait_for() { # SECONDS COMMAND...
+    local end=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        if ((SECONDS >= end)); then return 1; fi
+        sleep 0.1
+    done
+}
+
+daemon_stop() { # HOST [SIGNAL]
+    local pid=${DAEMON_PID[$1]:-}
+    if [[ -n $pid ]]; then
+        kill "-${2:-TERM}" "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+        unset "DAEMON_PID[$1]"
+    fi
+}
+
+daemons_stop() {
+    local host
+    for host in "${!DAEMON_PID[@]}"; do daemon_stop "$host"; done
+}
+
+# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel.
+swan_config() { # HOST START IKE ESP
+    local host=$1 peer dir=$LAB_DIR/$1.swan l4 l6 r4 r6 libipsec=yes
+    peer=$(other "$host")
+    read -r l4 l6 <<<"$(nets "$host")"
+    read -r r4 r6 <<<"$(nets "$peer")"
+    if [[ ${SWAN_ESP:-libipsec} == kernel ]]; then libipsec=no; fi
+    mkdir -p "$dir"
+    cat >"$dir/strongswan.conf" <<CONF
+charon-systemd {
+  load_modular = yes
+  install_virtual_ip = no
+  retransmit_base = 1.5
+  retransmit_timeout = 1.0
+  filelog { log { path = $dir/log
+      flush_line = yes
+      default = 1
+      ike = 1
+      cfg = 1 } }
+  plugins {
+    include /etc/strongswan.d/charon/*.conf
+    vici { socket = unix://$dir/vici }
+    kernel-libipsec { load = $libipsec }
+    dhcp { load = no }
+    farp { load = no }
+    forecast { load = no }
+    ha { load = no }
+    whitelist { load = no }
+    bypass-lan { load = no }
+    systime-fix { load = no }
+    tnc-tnccs { load = no }
+    test-vectors { load = no }
+  }
+}
+CONF
+    local start=none
+    if [[ $2 == active ]]; then start=start; fi
+    cat >"$dir/swanctl.conf" <<CONF
+connections {
+  tunnel {
+    version = 2
+    local_addrs = $(outer "$host")
+    remote_addrs = $(peer_address "$host")
+    proposals = $3
+    keyingtries = 0
+    dpd_delay = 30s
+    local { auth = psk
+      id = $(outer "$host") }
+    remote { auth = psk
+      id = $(outer "$peer") }
+    children {
+      v4 { local_ts = $l4
+        remote_ts = $r4
+        esp_proposals = $4
+        start_action = $start
+        close_action = $start
+        dpd_action = $([[ $start == start ]] && echo restart || echo clear) }
+      v6 { local_ts = $l6
+        remote_ts = $r6
+        esp_proposals = $4
+        start_action = $start
+        dpd_action = $([[ $start == start ]] && echo restart || echo clear) }
+    }
+  }
+}
+secrets {
+  ike { id-1 = $(outer "$host")
+    id-2 = $(outer "$peer")
+    secret = 0x$PSK_HEX }
+}
+CONF
+}
+
+swan_start() { # HOST
+    local dir=$LAB_DIR/$1.swan
+    # Its pid file and sockets are private: a mount namespace with its own /run.
+    STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c \
+        'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec /usr/sbin/charon-systemd' >>"$dir/out" 2>&1 </dev/null &
+    DAEMON_PID[$1]=$!
+    wait_for 15 test -S "$dir/vici"
+    wait_for 5 swan "$1" --load-all --file "$dir/swanctl.conf"
+}
+
+swan() { # HOST SWANCTL-ARGS...
+    local host=$1
+    shift
+    swanctl "$@" --uri "unix://$LAB_DIR/$host.swan/vici"
+}

@@ -1,0 +1,243 @@
+//! Answers what is asked over the control socket.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use cygnet_ike::io::RekeyKind;
+use cygnet_ike::view::TunnelState;
+use cygnet_ike::{Command, Input};
+use cygnet_model::TunnelId;
+use tokio::sync::oneshot;
+
+use super::{Daemon, clock};
+use crate::config::model::{Config, PlaneChoice};
+use crate::control::{Ask, ErrorKind, Request, Response};
+use crate::observe::events::Kind;
+use crate::observe::snapshot::{Finding, Verdict};
+use crate::plane::choose::{HostReport, Wish};
+
+/// A client that waits for something to become true.
+pub(super) struct Waiter {
+    tunnel: TunnelId,
+    wants: Wants,
+    reply: oneshot::Sender<Response>,
+}
+
+enum Wants {
+    Up,
+    Down,
+    Rekeyed { kind: RekeyKind, left: usize },
+}
+
+impl Daemon {
+    pub(super) fn answer(&mut self, ask: Ask) {
+        let Ask { request, reply } = ask;
+        let response = match request {
+            Request::Status {} => {
+                self.sample();
+                Response::Status { snapshot: Box::new(self.snapshot()) }
+            }
+            Request::Up { tunnel, .. } => return self.command(&tunnel, reply, Command::Up, Wants::Up),
+            Request::Down { tunnel, .. } => return self.command(&tunnel, reply, Command::Down, Wants::Down),
+            Request::Rekey { tunnel, ike, .. } => return self.rekey(&tunnel, ike, reply),
+            Request::Reset { tunnel, .. } => match self.tunnel_named(&tunnel) {
+                Some(id) => {
+                    self.input(Input::Command(Command::Reset(id)));
+                    Response::done(format!("tunnel {tunnel} was reset"))
+                }
+                None => unknown("tunnel", &tunnel),
+            },
+            Request::Bandwidth { gateway, bps, save } => self.change_bandwidth(&gateway, bps, save),
+            Request::Logs { tunnel, since_s } => {
+                let since = since_s.map_or(0, |s| clock::now().unix.saturating_sub(s));
+                match self.history.of(&tunnel, since) {
+                    Some(events) => Response::Events { events },
+                    None => unknown("tunnel", &tunnel),
+                }
+            }
+            Request::Doctor {} => Response::Findings { findings: self.findings() },
+            Request::Events {} => Response::error(ErrorKind::BadRequest, "events are not asked of the loop"),
+        };
+        // The client may be gone.
+        let _ = reply.send(response);
+    }
+
+    fn tunnel_named(&self, name: &str) -> Option<TunnelId> {
+        self.config.tunnels.iter().position(|t| t.name == name).map(super::policy::tunnel_id)
+    }
+
+    fn command(
+        &mut self,
+        tunnel: &str,
+        reply: oneshot::Sender<Response>,
+        command: fn(TunnelId) -> Command,
+        wants: Wants,
+    ) {
+        let Some(id) = self.tunnel_named(tunnel) else {
+            let _ = reply.send(unknown("tunnel", tunnel));
+            return;
+        };
+        self.input(Input::Command(command(id)));
+        self.waiters.push(Waiter { tunnel: id, wants, reply });
+    }
+
+    fn rekey(&mut self, tunnel: &str, ike: bool, reply: oneshot::Sender<Response>) {
+        let Some(id) = self.tunnel_named(tunnel) else {
+            let _ = reply.send(unknown("tunnel", tunnel));
+            return;
+        };
+        let view = self.endpoint.view(id);
+        let children = view.as_ref().map_or(0, |v| v.children.len());
+        if view.is_none_or(|v| v.ike.is_none()) || (!ike && children == 0) {
+            let _ = reply.send(Response::Error {
+                kind: ErrorKind::Failed,
+                message: format!("tunnel {tunnel} is not up"),
+                hint: format!("cygnet up {tunnel}"),
+            });
+            return;
+        }
+        let (kind, left) = if ike { (RekeyKind::Ike, 1) } else { (RekeyKind::Child, children) };
+        // Registered first: the answer may come in the same turn.
+        self.waiters.push(Waiter { tunnel: id, wants: Wants::Rekeyed { kind, left }, reply });
+        self.input(Input::Command(if ike { Command::RekeyIke(id) } else { Command::RekeyChildren(id) }));
+    }
+
+    /// Answers clients whose wish has come true, and forgets those that are gone.
+    pub(super) fn settle_waiters(&mut self) {
+        let mut waiting = Vec::new();
+        for w in std::mem::take(&mut self.waiters) {
+            let view = self.endpoint.view(w.tunnel);
+            let name = self.tunnel_name(w.tunnel).unwrap_or_default();
+            let done = match (&w.wants, &view) {
+                (_, None) => Some(unknown("tunnel", &name)),
+                (Wants::Up, Some(v)) if v.state == TunnelState::Up => {
+                    Some(Response::done(format!("tunnel {name} is up")))
+                }
+                (Wants::Down, Some(v)) if v.ike.is_none() && !self.endpoint.has_sas(w.tunnel) => {
+                    Some(Response::done(format!("tunnel {name} is down")))
+                }
+                (Wants::Rekeyed { left: 0, .. }, Some(_)) => {
+                    Some(Response::done(format!("tunnel {name} has new keys")))
+                }
+                _ => None,
+            };
+            match done {
+                Some(response) => {
+                    let _ = w.reply.send(response);
+                }
+                None if w.reply.is_closed() => {}
+                None => waiting.push(w),
+            }
+        }
+        self.waiters = waiting;
+    }
+
+    /// A negotiation failed: whoever waits for the tunnel to come up is told why.
+    pub(super) fn waiters_failed(&mut self, tunnel: TunnelId, message: &str, hint: &str) {
+        let (told, rest) = std::mem::take(&mut self.waiters)
+            .into_iter()
+            .partition(|w: &Waiter| w.tunnel == tunnel && matches!(w.wants, Wants::Up));
+        self.waiters = rest;
+        for w in told {
+            let (message, hint) = (message.to_owned(), hint.to_owned());
+            let _ = w.reply.send(Response::Error { kind: ErrorKind::Failed, message, hint });
+        }
+    }
+
+    /// A rekey succeeded.
+    pub(super) fn waiters_rekeyed(&mut self, tunnel: TunnelId, kind: RekeyKind) {
+        for w in self.waiters.iter_mut().filter(|w| w.tunnel == tunnel) {
+            if let Wants::Rekeyed { kind: wanted, left } = &mut w.wants
+                && *wanted == kind
+            {
+                *left = left.saturating_sub(1);
+            }
+        }
+    }
+
+    fn change_bandwidth(&mut self, gateway: &str, bps: Option<u64>, save: bool) -> Response {
+        if !self.bandwidth.contains_key(gateway) {
+            return unknown("gateway", gateway);
+        }
+        self.bandwidth.insert(gateway.to_owned(), bps);
+        self.shape();
+        let level = bps.map_or_else(|| "unlimited".to_owned(), |b| format!("{b} bit/s"));
+        if bps.is_some() && self.shaper.is_none() {
+            return Response::error(ErrorKind::Failed, "traffic control is not available on this host");
+        }
+        if save && let Err(e) = save_bandwidth(&self.config, gateway, bps) {
+            let message = format!("the level of {gateway} is {level}, but it could not be saved: {e}");
+            return Response::error(ErrorKind::Failed, message);
+        }
+        self.announce(Kind::BandwidthChanged, &format!("bandwidth of {gateway} is now {level}"));
+        Response::done(format!("bandwidth of {gateway} is now {level}"))
+    }
+
+    /// What the daemon knows of its host.
+    fn findings(&self) -> Vec<Finding> {
+        let wish = match self.config.daemon.data_plane {
+            PlaneChoice::Auto => Wish::Auto,
+            PlaneChoice::Kernel => Wish::Kernel,
+            PlaneChoice::Userspace => Wish::Userspace,
+        };
+        let report = HostReport::gather(wish);
+        let finding = |name: &str, verdict, detail: &str, fix: &str| Finding {
+            name: name.to_owned(),
+            verdict,
+            detail: detail.to_owned(),
+            fix: fix.to_owned(),
+        };
+        let mut out = vec![finding(
+            "data plane",
+            Verdict::Ok,
+            &format!("{}: {}", self.choice.plane.name(), self.choice.reason),
+            "",
+        )];
+        for f in &report.features {
+            // What the chosen plane does not need is no fault of the host.
+            let verdict = if f.available || self.is_userspace() { Verdict::Ok } else { Verdict::Warning };
+            out.push(finding(&f.name, verdict, &f.reason, ""));
+        }
+        for warning in &report.warnings {
+            out.push(finding("host", Verdict::Warning, warning, ""));
+        }
+        out
+    }
+}
+
+fn unknown(what: &str, name: &str) -> Response {
+    let message = format!("there is no {what} \"{}\"", crate::observe::one_line(name));
+    Response::Error { kind: ErrorKind::NotFound, message, hint: "cygnet status lists them".to_owned() }
+}
+
+fn overrides(config: &Config) -> PathBuf {
+    config.daemon.state_dir.join("bandwidth.json")
+}
+
+/// Levels that were set with `--save`, by gateway.
+pub(super) fn saved_bandwidth(config: &Config) -> BTreeMap<String, Option<u64>> {
+    let path = overrides(config);
+    let Ok(text) = fs::read_to_string(&path) else { return BTreeMap::new() };
+    match serde_json::from_str::<BTreeMap<String, Option<u64>>>(&text) {
+        Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
+        Err(e) => {
+            tracing::warn!(file = %path.display(), error = %e, "saved bandwidth levels are not readable");
+            BTreeMap::new()
+        }
+    }
+}
+
+/// Keeps a level over restarts: written beside and renamed, so that the file is always whole.
+fn save_bandwidth(config: &Config, gateway: &str, bps: Option<u64>) -> std::io::Result<()> {
+    fs::create_dir_all(&config.daemon.state_dir)?;
+    let mut saved = saved_bandwidth(config);
+    saved.insert(gateway.to_owned(), bps);
+    let path = overrides(config);
+    let beside = path.with_extension("tmp");
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(serde_json::to_string_pretty(&saved)?.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(beside, path)
+}

@@ -1,0 +1,424 @@
+//! The daemon: one task that owns everything and does one thing after the other.
+//!
+//! ```text
+//!  UDP 500/4500   data plane   control socket   timers   signals
+//!        └────────────┴─────────────┬──────────────┴────────┘
+//!                                   ▼
+//!            Endpoint::handle(now, input) ─▶ actions, in order
+//!                                   ▼
+//!        sockets · data plane · counters, history, log · waiting clients
+//! ```
+//!
+//! It decides nothing about the protocol; that is `cygnet_ike`.
+
+mod answer;
+mod clock;
+mod logging;
+mod perform;
+mod plane;
+mod policy;
+mod publish;
+mod sockets;
+mod tell;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use cygnet_ike::crypto::Random;
+use cygnet_ike::crypto::kex::RingKex;
+use cygnet_ike::{Command, Endpoint, Flow, Input};
+use cygnet_model::TunnelId;
+use cygnet_model::plane::{PlaneEvent, PlaneKind};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::config::Loaded;
+use crate::config::model::{Config, PeerAddress, PlaneChoice};
+use crate::control::{self, Ask};
+use crate::observe::counters::Counters;
+use crate::observe::events::{Event, Kind};
+use crate::observe::history::History;
+use crate::observe::{self, Publisher};
+use crate::plane::choose::{self, Choice, Wish};
+use crate::shaping::apply::Shaper;
+
+use self::answer::Waiter;
+use self::plane::Plane;
+use self::policy::Resolved;
+use self::publish::TunnelMemory;
+use self::sockets::{Received, Sockets};
+
+/// How often counters are read, and rates computed from them.
+const SAMPLE: Duration = Duration::from_secs(5);
+/// How often the names of customer gateways are asked for again.
+const RESOLVE: Duration = Duration::from_secs(60);
+/// How long the peers get to confirm that tunnels are deleted before the daemon ends.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// IKE messages on their way to the loop.
+const RECEIVE_QUEUE: usize = 1024;
+
+/// Random octets from the operating system.
+struct OsRandom(SystemRandom);
+
+impl Random for OsRandom {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.fill(out).expect("getrandom(2) does not fail once it has answered, and it did at the start");
+    }
+}
+
+/// Everything the loop owns.
+struct Daemon {
+    config: Config,
+    path: PathBuf,
+    choice: Choice,
+    endpoint: Endpoint,
+    plane: Plane,
+    sockets: Sockets,
+    shaper: Option<Shaper>,
+    bandwidth: BTreeMap<String, Option<u64>>,
+    resolved: Resolved,
+    counters: Counters,
+    history: History,
+    events: broadcast::Sender<Event>,
+    publisher: Publisher,
+    tunnels: BTreeMap<TunnelId, TunnelMemory>,
+    rates: BTreeMap<String, publish::Rates>,
+    waiters: Vec<Waiter>,
+    stranger_lines: logging::RateLimit,
+    drop_lines: logging::RateLimit,
+    started_unix: u64,
+    config_ok: bool,
+}
+
+/// Runs the daemon until it is told to end.
+pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
+    logging::start(verbose);
+    for warning in &loaded.warnings {
+        tracing::warn!("{}", warning.one_line(&path.to_string_lossy()));
+    }
+    harden();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut daemon, inputs) = Daemon::start(path, loaded.config).await?;
+        daemon.serve(inputs).await;
+        daemon.stop()
+    })
+}
+
+/// No core dumps and no debugger of other users: memory holds keys.
+fn harden() {
+    if let Err(e) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(error = %e, "core dumps could not be switched off");
+    }
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+}
+
+/// What wakes the loop.
+struct Inputs {
+    received: mpsc::Receiver<Received>,
+    asks: mpsc::Receiver<Ask>,
+    resolved: mpsc::Receiver<(String, Vec<IpAddr>)>,
+    plane: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Daemon {
+    async fn start(path: &Path, config: Config) -> anyhow::Result<(Self, Inputs)> {
+        SystemRandom::new()
+            .fill(&mut [0u8; 8])
+            .map_err(|_| anyhow::anyhow!("there are no random numbers"))?;
+        let wish = match config.daemon.data_plane {
+            PlaneChoice::Auto => Wish::Auto,
+            PlaneChoice::Kernel => Wish::Kernel,
+            PlaneChoice::Userspace => Wish::Userspace,
+        };
+        let choice = match choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun()) {
+            Ok(choice) => choice,
+            Err(reason) => bail!("{reason}"),
+        };
+        tracing::info!(plane = choice.plane.name(), "data plane: {}", choice.reason);
+
+        let control = control::server::bind(&config.daemon.control_socket)
+            .with_context(|| format!("cannot open {}", config.daemon.control_socket.display()))?;
+        let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
+        let sink_tx = received_tx.clone();
+        let mut plane = Plane::open(
+            choice.plane,
+            Box::new(move |local, remote, bytes| {
+                // A full queue drops, as the kernel's would.
+                let _ = sink_tx.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
+            }),
+        )?;
+        // Guards first: from here on nothing that belongs into a tunnel leaves without one.
+        for guard in policy::guards(&config) {
+            plane.port().guard(&guard)?;
+        }
+        plane.settle()?;
+        let mut sockets = Sockets::default();
+        let mut foreign = Vec::new();
+        for address in config.gateways.iter().flat_map(policy::addresses) {
+            let socket = sockets
+                .open(address, choice.plane, &received_tx)
+                .with_context(|| format!("cannot use UDP ports 500 and 4500 of {address}"))?;
+            if let Some(socket) = socket {
+                plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
+            }
+            foreign.extend(plane.port().foreign_spis(address)?);
+        }
+        let now = clock::now();
+        let random = Box::new(OsRandom(SystemRandom::new()));
+        let mut endpoint = Endpoint::new(cygnet_ike::Config::default(), now, random, Box::new(RingKex));
+        endpoint.reserve_spis(foreign);
+
+        let (publisher, subscriber) = observe::channel();
+        if let Some(listen) = config.daemon.metrics {
+            observe::http::spawn(listen, subscriber)
+                .with_context(|| format!("cannot serve metrics on {listen}"))?;
+        }
+        let (events, _) = broadcast::channel(256);
+        let (asks_tx, asks) = mpsc::channel(64);
+        tokio::spawn(control::server::serve(control, asks_tx, events.clone()));
+        let (resolved_tx, resolved) = mpsc::channel(16);
+        let names: Vec<String> = (config.customer_gateways.iter())
+            .filter_map(|c| match &c.address {
+                PeerAddress::Dns(name) => Some(name.clone()),
+                PeerAddress::Ip(_) => None,
+            })
+            .collect();
+        for name in names {
+            tokio::spawn(resolve(name, resolved_tx.clone()));
+        }
+        let plane_fd = match plane.port_ref().event_fd() {
+            // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
+            #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
+            Some(fd) => Some(AsyncFd::new(fd.try_clone_to_owned()?)?),
+            None => None,
+        };
+
+        let mut daemon = Self {
+            path: path.to_owned(),
+            choice,
+            endpoint,
+            plane,
+            sockets,
+            shaper: None,
+            bandwidth: BTreeMap::new(),
+            resolved: Resolved::new(),
+            counters: Counters::default(),
+            history: History::default(),
+            events,
+            publisher,
+            tunnels: BTreeMap::new(),
+            rates: BTreeMap::new(),
+            waiters: Vec::new(),
+            stranger_lines: logging::RateLimit::new(30),
+            drop_lines: logging::RateLimit::new(60),
+            started_unix: now.unix,
+            config_ok: true,
+            config,
+        };
+        daemon.configure();
+        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd }))
+    }
+
+    /// Brings everything but the data plane in line with the configuration.
+    fn configure(&mut self) {
+        let now = clock::now();
+        let tunnels = self.config.tunnels.iter();
+        self.counters.configure(tunnels.clone().map(|t| (t.gateway.as_str(), t.name.as_str())));
+        self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
+        for index in 0..tunnels.len() {
+            self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now.unix));
+        }
+        self.bandwidth = self.config.gateways.iter().map(|g| (g.name.clone(), g.bandwidth)).collect();
+        self.bandwidth.extend(answer::saved_bandwidth(&self.config));
+        self.shape();
+        self.apply_policies();
+    }
+
+    fn apply_policies(&mut self) {
+        let policies = policy::policies(&self.config, &self.resolved, self.choice.plane);
+        let mut actions = Vec::new();
+        self.endpoint.set_policies(clock::now(), policies, &mut actions);
+        self.perform(actions);
+    }
+
+    async fn serve(&mut self, mut inputs: Inputs) {
+        let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+        else {
+            tracing::error!("signals cannot be received");
+            return;
+        };
+        self.input(Input::Tick);
+        self.sample();
+        self.announce(Kind::Started, "the daemon is ready");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        let mut sampling = tokio::time::interval(SAMPLE);
+        sampling.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wait = self.next_timer();
+            tokio::select! {
+                Some((flow, bytes)) = inputs.received.recv() => {
+                    self.input(Input::Datagram { flow, bytes: &bytes });
+                    // What has queued up meanwhile is handled in one go.
+                    for _ in 0..128 {
+                        let Ok((flow, bytes)) = inputs.received.try_recv() else { break };
+                        self.input(Input::Datagram { flow, bytes: &bytes });
+                    }
+                }
+                () = plane_ready(inputs.plane.as_ref()) => self.plane_events(),
+                Some(ask) = inputs.asks.recv() => self.answer(ask),
+                Some((name, addresses)) = inputs.resolved.recv() => self.on_resolved(name, addresses),
+                () = tokio::time::sleep(wait) => self.input(Input::Tick),
+                _ = sampling.tick() => self.sample(),
+                _ = hup.recv() => {
+                    tracing::warn!(file = %self.path.display(), "reloading is not possible yet; restart the daemon to apply changes");
+                }
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+            }
+            self.settle_waiters();
+        }
+        self.farewell(&mut inputs).await;
+    }
+
+    /// Time until the protocol has something to do.
+    fn next_timer(&self) -> Duration {
+        let now = clock::now();
+        // Suspend stops tokio's clock but not ours; the sampling tick bounds the difference.
+        self.endpoint.next_wakeup().map_or(Duration::from_secs(60), |at| at.since(now.mono))
+    }
+
+    /// Deletes all tunnels at the peers, who get a moment to confirm it.
+    async fn farewell(&mut self, inputs: &mut Inputs) {
+        self.announce(Kind::Stopping, "the daemon is about to end");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.input(Input::Command(Command::Shutdown));
+        let deadline = tokio::time::Instant::now() + FAREWELL;
+        while !self.endpoint.is_idle() && tokio::time::Instant::now() < deadline {
+            let wait = self.next_timer().min(Duration::from_millis(500));
+            tokio::select! {
+                Some((flow, bytes)) = inputs.received.recv() => self.input(Input::Datagram { flow, bytes: &bytes }),
+                () = tokio::time::sleep(wait) => self.input(Input::Tick),
+            }
+        }
+    }
+
+    /// Gives the host back as it was.
+    fn stop(mut self) -> anyhow::Result<()> {
+        let mut first = None;
+        let children: Vec<_> = policy::guards(&self.config).iter().map(|g| g.child).collect();
+        for child in children {
+            let result =
+                self.plane.port().close_tunnel(child).and_then(|()| self.plane.port().unguard(child));
+            if let Err(e) = result {
+                tracing::error!(error = %e, "a guard could not be released");
+                first.get_or_insert(e);
+            }
+        }
+        if let Some(shaper) = &mut self.shaper {
+            for e in shaper.remove_all().err().into_iter().flatten() {
+                tracing::error!(error = %e, "a bandwidth level could not be removed");
+            }
+        }
+        if let Err(e) = self.plane.shut_down() {
+            first.get_or_insert(e);
+        }
+        first.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Feeds one input to the protocol and performs what comes out.
+    fn input(&mut self, input: Input<'_>) {
+        let mut actions = Vec::new();
+        self.endpoint.handle(clock::now(), input, &mut actions);
+        self.perform(actions);
+    }
+
+    fn plane_events(&mut self) {
+        while let Some(event) = self.plane.port().next_event() {
+            match event {
+                PlaneEvent::Acquire(child) => self.input(Input::Acquire(child)),
+                PlaneEvent::Expired { sa, hard } => self.input(Input::Expired { sa, hard }),
+                PlaneEvent::PeerMoved { sa, remote } => self.input(Input::PeerMoved { sa, remote }),
+                PlaneEvent::Lost => {
+                    tracing::warn!("events of the data plane were lost; its state is read anew");
+                    if let Err(e) = self.plane.resync() {
+                        tracing::error!(error = %e, "the data plane could not be put right");
+                    }
+                    self.sample();
+                }
+            }
+        }
+    }
+
+    fn on_resolved(&mut self, name: String, addresses: Vec<IpAddr>) {
+        if self.resolved.get(&name) != Some(&addresses) {
+            tracing::info!(name, ?addresses, "customer gateway resolved");
+            self.resolved.insert(name, addresses);
+            self.apply_policies();
+        }
+    }
+
+    /// Brings traffic control in line with the bandwidth levels.
+    fn shape(&mut self) {
+        let gateways: Vec<_> = (self.config.gateways.iter())
+            .map(|g| crate::shaping::apply::Gateway {
+                name: g.name.clone(),
+                addresses: policy::addresses(g),
+                bandwidth_bps: self.bandwidth.get(&g.name).copied().flatten(),
+            })
+            .collect();
+        if self.shaper.is_none() && gateways.iter().all(|g| g.bandwidth_bps.is_none()) {
+            return;
+        }
+        if self.shaper.is_none() {
+            match Shaper::open() {
+                Ok(shaper) => self.shaper = Some(shaper),
+                Err(e) => return tracing::error!(error = %e, "bandwidth levels are not in force"),
+            }
+        }
+        if let Some(shaper) = &mut self.shaper {
+            for e in shaper.apply(gateways).err().into_iter().flatten() {
+                tracing::error!(error = %e, "a bandwidth level is not in force");
+            }
+        }
+    }
+
+    fn is_userspace(&self) -> bool {
+        self.choice.plane == PlaneKind::Userspace
+    }
+}
+
+/// Waits until the plane has events; for ever if it tells of none.
+async fn plane_ready(fd: Option<&AsyncFd<OwnedFd>>) {
+    match fd {
+        Some(fd) => match fd.readable().await {
+            // The events are read to the end by the caller, after which the descriptor is not readable any more.
+            Ok(mut guard) => guard.clear_ready(),
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks for a name again and again, sooner while it has no answer.
+async fn resolve(name: String, out: mpsc::Sender<(String, Vec<IpAddr>)>) {
+    loop {
+        let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+        let mut addresses: Vec<IpAddr> = found.map(|all| all.map(|a| a.ip()).collect()).unwrap_or_default();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let wait = if addresses.is_empty() { RESOLVE / 12 } else { RESOLVE };
+        // A name that stops to resolve keeps its last addresses: the peer is probably still there.
+        if !addresses.is_empty() && out.send((name.clone(), addresses)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(wait).await;
+    }
+}

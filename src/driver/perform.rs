@@ -1,0 +1,76 @@
+//! Performs the protocol's actions, strictly in their order.
+
+use cygnet_ike::{Action, Input};
+use cygnet_model::ChildId;
+use cygnet_model::plane::PlaneError;
+
+use super::Daemon;
+
+impl Daemon {
+    /// Performs a list of actions. After a failure on the data plane the later plane actions of the same child are
+    /// skipped, and the protocol is told.
+    pub(super) fn perform(&mut self, actions: Vec<Action>) {
+        let mut failed: Vec<(ChildId, String)> = Vec::new();
+        for action in actions {
+            let broken = |child: ChildId| failed.iter().any(|(c, _)| *c == child);
+            let result: Result<(), (ChildId, PlaneError)> = match action {
+                Action::Send { flow, bytes } => {
+                    if let Err(e) = self.sockets.send(&flow, &bytes) {
+                        tracing::debug!(local = %flow.local, remote = %flow.remote, error = %e, "send");
+                    }
+                    Ok(())
+                }
+                Action::Keepalive(flow) => {
+                    // Another one follows.
+                    let _ = self.sockets.keepalive(&flow);
+                    Ok(())
+                }
+                Action::OpenTunnel(spec) if !broken(spec.child) => {
+                    self.plane.port().open_tunnel(&spec).map_err(|e| (spec.child, e))
+                }
+                Action::InstallSa(spec) if !broken(spec.id.child) => {
+                    self.plane.port().install(&spec).map_err(|e| (spec.id.child, e))
+                }
+                Action::OpenTunnel(_) | Action::InstallSa(_) => Ok(()),
+                Action::CloseTunnel(child) => {
+                    let result = self.plane.port().close_tunnel(child);
+                    complain(result.err());
+                    Ok(())
+                }
+                Action::RemoveSa(sa) => {
+                    match self.plane.port().remove(sa) {
+                        Ok(last) => {
+                            if let Some(t) = self.tunnel_name(sa.child.tunnel) {
+                                self.counters.retire(&t, sa, last);
+                            }
+                        }
+                        Err(e) => complain(Some(e)),
+                    }
+                    Ok(())
+                }
+                Action::Migrate(sa, to) => {
+                    let result = self.plane.port().migrate(sa, to);
+                    complain(result.err());
+                    Ok(())
+                }
+                Action::Tell(event) => {
+                    self.tell(event);
+                    Ok(())
+                }
+            };
+            if let Err((child, e)) = result {
+                failed.push((child, e.to_string()));
+            }
+        }
+        for (child, detail) in failed {
+            self.input(Input::PlaneFailed { child, detail });
+        }
+    }
+}
+
+/// Logs a failure that changes nothing for the protocol.
+fn complain(error: Option<PlaneError>) {
+    if let Some(e) = error {
+        tracing::warn!(error = %e, "data plane");
+    }
+}

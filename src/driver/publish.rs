@@ -1,0 +1,266 @@
+//! Samples the counters and makes the snapshot that everybody else reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cygnet_ike::Input;
+use cygnet_ike::io::Role;
+use cygnet_ike::view::{self, ChildView, IkeView};
+use cygnet_model::plane::SaCounters;
+use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_model::{Timestamp, TunnelId};
+
+use super::{Daemon, clock, policy};
+use crate::config::model::Start;
+use crate::observe::snapshot::{
+    ChildStatus, Drops, GatewayStatus, IkeRole, IkeStatus, Nat, PathStatus, Snapshot, TunnelState,
+    TunnelStatus,
+};
+use crate::observe::{Published, rfc3339};
+
+/// What is remembered of a tunnel between snapshots.
+pub(super) struct TunnelMemory {
+    state: TunnelState,
+    since_unix: u64,
+    pub last_error: Option<String>,
+    /// Packets received per inbound SA at the last sample.
+    received: BTreeMap<SaId, u64>,
+    /// Counters of each SA at the last sample.
+    sas: BTreeMap<SaId, SaCounters>,
+}
+
+impl TunnelMemory {
+    pub fn new(unix: u64) -> Self {
+        Self {
+            state: TunnelState::Connecting,
+            since_unix: unix,
+            last_error: None,
+            received: BTreeMap::new(),
+            sas: BTreeMap::new(),
+        }
+    }
+}
+
+/// A gateway's octets at the last sample, and what follows from the one before.
+#[derive(Default)]
+pub(super) struct Rates {
+    at: Timestamp,
+    octets: (u64, u64),
+    tx_bps: u64,
+    rx_bps: u64,
+}
+
+impl Daemon {
+    /// Reads the counters of all SAs, tells the protocol which peers are alive, and publishes a snapshot.
+    pub(super) fn sample(&mut self) {
+        let now = clock::now();
+        let mut all = Vec::new();
+        if let Err(e) = self.plane.port().counters(&mut all) {
+            tracing::warn!(error = %e, "counters");
+        }
+        let mut alive = Vec::new();
+        for memory in self.tunnels.values_mut() {
+            memory.sas.clear();
+        }
+        for (sa, counters) in all {
+            if let Some(name) = self.tunnel_name(sa.child.tunnel) {
+                self.counters.sample(&name, sa, counters);
+            }
+            let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) else { continue };
+            memory.sas.insert(sa, counters);
+            if sa.direction == Direction::In {
+                let before = memory.received.insert(sa, counters.packets).unwrap_or(0);
+                if counters.packets > before {
+                    alive.push(sa);
+                }
+            }
+        }
+        for memory in self.tunnels.values_mut() {
+            let TunnelMemory { received, sas, .. } = memory;
+            received.retain(|sa, _| sas.contains_key(sa));
+        }
+        for sa in alive {
+            self.input(Input::Inbound(sa));
+        }
+        for index in 0..self.config.tunnels.len() {
+            let id = policy::tunnel_id(index);
+            let up = self.is_up(id);
+            if let Some(name) = self.tunnel_name(id) {
+                self.counters.set_up(&name, up, now.mono);
+            }
+        }
+        self.sample_shaping();
+        self.sample_rates(now.mono);
+        if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
+            self.counters.read_xfrm_stat(&text);
+        }
+        self.counters.at = now.mono;
+        let published = Published { snapshot: self.snapshot(), counters: self.counters.clone() };
+        self.publisher.send_replace(Arc::new(published));
+    }
+
+    fn sample_shaping(&mut self) {
+        let Some(shaper) = &mut self.shaper else { return };
+        match shaper.stats() {
+            Ok(stats) => {
+                let mut drops: BTreeMap<String, u64> = BTreeMap::new();
+                for s in stats {
+                    *drops.entry(s.name).or_default() += u64::from(s.stats.drops);
+                }
+                for (gateway, count) in drops {
+                    let series = self.counters.qos_drops.entry((gateway, "gateway".to_owned())).or_default();
+                    *series = (*series).max(count);
+                }
+            }
+            Err(e) => tracing::debug!(error = %e, "statistics of traffic control"),
+        }
+    }
+
+    fn sample_rates(&mut self, now: Timestamp) {
+        for gateway in &self.config.gateways {
+            let (mut sent, mut received) = (0u64, 0u64);
+            for t in self.config.tunnels.iter().filter(|t| t.gateway == gateway.name) {
+                if let Some(c) = self.counters.tunnels.get(&t.name) {
+                    let totals = c.totals();
+                    sent = sent.saturating_add(totals.bytes_out);
+                    received = received.saturating_add(totals.bytes_in);
+                }
+            }
+            let rates = self.rates.entry(gateway.name.clone()).or_default();
+            let span = now.since(rates.at).as_millis();
+            // A question in between must not make a rate out of a few milliseconds.
+            if span < 1000 {
+                continue;
+            }
+            let rate = |new: u64, old: u64| {
+                let bits = u128::from(new.saturating_sub(old)) * 8000;
+                u64::try_from(bits.checked_div(span).unwrap_or(0)).unwrap_or(u64::MAX)
+            };
+            let first = rates.at == Timestamp::default();
+            let (tx, rx) = (rate(sent, rates.octets.0), rate(received, rates.octets.1));
+            (rates.tx_bps, rates.rx_bps) = if first { (0, 0) } else { (tx, rx) };
+            (rates.at, rates.octets) = (now, (sent, received));
+        }
+    }
+
+    /// Everything at this moment.
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        let now = clock::now();
+        let mut tunnels = Vec::new();
+        for index in 0..self.config.tunnels.len() {
+            let id = policy::tunnel_id(index);
+            if let Some(status) = self.tunnel_status(index, id, now.mono, now.unix) {
+                tunnels.push(status);
+            }
+        }
+        let gateways = (self.config.gateways.iter())
+            .map(|g| {
+                let rates = self.rates.get(&g.name);
+                let addresses: Vec<String> = policy::addresses(g).iter().map(ToString::to_string).collect();
+                GatewayStatus {
+                    name: g.name.clone(),
+                    address: addresses.join(", "),
+                    bandwidth_bps: self.bandwidth.get(&g.name).copied().flatten(),
+                    tx_bps: rates.map_or(0, |r| r.tx_bps),
+                    rx_bps: rates.map_or(0, |r| r.rx_bps),
+                    role: crate::observe::snapshot::Role::Single,
+                }
+            })
+            .collect();
+        Snapshot {
+            data_plane: self.choice.plane.name().to_owned(),
+            data_plane_reason: self.choice.reason.clone(),
+            started: rfc3339(self.started_unix),
+            config_ok: self.config_ok,
+            half_open: u64::try_from(self.endpoint.half_open()).unwrap_or(u64::MAX),
+            gateways,
+            tunnels,
+            ..Snapshot::default()
+        }
+    }
+
+    fn tunnel_status(
+        &mut self,
+        index: usize,
+        id: TunnelId,
+        now: Timestamp,
+        unix: u64,
+    ) -> Option<TunnelStatus> {
+        let t = self.config.tunnels.get(index)?;
+        let view = self.endpoint.view(id)?;
+        let memory = self.tunnels.get_mut(&id)?;
+        let state = match view.state {
+            view::TunnelState::Down => TunnelState::Down,
+            view::TunnelState::Connecting => TunnelState::Connecting,
+            view::TunnelState::Up => TunnelState::Up,
+            view::TunnelState::Rekeying => TunnelState::Rekeying,
+            view::TunnelState::Waiting => TunnelState::Waiting,
+            view::TunnelState::Failed => TunnelState::Failed,
+        };
+        // A rekey does not make a tunnel younger.
+        if memory.state != state && memory.state.is_up() != state.is_up()
+            || !state.is_up() && memory.state != state
+        {
+            memory.since_unix = unix;
+        }
+        memory.state = state;
+        let in_s = |at: Timestamp| at.since(now).as_secs();
+        let wanted = t.start == Start::Active && state != TunnelState::Down;
+        Some(TunnelStatus {
+            name: t.name.clone(),
+            gateway: t.gateway.clone(),
+            customer_gateway: t.customer_gateway.clone(),
+            state,
+            since: rfc3339(memory.since_unix),
+            last_error: memory.last_error.clone(),
+            start: t.start.name().to_owned(),
+            wanted,
+            retry_in_s: view.retry_at.map(in_s),
+            path: view
+                .ike
+                .as_ref()
+                .map(|i| PathStatus { local: i.flow.local.to_string(), remote: i.flow.remote.to_string() }),
+            ike: view.ike.as_ref().map(|i| ike_status(i, now, &t.remote_id.to_string())),
+            children: view.children.iter().map(|c| child_status(c, &memory.sas, now)).collect(),
+        })
+    }
+}
+
+fn ike_status(i: &IkeView, now: Timestamp, peer_id: &str) -> IkeStatus {
+    IkeStatus {
+        spi_i: format!("{:016x}", i.spi_i),
+        spi_r: format!("{:016x}", i.spi_r),
+        role: match i.role {
+            Role::Initiator => IkeRole::Initiator,
+            Role::Responder => IkeRole::Responder,
+        },
+        proposal: i.suite.to_string(),
+        nat: match (i.nat_local, i.nat_remote) {
+            (false, false) => Nat::None,
+            (true, false) => Nat::Local,
+            (false, true) => Nat::Remote,
+            (true, true) => Nat::Both,
+        },
+        rekey_in_s: i.rekey_at.since(now).as_secs(),
+        peer_id: Some(crate::observe::one_line(peer_id)),
+    }
+}
+
+fn child_status(c: &ChildView, sas: &BTreeMap<SaId, SaCounters>, now: Timestamp) -> ChildStatus {
+    let of = |direction, spi| sas.get(&SaId { child: c.id, direction, spi }).copied().unwrap_or_default();
+    let (inbound, outbound) = (of(Direction::In, c.inbound), of(Direction::Out, c.outbound));
+    ChildStatus {
+        local: c.local.iter().map(ToString::to_string).collect(),
+        remote: c.remote.iter().map(ToString::to_string).collect(),
+        spi_in: c.inbound.to_string(),
+        spi_out: c.outbound.to_string(),
+        proposal: c.suite.to_string(),
+        bytes_in: inbound.bytes,
+        packets_in: inbound.packets,
+        bytes_out: outbound.bytes,
+        packets_out: outbound.packets,
+        drops: Drops { replay: inbound.replay, integrity: inbound.integrity },
+        rekey_in_s: c.rekey_at.since(now).as_secs(),
+        expires_in_s: Some(c.expire_at.since(now).as_secs()),
+    }
+}

@@ -1,0 +1,134 @@
+//! UDP sockets of IKE: ports 500 and 4500 on each address of each gateway.
+//!
+//! Reading is a task for each socket, which hands datagrams to the loop by a bounded channel: when the loop is busy the
+//! kernel's buffer fills, and then the kernel drops. Sending never waits; what does not go out is retransmitted.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+
+use cygnet_ike::Flow;
+use cygnet_model::plane::PlaneKind;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
+
+/// Port of IKE.
+pub const IKE_PORT: u16 = 500;
+/// Port shared by IKE and ESP in UDP (RFC 3948).
+pub const NATT_PORT: u16 = 4500;
+/// Room for datagrams that wait for the loop; a rekey of thousands of SAs comes in bursts.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// Largest datagram.
+const MAX_DATAGRAM: usize = 65_535;
+
+/// An IKE message and where it came from.
+pub type Received = (Flow, Vec<u8>);
+
+/// The sending halves.
+#[derive(Default)]
+pub struct Sockets {
+    by_local: BTreeMap<SocketAddr, UdpSocket>,
+}
+
+/// Binds one port of one address. Needs CAP_NET_BIND_SERVICE for port 500.
+fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(local), Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Without CAP_NET_ADMIN the default buffer must do.
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    socket.bind(&local.into())?;
+    Ok(socket.into())
+}
+
+impl Sockets {
+    /// Binds both ports of an address. Port 500 is read by a task; port 4500 too with the kernel's data plane, which
+    /// takes ESP out before. With ours the 4500 socket is returned, for the plane to read.
+    pub fn open(
+        &mut self,
+        address: IpAddr,
+        plane: PlaneKind,
+        received: &mpsc::Sender<Received>,
+    ) -> io::Result<Option<UdpSocket>> {
+        let mut for_plane = None;
+        for port in [IKE_PORT, NATT_PORT] {
+            let local = SocketAddr::new(address, port);
+            let socket = bind(local)?;
+            if let Err(e) = cygnet_xfrm::sockopt::bypass_policies(socket.as_fd(), address)
+                && plane == PlaneKind::Kernel
+            {
+                return Err(e);
+            }
+            self.by_local.insert(local, socket.try_clone()?);
+            match (port, plane) {
+                (NATT_PORT, PlaneKind::Userspace) => for_plane = Some(socket),
+                (NATT_PORT, PlaneKind::Kernel) => {
+                    cygnet_xfrm::sockopt::enable_esp_in_udp(socket.as_fd())?;
+                    spawn_reader(socket, local, true, received.clone())?;
+                }
+                _ => spawn_reader(socket, local, false, received.clone())?,
+            }
+        }
+        Ok(for_plane)
+    }
+
+    /// Sends an IKE message, with the non-ESP marker where the port is shared with ESP.
+    pub fn send(&self, flow: &Flow, message: &[u8]) -> io::Result<()> {
+        if flow.natt {
+            let mut marked = Vec::with_capacity(message.len() + 4);
+            marked.extend_from_slice(&[0; 4]);
+            marked.extend_from_slice(message);
+            self.send_raw(flow, &marked)
+        } else {
+            self.send_raw(flow, message)
+        }
+    }
+
+    /// Sends a NAT keepalive (RFC 3948 §2.3).
+    pub fn keepalive(&self, flow: &Flow) -> io::Result<()> {
+        self.send_raw(flow, &[0xff])
+    }
+
+    fn send_raw(&self, flow: &Flow, bytes: &[u8]) -> io::Result<()> {
+        let socket = self.by_local.get(&flow.local).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        socket.send_to(bytes, flow.remote).map(|_| ())
+    }
+}
+
+fn spawn_reader(
+    socket: UdpSocket,
+    local: SocketAddr,
+    natt: bool,
+    received: mpsc::Sender<Received>,
+) -> io::Result<()> {
+    let socket = tokio::net::UdpSocket::from_std(socket)?;
+    tokio::spawn(async move {
+        let mut buffer = vec![0u8; MAX_DATAGRAM];
+        loop {
+            let (len, remote) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                // An ICMP error for something that we sent; the protocol's own timers decide.
+                Err(e) => {
+                    tracing::debug!(%local, error = %e, "receive");
+                    continue;
+                }
+            };
+            let bytes = buffer.get(..len).unwrap_or_default();
+            let message = match (natt, bytes.strip_prefix(&[0u8; 4])) {
+                (false, _) => bytes,
+                (true, Some(message)) => message,
+                // A keepalive, or ESP that the kernel did not take.
+                (true, None) => continue,
+            };
+            let flow = Flow { local, remote, natt };
+            if received.send((flow, message.to_vec())).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}

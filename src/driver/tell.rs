@@ -1,0 +1,156 @@
+//! What happened goes to the log, the history, the counters and whoever listens.
+
+use cygnet_ike::io::{Ending, Event as IkeEvent, RekeyKind};
+use cygnet_ike::view::TunnelState;
+use cygnet_model::TunnelId;
+
+use super::{Daemon, clock};
+use crate::observe::counters;
+use crate::observe::events::{Event, Kind};
+
+impl Daemon {
+    /// A tunnel's name.
+    pub(super) fn tunnel_name(&self, id: TunnelId) -> Option<String> {
+        let index = usize::try_from(id.0).ok()?;
+        self.config.tunnels.get(index).map(|t| t.name.clone())
+    }
+
+    /// Tells of the daemon as a whole.
+    pub(super) fn announce(&mut self, kind: Kind, message: &str) {
+        tracing::info!("{message}");
+        self.publish_event(Event::new(clock::now().unix, kind, message));
+    }
+
+    fn publish_event(&mut self, event: Event) {
+        self.history.record(&event);
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    /// Tells of a tunnel, at a level that fits the kind.
+    pub(super) fn tell_tunnel(&mut self, id: TunnelId, kind: Kind, message: &str) {
+        let Some(name) = self.tunnel_name(id) else { return };
+        let event = Event::new(clock::now().unix, kind, message).tunnel(&name);
+        if kind.is_bad() {
+            tracing::warn!(tunnel = %name, "{}", event.message);
+        } else {
+            tracing::info!(tunnel = %name, "{}", event.message);
+        }
+        self.publish_event(event);
+    }
+
+    /// Takes an event of the protocol.
+    pub(super) fn tell(&mut self, event: IkeEvent) {
+        match event {
+            IkeEvent::IkeUp { tunnel, spi, role, suite, flow } => {
+                let message =
+                    format!("IKE SA {spi} with {} established as {}: {suite}", flow.remote, role.name());
+                self.tell_tunnel(tunnel, Kind::TunnelConnecting, &message);
+            }
+            IkeEvent::IkeDown { tunnel, spi, ending } => {
+                let why = ending_words(ending);
+                match ending {
+                    Ending::Replaced => tracing::debug!(%spi, "IKE SA {why}"),
+                    _ => self.tell_tunnel(tunnel, Kind::TunnelDown, &format!("IKE SA {spi} {why}")),
+                }
+            }
+            IkeEvent::ChildUp { child, inbound, outbound, suite } => {
+                let view = self.endpoint.view(child.tunnel);
+                let nets = view.as_ref().and_then(|v| v.children.iter().find(|c| c.inbound == inbound));
+                let nets = nets.map_or_else(String::new, |c| format!(" {:?} === {:?}", c.local, c.remote));
+                let message = format!("up:{nets} SPIs {inbound} in, {outbound} out, {suite}");
+                self.tell_tunnel(child.tunnel, Kind::TunnelUp, &message);
+                if let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
+                    memory.last_error = None;
+                }
+            }
+            IkeEvent::ChildDown { child, inbound, ending } => {
+                let message = format!("child {} (SPI {inbound}) {}", child.index, ending_words(ending));
+                self.tell_tunnel(child.tunnel, Kind::TunnelDown, &message);
+            }
+            IkeEvent::Rekeyed { tunnel, kind, failure } => self.tell_rekeyed(tunnel, kind, failure),
+            IkeEvent::Failure { tunnel, peer, reason, detail, retry_in } => {
+                let again =
+                    retry_in.map_or_else(String::new, |d| format!("; next try in {} s", d.as_secs().max(1)));
+                let line = format!("{reason}: {detail}{again}; {}", reason.hint());
+                let Some(id) = tunnel else {
+                    // Strangers: bounded, since anybody can cause them.
+                    if let Some(missed) = self.stranger_lines.admit(clock::now().unix) {
+                        let line = crate::observe::one_line(&line);
+                        tracing::warn!(%peer, suppressed = missed, "{line}");
+                    }
+                    self.counters.dropped("refused");
+                    return;
+                };
+                if let Some(name) = self.tunnel_name(id) {
+                    self.counters.failed(&name, reason.name());
+                }
+                if let Some(memory) = self.tunnels.get_mut(&id) {
+                    memory.last_error = Some(crate::observe::one_line(&line));
+                }
+                self.tell_tunnel(id, Kind::TunnelFailed, &line);
+                self.waiters_failed(id, &line, reason.hint());
+            }
+            IkeEvent::Dropped { reason, peer } => {
+                self.counters.dropped(reason.name());
+                if tracing::enabled!(tracing::Level::DEBUG)
+                    && let Some(missed) = self.drop_lines.admit(clock::now().unix)
+                {
+                    tracing::debug!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
+                }
+            }
+            IkeEvent::Retransmit(_) => self.counters.retransmits += 1,
+            IkeEvent::RoundTrip(_, took) => self.counters.rtt.observe(took),
+        }
+    }
+
+    fn tell_rekeyed(
+        &mut self,
+        tunnel: TunnelId,
+        kind: RekeyKind,
+        failure: Option<cygnet_ike::FailureReason>,
+    ) {
+        let name = self.tunnel_name(tunnel).unwrap_or_default();
+        let counted = match kind {
+            RekeyKind::Child => counters::RekeyKind::Child,
+            RekeyKind::Ike => counters::RekeyKind::Ike,
+        };
+        self.counters.rekeyed(&name, counted, failure.is_none());
+        let told = match kind {
+            RekeyKind::Child => Kind::ChildRekeyed,
+            RekeyKind::Ike => Kind::IkeRekeyed,
+        };
+        match failure {
+            None => {
+                self.tell_tunnel(tunnel, told, &format!("{} rekeyed", kind_words(kind)));
+                self.waiters_rekeyed(tunnel, kind);
+            }
+            Some(reason) => {
+                let message = format!("{} not rekeyed: {reason}", kind_words(kind));
+                self.tell_tunnel(tunnel, Kind::RekeyFailed, &message);
+            }
+        }
+    }
+
+    /// Whether traffic passes, for the downtime counter.
+    pub(super) fn is_up(&self, id: TunnelId) -> bool {
+        let state = self.endpoint.view(id).map(|v| v.state);
+        matches!(state, Some(TunnelState::Up | TunnelState::Rekeying))
+    }
+}
+
+const fn kind_words(kind: RekeyKind) -> &'static str {
+    match kind {
+        RekeyKind::Child => "child",
+        RekeyKind::Ike => "IKE SA",
+    }
+}
+
+fn ending_words(ending: Ending) -> String {
+    match ending {
+        Ending::Local => "deleted by us".to_owned(),
+        Ending::Peer => "deleted by the peer".to_owned(),
+        Ending::Replaced => "replaced".to_owned(),
+        Ending::Failed(reason) => format!("failed: {reason}"),
+    }
+}

@@ -1,0 +1,230 @@
+//! The binary without a daemon: exit codes, messages, and where they go.
+#![allow(clippy::unwrap_used, clippy::panic)] // the lints know tests only inside #[test] functions
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn cygnet(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cygnet")).args(args).env_remove("NO_COLOR").output().unwrap()
+}
+
+struct Told {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn told(args: &[&str]) -> Told {
+    let o = cygnet(args);
+    let text = |b| String::from_utf8(b).unwrap();
+    Told { code: o.status.code().unwrap(), out: text(o.stdout), err: text(o.stderr) }
+}
+
+const GOOD: &str = "gateways: [ { name: vpc-a, address: 192.0.2.1, networks: [10.1.0.0/16] } ]
+customer_gateways: [ { name: idc-b, address: 192.0.2.2 } ]
+tunnels:
+  - { name: a-b, gateway: vpc-a, customer_gateway: idc-b, auth: { psk_file: a-b.psk },
+      spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ] }
+";
+
+fn configuration(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    fs::write(&path, text).unwrap();
+    let key = dir.path().join("a-b.psk");
+    fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    (dir, path.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn usage_errors_exit_64_and_help_exits_0() {
+    for args in [
+        &[][..],
+        &["fly"],
+        &["check", "--jsno"],
+        &["up"],
+        &["bandwidth", "vpc-a", "fast"],
+        &["up", "a", "--timeout", "soon"],
+    ] {
+        let t = told(args);
+        assert_eq!(t.code, 64, "{args:?}: {}", t.err);
+        assert!(t.out.is_empty() && !t.err.is_empty());
+    }
+    for args in [&["--help"][..], &["check", "--help"], &["help", "rekey"], &["--version"]] {
+        let t = told(args);
+        assert_eq!(t.code, 0, "{args:?}");
+        assert!(t.err.is_empty() && !t.out.is_empty());
+    }
+    assert_eq!(told(&["--version"]).out, format!("cygnet {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn without_a_daemon_the_exit_code_is_69() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("none.sock");
+    let socket = socket.to_str().unwrap();
+    for verb in [
+        &["status"][..],
+        &["status", "--json"],
+        &["up", "a-b"],
+        &["down", "a-b"],
+        &["rekey", "--ike", "a-b"],
+        &["reset", "a-b"],
+        &["bandwidth", "vpc-a", "100mbit"],
+        &["events", "--json"],
+        &["logs", "a-b", "--since", "10m"],
+    ] {
+        let t = told(&[&["--control", socket], verb].concat());
+        assert_eq!(t.code, 69, "{verb:?}");
+        assert!(t.err.contains("not reachable") && t.err.contains(socket) && t.out.is_empty(), "{}", t.err);
+    }
+}
+
+#[test]
+fn check_says_ok_or_everything_that_is_wrong() {
+    let (_dir, path) = configuration(GOOD);
+    let t = told(&["check", &path]);
+    assert_eq!(
+        (t.code, t.out.as_str()),
+        (0, &*format!("{path}: ok (gateways: 1, customer gateways: 1, tunnels: 1)\n"))
+    );
+
+    let (_dir, path) = configuration(
+        &GOOD.replace("10.1.0.0/16, remote", "10.9.0.0/16, remote").replace("tunnels", "tunels"),
+    );
+    let t = told(&["check", &path]);
+    assert_eq!(t.code, 78);
+    assert!(
+        t.out.starts_with(&format!(
+            "{path}:3:1: error: tunels: unknown key \"tunels\"; did you mean tunnels?"
+        )),
+        "{}",
+        t.out
+    );
+    assert!(t.out.ends_with("1 error\n"), "{}", t.out);
+
+    let t = told(&["check", "/nonexistent/c.yaml"]);
+    assert_eq!(t.code, 78);
+    assert!(t.out.contains("cannot read the file"), "{}", t.out);
+}
+
+#[test]
+fn check_in_json_is_for_programs() {
+    let (_dir, path) = configuration(&GOOD.replace("192.0.2.2", "127.0.0.1"));
+    let t = told(&["check", &path, "--json"]);
+    assert_eq!(t.code, 78);
+    let v: serde_json::Value = serde_json::from_str(&t.out).unwrap();
+    assert_eq!((&v["version"], &v["valid"]), (&1.into(), &false.into()));
+    let e = &v["errors"][0];
+    assert_eq!((&e["line"], &e["col"]), (&2.into(), &46.into()));
+    assert_eq!(e["path"], "customer_gateways[0].address");
+    assert!(
+        e["what"].as_str().unwrap().contains("loopback") && e["fix"].as_str().unwrap().contains("public")
+    );
+    let (_dir, path) = configuration(GOOD);
+    let v: serde_json::Value = serde_json::from_str(&told(&["check", "--json", &path]).out).unwrap();
+    assert_eq!(
+        (&v["valid"], &v["errors"], &v["warnings"]),
+        (&true.into(), &serde_json::json!([]), &serde_json::json!([]))
+    );
+}
+
+/// What `--resolved` writes is a configuration with the same meaning.
+#[test]
+fn the_resolved_form_resolves_to_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    for sample in fs::read_dir(common::root().join("tests/samples")).unwrap() {
+        let sample = sample.unwrap().path();
+        let first = told(&["check", "--no-secrets", "--resolved", sample.to_str().unwrap()]);
+        assert_eq!(first.code, 0, "{}", first.err);
+        let again = dir.path().join("again.yaml");
+        fs::write(&again, &first.out).unwrap();
+        let second = told(&["check", "--no-secrets", "--resolved", again.to_str().unwrap()]);
+        let keys =
+            |text: &str| text.lines().filter(|l| !l.contains("psk_file")).collect::<Vec<_>>().join("\n");
+        assert_eq!(keys(&first.out), keys(&second.out));
+    }
+}
+
+#[test]
+fn samples_pass_the_check() {
+    for sample in fs::read_dir(common::root().join("tests/samples")).unwrap() {
+        let sample = sample.unwrap().path();
+        let t = told(&["check", "--no-secrets", sample.to_str().unwrap()]);
+        assert_eq!(t.code, 0, "{}: {}", sample.display(), t.out);
+    }
+}
+
+#[test]
+fn colours_are_for_terminals_or_on_demand() {
+    let (_dir, path) = configuration("gateways: x\n");
+    assert!(!told(&["check", &path]).out.contains('\x1b'));
+    assert!(told(&["--color", "always", "check", &path]).out.contains("\x1b[31merror\x1b[0m"));
+}
+
+#[test]
+fn a_bad_configuration_starts_nothing() {
+    let (_dir, path) = configuration("gateways: x\n");
+    let t = told(&["run", "--config", &path]);
+    assert_eq!(t.code, 78);
+    assert!(t.out.is_empty() && t.err.contains(":1:11: error: gateways: "), "{}", t.err);
+}
+
+#[test]
+fn generated_things_are_usable() {
+    let (a, b) = (told(&["psk"]), told(&["psk"]));
+    assert_eq!((a.code, a.out.trim().len()), (0, 43));
+    assert_ne!(a.out, b.out);
+    assert!(told(&["psk", "--format", "hex"]).out.starts_with("0x"));
+    assert!(told(&["psk", "--format", "base64"]).out.starts_with("0s"));
+    let schema: serde_json::Value = serde_json::from_str(&told(&["schema"]).out).unwrap();
+    assert_eq!(schema["properties"]["tunnels"]["items"]["required"][0], "name");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(told(&["completions", shell]).out.contains("bandwidth"));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(told(&["man", dir.path().to_str().unwrap()]).code, 0);
+    assert!(fs::read_to_string(dir.path().join("cygnet-check.1")).unwrap().contains("cygnet check"));
+    assert!(fs::read_to_string(dir.path().join("cygnet.yaml.5")).unwrap().contains("replay_window"));
+}
+
+#[test]
+fn the_schema_in_the_repository_is_the_one_that_is_printed() {
+    common::golden("docs/cygnet.schema.json", &told(&["schema"]).out);
+}
+
+#[test]
+fn doctor_answers_in_json() {
+    let t = told(&["doctor", "--json", "--control", "/nonexistent.sock"]);
+    let v: serde_json::Value = serde_json::from_str(&t.out).unwrap();
+    assert_eq!(v["healthy"].as_bool().unwrap(), t.code == 0);
+    assert!(v["findings"].as_array().unwrap().iter().any(|f| f["name"] == "kernel"));
+}
+
+/// A closed pipe ends the program without a word.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let script =
+        format!("{} schema | head -c 1 > /dev/null; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_cygnet"));
+    let o = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert!(o.stderr.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
+}
+
+/// `cygnet check` takes less than 50 ms; the bound here leaves room for a busy machine and a debug build.
+#[test]
+fn check_is_quick() {
+    let (_dir, path) = configuration(GOOD);
+    let best = (0..5).map(|_| {
+        let started = Instant::now();
+        assert_eq!(told(&["check", &path]).code, 0);
+        started.elapsed()
+    });
+    assert!(best.min().unwrap() < Duration::from_millis(50));
+    assert!(Path::new(&path).exists());
+}

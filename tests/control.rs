@@ -1,0 +1,362 @@
+//! The control socket from both ends: a fake driver answers, the binary and hostile clients ask.
+#![allow(clippy::unwrap_used, clippy::panic)] // the lints know tests only inside #[test] functions
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cygnet::control::client::Client;
+use cygnet::control::{Ask, ErrorKind, Request, Response, frame, server};
+use cygnet::observe::events::{Event, Kind};
+use cygnet::observe::snapshot::*;
+use proptest::prelude::*;
+use tokio::sync::{broadcast, mpsc};
+
+/// A server with a driver that answers by the book, on threads of its own.
+struct Fake {
+    dir: tempfile::TempDir,
+    events: broadcast::Sender<Event>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
+    TunnelStatus {
+        name: name.into(),
+        gateway: "vpc-a".into(),
+        customer_gateway: "idc-b".into(),
+        state,
+        since: "2026-01-01T00:00:00Z".into(),
+        last_error: None,
+        start: "active".into(),
+        wanted: true,
+        retry_in_s: None,
+        path: None,
+        ike: None,
+        children: vec![],
+    }
+}
+
+fn snapshot() -> Snapshot {
+    let child = ChildStatus {
+        local: vec!["10.1.0.0/16".into()],
+        remote: vec!["10.2.0.0/16".into()],
+        spi_in: "c0ffee00".into(),
+        spi_out: "0badcafe".into(),
+        proposal: "aes256gcm16-x25519-esn".into(),
+        bytes_in: 123_456_789,
+        packets_in: 98_765,
+        bytes_out: 1536,
+        packets_out: 12,
+        drops: Drops { replay: 3, integrity: 0 },
+        rekey_in_s: 3000,
+        expires_in_s: Some(3600),
+    };
+    let up = TunnelStatus {
+        path: Some(PathStatus { local: "192.0.2.1:4500".into(), remote: "192.0.2.2:4500".into() }),
+        ike: Some(IkeStatus {
+            spi_i: "0011223344556677".into(),
+            spi_r: "8899aabbccddeeff".into(),
+            role: IkeRole::Initiator,
+            proposal: "aes256gcm16-prfsha384-x25519".into(),
+            nat: Nat::Remote,
+            rekey_in_s: 80_000,
+            peer_id: Some("idc-b.example.net".into()),
+        }),
+        children: vec![child],
+        ..tunnel("a-b", TunnelState::Up)
+    };
+    let failed = TunnelStatus {
+        last_error: Some("no matching proposal (configured x, received \u{1b}[31my)\nnext".into()),
+        retry_in_s: Some(12),
+        ..tunnel("a-c", TunnelState::Failed)
+    };
+    Snapshot {
+        data_plane: "userspace".into(),
+        data_plane_reason: "the kernel has no ESP".into(),
+        daemon_version: "0.0.0".into(),
+        started: "2026-01-01T00:00:00Z".into(),
+        gateways: vec![GatewayStatus {
+            name: "vpc-a".into(),
+            address: "192.0.2.1".into(),
+            bandwidth_bps: Some(100_000_000),
+            tx_bps: 1_500_000,
+            rx_bps: 0,
+            role: Role::Single,
+        }],
+        tunnels: vec![up, failed],
+        ..Snapshot::default()
+    }
+}
+
+async fn driver(mut asks: mpsc::Receiver<Ask>) {
+    // Holding a reply open is how the driver lets a client wait.
+    let mut waiting = Vec::new();
+    while let Some(Ask { request, reply }) = asks.recv().await {
+        let answer = match request {
+            Request::Status {} => Response::Status { snapshot: Box::new(snapshot()) },
+            Request::Up { tunnel, .. } if tunnel == "a-b" => Response::done("tunnel a-b is up"),
+            Request::Up { tunnel, .. } if tunnel == "slow" => {
+                waiting.push(reply);
+                continue;
+            }
+            Request::Up { .. } | Request::Down { .. } => {
+                Response::error(ErrorKind::NotFound, "there is no such tunnel")
+            }
+            Request::Rekey { ike, .. } => {
+                Response::done(if ike { "IKE SA rekeyed" } else { "children rekeyed" })
+            }
+            Request::Reset { .. } => Response::error(ErrorKind::Failed, "no matching\u{1b}[2J proposal"),
+            Request::Bandwidth { bps, .. } => Response::done(format!("{bps:?}")),
+            Request::Logs { .. } => {
+                Response::Events { events: vec![Event::new(0, Kind::TunnelUp, "up").tunnel("a-b")] }
+            }
+            Request::Doctor {} => Response::Findings { findings: vec![] },
+            Request::Events {} => panic!("the driver never sees this"),
+        };
+        let _ = reply.send(answer);
+    }
+}
+
+impl Fake {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (tx, rx) = mpsc::channel(8);
+        let (events, _) = broadcast::channel(16);
+        let (path, sender) = (dir.path().join("control.sock"), events.clone());
+        let socket = runtime.block_on(async { server::bind(&path).unwrap() });
+        runtime.spawn(driver(rx));
+        runtime.spawn(server::serve(socket, tx, sender));
+        Self { dir, events, _runtime: runtime }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    fn raw(&self) -> UnixStream {
+        let s = UnixStream::connect(self.path()).unwrap();
+        s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        s
+    }
+
+    fn ask(&self, request: &Request) -> Response {
+        Client::connect(&self.path()).unwrap().ask(request).unwrap()
+    }
+
+    fn cli(&self, args: &[&str]) -> (i32, String, String) {
+        let o = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+            .arg("--control")
+            .arg(self.path())
+            .args(args)
+            .output()
+            .unwrap();
+        (o.status.code().unwrap(), String::from_utf8(o.stdout).unwrap(), String::from_utf8(o.stderr).unwrap())
+    }
+}
+
+#[test]
+fn the_socket_is_for_its_owner_and_group_only() {
+    let fake = Fake::new();
+    let mode = std::fs::metadata(fake.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_a_stale_socket_is_replaced() {
+    let fake = Fake::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let error = server::bind(&fake.path()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        let stale = fake.dir.path().join("stale.sock");
+        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        let socket = server::bind(&stale).unwrap();
+        assert!(stale.exists());
+        drop(socket);
+        assert!(!stale.exists());
+    });
+}
+
+#[test]
+fn status_output_is_the_golden_one() {
+    let fake = Fake::new();
+    let (code, out, _) = fake.cli(&["status"]);
+    let (_, full, _) = fake.cli(&["status", "a-b"]);
+    assert_eq!(code, 1);
+    let (code, json, _) = fake.cli(&["status", "--json"]);
+    assert_eq!(code, 1);
+    let told = format!("$ cygnet status\n{out}\n$ cygnet status a-b\n{full}\n$ cygnet status --json\n{json}");
+    assert!(!out.contains('\x1b'));
+    common::golden("tests/golden/status.txt", &told);
+    assert_eq!(fake.cli(&["status", "a-b"]).0, 0);
+    assert_eq!(fake.cli(&["status", "nobody"]).0, 64);
+}
+
+#[test]
+fn verbs_exit_as_their_answers_say() {
+    let fake = Fake::new();
+    let (code, out, err) = fake.cli(&["up", "a-b"]);
+    assert_eq!((code, &*out, &*err), (0, "tunnel a-b is up\n", ""));
+    assert_eq!(fake.cli(&["down", "nobody"]).0, 64);
+    assert_eq!(fake.cli(&["rekey", "a-b", "--ike"]).1, "IKE SA rekeyed\n");
+    assert_eq!(fake.cli(&["rekey", "a-b"]).1, "children rekeyed\n");
+    assert_eq!(fake.cli(&["bandwidth", "vpc-a", "1gbit"]).1, "Some(1000000000)\n");
+    assert_eq!(fake.cli(&["bandwidth", "vpc-a", "unlimited"]).1, "None\n");
+    let (code, _, err) = fake.cli(&["reset", "a-b"]);
+    assert_eq!(code, 1);
+    assert!(!err.contains('\x1b') && err.contains("no matching"));
+    let (code, out, _) = fake.cli(&["logs", "a-b"]);
+    assert_eq!((code, out.as_str()), (0, "1970-01-01T00:00:00Z  tunnel_up           a-b  up\n"));
+}
+
+#[test]
+fn a_wait_ends_with_75_when_time_is_up() {
+    let fake = Fake::new();
+    let started = Instant::now();
+    let (code, _, err) = fake.cli(&["up", "slow", "--timeout", "1s"]);
+    assert_eq!(code, 75, "{err}");
+    assert!(err.contains("not done after 1 s"), "{err}");
+    assert!((1..4).contains(&started.elapsed().as_secs()));
+}
+
+#[test]
+fn events_are_one_json_object_a_line() {
+    let fake = Fake::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+        .arg("--control")
+        .arg(fake.path())
+        .args(["events", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while fake.events.receiver_count() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for n in 0..3 {
+        fake.events.send(Event::new(n, Kind::TunnelUp, "up\nand away").tunnel("a-b")).unwrap();
+    }
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    for n in 0..3 {
+        let event: Event = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!((event.unix, event.event), (n, Kind::TunnelUp));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// T101: too large, half, garbage, and what is left for others meanwhile.
+#[test]
+fn hostile_clients_are_let_go_and_others_served() {
+    let fake = Fake::new();
+    let mut large = fake.raw();
+    large.write_all(&(100u32 << 20).to_be_bytes()).unwrap();
+    let mut half = fake.raw();
+    half.write_all(&[0, 0]).unwrap();
+    let mut garbage = fake.raw();
+    garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut wrong = fake.raw();
+    wrong.write_all(&frame::encode(&serde_json::json!({ "verb": "status", "extra": 1 })).unwrap()).unwrap();
+    for hostile in [&mut large, &mut garbage, &mut wrong] {
+        let mut prefix = [0; 4];
+        hostile.read_exact(&mut prefix).unwrap();
+        let mut answer = vec![0; u32::from_be_bytes(prefix) as usize];
+        hostile.read_exact(&mut answer).unwrap();
+        let answer: Response = frame::decode(&answer).unwrap();
+        assert!(matches!(answer, Response::Error { kind: ErrorKind::BadRequest, .. }), "{answer:?}");
+    }
+    assert!(matches!(fake.ask(&Request::Status {}), Response::Status { .. }));
+    let mut rest = Vec::new();
+    half.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+}
+
+/// T101: a crowd of idle clients is bounded, told so, and gone after a while.
+#[test]
+fn a_crowd_of_idle_clients_is_bounded() {
+    let fake = Fake::new();
+    let crowd: Vec<UnixStream> = (0..300).map(|_| fake.raw()).collect();
+    let mut refused = 0;
+    for mut s in &crowd {
+        s.set_read_timeout(Some(Duration::from_millis(if refused == 0 { 100 } else { 1 }))).unwrap();
+        let mut prefix = [0; 4];
+        if s.read(&mut prefix).is_ok_and(|n| n > 0) {
+            refused += 1;
+        }
+    }
+    assert!(refused >= 200, "{refused}");
+    drop(crowd);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Client::connect(&fake.path()).unwrap().ask(&Request::Status {}) {
+            Ok(Response::Status { .. }) => break,
+            _ => assert!(Instant::now() < deadline),
+        }
+    }
+}
+
+#[test]
+fn a_client_that_hangs_up_stops_waiting_for() {
+    let (tx, mut rx) = mpsc::channel::<Ask>(1);
+    let (events, _) = broadcast::channel(1);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.sock");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let socket = runtime.block_on(async { server::bind(&path).unwrap() });
+    runtime.spawn(server::serve(socket, tx, events));
+    let mut client = UnixStream::connect(&path).unwrap();
+    let request = Request::Up { tunnel: "a".into(), timeout_s: 600 };
+    client.write_all(&frame::encode(&request).unwrap()).unwrap();
+    let mut ask = runtime.block_on(async { rx.recv().await }).unwrap();
+    assert_eq!(ask.request, request);
+    drop(client);
+    runtime
+        .block_on(async { tokio::time::timeout(Duration::from_secs(5), ask.reply.closed()).await })
+        .unwrap();
+}
+
+#[test]
+fn a_daemon_that_ends_says_so() {
+    let (tx, mut rx) = mpsc::channel::<Ask>(1);
+    let (events, _) = broadcast::channel(1);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.sock");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let socket = runtime.block_on(async { server::bind(&path).unwrap() });
+    let serving = runtime.spawn(server::serve(socket, tx, events));
+    runtime.spawn(async move { drop(rx.recv().await) });
+    let answer = Client::connect(Path::new(&path)).unwrap().ask(&Request::Status {}).unwrap();
+    assert!(matches!(answer, Response::Error { kind: ErrorKind::Stopping, .. }), "{answer:?}");
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), serving).await }).unwrap().unwrap();
+    assert!(!path.exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn no_frame_panics(body in prop::collection::vec(any::<u8>(), 0..200), prefix: [u8; 4]) {
+        let _ = frame::decode::<Request>(&body);
+        let _ = frame::decode::<Response>(&body);
+        if let Ok(n) = frame::length(prefix, frame::MAX_REQUEST) {
+            prop_assert!(n <= frame::MAX_REQUEST);
+        }
+    }
+
+    #[test]
+    fn mutated_requests_never_panic(at in 0usize..80, with: u8) {
+        let request = Request::Rekey { tunnel: "a-b".into(), ike: true, timeout_s: 30 };
+        let mut body = frame::encode(&request).unwrap()[4..].to_vec();
+        let n = at % body.len();
+        body[n] = with;
+        if let Ok(read) = frame::decode::<Request>(&body) {
+            let again: Request = frame::decode(&frame::encode(&read).unwrap()[4..]).unwrap();
+            prop_assert_eq!(again, read);
+        }
+    }
+}

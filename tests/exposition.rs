@@ -1,0 +1,226 @@
+//! The exporter: the text against the rules of both formats, and the HTTP server against bad clients.
+#![allow(clippy::unwrap_used, clippy::panic)] // the lints know tests only inside #[test] functions
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cygnet::observe::counters::{Counters, RekeyKind};
+use cygnet::observe::prometheus::{Format, render};
+use cygnet::observe::snapshot::*;
+use cygnet::observe::{Published, channel, http};
+use cygnet_model::plane::SaCounters;
+use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_model::{ChildId, Spi, Timestamp, TunnelId};
+
+fn published(tunnels: usize) -> Published {
+    let names: Vec<String> = (0..tunnels).map(|n| format!("t{n}")).collect();
+    let mut counters = Counters::default();
+    counters.configure(names.iter().map(|n| ("vpc-a", n.as_str())));
+    for (n, name) in names.iter().enumerate() {
+        let id = |direction| SaId {
+            child: ChildId { tunnel: TunnelId(n as u32), index: 0 },
+            direction,
+            spi: Spi::new(4096).unwrap(),
+        };
+        let counted = SaCounters { bytes: 1000, packets: 10, replay: 1, integrity: 2, sequence: 9 };
+        counters.sample(name, id(Direction::In), counted);
+        counters.sample(name, id(Direction::Out), SaCounters { replay: 0, integrity: 0, ..counted });
+        counters.rekeyed(name, RekeyKind::Child, true);
+        counters.failed(name, "no_proposal_chosen");
+        counters.set_up(name, false, Timestamp::from_nanos(0));
+    }
+    counters.at = Timestamp::from_nanos(1_500_000_000);
+    counters.retransmits = 7;
+    counters.dropped("cookie_invalid");
+    counters.rtt.observe(Duration::from_millis(3));
+    counters.rtt.observe(Duration::from_secs(60));
+    counters.read_xfrm_stat("XfrmInError             \t0\nXfrmInNoStates \t42\n");
+    counters.qos_drops.insert(("vpc-a".into(), "default".into()), 5);
+    let tunnel = |name: &String| TunnelStatus {
+        name: name.clone(),
+        gateway: "vpc-a".into(),
+        customer_gateway: "idc-b".into(),
+        state: TunnelState::Failed,
+        since: String::new(),
+        last_error: None,
+        start: "active".into(),
+        wanted: true,
+        retry_in_s: None,
+        path: None,
+        ike: None,
+        children: vec![],
+    };
+    let gateway = GatewayStatus {
+        name: "vpc-a".into(),
+        address: "192.0.2.1".into(),
+        bandwidth_bps: Some(100_000_000),
+        tx_bps: 25_000_000,
+        rx_bps: 0,
+        role: Role::Single,
+    };
+    let snapshot = Snapshot {
+        data_plane: "kernel".into(),
+        daemon_version: "0.0.0".into(),
+        gateways: vec![gateway],
+        tunnels: names.iter().map(tunnel).collect(),
+        ..Snapshot::default()
+    };
+    Published { snapshot, counters }
+}
+
+#[test]
+fn the_text_is_the_golden_one() {
+    let p = published(1);
+    let both = format!("{}\n{}", render(&p, Format::Text), render(&p, Format::OpenMetrics));
+    common::golden("tests/golden/metrics.txt", &both);
+}
+
+/// What promtool checks: every sample has its family's HELP and TYPE before it, families are not torn apart, no series
+/// stands twice, counters end in _total, histograms are cumulative and end with +Inf = count.
+fn check(text: &str, open: bool) -> BTreeMap<String, f64> {
+    let mut series: BTreeMap<String, f64> = BTreeMap::new();
+    let mut done = BTreeSet::new();
+    let (mut family, mut kind) = (String::new(), String::new());
+    let mut last_bucket = 0.0;
+    for line in text.lines() {
+        if line == "# EOF" {
+            assert!(open);
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(!help.is_empty() && done.insert(name.to_owned()), "{name} comes twice");
+            name.clone_into(&mut family);
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, t) = rest.split_once(' ').unwrap();
+            assert_eq!(name, family);
+            assert!(["counter", "gauge", "histogram", "info"].contains(&t));
+            t.clone_into(&mut kind);
+            assert!(kind != "counter" || open || name.ends_with("_total"), "{name}");
+            assert!(!open || !name.ends_with("_total"));
+            continue;
+        }
+        let (id, value) = line.rsplit_once(' ').unwrap();
+        let name = id.split('{').next().unwrap();
+        assert!(
+            name.starts_with("cygnet_")
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        );
+        let expected: &[&str] = match (&*kind, open) {
+            ("counter", true) => &["_total"],
+            ("info", true) => &["_info"],
+            ("histogram", _) => &["_bucket", "_sum", "_count"],
+            _ => &[""],
+        };
+        assert!(expected.iter().any(|s| name == format!("{family}{s}")), "{name} is not of family {family}");
+        let value: f64 = value.parse().unwrap();
+        assert!(series.insert(id.to_owned(), value).is_none(), "{id} comes twice");
+        if name.ends_with("_bucket") {
+            assert!(value >= last_bucket);
+            last_bucket = value;
+        }
+        if name.ends_with("_count") {
+            assert_eq!(value, last_bucket);
+        }
+    }
+    assert_eq!(open, text.ends_with("# EOF\n"));
+    series
+}
+
+#[test]
+fn both_formats_keep_their_rules() {
+    let p = published(20);
+    let (text, open) =
+        (check(&render(&p, Format::Text), false), check(&render(&p, Format::OpenMetrics), true));
+    assert_eq!(text.len(), open.len());
+    assert_eq!(text["cygnet_sa_bytes_total{gateway=\"vpc-a\",tunnel=\"t3\",direction=\"in\"}"], 1000.0);
+    assert_eq!(text["cygnet_bandwidth_usage_ratio{gateway=\"vpc-a\"}"], 0.25);
+    assert_eq!(text["cygnet_tunnel_downtime_seconds_total{gateway=\"vpc-a\",tunnel=\"t0\"}"], 1.5);
+}
+
+/// T103: labels are escaped, and the number of series follows from the configuration.
+#[test]
+fn labels_are_escaped_and_series_bounded() {
+    let mut p = published(1);
+    p.snapshot.gateways[0].name = "a\"b\\c\nd".into();
+    let text = render(&p, Format::Text);
+    assert!(text.contains("{gateway=\"a\\\"b\\\\c\\nd\"}"));
+    check(&text, false);
+    let count = |n| check(&render(&published(n), Format::Text), false).len();
+    let (none, one) = (count(0), count(1));
+    assert_eq!(count(50), none + 50 * (one - none));
+    // A stranger's tunnel makes no series.
+    p.counters.failed("stranger", "x");
+    p.counters.rekeyed("stranger", RekeyKind::Ike, true);
+    assert!(!render(&p, Format::Text).contains("stranger"));
+}
+
+/// T102: 1,000 tunnels are rendered in less than 50 ms.
+#[test]
+fn a_thousand_tunnels_are_rendered_quickly() {
+    let p = published(1000);
+    let best = (0..5).map(|_| {
+        let started = Instant::now();
+        let octets = render(&p, Format::Text).len();
+        (started.elapsed(), octets)
+    });
+    let (took, octets) = best.min().unwrap();
+    assert!(took < Duration::from_millis(50), "{took:?} for {octets} octets");
+}
+
+fn get(addr: std::net::SocketAddr, request: &str) -> String {
+    let mut s = TcpStream::connect(addr).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    s.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = s.read_to_string(&mut answer);
+    answer
+}
+
+#[test]
+fn the_server_serves_metrics_and_nothing_else() {
+    let (publisher, subscriber) = channel();
+    let addr = http::spawn("127.0.0.1:0".parse().unwrap(), subscriber).unwrap();
+    publisher.send(Arc::new(published(2))).unwrap();
+    let ask = |what: &str, more: &str| {
+        get(addr, &format!("{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n"))
+    };
+    let text = ask("GET /metrics", "");
+    assert!(text.starts_with("HTTP/1.1 200") && text.contains("text/plain; version=0.0.4"), "{text}");
+    check(text.split_once("\r\n\r\n").unwrap().1, false);
+    let open = ask("GET /metrics", "Accept: application/openmetrics-text; version=1.0.0\r\n");
+    check(open.split_once("\r\n\r\n").unwrap().1, true);
+    // A new value is served at once, although the old text was kept.
+    publisher.send(Arc::new(published(3))).unwrap();
+    assert!(ask("GET /metrics", "").contains("tunnel=\"t2\""));
+    assert!(ask("GET /", "").starts_with("HTTP/1.1 404"));
+    assert!(ask("POST /metrics", "").starts_with("HTTP/1.1 405"));
+    assert!(ask("HEAD /metrics", "").ends_with("\r\n\r\n"));
+    let huge = ask("GET /metrics", &format!("X: {}\r\n", "x".repeat(100_000)));
+    assert!(!huge.starts_with("HTTP/1.1 200"), "{huge}");
+    assert!(ask("GET /metrics", "").starts_with("HTTP/1.1 200"));
+}
+
+/// T102: slow clients neither block others nor stay.
+#[test]
+fn slow_clients_are_let_go() {
+    let (_publisher, subscriber) = channel();
+    let addr = http::spawn("127.0.0.1:0".parse().unwrap(), subscriber).unwrap();
+    let mut slow: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    slow.iter_mut().for_each(|s| s.write_all(b"GET /metrics HTTP/1.1\r\nX: ").unwrap());
+    let started = Instant::now();
+    let text = get(addr, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(text.starts_with("HTTP/1.1 200") && started.elapsed() < Duration::from_secs(2));
+    let one = &mut slow[0];
+    one.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut rest = Vec::new();
+    let _ = one.read_to_end(&mut rest);
+    assert!(started.elapsed() < Duration::from_secs(15));
+}
