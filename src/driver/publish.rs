@@ -198,9 +198,8 @@ impl Daemon {
             view::TunnelState::Failed => TunnelState::Failed,
         };
         // A rekey does not make a tunnel younger.
-        if memory.state != state && memory.state.is_up() != state.is_up()
-            || !state.is_up() && memory.state != state
-        {
+        let rekeys = memory.state.is_up() && state.is_up();
+        if memory.state != state && !rekeys {
             memory.since_unix = unix;
         }
         memory.state = state;

@@ -7,14 +7,17 @@ use std::time::Duration;
 use cygnet_ike::{Command, Flow};
 use cygnet_sim::{Lab, Link, TUNNEL};
 
+/// Datagrams by sender.
+type Datagrams = Vec<(usize, Vec<u8>)>;
+
 /// How many inputs. `CYGNET_MUTATIONS=n` overrides it.
 fn inputs() -> u64 {
     std::env::var("CYGNET_MUTATIONS").ok().and_then(|v| v.parse().ok()).unwrap_or(1_000_000)
 }
 
 /// Every datagram of a handshake, both rekeys and a deletion, by sender.
-fn recording(seed: u64) -> Vec<(usize, Vec<u8>)> {
-    let log: Rc<RefCell<Vec<(usize, Vec<u8>)>>> = Rc::default();
+fn recording(seed: u64) -> Datagrams {
+    let log: Rc<RefCell<Datagrams>> = Rc::default();
     let mut lab = Lab::pair(seed, Link { loss: 1000, ..Link::GOOD });
     let tapped = Rc::clone(&log);
     lab.tap = Some(Box::new(move |side, bytes| {
@@ -33,7 +36,7 @@ fn recording(seed: u64) -> Vec<(usize, Vec<u8>)> {
 
 fn mutate(lab: &mut Lab, bytes: &mut Vec<u8>) {
     for _ in 0..=lab.below(3) {
-        let at = usize::try_from(lab.below(bytes.len().max(1) as u64)).unwrap();
+        let at = lab.below(bytes.len().max(1) as u64) as usize;
         match lab.below(6) {
             0 if !bytes.is_empty() => bytes[at] = lab.below(256) as u8,
             1 if !bytes.is_empty() => bytes[at] ^= 1 << lab.below(8),
@@ -50,7 +53,7 @@ fn mutate(lab: &mut Lab, bytes: &mut Vec<u8>) {
     }
     // A right length field lets the mutation through to what lies behind it.
     if bytes.len() >= 28 && lab.below(4) > 0 {
-        let len = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+        let len = (bytes.len() as u32).to_be_bytes();
         bytes[24..28].copy_from_slice(&len);
     }
 }
@@ -68,7 +71,7 @@ fn a_million_mutated_datagrams_do_no_harm() {
             // Early steps hit half-open SAs, later ones established ones.
             lab.run(Duration::from_millis(if step < 100 { 1 } else { 20 }));
             for _ in 0..40 {
-                let pick = usize::try_from(lab.below(recorded.len() as u64)).unwrap();
+                let pick = lab.below(recorded.len() as u64) as usize;
                 let (sender, mut bytes) = recorded[pick].clone();
                 mutate(&mut lab, &mut bytes);
                 let to = if lab.below(8) == 0 { sender } else { 1 - sender };

@@ -13,7 +13,10 @@ use cygnet_sim::{ADDRESSES, Lab, Link, TUNNEL};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/state-table.txt");
 
-/// A way to bring gateway `0` of the pair into a state.
+/// Datagrams by sender.
+type Datagrams = Vec<(usize, Vec<u8>)>;
+
+/// A way to bring a gateway of the pair into a state.
 struct Case {
     state: &'static str,
     side: usize,
@@ -71,7 +74,7 @@ fn spis(log: &[(usize, Vec<u8>)]) -> (u64, u64) {
 }
 
 fn outcome(case: &Case, exchange: Exchange, response: bool, from_initiator: bool, body: &str) -> String {
-    let log: Rc<RefCell<Vec<(usize, Vec<u8>)>>> = Rc::default();
+    let log: Rc<RefCell<Datagrams>> = Rc::default();
     let mut lab = Lab::pair(42, Link::GOOD);
     (case.reach)(&mut lab);
     let mut inner = lab.tap.take();
@@ -96,7 +99,7 @@ fn outcome(case: &Case, exchange: Exchange, response: bool, from_initiator: bool
     Header { spi_i, spi_r, next, exchange, from_initiator, response, message_id: 0 }.encode(&mut bytes);
     bytes.extend_from_slice(&[0, 0, 0, 4 + 40]);
     bytes.extend_from_slice(&[9; 40]);
-    let len = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+    let len = (bytes.len() as u32).to_be_bytes();
     bytes[24..28].copy_from_slice(&len);
     let addresses = ADDRESSES.map(|a| a.parse::<std::net::IpAddr>().unwrap());
     let (own, peer) = (addresses[case.side], addresses[1 - case.side]);
