@@ -1,4 +1,5 @@
 //! Scenarios as dialogues of two gateways.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::time::Duration;
 

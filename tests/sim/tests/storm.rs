@@ -1,4 +1,5 @@
 //! Many seeds of bad weather: every run must end in agreement.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! The IKE SA's table of state × input, printed with the outcome of every cell. A changed cell shows in review.
 //!
 //! `CYGNET_UPDATE_GOLDEN=1 cargo test -p cygnet-sim --test table` writes the file anew.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::cell::RefCell;
 use std::fmt::Write;

@@ -1,0 +1,38 @@
+# shellcheck shell=bash
+# Installs what is missing on a Debian host. Sourced by scripts that promise to work on a bare machine.
+
+# Installs packages that dpkg does not know as installed; silent if there are none.
+need_packages() { # PACKAGE...
+    local package missing=()
+    for package in "$@"; do
+        if [[ $(dpkg-query -Wf '${db:Status-Status}' "$package" 2>/dev/null) != installed ]]; then
+            missing+=("$package")
+        fi
+    done
+    if ((${#missing[@]} == 0)); then return 0; fi
+    echo "installing ${missing[*]}"
+    local log
+    log=$(mktemp)
+    if ! { apt-get -qq update &&
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}"; } \
+        >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+# Makes the pinned Rust toolchain available, by rustup if there is no cargo.
+need_rust() {
+    export PATH=$HOME/.cargo/bin:$PATH
+    local channel
+    channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    if ! command -v cargo >/dev/null; then
+        need_packages curl ca-certificates
+        echo "installing Rust $channel"
+        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+            sh -s -- -q -y --profile minimal --default-toolchain "$channel" -c rustfmt -c clippy
+    fi
+    cargo --version >/dev/null
+}
