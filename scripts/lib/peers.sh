@@ -49,7 +49,7 @@ tunnels:
     spd:
       - { local: $l4, remote: [$r4] }
       - { local: "$l6", remote: ["$r6"] }
-    ike: { proposals: [$3], dpd: 30s }
+    ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 4 } }
     esp: { proposals: [$4] }
 ${5:-}
 YAML
@@ -105,6 +105,7 @@ charon-systemd {
   install_virtual_ip = no
   retransmit_base = 1.5
   retransmit_timeout = 1.0
+  retransmit_tries = 4
   filelog { log { path = $dir/log
       flush_line = yes
       default = 1
@@ -136,7 +137,7 @@ connections {
     remote_addrs = $(peer_address "$host")
     proposals = $3
     keyingtries = 0
-    dpd_delay = 30s
+    dpd_delay = 10s
     local { auth = psk
       id = $(outer "$host") }
     remote { auth = psk

@@ -81,9 +81,10 @@ lab_down() {
     if [[ -n $LAB_DIR ]]; then rm -rf "$LAB_DIR"; fi
 }
 
-# Listens on the router for packets of the protected networks in clear text, until `leaks`.
-watch_leaks() {
-    ns_start wan tcpdump -ni any -w "$LAB_DIR/leak.pcap" -U --immediate-mode \
+# Listens on the router for packets of the protected networks that a gateway lets out in clear text, until `leaks`.
+# Without an argument both gateways are watched, else the interface of the router that is named.
+watch_leaks() { # [INTERFACE]
+    ns_start wan tcpdump -ni "${1:-any}" -Q in -w "$LAB_DIR/leak.pcap" -U --immediate-mode \
         "net 10.1.0.0/16 or net 10.2.0.0/16 or net fd01::/16 or net fd02::/16" 2>"$LAB_DIR/leak.log" </dev/null &
     LEAK_PID=$!
     local n
