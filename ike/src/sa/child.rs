@@ -13,7 +13,7 @@ use super::{Core, Ctx, Live};
 use crate::crypto::keymat::ChildKeys;
 use crate::error::FailureReason;
 use crate::io::{Action, Ending, Event, Role};
-use crate::policy::{self, TunnelPolicy};
+use crate::policy::{self, Encap, TunnelPolicy};
 use crate::wire::{NotifyType, Payloads};
 
 /// Most selectors of one side of a child that we negotiate.
@@ -209,13 +209,14 @@ impl Live {
         let limits =
             VolumeLimits { soft_bytes: c.bytes / 10 * 9, hard_bytes: c.bytes, soft_packets, hard_packets };
         let flow = core.flow;
+        // Not every peer on port 4500 encapsulates: with MOBIKE it goes there without any NAT (RFC 4555 §3.3).
+        let behind_nat = self.nat.local || self.nat.remote || self.policy.encap == Encap::Force;
         let spec = |direction, spi, (encr_key, integ_key)| SaSpec {
             id: SaId { child: id, direction, spi },
             reqid,
             local: flow.local.ip(),
             remote: flow.remote.ip(),
-            encap: flow
-                .natt
+            encap: (flow.natt && behind_nat)
                 .then_some(UdpEncap { local_port: flow.local.port(), remote_port: flow.remote.port() }),
             suite: n.suite,
             encr_key,
