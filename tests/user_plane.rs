@@ -133,6 +133,42 @@ fn guards_outlive_tunnels_and_stale_ones_are_settled() {
     assert!(!rules().contains("10.2.0.0/16"));
 }
 
+#[test]
+fn rules_and_routes_that_others_removed_come_back() {
+    if !possible("rules_and_routes_that_others_removed_come_back") {
+        return;
+    }
+    let lab = Lab::new();
+    let [mut plane, _other] = lab.tunnel(GCM, true);
+    let (a, gw) = (lab.ns("host-a"), lab.ns("gw-a"));
+    gw.run("ip rule add from 10.9.0.0/16 priority 3401 lookup main");
+    gw.run("ip rule del from 10.1.0.0/16 to 10.2.0.0/16 lookup 51657");
+    gw.run("ip route flush table 51657");
+    assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
+    assert_eq!(plane.resync().unwrap(), 1);
+    assert!(a.pings("10.1.0.2", "10.2.0.2", 56));
+    assert_eq!(plane.resync().unwrap(), 0);
+    plane.close_tunnel(CHILD).unwrap();
+    plane.shut_down().unwrap();
+    assert!(gw.run("ip rule").contains("10.9.0.0/16"), "a rule of somebody else stays");
+}
+
+/// The kernel refuses to cut trains into datagrams that exceed the path's MTU; it may fragment single ones.
+#[test]
+fn a_path_narrower_than_the_packets_still_carries_them() {
+    if !possible("a_path_narrower_than_the_packets_still_carries_them") {
+        return;
+    }
+    let lab = Lab::new();
+    let planes = lab.tunnel(GCM, true);
+    for (ns, dev) in [("gw-a", "wan"), ("transit", "to-a")] {
+        lab.ns(ns).run(&format!("ip link set {dev} mtu 1300"));
+    }
+    transfer(&lab, ("host-a", "10.1.0.2"), ("host-b", "10.2.0.2"), 2 << 20);
+    transfer(&lab, ("host-b", "10.2.0.2"), ("host-a", "10.1.0.2"), 2 << 20);
+    assert!(planes[0].offloads().udp_segment, "it is the path, not the device");
+}
+
 /// T78: cleartext that claims to come out of the tunnel.
 #[test]
 fn forged_cleartext_is_not_forwarded() {

@@ -62,7 +62,7 @@ impl Plane {
     pub fn resync(&mut self) -> Result<(), PlaneError> {
         match self {
             Self::Kernel(p) => p.resync().map(|_| ()),
-            Self::User(_) => Ok(()),
+            Self::User(p) => p.resync().map(|_| ()),
         }
     }
 

@@ -98,6 +98,15 @@ impl Rules {
         Ok(())
     }
 
+    /// Adds again what somebody else took away; says how many rules that were.
+    pub fn repair(&mut self) -> Result<usize, RtnlError> {
+        self.present = self.rtnl.rules(OWNER)?.into_iter().collect();
+        let missing: BTreeSet<Rule> =
+            self.wanted.keys().filter(|r| !self.present.contains(r)).cloned().collect();
+        self.change(&missing, &BTreeSet::new())?;
+        Ok(missing.len())
+    }
+
     /// Removes what nobody wants: left by an earlier process with another configuration.
     pub fn settle(&mut self) -> Result<(), RtnlError> {
         let stale = self.present.iter().filter(|rule| !self.wanted.contains_key(rule)).cloned().collect();

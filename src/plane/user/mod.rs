@@ -87,6 +87,7 @@ pub struct UserPlane {
     no_v6: Option<RtnlError>,
     offload: bool,
     tun_name: String,
+    tun_index: u32,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -129,6 +130,7 @@ impl UserPlane {
             no_v6,
             offload: config.offload,
             tun_name: name.clone(),
+            tun_index: link.index,
             threads: Vec::new(),
         };
         // If the second thread cannot be started, dropping `plane` ends the first.
@@ -185,6 +187,18 @@ impl UserPlane {
     /// guard is in force.
     pub fn settle(&mut self) -> Result<(), PlaneError> {
         self.rules.settle().map_err(|e| from_rtnl("remove guards of an earlier run", &e))
+    }
+
+    /// Puts back rules and routes of ours that others have removed (a network manager that tidies up, say), and tells
+    /// how many rules that were. Until then protected traffic may have passed around the tunnel.
+    pub fn resync(&mut self) -> Result<usize, PlaneError> {
+        let operation = "restore the guards' rules and routes";
+        let failed = |e: RtnlError| from_rtnl(operation, &e);
+        let families = if self.no_v6.is_none() { &Family::ALL[..] } else { &[Family::V4] };
+        for route in families.iter().flat_map(|family| guard::routes(*family, self.tun_index)) {
+            self.rules.rtnl().add_default_route(route).map_err(failed)?;
+        }
+        self.rules.repair().map_err(failed)
     }
 
     /// Stops the plane and releases every guard: from here on the kernel routes protected traffic like any other.
