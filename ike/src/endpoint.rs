@@ -72,6 +72,8 @@ pub struct Endpoint {
     kex: Box<dyn KeyExchange>,
     policies: Policies,
     supervision: BTreeMap<TunnelId, Supervision>,
+    /// Tunnels that were taken down by command: they stay down, whoever asks, until a command takes them up.
+    held: BTreeSet<TunnelId>,
     spis: Spis,
     sas: BTreeMap<IkeSpi, IkeSa>,
     by_tunnel: BTreeMap<TunnelId, BTreeSet<IkeSpi>>,
@@ -96,6 +98,7 @@ impl Endpoint {
             kex,
             policies: Policies::new(),
             supervision: BTreeMap::new(),
+            held: BTreeSet::new(),
             spis: Spis::default(),
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
@@ -122,6 +125,7 @@ impl Endpoint {
         for id in gone {
             self.handle(now, Input::Command(Command::Down(id)), out);
             self.supervision.remove(&id);
+            self.held.remove(&id);
         }
         for (id, policy) in &new {
             self.supervision.entry(*id).or_insert_with(|| Supervision {
@@ -208,7 +212,7 @@ impl Endpoint {
         let policy = self.policies.get(&tunnel)?;
         let s = self.supervision.get(&tunnel)?;
         let sas = self.by_tunnel.get(&tunnel).into_iter().flatten().filter_map(|spi| self.sas.get(spi));
-        Some(view::tunnel(policy, s.wanted, s.failures, s.retry_at, sas))
+        Some(view::tunnel(policy, s.wanted, self.held.contains(&tunnel), s.failures, s.retry_at, sas))
     }
 
     /// Runs `f` on one SA and takes care of what follows from it.
@@ -236,6 +240,7 @@ impl Endpoint {
             policies: &self.policies,
             spis: &mut self.spis,
             established: &self.established,
+            held: &self.held,
             out,
             effects,
         }
@@ -646,6 +651,7 @@ impl Endpoint {
     fn up(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
         let Some(s) = self.supervision.get_mut(&id) else { return };
         (s.wanted, s.failures, s.retry_at) = (true, 0, None);
+        self.held.remove(&id);
         self.initiate(now, id, out);
         self.each_established(now, id, out, |live, _, _, _| {
             let count = u16::try_from(live.policy.children.len()).unwrap_or(u16::MAX);
@@ -661,6 +667,7 @@ impl Endpoint {
     fn down(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
         if let Some(s) = self.supervision.get_mut(&id) {
             (s.wanted, s.retry_at) = (false, None);
+            self.held.insert(id);
         }
         let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
         for spi in spis {
@@ -678,8 +685,8 @@ impl Endpoint {
 
     fn on_acquire(&mut self, now: Now, child: ChildId, out: &mut Actions) {
         let Some(s) = self.supervision.get_mut(&child.tunnel) else { return };
-        // While a tunnel waits for its next try, packets do not hurry it.
-        if s.retry_at.is_some() {
+        // While a tunnel waits for its next try, packets do not hurry it; nor do they undo a command.
+        if s.retry_at.is_some() || self.held.contains(&child.tunnel) {
             return;
         }
         s.wanted = true;

@@ -92,6 +92,8 @@ reasons! {
         NoPeerAddress = "no_peer_address",
         /// The peer wanted to know nothing more of a child (RFC 7296 §2.25).
         TemporaryFailure = "temporary_failure",
+        /// The tunnel was taken down by command and stays so.
+        Held = "held",
         /// A local failure, as of the random source.
         Internal = "internal",
     }
@@ -126,6 +128,7 @@ impl FailureReason {
             Self::LifetimeExpired => "the peer did not answer the rekey; a new SA will be negotiated",
             Self::NoPeerAddress => "check the DNS name of the customer gateway",
             Self::TemporaryFailure => "the peer is busy with another exchange; it will be tried again",
+            Self::Held => "cygnet up takes the tunnel up again",
             Self::Internal => "look into the log",
         }
     }

@@ -85,6 +85,7 @@ pub struct ChildView {
 pub(crate) fn tunnel<'a>(
     policy: &TunnelPolicy,
     wanted: bool,
+    held: bool,
     failures: u32,
     retry_at: Option<Timestamp>,
     sas: impl Iterator<Item = &'a IkeSa>,
@@ -128,6 +129,7 @@ pub(crate) fn tunnel<'a>(
                 TunnelState::Connecting
             }
         }
+        (None, _) if held => TunnelState::Down,
         (None, _) if retry_at.is_some() && failures > 0 => TunnelState::Failed,
         (None, _) if retry_at.is_some() => TunnelState::Connecting,
         (None, _) if policy.start != Start::Active => TunnelState::Waiting,

@@ -36,3 +36,15 @@ need_rust() {
     fi
     cargo --version >/dev/null
 }
+
+# Makes `cargo deny` available. What is missing is built into the tree, without optimisation: that takes a minute instead
+# of five, and it runs for two seconds.
+need_cargo_deny() {
+    local tools=$PWD/target/tools
+    export PATH=$PATH:$tools/bin
+    if cargo deny --version >/dev/null 2>&1; then return 0; fi
+    echo "installing cargo-deny"
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR=$tools/build cargo install --quiet --debug --locked \
+        --no-default-features --root "$tools" cargo-deny@0.20.2
+    rm -rf "$tools/build"
+}

@@ -17,16 +17,31 @@ nets() { # HOST: IPv4 and IPv6 network behind it
     if [[ $1 == gwa ]]; then echo "10.1.0.0/16 fd01::/16"; else echo "10.2.0.0/16 fd02::/16"; fi
 }
 
+
+# The IPv4 selectors of a side: its network, or with MANY=N the first N networks of 256 addresses behind gwa, as many as
+# make a message that IKE has to fragment.
+selectors() { # HOST
+    local n
+    if [[ $1 == gwa && -n ${MANY:-} ]]; then
+        for ((n = 0; n < MANY; n++)); do echo "10.1.$n.0/24"; done
+    else
+        nets "$1" | cut -d' ' -f1
+    fi
+}
+
 # What a gateway knows as the address of its peer: behind NAT that of the router.
 peer_address() { # HOST
     if [[ $1 == gwb && -n ${NAT:-} ]]; then echo 198.51.100.1; else outer "$(other "$1")"; fi
 }
 
 cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]
-    local host=$1 peer l4 l6 r4 r6
+    local host=$1 peer l4 l6 r6
     peer=$(other "$host")
     read -r l4 l6 <<<"$(nets "$host")"
-    read -r r4 r6 <<<"$(nets "$peer")"
+    read -r _ r6 <<<"$(nets "$peer")"
+    local rules="" network remotes
+    remotes=$(selectors "$peer" | paste -sd,)
+    for network in $(selectors "$host"); do rules+="      - { local: $network, remote: [$remotes] }"$'\n'; done
     (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk" && echo "0x${PSK_HEX//[0-4]/5}" >"$LAB_DIR/other-psk")
     cat >"$LAB_DIR/$host.yaml" <<YAML
 daemon:
@@ -47,8 +62,7 @@ tunnels:
     start: $2
     auth: { psk_file: psk }
     spd:
-      - { local: $l4, remote: [$r4] }
-      - { local: "$l6", remote: ["$r6"] }
+$rules      - { local: "$l6", remote: ["$r6"] }
     ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 4 } }
     esp: { proposals: [$4] }
 ${5:-}
@@ -91,17 +105,20 @@ daemons_stop() {
     for host in "${!DAEMON_PID[@]}"; do daemon_stop "$host"; done
 }
 
-# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel.
+# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section.
 swan_config() { # HOST START IKE ESP
     local host=$1 peer dir=$LAB_DIR/$1.swan l4 l6 r4 r6 libipsec=yes
     peer=$(other "$host")
-    read -r l4 l6 <<<"$(nets "$host")"
-    read -r r4 r6 <<<"$(nets "$peer")"
+    read -r _ l6 <<<"$(nets "$host")"
+    read -r _ r6 <<<"$(nets "$peer")"
+    l4=$(selectors "$host" | paste -sd,)
+    r4=$(selectors "$peer" | paste -sd,)
     if [[ ${SWAN_ESP:-libipsec} == kernel ]]; then libipsec=no; fi
     mkdir -p "$dir"
     cat >"$dir/strongswan.conf" <<CONF
 charon-systemd {
   load_modular = yes
+${SWAN_EXTRA:-}
   install_virtual_ip = no
   retransmit_base = 1.5
   retransmit_timeout = 1.0

@@ -430,6 +430,11 @@ impl InitAnswered {
         let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false).is_ok();
         let at = proven.iter().position(|(p, _)| fits(p)).unwrap_or(0);
         let (policy, proof) = proven.swap_remove(at);
+        if ctx.held.contains(&policy.id) {
+            let detail = format!("{} was refused: the tunnel was taken down by command", flow.remote);
+            let kind = NotifyType::AUTHENTICATION_FAILED;
+            return Err(refusal(kind, Some(&policy), FailureReason::Held, detail));
+        }
         // The suite was chosen before the peer was known; hold it against this tunnel's own policy.
         if !policy.proposals.iter().any(|p| p.allows(&self.suite)) {
             let detail =

@@ -50,6 +50,8 @@ pub(crate) struct Ctx<'a> {
     pub spis: &'a mut Spis,
     /// How many established IKE SAs each tunnel has.
     pub established: &'a BTreeMap<TunnelId, u32>,
+    /// Tunnels that were taken down by command and accept no peer.
+    pub held: &'a BTreeSet<TunnelId>,
     pub out: &'a mut Actions,
     pub effects: &'a mut Vec<Effect>,
 }

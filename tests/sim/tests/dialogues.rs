@@ -100,7 +100,7 @@ fn t62_both_sides_rekey_the_ike_sa_at_once() {
 }
 
 #[test]
-fn t72_a_tunnel_taken_down_is_gone_at_both_ends() {
+fn t72_a_tunnel_taken_down_is_gone_at_both_ends_and_stays_so() {
     for side in [0, 1] {
         let mut lab = Lab::pair(4, Link::GOOD);
         lab.run(secs(1));
@@ -109,8 +109,12 @@ fn t72_a_tunnel_taken_down_is_gone_at_both_ends() {
         lab.assert_gone(0);
         lab.assert_gone(1);
         lab.run(secs(60));
-        // The active side goes on trying if it was the other end's wish.
-        assert_eq!(lab.is_up(), side == 1);
+        // Whoever asks: the active side goes on trying if it was the other end's wish.
+        assert!(!lab.is_up() && lab.view(0).children.is_empty() && lab.view(1).children.is_empty());
+        assert_eq!(lab.failures(1).iter().any(|f| *f == "held"), side == 1);
+        lab.command(side, Command::Up(TUNNEL));
+        lab.run(secs(90));
+        assert!(lab.is_up());
     }
 }
 
