@@ -18,12 +18,14 @@ nets() { # HOST: IPv4 and IPv6 network behind it
 }
 
 
-# The IPv4 selectors of a side: its network, or with MANY=N the first N networks of 256 addresses behind gwa, as many as
-# make a message that IKE has to fragment.
+# The IPv4 selectors of a side: its network, or with MANY="HOST N" the first N networks of 256 addresses behind that host,
+# as many as make a message that IKE has to fragment.
 selectors() { # HOST
-    local n
-    if [[ $1 == gwa && -n ${MANY:-} ]]; then
-        for ((n = 0; n < MANY; n++)); do echo "10.1.$n.0/24"; done
+    local host n count network
+    read -r host count <<<"${MANY:-}"
+    if [[ $1 == "$host" ]]; then
+        network=$(nets "$1" | cut -d. -f1-2)
+        for ((n = 0; n < count; n++)); do echo "$network.$n.0/24"; done
     else
         nets "$1" | cut -d' ' -f1
     fi

@@ -58,7 +58,7 @@ impl Daemon {
                 let view = self.endpoint.view(child.tunnel);
                 let nets = view.as_ref().and_then(|v| v.children.iter().find(|c| c.inbound == inbound));
                 let nets = nets.map_or_else(String::new, |c| format!(" {:?} === {:?}", c.local, c.remote));
-                let message = format!("up:{nets} SPIs {inbound} in, {outbound} out, {suite}");
+                let message = format!("up: SPIs {inbound} in, {outbound} out, {suite}:{nets}");
                 self.tell_tunnel(child.tunnel, Kind::TunnelUp, &message);
                 if let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
                     memory.last_error = None;

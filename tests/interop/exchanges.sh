@@ -17,7 +17,8 @@ seen() { # prints how many packets that was
 
 # So many selectors that IKE_AUTH does not fit into a packet: it goes in fragments of IKE (payload 53), none of IP.
 fragments() { # GWA-DAEMON GWB-DAEMON
-    MANY=120
+    # At our end: strongSwan wants an address of its own in each local network.
+    MANY="$(cygnet_of "$1") 120"
     watch_packets "(udp port 4500 and udp[8:4] = 0 and udp[28] = 53) or (ip[6:2] & 0x3fff != 0)"
     start_pair "$1" active "$2" passive "${GCM% *}" "${GCM#* }"
     local us count fragments
