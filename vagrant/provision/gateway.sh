@@ -5,7 +5,7 @@
 set -euo pipefail
 tree=/vagrant
 printf 'net.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n' >/etc/sysctl.d/90-cygnet.conf
-sysctl -q --system
+sysctl -q -p /etc/sysctl.d/90-cygnet.conf
 modprobe -a esp4 esp6 xfrm_user 2>/dev/null || true
 
 install -m 755 "$tree/target/release/cygnet" /usr/sbin/cygnet
