@@ -31,8 +31,17 @@ need_rust() {
     if ! command -v cargo >/dev/null; then
         need_packages curl ca-certificates
         echo "installing Rust $channel"
-        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
-            sh -s -- -q -y --profile minimal --default-toolchain "$channel" -c rustfmt -c clippy
+        local url init
+        url=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
+        init=$(mktemp -d)
+        curl --proto '=https' --tlsv1.2 -sSf --retry 3 -o "$init/rustup-init" "$url"
+        # With or without the file's name behind the digest.
+        local digest
+        digest=$(curl --proto '=https' --tlsv1.2 -sSf --retry 3 "$url.sha256")
+        echo "${digest:0:64}  $init/rustup-init" | sha256sum --quiet --check -
+        chmod +x "$init/rustup-init"
+        "$init/rustup-init" -q -y --profile minimal --default-toolchain "$channel" -c rustfmt -c clippy
+        rm -rf "$init"
     fi
     cargo --version >/dev/null
 }
