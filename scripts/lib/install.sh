@@ -33,7 +33,8 @@ need_rust() {
         echo "installing Rust $channel"
         local url init
         url=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
-        init=$(mktemp -d)
+        init=$PWD/target/rustup-init
+        mkdir -p "$init"
         curl --proto '=https' --tlsv1.2 -sSf --retry 3 -o "$init/rustup-init" "$url"
         # With or without the file's name behind the digest.
         local digest

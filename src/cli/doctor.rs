@@ -11,6 +11,7 @@ use super::output::{Out, Tone, safe};
 use super::{Global, Outcome, ask, exit};
 use crate::control::{Request, Response, server};
 use crate::observe::snapshot::{Finding, Verdict};
+use crate::plane::choose::{HostReport, Wish};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Exit code 0 if nothing stands in the way, else 1.")]
@@ -21,7 +22,8 @@ pub struct DoctorArgs {
 }
 
 pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
-    let mut findings = host();
+    let status = read("/proc/self/status");
+    let mut findings = host(&status);
     let daemon = match ask(g, &Request::Doctor {}) {
         Ok(Response::Findings { findings: more }) => {
             findings.extend(more);
@@ -29,7 +31,18 @@ pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
         }
         Ok(_) => finding("daemon", Verdict::Warning, "answers, but not to this question", ""),
         Err(e) => {
-            finding("daemon", Verdict::Warning, &e.message, "start it to learn which data plane it would use")
+            // The probe makes a network namespace of its own, in which it tries.
+            findings.extend(if has(&status, CAP_NET_ADMIN) && has(&status, CAP_SYS_ADMIN) {
+                HostReport::gather(Wish::Auto).findings()
+            } else {
+                signs()
+            });
+            finding(
+                "daemon",
+                Verdict::Warning,
+                &e.message,
+                "cygnet run starts it, systemctl start cygnet as a service",
+            )
         }
     };
     let running = daemon.verdict == Verdict::Ok;
@@ -65,10 +78,11 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn host() -> Vec<Finding> {
+/// What stands for the probe's answers where the user may not probe.
+fn signs() -> Vec<Finding> {
     let release = read("/proc/sys/kernel/osrelease");
     let release = release.trim();
-    let mut out = vec![finding("kernel", Verdict::Ok, release, ""), capabilities(&read("/proc/self/status"))];
+    let mut out = Vec::new();
     out.push(if Path::new("/proc/sys/net/core/xfrm_acq_expires").exists() {
         finding("xfrm", Verdict::Ok, "the kernel has XFRM", "")
     } else {
@@ -94,6 +108,12 @@ fn host() -> Vec<Finding> {
             finding("tun", Verdict::Warning, &detail, "load the module tun")
         }
     });
+    out
+}
+
+fn host(status: &str) -> Vec<Finding> {
+    let release = read("/proc/sys/kernel/osrelease");
+    let mut out = vec![finding("kernel", Verdict::Ok, release.trim(), ""), capabilities(status)];
     for (name, path) in [
         ("ip_forward", "/proc/sys/net/ipv4/ip_forward"),
         ("ip6_forward", "/proc/sys/net/ipv6/conf/all/forwarding"),
@@ -134,14 +154,20 @@ fn module(release: &str, name: &str) -> bool {
         || listed("modules.dep")
 }
 
-/// Reads the effective capabilities from /proc/self/status.
-fn capabilities(status: &str) -> Finding {
-    const NEEDED: [(u32, &str); 3] =
-        [(10, "CAP_NET_BIND_SERVICE"), (12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Whether a capability is effective, by the text of /proc/self/status.
+fn has(status: &str, capability: u32) -> bool {
     let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
     let set = line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok()).unwrap_or(0);
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(n, _)| set >> n & 1 == 0).map(|(_, name)| *name).collect();
+    set >> capability & 1 == 1
+}
+
+fn capabilities(status: &str) -> Finding {
+    const NEEDED: [(u32, &str); 3] =
+        [(10, "CAP_NET_BIND_SERVICE"), (CAP_NET_ADMIN, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW")];
+    let missing: Vec<&str> = NEEDED.iter().filter(|(n, _)| !has(status, *n)).map(|(_, name)| *name).collect();
     if missing.is_empty() {
         finding("capabilities", Verdict::Ok, "this user could run the daemon", "")
     } else {

@@ -15,7 +15,7 @@ use super::{Daemon, clock};
 use crate::config::model::{Config, PlaneChoice};
 use crate::control::{Ask, ErrorKind, Request, Response};
 use crate::observe::events::Kind;
-use crate::observe::snapshot::{Finding, Verdict};
+use crate::observe::snapshot::Finding;
 use crate::plane::choose::{HostReport, Wish};
 
 /// A client that waits for something to become true.
@@ -45,11 +45,16 @@ impl Daemon {
             Request::Reset { tunnel, .. } => match self.tunnel_named(&tunnel) {
                 Some(id) => {
                     self.input(Input::Command(Command::Reset(id)));
+                    self.publish();
                     Response::done(format!("tunnel {tunnel} was reset"))
                 }
                 None => unknown("tunnel", &tunnel),
             },
-            Request::Bandwidth { gateway, bps, save } => self.change_bandwidth(&gateway, bps, save),
+            Request::Bandwidth { gateway, bps, save } => {
+                let response = self.change_bandwidth(&gateway, bps, save);
+                self.publish();
+                response
+            }
             Request::Logs { tunnel, since_s } => {
                 let since = since_s.map_or(0, |s| clock::now().unix.saturating_sub(s));
                 match self.history.of(&tunnel, since) {
@@ -106,7 +111,7 @@ impl Daemon {
 
     /// Answers clients whose wish has come true, and forgets those that are gone.
     pub(super) fn settle_waiters(&mut self) {
-        let mut waiting = Vec::new();
+        let (mut waiting, mut told) = (Vec::new(), Vec::new());
         for w in std::mem::take(&mut self.waiters) {
             let view = self.endpoint.view(w.tunnel);
             let name = self.tunnel_name(w.tunnel).unwrap_or_default();
@@ -124,14 +129,18 @@ impl Daemon {
                 _ => None,
             };
             match done {
-                Some(response) => {
-                    let _ = w.reply.send(response);
-                }
+                Some(response) => told.push((w.reply, response)),
                 None if w.reply.is_closed() => {}
                 None => waiting.push(w),
             }
         }
         self.waiters = waiting;
+        if !told.is_empty() {
+            self.publish();
+        }
+        for (reply, response) in told {
+            let _ = reply.send(response);
+        }
     }
 
     /// A negotiation failed: whoever waits for the tunnel to come up is told why.
@@ -182,28 +191,11 @@ impl Daemon {
             PlaneChoice::Kernel => Wish::Kernel,
             PlaneChoice::Userspace => Wish::Userspace,
         };
-        let report = HostReport::gather(wish);
-        let finding = |name: &str, verdict, detail: &str, fix: &str| Finding {
-            name: name.to_owned(),
-            verdict,
-            detail: detail.to_owned(),
-            fix: fix.to_owned(),
-        };
-        let mut out = vec![finding(
-            "data plane",
-            Verdict::Ok,
-            &format!("{}: {}", self.choice.plane.name(), self.choice.reason),
-            "",
-        )];
-        for f in &report.features {
-            // What the chosen plane does not need is no fault of the host.
-            let verdict = if f.available || self.is_userspace() { Verdict::Ok } else { Verdict::Warning };
-            out.push(finding(&f.name, verdict, &f.reason, ""));
-        }
-        for warning in &report.warnings {
-            out.push(finding("host", Verdict::Warning, warning, ""));
-        }
-        out
+        let mut report = HostReport::gather(wish);
+        // What runs counts, not what would be chosen now.
+        report.data_plane = self.choice.plane.name().to_owned();
+        report.data_plane_reason.clone_from(&self.choice.reason);
+        report.findings()
     }
 }
 

@@ -32,7 +32,7 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, Endpoint, Flow, Input};
 use cygnet_model::TunnelId;
-use cygnet_model::plane::{PlaneEvent, PlaneKind};
+use cygnet_model::plane::PlaneEvent;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -388,10 +388,6 @@ impl Daemon {
                 tracing::error!(error = %e, "a bandwidth level is not in force");
             }
         }
-    }
-
-    fn is_userspace(&self) -> bool {
-        self.choice.plane == PlaneKind::Userspace
     }
 }
 

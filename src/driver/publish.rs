@@ -82,19 +82,26 @@ impl Daemon {
         for sa in alive {
             self.input(Input::Inbound(sa));
         }
-        for index in 0..self.config.tunnels.len() {
-            let id = policy::tunnel_id(index);
-            let up = self.is_up(id);
-            if let Some(name) = self.tunnel_name(id) {
-                self.counters.set_up(&name, up, now.mono);
-            }
-        }
         self.sample_shaping();
         self.sample_rates(now.mono);
         if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
             self.counters.read_xfrm_stat(&text);
         }
-        self.counters.at = now.mono;
+        self.publish();
+    }
+
+    /// Publishes a snapshot with the octets and packets of the last sample. What a command changed is in it before the
+    /// command is answered.
+    pub(super) fn publish(&mut self) {
+        let now = clock::now().mono;
+        for index in 0..self.config.tunnels.len() {
+            let id = policy::tunnel_id(index);
+            let up = self.is_up(id);
+            if let Some(name) = self.tunnel_name(id) {
+                self.counters.set_up(&name, up, now);
+            }
+        }
+        self.counters.at = now;
         let published = Published { snapshot: self.snapshot(), counters: self.counters.clone() };
         self.publisher.send_replace(Arc::new(published));
     }

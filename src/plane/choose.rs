@@ -7,6 +7,8 @@ use cygnet_model::plane::PlaneKind;
 use cygnet_xfrm::probe::{Feature, KernelReport};
 use serde::Serialize;
 
+use crate::observe::snapshot::{Finding, Verdict};
+
 /// What the configuration asks for (`daemon.data_plane`).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Wish {
@@ -195,6 +197,39 @@ impl HostReport {
             features,
             warnings,
         }
+    }
+}
+
+impl HostReport {
+    /// The report in the words of `cygnet doctor`: which data plane and classifier and why, then every answer.
+    pub fn findings(&self) -> Vec<Finding> {
+        let finding = |name: &str, verdict, detail: String, fix: &str| Finding {
+            name: name.to_owned(),
+            verdict,
+            detail,
+            fix: fix.to_owned(),
+        };
+        let chosen = |what: &str, why: &str| format!("{what}: {why}");
+        let (plane, fix) = match self.data_plane.as_str() {
+            "none" => (Verdict::Error, "load the modules esp4, esp6 and xfrm_user, or tun"),
+            _ => (Verdict::Ok, ""),
+        };
+        let (classifier, load) = match self.classifier.as_str() {
+            "none" => (Verdict::Warning, "load the modules sch_htb and cls_u32"),
+            _ => (Verdict::Ok, ""),
+        };
+        let mut out = vec![
+            finding("data plane", plane, chosen(&self.data_plane, &self.data_plane_reason), fix),
+            finding("classifier", classifier, chosen(&self.classifier, &self.classifier_reason), load),
+        ];
+        for f in &self.features {
+            // What the chosen plane does not need is no fault of the host.
+            let fine = f.available || self.data_plane == PlaneKind::Userspace.name();
+            let verdict = if fine { Verdict::Ok } else { Verdict::Warning };
+            out.push(finding(&f.name, verdict, f.reason.clone(), ""));
+        }
+        out.extend(self.warnings.iter().map(|w| finding("host", Verdict::Warning, w.clone(), "")));
+        out
     }
 }
 
