@@ -385,7 +385,8 @@ impl Endpoint {
             let mut effects = Vec::new();
             return sa::stateless(&mut self.context(now, out, &mut effects), header, flow, notify);
         }
-        let of_peer = self.half_open.keys().filter(|(a, _)| a.ip() == ip).count();
+        let from = (SocketAddr::new(ip, 0), 0);
+        let of_peer = self.half_open.range(from..).take_while(|((a, _), _)| a.ip() == ip).count();
         if self.half_open.len() >= self.config.half_open_limit || of_peer >= self.config.half_open_per_peer {
             return drop(out, DropReason::HalfOpenLimit);
         }
@@ -518,7 +519,8 @@ impl Endpoint {
                 let others = self.is_served(tunnel);
                 let wait = self.config.retry.0;
                 let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1);
-                let restart = policy.start == Start::Active && !others;
+                // What waits for traffic goes on waiting for it; "up" said by command is as good as "active".
+                let restart = policy.start != Start::OnDemand && !others;
                 if let Some(s) = self.supervision.get_mut(&tunnel)
                     && s.wanted
                     && restart

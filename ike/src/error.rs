@@ -63,6 +63,28 @@ reasons! {
     }
 }
 
+impl DropReason {
+    /// Whether honest peers cause it too, by repeating themselves or by having restarted.
+    pub const fn is_ordinary(self) -> bool {
+        match self {
+            Self::UnknownSpi
+            | Self::MessageId
+            | Self::UnexpectedResponse
+            | Self::UnexpectedExchange
+            | Self::UnauthenticatedNotify
+            | Self::Duplicate => true,
+            Self::Malformed
+            | Self::Version
+            | Self::UnknownPeer
+            | Self::Integrity
+            | Self::Flags
+            | Self::HalfOpenLimit
+            | Self::BadCookie
+            | Self::Fragment => false,
+        }
+    }
+}
+
 reasons! {
     /// Why a negotiation, or an established SA, failed.
     FailureReason {

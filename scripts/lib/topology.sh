@@ -66,16 +66,22 @@ lab_up() {
     ns wan ip -6 route add fd02::/16 via 2001:db8:b::2
 }
 
-# Translates gwa's address to the router's.
+# Translates gwa's address to the router's. User-Mode Linux has the older tables only.
 lab_nat() {
-    ns wan nft add table ip lab
-    ns wan nft "add chain ip lab post { type nat hook postrouting priority 100 ; }"
-    ns wan nft add rule ip lab post ip saddr 192.0.2.1 masquerade
+    if ns wan nft add table ip lab 2>/dev/null; then
+        ns wan nft "add chain ip lab post { type nat hook postrouting priority 100 ; }"
+        ns wan nft add rule ip lab post ip saddr 192.0.2.1 masquerade
+    else
+        ns wan iptables-legacy -t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE
+    fi
 }
 
 lab_down() {
-    local host
+    local host pids
     for host in "${lab_hosts[@]}"; do
+        # Whatever still runs there, captures for example; what is gone meanwhile is no fault.
+        mapfile -t pids < <(ip netns pids "$LAB-$host" 2>/dev/null)
+        if ((${#pids[@]} > 0)); then kill "${pids[@]}" 2>/dev/null || true; fi
         ip netns del "$LAB-$host" 2>/dev/null || true
     done
     if [[ -n $LAB_DIR ]]; then rm -rf "$LAB_DIR"; fi

@@ -1,7 +1,9 @@
 //! Logs go to standard error, from where systemd takes them.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
+use cygnet_ike::DropReason;
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging: info, debug with `-v`, trace with `-vv`; `CYGNET_LOG` overrides it (`tracing_subscriber` syntax).
@@ -28,6 +30,23 @@ pub fn start(verbose: u8) {
     };
     // A second start in one process keeps the first one's settings.
     let _ = started;
+}
+
+/// A limit for each reason of dropped datagrams, so that a flood of one kind does not hide another.
+#[derive(Default)]
+pub struct DropLines {
+    limits: BTreeMap<&'static str, RateLimit>,
+}
+
+impl DropLines {
+    /// Lines in a minute for each reason. The reasons are a closed set of less than twenty.
+    const PER_MINUTE: u32 = 2;
+
+    /// Whether a line about this reason may be printed, as [`RateLimit::admit`].
+    pub fn admit(&mut self, reason: DropReason, unix: u64) -> Option<u64> {
+        let limit = self.limits.entry(reason.name()).or_insert_with(|| RateLimit::new(Self::PER_MINUTE));
+        limit.admit(unix)
+    }
 }
 
 /// At most `per_minute` lines of a kind; the rest is counted.
@@ -68,5 +87,13 @@ mod tests {
         let printed = (0..1_000_000u32).filter(|_| limit.admit(60).is_some()).count();
         assert_eq!(printed, 100);
         assert_eq!(limit.admit(120), Some(999_900));
+    }
+
+    #[test]
+    fn a_flood_of_one_reason_does_not_hide_another() {
+        let mut lines = DropLines::default();
+        let admitted = (0..1000).filter(|_| lines.admit(DropReason::Malformed, 60).is_some()).count();
+        assert_eq!(admitted, 2);
+        assert_eq!(lines.admit(DropReason::Integrity, 60), Some(0));
     }
 }

@@ -91,7 +91,7 @@ struct Daemon {
     rates: BTreeMap<String, publish::Rates>,
     waiters: Vec<Waiter>,
     stranger_lines: logging::RateLimit,
-    drop_lines: logging::RateLimit,
+    drop_lines: logging::DropLines,
     started_unix: u64,
     config_ok: bool,
 }
@@ -217,7 +217,7 @@ impl Daemon {
             rates: BTreeMap::new(),
             waiters: Vec::new(),
             stranger_lines: logging::RateLimit::new(30),
-            drop_lines: logging::RateLimit::new(60),
+            drop_lines: logging::DropLines::default(),
             started_unix: now.unix,
             config_ok: true,
             config,

@@ -1,5 +1,8 @@
 //! What happened goes to the log, the history, the counters and whoever listens.
 
+use std::net::SocketAddr;
+
+use cygnet_ike::DropReason;
 use cygnet_ike::io::{Ending, Event as IkeEvent, RekeyKind};
 use cygnet_ike::view::TunnelState;
 use cygnet_model::TunnelId;
@@ -60,7 +63,9 @@ impl Daemon {
                 let nets = nets.map_or_else(String::new, |c| format!(" {:?} === {:?}", c.local, c.remote));
                 let message = format!("up: SPIs {inbound} in, {outbound} out, {suite}:{nets}");
                 self.tell_tunnel(child.tunnel, Kind::TunnelUp, &message);
-                if let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
+                // While another child is missing, why it is missing stays to be read.
+                let whole = view.is_some_and(|v| matches!(v.state, TunnelState::Up | TunnelState::Rekeying));
+                if whole && let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
                     memory.last_error = None;
                 }
             }
@@ -93,15 +98,26 @@ impl Daemon {
             }
             IkeEvent::Dropped { reason, peer } => {
                 self.counters.dropped(reason.name());
-                if tracing::enabled!(tracing::Level::DEBUG)
-                    && let Some(missed) = self.drop_lines.admit(clock::now().unix)
-                {
-                    tracing::debug!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
-                }
+                self.tell_dropped(reason, peer);
             }
             IkeEvent::Retransmit(_) => self.counters.retransmits += 1,
             IkeEvent::RoundTrip(_, took) => self.counters.rtt.observe(took),
         }
+    }
+
+    /// Tells of a dropped datagram, within a limit: anybody can send as many as they like.
+    fn tell_dropped(&mut self, reason: DropReason, peer: SocketAddr) {
+        let unix = clock::now().unix;
+        let Some(missed) = self.drop_lines.admit(reason, unix) else { return };
+        if reason.is_ordinary() {
+            tracing::debug!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
+            return;
+        }
+        tracing::warn!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
+        let more =
+            if missed > 0 { format!(", after {missed} of which nothing was said") } else { String::new() };
+        let message = format!("{reason}: a datagram of {peer} was dropped{more}");
+        self.publish_event(Event::new(unix, Kind::DatagramDropped, &message));
     }
 
     fn tell_rekeyed(

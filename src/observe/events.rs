@@ -59,6 +59,8 @@ pub enum Kind {
     LimitChanged,
     /// The data plane refused something, or lost events.
     DataPlane,
+    /// A datagram was dropped; a limited number of them is told.
+    DatagramDropped,
     /// Events were lost because the reader was slow.
     Lost,
     /// A kind that this version does not know.
@@ -76,6 +78,7 @@ impl Kind {
                 | Self::TunnelFailed
                 | Self::RekeyFailed
                 | Self::PeerDead
+                | Self::DatagramDropped
                 | Self::Lost
         )
     }
@@ -99,6 +102,7 @@ impl Kind {
             Self::BandwidthChanged => "bandwidth_changed",
             Self::LimitChanged => "limit_changed",
             Self::DataPlane => "data_plane",
+            Self::DatagramDropped => "datagram_dropped",
             Self::Lost => "lost",
             Self::Other => "other",
         }
