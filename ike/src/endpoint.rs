@@ -3,6 +3,9 @@
 //! It finds the SA that a datagram belongs to, admits strangers, keeps tunnels up, and knows when to be woken. Protocol
 //! decisions are made in `crate::sa`.
 
+#[cfg(feature = "test-util")]
+mod testing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -336,7 +339,9 @@ impl Endpoint {
             Some(State::Established(s) | State::Rekeyed(s) | State::Deleting(s)) => {
                 (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r)
             }
-            Some(State::AuthSent(_) | State::Refused(_) | State::Closed(_)) => true,
+            Some(State::AuthSent(s)) => (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r),
+            Some(State::Refused(s)) => s.spi_i == theirs,
+            Some(State::Closed(_)) => true,
         };
         if !fits {
             return drop(out, DropReason::UnknownSpi);

@@ -65,7 +65,7 @@ pub(crate) struct AuthSent {
     pub policy: Arc<TunnelPolicy>,
     suite: IkeSuite,
     keys: IkeKeys,
-    channel: Channel,
+    pub channel: Channel,
     nonce_i: Vec<u8>,
     nonce_r: Vec<u8>,
     /// The responder's IKE_SA_INIT message, which its AUTH covers.
@@ -285,6 +285,7 @@ fn internal(policy: Arc<TunnelPolicy>) -> State {
 
 /// A refused IKE_AUTH: the answer stays for repetitions, and nothing else does.
 pub(crate) struct Refused {
+    pub spi_i: u64,
     answer: Vec<Vec<u8>>,
     pub until: Timestamp,
 }
@@ -466,7 +467,7 @@ impl InitAnswered {
         for bytes in &answer {
             ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
-        State::Refused(Refused { answer, until: ctx.now.mono + REFUSAL_LIFETIME })
+        State::Refused(Refused { spi_i: self.spi_i, answer, until: ctx.now.mono + REFUSAL_LIFETIME })
     }
 
     // R -> I  IKE_AUTH { IDr, AUTH, SAr2, TSi, TSr } or { IDr, AUTH, N(error) }

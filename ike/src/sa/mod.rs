@@ -39,6 +39,8 @@ pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
 pub(crate) use init::{InitAnswered, InitSent, initiate, respond, stateless};
 pub(crate) use live::{Live, Task};
+#[cfg(feature = "test-util")]
+pub(crate) use message::Channel;
 
 /// What handlers may use of the world.
 pub(crate) struct Ctx<'a> {
