@@ -676,15 +676,7 @@ impl Endpoint {
         }
         let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
         for spi in spis {
-            self.with_sa(now, spi, out, |sa, ctx| match sa.state {
-                State::Established(_) => sa.with_live(ctx, |live, _, ctx, _| {
-                    live.teardown(ctx, Ending::Local);
-                    live.queue.push_back(Task::DeleteIke);
-                    Next::Deleting
-                }),
-                State::Rekeyed(_) | State::Deleting(_) => {}
-                _ => sa.drop_silently(ctx, Ending::Local),
-            });
+            self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
         }
     }
 

@@ -304,8 +304,9 @@ impl Live {
             .any(|c| c.id.index == index && matches!(c.state, ChildState::Active | ChildState::Rekeying))
     }
 
-    /// Removes everything from the data plane at once, before the IKE SA ends.
-    pub fn teardown(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+    /// Removes everything from the data plane at once and forgets what was still to be done, before the IKE SA ends. A
+    /// request on its way stays: until it is answered there is no room in the peer's window for another one.
+    pub fn strip(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
         self.queue.clear();
         self.delayed.clear();
         for child in std::mem::take(&mut self.children) {
@@ -322,6 +323,11 @@ impl Live {
             ctx.out.push(Action::RemoveSa(sa));
             ctx.spis.esp.remove(&sa.spi);
         }
+    }
+
+    /// The same, and nothing more is expected of the peer.
+    pub fn teardown(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+        self.strip(ctx, ending);
         if let Some(o) = self.window.outstanding.take() {
             o.request.release(ctx);
         }

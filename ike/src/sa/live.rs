@@ -219,7 +219,7 @@ impl Live {
             return Next::Stay;
         }
         if header.response {
-            return self.on_response(core, ctx, header, datagram, flow);
+            return self.on_response(core, ctx, phase, header, datagram, flow);
         }
         match self.window.place(header.message_id) {
             Place::Due => self.on_request(core, ctx, phase, header, datagram, flow),
@@ -275,6 +275,7 @@ impl Live {
         &mut self,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
+        phase: Phase,
         header: &Header,
         datagram: &[u8],
         flow: Flow,
@@ -302,6 +303,17 @@ impl Live {
         self.last_in = ctx.now.mono;
         o.out.answered(ctx, &self.policy);
         match o.request {
+            // It goes with the IKE SA, whose deletion waited for this answer. A new IKE SA is taken down by itself.
+            request @ Request::CreateChild(_) if phase == Phase::Deleting => {
+                request.release(ctx);
+                Next::Stay
+            }
+            request @ Request::RekeyIke(_)
+                if phase == Phase::Deleting && payloads.error().is_some() && self.their_rekey.is_none() =>
+            {
+                request.release(ctx);
+                Next::Stay
+            }
             Request::CreateChild(c) => self.on_child_created(core, ctx, *c, &payloads),
             Request::RekeyIke(r) => self.on_ike_rekeyed(core, ctx, *r, &payloads),
             Request::DeleteChild { inbound } => {

@@ -285,3 +285,26 @@ fn t74_a_plane_that_refuses_is_told_to_the_peer_and_tried_again() {
         lab.assert_settled(1);
     }
 }
+
+#[test]
+fn a_deletion_waits_for_the_answer_that_is_due() {
+    for (side, command) in [
+        (0, Command::RekeyChildren(TUNNEL)),
+        (1, Command::RekeyChildren(TUNNEL)),
+        (0, Command::RekeyIke(TUNNEL)),
+        (1, Command::RekeyIke(TUNNEL)),
+    ] {
+        let mut lab = Lab::pair(13, Link::GOOD);
+        lab.run(secs(1));
+        // -> CREATE_CHILD_SA, lost. The window is one: nothing else may be asked until it is answered.
+        lab.link.loss = 1000;
+        lab.command(side, command);
+        lab.link = Link::GOOD;
+        lab.command(side, Command::Down(TUNNEL));
+        assert!(lab.gateways[side].plane.sas.is_empty(), "traffic ends at once");
+        // -> the same again, <- its answer, -> INFORMATIONAL { D(IKE) }
+        lab.run(Duration::from_millis(900));
+        lab.assert_gone(0);
+        lab.assert_gone(1);
+    }
+}

@@ -32,10 +32,11 @@ pub enum At {
     RekeyingIke,
     Rekeyed,
     Deleting,
+    DeletingLater,
 }
 
 impl At {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoSa,
         Self::InitSent,
         Self::InitAnswered,
@@ -48,6 +49,7 @@ impl At {
         Self::RekeyingIke,
         Self::Rekeyed,
         Self::Deleting,
+        Self::DeletingLater,
     ];
 
     /// The heading in the table.
@@ -65,6 +67,7 @@ impl At {
             Self::RekeyingIke => "Established, our rekey of the IKE SA unanswered",
             Self::Rekeyed => "Rekeyed",
             Self::Deleting => "Deleting",
+            Self::DeletingLater => "Deleting, our rekey of the IKE SA unanswered",
         }
     }
 
@@ -78,7 +81,8 @@ impl At {
             | Self::RekeyingChild
             | Self::DeletingChild
             | Self::RekeyingIke
-            | Self::Deleting => 0,
+            | Self::Deleting
+            | Self::DeletingLater => 0,
         }
     }
 
@@ -96,7 +100,7 @@ impl At {
             | Self::DeletingChild
             | Self::RekeyingIke => Some("Established"),
             Self::Rekeyed => Some("Rekeyed"),
-            Self::Deleting => Some("Deleting"),
+            Self::Deleting | Self::DeletingLater => Some("Deleting"),
         }
     }
 
@@ -143,6 +147,10 @@ impl Scene {
             At::RekeyingChild => ask(&mut lab, &log, Command::RekeyChildren(TUNNEL), 0),
             At::RekeyingIke => ask(&mut lab, &log, Command::RekeyIke(TUNNEL), 0),
             At::Deleting => ask(&mut lab, &log, Command::Down(TUNNEL), 0),
+            At::DeletingLater => {
+                ask(&mut lab, &log, Command::RekeyIke(TUNNEL), 0);
+                lab.command(0, Command::Down(TUNNEL));
+            }
             // The rekey goes through, and the deletion of the old pair that follows is lost.
             At::DeletingChild => ask(&mut lab, &log, Command::RekeyChildren(TUNNEL), 2),
             // The request arrives and is answered; the answer is lost.
