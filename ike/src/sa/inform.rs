@@ -13,6 +13,10 @@ use crate::wire::{Delete, NotifyType, Payloads};
 /// Wait before a child that the peer deleted is made again.
 const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// Notifications by which an initiator refuses our answer to IKE_AUTH; they end the IKE SA (RFC 7296 §2.21.2).
+const REFUSALS: [NotifyType; 3] =
+    [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
+
 impl Live {
     // -> INFORMATIONAL { D(inbound SPI) }
     pub(super) fn begin_delete_child(
@@ -101,11 +105,19 @@ impl Live {
             reply.next = Next::Close(ending, format!("{} deleted the IKE SA", core.flow.remote));
             return reply;
         }
-        if let Some(n) = request.notify(NotifyType::AUTHENTICATION_FAILED) {
-            // The initiator does not accept our AUTH (RFC 7296 §2.21.2).
-            let reason = FailureReason::AuthenticationFailed;
-            let detail = format!("{} refuses our identity or key: {}", core.flow.remote, n.kind);
-            reply.next = Next::Close(Ending::Failed(reason), detail);
+        if let Some(n) = request.notifies.iter().find(|n| REFUSALS.contains(&n.kind)) {
+            let (reason, what) = match n.kind {
+                NotifyType::AUTHENTICATION_FAILED => {
+                    (FailureReason::AuthenticationFailed, "refuses our identity or key")
+                }
+                _ => (FailureReason::InvalidSyntax, "does not understand our answer to IKE_AUTH"),
+            };
+            let detail = format!("{} {what}: {}", core.flow.remote, n.kind);
+            let ending = match phase {
+                Phase::Established => Ending::Failed(reason),
+                Phase::Rekeyed | Phase::Deleting => Ending::Replaced,
+            };
+            reply.next = Next::Close(ending, detail);
             return reply;
         }
         let mut gone = Vec::new();

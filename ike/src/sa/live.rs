@@ -21,7 +21,7 @@ use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, State};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
 use crate::policy::{Start, TunnelPolicy};
-use crate::wire::{Exchange, Header, Notify, Payloads};
+use crate::wire::{Exchange, Header, Notify, NotifyType, Payloads};
 
 /// A NAT forgets a mapping after as little as 30 s (RFC 3948 §4 proposes 20 s).
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -257,13 +257,17 @@ impl Live {
         self.peer_at(core, ctx, flow);
         // With a window of one, a new request means that the peer has our last response, hence its new inbound SAs.
         self.switch_pending(ctx, None);
-        let reply = match opened {
+        let mut reply = match opened {
             Err(e) => Reply::notify(error_notify(&e)),
             Ok(p) if header.exchange == Exchange::CREATE_CHILD_SA => {
                 self.on_create_child(core, ctx, phase, p)
             }
             Ok(p) => self.on_informational(core, ctx, phase, &p),
         };
+        if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
+            let detail = format!("{} sent a malformed {} request", core.flow.remote, header.exchange);
+            reply.next = fatal(phase, detail);
+        }
         let sealed = self.channel.seal(header.exchange, header.message_id, true, &reply.payloads, ctx.random);
         self.window.respond(ctx, core.flow, sealed.unwrap_or_default());
         self.last_out = ctx.now.mono;
@@ -302,6 +306,11 @@ impl Live {
         let Some(o) = self.window.outstanding.take() else { return Next::Stay };
         self.last_in = ctx.now.mono;
         o.out.answered(ctx, &self.policy);
+        if payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
+            o.request.release(ctx);
+            let peer = core.flow.remote;
+            return fatal(phase, format!("{peer} takes our {} request for malformed", header.exchange));
+        }
         match o.request {
             // It goes with the IKE SA, whose deletion waited for this answer. A new IKE SA is taken down by itself.
             request @ Request::CreateChild(_) if phase == Phase::Deleting => {
@@ -528,6 +537,15 @@ impl Live {
             ctx.out.push(Action::Migrate(*sa, to));
         }
     }
+}
+
+/// INVALID_SYNTAX, whoever says it to an authentic request, ends the IKE SA without a Delete (RFC 7296 §2.21.3).
+fn fatal(phase: Phase, detail: String) -> Next {
+    let ending = match phase {
+        Phase::Established => Ending::Failed(FailureReason::InvalidSyntax),
+        Phase::Rekeyed | Phase::Deleting => Ending::Replaced,
+    };
+    Next::Close(ending, detail)
 }
 
 impl Request {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use cygnet_ike::Command;
+use cygnet_ike::wire::{Exchange, Notify, NotifyType, Payloads};
 use cygnet_model::ChildId;
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
@@ -305,6 +306,53 @@ fn a_deletion_waits_for_the_answer_that_is_due() {
         // -> the same again, <- its answer, -> INFORMATIONAL { D(IKE) }
         lab.run(Duration::from_millis(900));
         lab.assert_gone(0);
+        lab.assert_gone(1);
+    }
+}
+
+/// A message that is one notification.
+fn notify(kind: NotifyType) -> Payloads {
+    Payloads { notifies: vec![Notify::new(kind, vec![])], ..Payloads::default() }
+}
+
+#[test]
+fn a_malformed_authentic_request_is_answered_and_ends_the_ike_sa_at_both_ends() {
+    for side in [0, 1] {
+        let mut lab = Lab::pair(14, Link::GOOD);
+        lab.run(secs(1));
+        // -> CREATE_CHILD_SA {}, a request that lacks everything, and <- { N(INVALID_SYNTAX) }
+        lab.forge(1 - side, Exchange::CREATE_CHILD_SA, false, &Payloads::default());
+        assert_eq!(lab.gateways[side].endpoint.sa_count(), 0);
+        assert!(lab.gateways[side].plane.sas.is_empty());
+        assert!(lab.failures(side).contains(&"invalid_syntax"));
+        // A new one is negotiated, and what the other end had is replaced.
+        lab.run(secs(90));
+        lab.assert_settled(1);
+
+        // -> CREATE_CHILD_SA { N(REKEY_SA), ... }, <- { N(INVALID_SYNTAX) }
+        let mut lab = Lab::pair(14, Link::GOOD);
+        lab.run(secs(1));
+        lab.link.loss = 1000;
+        lab.command(side, Command::RekeyChildren(TUNNEL));
+        lab.link = Link::GOOD;
+        lab.forge(1 - side, Exchange::CREATE_CHILD_SA, true, &notify(NotifyType::INVALID_SYNTAX));
+        lab.assert_gone(side);
+        lab.run(secs(90));
+        lab.assert_settled(1);
+    }
+}
+
+#[test]
+fn an_initiator_that_cannot_read_our_ike_auth_ends_the_ike_sa() {
+    for kind in [
+        NotifyType::AUTHENTICATION_FAILED,
+        NotifyType::INVALID_SYNTAX,
+        NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD,
+    ] {
+        let mut lab = Lab::pair(15, Link::GOOD);
+        lab.run(Duration::from_millis(100));
+        // I -> R  INFORMATIONAL { N(kind) }, I <- R  INFORMATIONAL {}
+        lab.forge(0, Exchange::INFORMATIONAL, false, &notify(kind));
         lab.assert_gone(1);
     }
 }
