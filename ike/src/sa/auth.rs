@@ -246,7 +246,7 @@ impl AuthSent {
         proof: PeerAuthenticated,
     ) -> State {
         let this = *self;
-        let pair = child::accept(&this.policy, 0, this.inbound, &payloads, false, None);
+        let pair = child::accept(&this.policy, 0, this.inbound, &payloads, false, None, |_| false);
         let pair = pair.map(|negotiated| {
             let (prf, sk_d) = (this.suite.prf, &this.keys.sk_d);
             let keys = ChildKeys::derive(prf, sk_d, None, &this.nonce_i, &this.nonce_r, &negotiated.suite);
@@ -428,7 +428,7 @@ impl InitAnswered {
             ));
         }
         // Several tunnels between the same two identities: the one whose selectors fit.
-        let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false).is_ok();
+        let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false, |_| false).is_ok();
         let at = proven.iter().position(|(p, _)| fits(p)).unwrap_or(0);
         let (policy, proof) = proven.swap_remove(at);
         if ctx.held.contains(&policy.id) {
@@ -501,7 +501,7 @@ impl InitAnswered {
         let nat = this.nat.unwrap_or_default();
         let window = Window::new(0, 1);
         let mut live = Live::new(core, ctx, policy, channel, this.suite, sk_d, nat, window, proof);
-        let chosen = child::find(&live.policy, &payloads, false, None, |_| false);
+        let chosen = child::find(&live.policy, &payloads, false, None, |_| false, |_| false);
         match chosen {
             Ok(found) => {
                 let number = found.number;

@@ -167,7 +167,10 @@ impl Live {
         answer: &Payloads,
     ) -> Result<NewPair, FailureReason> {
         let group = creating.key.as_ref().map(|(g, _)| g.transform());
-        let negotiated = child::accept(&self.policy, creating.index, creating.inbound, answer, true, group)?;
+        let negotiated =
+            child::accept(&self.policy, creating.index, creating.inbound, answer, true, group, |spi| {
+                self.is_bound(spi)
+            })?;
         let nonce = answer.nonce.as_ref().ok_or(FailureReason::InvalidSyntax)?;
         let shared = match (negotiated.suite.group, creating.key.take()) {
             (None, _) => None,
@@ -372,7 +375,14 @@ impl Live {
     ) -> (Reply, Option<(Spi, Vec<u8>, Vec<u8>)>) {
         let refuse = |kind, data| (Reply::notify(Notify::new(kind, data)), None);
         let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.id.index));
-        let found = match child::find(&self.policy, offer, true, only, |i| self.has_child(i)) {
+        let found = match child::find(
+            &self.policy,
+            offer,
+            true,
+            only,
+            |i| self.has_child(i),
+            |spi| self.is_bound(spi),
+        ) {
             Ok(found) => found,
             Err((kind, reason)) => {
                 let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);

@@ -356,3 +356,47 @@ fn an_initiator_that_cannot_read_our_ike_auth_ends_the_ike_sa() {
         lab.assert_gone(1);
     }
 }
+
+/// A request for a child as gateway 0 or 1 would make it, with an SPI of its own.
+fn child_request(from: usize, spi: u32) -> Payloads {
+    use cygnet_ike::wire::{KeyExchange, Proposal, Protocol, Transform, TransformType};
+    let plain = |kind, id| Transform::plain(kind, id);
+    let transforms = vec![
+        Transform { key_bits: Some(256), ..plain(TransformType::ENCR, 20) },
+        plain(TransformType::KE, 31),
+        plain(TransformType::ESN, 1),
+    ];
+    let spi = spi.to_be_bytes().to_vec();
+    let nets = |side: usize| Some(vec![cygnet_sim::net(&format!("10.{}.0.0/24", side + 1))]);
+    Payloads {
+        sa: Some(vec![Proposal { number: 1, protocol: Protocol::ESP, spi, transforms }]),
+        ke: Some(KeyExchange { group: 31, data: vec![1; 32] }),
+        nonce: Some(vec![2; 32]),
+        tsi: nets(from),
+        tsr: nets(1 - from),
+        ..Payloads::default()
+    }
+}
+
+#[test]
+fn t67_an_spi_of_the_peer_that_is_reserved_or_bound_is_refused() {
+    for rekey in [false, true] {
+        for reserved in [false, true] {
+            let mut lab = Lab::pair(16, Link::GOOD);
+            lab.run(secs(1));
+            let bound = lab.view(1).children[0].outbound.value();
+            // I -> R  CREATE_CHILD_SA { [N(REKEY_SA)], SA(SPI), Ni, KEi, TSi, TSr }
+            let mut request = child_request(0, if reserved { 255 } else { bound });
+            if rekey {
+                let spi = bound.to_be_bytes().to_vec();
+                let protocol = cygnet_ike::wire::Protocol::ESP;
+                request.notifies.push(Notify { protocol, spi, kind: NotifyType::REKEY_SA, data: vec![] });
+            }
+            lab.forge(0, Exchange::CREATE_CHILD_SA, false, &request);
+            // I <- R  CREATE_CHILD_SA { N(NO_PROPOSAL_CHOSEN) }
+            assert_eq!(lab.failures(1), ["no_proposal_chosen"]);
+            lab.run(Duration::from_millis(10));
+            lab.assert_settled(1);
+        }
+    }
+}
