@@ -226,6 +226,10 @@ impl Live {
     /// with our own rekey of the IKE SA.
     pub(super) fn on_rekey_ike(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, offer: &Payloads) -> Reply {
         let refuse = |kind, data| Reply::notify(Notify::new(kind, data));
+        if self.their_rekey.is_some() {
+            // Its first one waits for the answer to ours; there is one successor, not two.
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        }
         let (Some(proposals), Some(ke), Some(ni)) = (&offer.sa, &offer.ke, &offer.nonce) else {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
         };
@@ -248,7 +252,10 @@ impl Live {
         let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, ni, &nr);
         let spis = (peer_spi, spi.value());
         let sa = self.successor(core, ctx, spi, Role::Responder, suite, spis, &seed, (ni, &nr));
-        let Some(sa) = sa else { return refuse(NotifyType::TEMPORARY_FAILURE, vec![]) };
+        let Some(sa) = sa else {
+            ctx.spis.ike.remove(&spi);
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        };
         // <- CREATE_CHILD_SA { SA, Nr, KEr }
         let mut reply = Reply::with(Payloads {
             sa: Some(policy::answer_ike(suite, number, &spi.to_be_bytes())),

@@ -400,3 +400,38 @@ fn t67_an_spi_of_the_peer_that_is_reserved_or_bound_is_refused() {
         }
     }
 }
+
+/// A request for a new IKE SA, with a nonce of this octet.
+fn ike_request(octet: u8) -> Payloads {
+    use cygnet_ike::wire::{KeyExchange, Proposal, Protocol, Transform, TransformType};
+    let plain = |kind, id| Transform::plain(kind, id);
+    let transforms = vec![
+        Transform { key_bits: Some(256), ..plain(TransformType::ENCR, 20) },
+        plain(TransformType::PRF, 6),
+        plain(TransformType::KE, 31),
+    ];
+    Payloads {
+        sa: Some(vec![Proposal { number: 1, protocol: Protocol::IKE, spi: vec![octet; 8], transforms }]),
+        ke: Some(KeyExchange { group: 31, data: vec![1; 32] }),
+        nonce: Some(vec![octet; 32]),
+        ..Payloads::default()
+    }
+}
+
+#[test]
+fn a_peer_that_asks_for_two_successors_gets_one_and_no_spi_is_lost() {
+    let mut lab = Lab::pair(17, Link::GOOD);
+    lab.run(secs(1));
+    lab.link.loss = 1000;
+    // R -> I  CREATE_CHILD_SA { SA, Ni, KEi }, lost
+    lab.command(1, Command::RekeyIke(TUNNEL));
+    assert_eq!(lab.gateways[1].endpoint.reserved().0, 2);
+    // I -> R  the same from the other side, twice
+    lab.forge(0, Exchange::CREATE_CHILD_SA, false, &ike_request(1));
+    assert_eq!(lab.gateways[1].endpoint.reserved().0, 3);
+    lab.forge(0, Exchange::CREATE_CHILD_SA, false, &ike_request(2));
+    assert_eq!(lab.gateways[1].endpoint.reserved().0, 3);
+    // Nobody answers any more.
+    lab.run(secs(120));
+    lab.assert_gone(1);
+}
