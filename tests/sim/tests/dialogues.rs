@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use cygnet_ike::Command;
-use cygnet_ike::wire::{Exchange, Notify, NotifyType, Payloads};
+use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, PayloadType, Payloads, Writer};
 use cygnet_model::ChildId;
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
@@ -434,4 +434,71 @@ fn a_peer_that_asks_for_two_successors_gets_one_and_no_spi_is_lost() {
     // Nobody answers any more.
     lab.run(secs(120));
     lab.assert_gone(1);
+}
+
+/// An IKE_SA_INIT response that anybody could send who saw the request.
+fn forged_init(lab: &Lab, spi_r: u64, payloads: &Payloads) -> Vec<u8> {
+    let spi = lab.gateways[0].endpoint.spis()[0];
+    let mut w = Writer::message(&Header {
+        spi_i: spi.value(),
+        spi_r,
+        next: PayloadType::NONE,
+        exchange: Exchange::IKE_SA_INIT,
+        from_initiator: false,
+        response: true,
+        message_id: 0,
+    });
+    payloads.encode(&mut w);
+    w.finish()
+}
+
+#[test]
+fn t31_the_true_answer_wins_over_forged_ones_that_came_before() {
+    let mut forged: Vec<Payloads> = [
+        NotifyType::NO_PROPOSAL_CHOSEN,
+        NotifyType::INVALID_SYNTAX,
+        NotifyType::AUTHENTICATION_FAILED,
+        NotifyType::INVALID_MAJOR_VERSION,
+        NotifyType(9999),
+    ]
+    .map(notify)
+    .into();
+    // T34: a group that was not offered.
+    let modp2048 = 14u16.to_be_bytes().to_vec();
+    forged.push(Payloads {
+        notifies: vec![Notify::new(NotifyType::INVALID_KE_PAYLOAD, modp2048)],
+        ..Payloads::default()
+    });
+    // A chosen suite with a key exchange value that cannot be one.
+    let mut bad = ike_request(1);
+    bad.sa.iter_mut().flatten().for_each(|p| p.spi.clear());
+    bad.ke.iter_mut().for_each(|ke| ke.data.truncate(31));
+    forged.push(bad);
+    for (n, payloads) in forged.iter().enumerate() {
+        let mut lab = Lab::pair(18, Link::GOOD);
+        lab.run(Duration::from_millis(1));
+        // I -> R  IKE_SA_INIT, and before the answer: ? -> I  { N(error) }
+        let bytes = forged_init(&lab, 99, payloads);
+        for _ in 0..20 {
+            lab.inject(0, lab.flow(0), &bytes);
+        }
+        assert_eq!(lab.gateways[0].endpoint.sa_count(), 1, "case {n}");
+        assert_eq!(lab.sent[0], 1, "case {n}: nothing is sent because of it");
+        lab.run(Duration::from_millis(100));
+        lab.assert_settled(1);
+        assert!(lab.failures(0).is_empty(), "case {n}");
+    }
+}
+
+#[test]
+fn t34_a_group_that_was_not_offered_is_a_failure_and_never_taken() {
+    let mut lab = Lab::pair(19, Link { loss: 1000, ..Link::GOOD });
+    lab.run(Duration::from_millis(1));
+    let group = Notify::new(NotifyType::INVALID_KE_PAYLOAD, 14u16.to_be_bytes().to_vec());
+    let payloads = Payloads { notifies: vec![group], ..Payloads::default() };
+    let bytes = forged_init(&lab, 0, &payloads);
+    lab.inject(0, lab.flow(0), &bytes);
+    // Other answers have a few seconds yet.
+    lab.run(secs(4));
+    assert_eq!(lab.failures(0), ["invalid_ke_payload"]);
 }
