@@ -20,6 +20,11 @@ use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
 };
 
+/// Notifications that end an IKE SA without a Delete: in the answer to IKE_AUTH, whatever stands beside them, and in an
+/// INFORMATIONAL request by which the initiator refuses that answer (RFC 7296 §2.21.2).
+pub(super) const FATAL: [NotifyType; 3] =
+    [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
+
 /// How long a refusal is kept for repetitions of the request.
 const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
 
@@ -197,6 +202,10 @@ impl AuthSent {
         };
         self.out.answered(ctx, &self.policy);
         let peer = core.flow.remote;
+        if let Some(n) = payloads.notifies.iter().find(|n| FATAL.contains(&n.kind)) {
+            let detail = format!("{peer} answers IKE_AUTH with {}", n.kind);
+            return self.fail(ctx, FailureReason::of_notify(n.kind), detail);
+        }
         let (Some(idr), Some(auth)) = (&payloads.idr, &payloads.auth) else {
             let (reason, what) = match payloads.error() {
                 Some(n) => (FailureReason::of_notify(n.kind), n.kind.to_string()),
@@ -426,6 +435,12 @@ impl InitAnswered {
                 FailureReason::AuthenticationFailed,
                 detail,
             ));
+        }
+        if payloads.sa.is_none() || payloads.tsi.is_none() || payloads.tsr.is_none() {
+            // An IKE SA without a child needs an extension that we do not offer (RFC 6023).
+            let detail = format!("IKE_AUTH of {} lacks a payload of its child", flow.remote);
+            let (kind, reason) = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
+            return Err(refusal(kind, named.first(), reason, detail));
         }
         // Several tunnels between the same two identities: the one whose selectors fit.
         let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false, |_| false).is_ok();

@@ -3,6 +3,7 @@
 use cygnet_model::Spi;
 use cygnet_model::tunnel::{Direction, SaId};
 
+use super::auth::FATAL;
 use super::live::{Reply, Request};
 use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
 use crate::error::FailureReason;
@@ -12,10 +13,6 @@ use crate::wire::{Delete, NotifyType, Payloads};
 
 /// Wait before a child that the peer deleted is made again.
 const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Notifications by which an initiator refuses our answer to IKE_AUTH; they end the IKE SA (RFC 7296 §2.21.2).
-const REFUSALS: [NotifyType; 3] =
-    [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
 
 impl Live {
     // -> INFORMATIONAL { D(inbound SPI) }
@@ -105,7 +102,7 @@ impl Live {
             reply.next = Next::Close(ending, format!("{} deleted the IKE SA", core.flow.remote));
             return reply;
         }
-        if let Some(n) = request.notifies.iter().find(|n| REFUSALS.contains(&n.kind)) {
+        if let Some(n) = request.notifies.iter().find(|n| FATAL.contains(&n.kind)) {
             let (reason, what) = match n.kind {
                 NotifyType::AUTHENTICATION_FAILED => {
                     (FailureReason::AuthenticationFailed, "refuses our identity or key")

@@ -502,3 +502,15 @@ fn t34_a_group_that_was_not_offered_is_a_failure_and_never_taken() {
     lab.run(secs(4));
     assert_eq!(lab.failures(0), ["invalid_ke_payload"]);
 }
+
+#[test]
+fn an_ike_auth_without_a_child_is_refused_as_a_whole() {
+    let mut policies = [policy(0, 1), policy(1, 1)];
+    policies[0].children.clear();
+    let mut lab = Lab::new(20, Link::GOOD, policies);
+    // I -> R  IKE_AUTH { IDi, IDr, AUTH }, I <- R  IKE_AUTH { N(INVALID_SYNTAX) }: no IKE SA at either end.
+    lab.run(Duration::from_millis(100));
+    assert_eq!((lab.failures(0), lab.failures(1)), (vec!["invalid_syntax"], vec!["invalid_syntax"]));
+    assert_eq!(lab.gateways[0].endpoint.sa_count(), 0);
+    assert!(!lab.is_up() && lab.view(1).ike.is_none());
+}

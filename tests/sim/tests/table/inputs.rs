@@ -227,6 +227,14 @@ fn auth() -> Vec<Row> {
         s.lab.command(s.side, Command::Down(TUNNEL));
         Some(arrives(s, &bytes))
     }));
+    rows.push(Row {
+        change: |p| p[0].children.clear(),
+        only_at: Some(At::InitAnswered),
+        ..row(format!("{exchange} request, without a child"), |s| {
+            let bytes = s.said(0, Exchange::IKE_AUTH, false)?;
+            Some(arrives(s, &bytes))
+        })
+    });
     rows.push(request("without AUTH", exchange, |s| Payloads {
         idi: Some(identity(s.peer)),
         ..Payloads::default()
@@ -259,7 +267,14 @@ fn auth() -> Vec<Row> {
         ..Payloads::default()
     }));
     rows.push(response("empty", exchange, |_| Payloads::default()));
-    rows.push(response("AUTHENTICATION_FAILED", exchange, |_| only(NotifyType::AUTHENTICATION_FAILED, &[])));
+    for kind in [
+        NotifyType::AUTHENTICATION_FAILED,
+        NotifyType::INVALID_SYNTAX,
+        NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD,
+        NotifyType::NO_PROPOSAL_CHOSEN,
+    ] {
+        rows.push(response(&kind.to_string(), exchange, move |_| only(kind, &[])));
+    }
     rows
 }
 
