@@ -212,16 +212,18 @@ impl Live {
         datagram: &[u8],
         flow: Flow,
     ) -> Next {
-        if !matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL)
-            && (header.response || self.window.place(header.message_id) != Place::Repeated)
-        {
+        let known = matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL);
+        let clear = header.exchange == Exchange::IKE_SA_INIT;
+        let place = self.window.place(header.message_id);
+        // A request of another exchange that proves to be the peer's deserves an answer (RFC 7296 §2.21.3).
+        if !known && (header.response || (clear && place == Place::Due) || place == Place::Outside) {
             ctx.dropped(DropReason::UnexpectedExchange, flow);
             return Next::Stay;
         }
         if header.response {
             return self.on_response(core, ctx, phase, header, datagram, flow);
         }
-        match self.window.place(header.message_id) {
+        match place {
             Place::Due => self.on_request(core, ctx, phase, header, datagram, flow),
             Place::Repeated => {
                 if asks_again(header, datagram) && !self.window.repeat(ctx, flow) {
@@ -262,10 +264,14 @@ impl Live {
             Ok(p) if header.exchange == Exchange::CREATE_CHILD_SA => {
                 self.on_create_child(core, ctx, phase, p)
             }
-            Ok(p) => self.on_informational(core, ctx, phase, &p),
+            Ok(p) if header.exchange == Exchange::INFORMATIONAL => {
+                self.on_informational(core, ctx, phase, &p)
+            }
+            Ok(_) => Reply::notify(Notify::new(NotifyType::INVALID_SYNTAX, vec![])),
         };
         if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
-            let detail = format!("{} sent a malformed {} request", core.flow.remote, header.exchange);
+            let detail =
+                format!("{} sent an {} request that makes no sense", core.flow.remote, header.exchange);
             reply.next = fatal(phase, detail);
         }
         let sealed = self.channel.seal(header.exchange, header.message_id, true, &reply.payloads, ctx.random);

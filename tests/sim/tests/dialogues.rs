@@ -514,3 +514,16 @@ fn an_ike_auth_without_a_child_is_refused_as_a_whole() {
     assert_eq!(lab.gateways[0].endpoint.sa_count(), 0);
     assert!(!lab.is_up() && lab.view(1).ike.is_none());
 }
+
+#[test]
+fn an_authentic_request_of_a_strange_exchange_is_answered() {
+    for exchange in [Exchange(99), Exchange::IKE_AUTH] {
+        let mut lab = Lab::pair(21, Link::GOOD);
+        lab.run(secs(1));
+        let sent = lab.sent[1];
+        // I -> R  exchange {}, I <- R  exchange { N(INVALID_SYNTAX) }
+        lab.forge(0, exchange, false, &Payloads::default());
+        assert_eq!(lab.sent[1], sent + 1);
+        lab.assert_gone(1);
+    }
+}
