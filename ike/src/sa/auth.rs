@@ -274,6 +274,7 @@ impl AuthSent {
             Ok(pair) => live.install(core, ctx, pair, None),
             Err(reason) => {
                 ctx.spis.esp.remove(&this.inbound);
+                live.disown(this.inbound, &payloads);
                 live.child_failed(core, ctx, 0, reason, "IKE_AUTH", &payloads);
             }
         }

@@ -121,6 +121,7 @@ impl Live {
             Ok(pair) => pair,
             Err(reason) => {
                 ctx.spis.esp.remove(&creating.inbound);
+                self.disown(creating.inbound, answer);
                 self.child_refused(core, ctx, &creating, answer, reason);
                 return Next::Stay;
             }
@@ -192,6 +193,14 @@ impl Live {
             &negotiated.suite,
         );
         Ok(NewPair { negotiated, keys, role: Role::Initiator })
+    }
+
+    /// An answer without an error that we cannot take made a pair at the peer's end (RFC 7296 §2.21: "clean up the IKE
+    /// state, for example by sending a Delete for a bad SA").
+    pub(super) fn disown(&mut self, inbound: Spi, answer: &Payloads) {
+        if answer.sa.is_some() && answer.error().is_none() {
+            self.queue.push_front(Task::DisownChild { inbound });
+        }
     }
 
     fn child_refused(

@@ -14,6 +14,12 @@ use crate::wire::{Delete, NotifyType, Payloads};
 /// Wait before a child that the peer deleted is made again.
 const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
 
+// -> INFORMATIONAL { D(inbound SPI) }
+pub(super) fn begin_disown_child(inbound: Spi) -> (Payloads, Request) {
+    let deletes = vec![Delete::Esp(vec![inbound.value()])];
+    (Payloads { deletes, ..Payloads::default() }, Request::DeleteChild { inbound })
+}
+
 impl Live {
     // -> INFORMATIONAL { D(inbound SPI) }
     pub(super) fn begin_delete_child(
@@ -27,8 +33,7 @@ impl Live {
             self.defer(ctx, Task::DeleteChild { inbound });
             return None;
         }
-        let deletes = vec![Delete::Esp(vec![inbound.value()])];
-        Some((Payloads { deletes, ..Payloads::default() }, Request::DeleteChild { inbound }))
+        Some(begin_disown_child(inbound))
     }
 
     // -> INFORMATIONAL { D(IKE) }

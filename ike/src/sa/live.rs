@@ -13,6 +13,7 @@ use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::auth::{PeerAuthenticated, error_notify};
 use super::create_child::CreatingChild;
+use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
@@ -43,6 +44,8 @@ pub(crate) enum Task {
     RekeyIke { group: Option<Group> },
     /// The end of a pair.
     DeleteChild { inbound: Spi },
+    /// The end of a pair that the peer has and we never took into use.
+    DisownChild { inbound: Spi },
     /// The end of this IKE SA.
     DeleteIke,
     /// Is the peer there?
@@ -349,6 +352,7 @@ impl Live {
                 Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
                 Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
                 Task::DeleteChild { inbound } => self.begin_delete_child(ctx, inbound),
+                Task::DisownChild { inbound } => Some(begin_disown_child(inbound)),
                 Task::DeleteIke => Some(self.begin_delete_ike(ctx)),
                 Task::Liveness => Some((Payloads::default(), Request::Liveness)),
             };

@@ -527,3 +527,23 @@ fn an_authentic_request_of_a_strange_exchange_is_answered() {
         lab.assert_gone(1);
     }
 }
+
+#[test]
+fn a_pair_that_we_cannot_take_is_deleted_at_the_peer() {
+    let mut lab = Lab::pair(22, Link::GOOD);
+    lab.run(secs(1));
+    // I -> R  CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }
+    lab.link.loss = 1000;
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.link = Link::GOOD;
+    // I <- R  CREATE_CHILD_SA { SA, Nr, KEr, TSi, TSr }, with selectors wider than we asked for
+    let mut answer = child_request(0, 0xc0ff_ee00);
+    answer.tsr = Some(vec![cygnet_sim::net("0.0.0.0/0")]);
+    let sent = lab.sent[0];
+    lab.forge(1, Exchange::CREATE_CHILD_SA, true, &answer);
+    assert_eq!(lab.failures(0), ["ts_unacceptable"]);
+    // I -> R  INFORMATIONAL { D(our SPI of it) }
+    assert_eq!(lab.sent[0], sent + 1);
+    assert_eq!(lab.gateways[0].endpoint.reserved(), (1, 1));
+    assert_eq!(lab.gateways[0].plane.sas.len(), 2, "the old pair stays");
+}
