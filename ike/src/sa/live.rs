@@ -364,6 +364,11 @@ impl Live {
 
     fn send(&mut self, core: &Core, ctx: &mut Ctx<'_>, payloads: &Payloads, request: Request) {
         let id = self.window.next_request;
+        if self.window.exhausted() {
+            // The next tick ends the IKE SA.
+            request.release(ctx);
+            return;
+        }
         let exchange = request.exchange();
         let Some(datagrams) = self.channel.seal(exchange, id, false, payloads, ctx.random) else {
             // No IV is left under this key. The lifetime ends long before.
@@ -477,11 +482,12 @@ impl Live {
             ctx.out.push(Action::RemoveSa(sa));
             ctx.spis.esp.remove(&sa.spi);
         }
-        if now >= self.expire_at {
+        if now >= self.expire_at || self.window.exhausted() {
             if phase != Phase::Established {
                 return Next::Close(Ending::Replaced, String::new());
             }
-            let detail = "the lifetime of the IKE SA ended before it was rekeyed".to_owned();
+            let detail =
+                "the lifetime or the message IDs of the IKE SA ended before it was rekeyed".to_owned();
             return Next::Close(Ending::Failed(FailureReason::LifetimeExpired), detail);
         }
         if phase == Phase::Established {
@@ -501,7 +507,8 @@ impl Live {
 
     fn tick_lifetimes(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.mono;
-        if now >= self.rekey_at || self.window.worn() {
+        // Once: whatever comes of it has its own time to be tried again.
+        if self.rekey_at < self.expire_at && (now >= self.rekey_at || self.window.worn()) {
             self.enqueue(Task::RekeyIke { group: None });
             self.rekey_at = self.expire_at;
         }

@@ -1,6 +1,8 @@
 //! Scenarios as dialogues of two gateways.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use cygnet_ike::Command;
@@ -546,4 +548,322 @@ fn a_pair_that_we_cannot_take_is_deleted_at_the_peer() {
     assert_eq!(lab.sent[0], sent + 1);
     assert_eq!(lab.gateways[0].endpoint.reserved(), (1, 1));
     assert_eq!(lab.gateways[0].plane.sas.len(), 2, "the old pair stays");
+}
+
+/// Datagrams by sender.
+type Log = Rc<RefCell<Vec<(usize, Vec<u8>)>>>;
+
+/// Records what is said from now on.
+fn record(lab: &mut Lab) -> Log {
+    let log = Log::default();
+    let tapped = Rc::clone(&log);
+    lab.tap = Some(Box::new(move |side, bytes| {
+        tapped.borrow_mut().push((side, bytes.clone()));
+        Some(bytes)
+    }));
+    log
+}
+
+#[test]
+fn t21_a_repeated_request_gets_the_same_octets_and_does_nothing() {
+    let mut rekey = child_request(0, 0xc0ff_ee00);
+    rekey.notifies.push(Notify::new(NotifyType::REKEY_SA, vec![]));
+    let requests = [
+        (Exchange::INFORMATIONAL, Payloads::default()),
+        (Exchange::CREATE_CHILD_SA, child_request(0, 0xc0ff_ee00)),
+        (Exchange::CREATE_CHILD_SA, rekey),
+        (Exchange::CREATE_CHILD_SA, ike_request(1)),
+    ];
+    for (exchange, payloads) in requests {
+        let mut lab = Lab::pair(23, Link::GOOD);
+        lab.run(secs(1));
+        lab.link.loss = 1000;
+        let log = record(&mut lab);
+        let bytes = lab.forged(0, exchange, false, &payloads);
+        lab.inject(1, lab.flow(1), &bytes);
+        let after_one = (lab.gateways[1].endpoint.reserved(), lab.gateways[1].plane.sas.len());
+        for _ in 0..99 {
+            lab.inject(1, lab.flow(1), &bytes);
+        }
+        let log = log.borrow();
+        assert_eq!(log.len(), 100);
+        assert!(log.iter().all(|answer| *answer == log[0]));
+        assert_eq!((lab.gateways[1].endpoint.reserved(), lab.gateways[1].plane.sas.len()), after_one);
+    }
+}
+
+#[test]
+fn t22_another_request_under_the_same_message_id_is_not_looked_at() {
+    let mut lab = Lab::pair(24, Link::GOOD);
+    lab.run(secs(1));
+    let log = record(&mut lab);
+    let deletes = vec![cygnet_ike::wire::Delete::Ike];
+    let deletion = Payloads { deletes, ..Payloads::default() };
+    let first = lab.forged(0, Exchange::INFORMATIONAL, false, &Payloads::default());
+    let other = lab.forged(0, Exchange::INFORMATIONAL, false, &deletion);
+    for bytes in [first, other] {
+        lab.inject(1, lab.flow(1), &bytes);
+    }
+    assert_eq!(log.borrow()[0], log.borrow()[1]);
+    assert!(lab.is_up());
+}
+
+#[test]
+fn t23_message_ids_outside_the_window_are_dropped_and_never_wrap() {
+    let mut lab = Lab::pair(25, Link::GOOD);
+    lab.run(secs(1));
+    let (own, peer) = (lab.gateways[0].endpoint.spis()[0], lab.gateways[1].endpoint.spis()[0]);
+    let (due, _) = lab.gateways[1].endpoint.message_ids(peer).unwrap();
+    let sent = lab.sent[1];
+    for id in [due + 1, due + 2, due + 1000, due - 2, u32::MAX] {
+        let none = Payloads::default();
+        let bytes = lab.gateways[0].endpoint.forge(own, Exchange::INFORMATIONAL, id, false, &none);
+        lab.inject(1, lab.flow(1), &bytes[0]);
+    }
+    assert_eq!(lab.gateways[1].drops["message_id"], 5);
+    assert_eq!(lab.sent[1], sent);
+
+    // Long before the end the IKE SA is rekeyed.
+    lab.gateways[0].endpoint.set_message_ids(own, (1 << 31) + 1, 0);
+    lab.gateways[1].endpoint.set_message_ids(peer, 0, (1 << 31) + 1);
+    lab.run(secs(60));
+    lab.assert_settled(1);
+    assert_ne!(lab.gateways[0].endpoint.spis(), [own]);
+
+    // At the end it is closed, and the last ID is never used.
+    let (own, peer) = (lab.gateways[0].endpoint.spis()[0], lab.gateways[1].endpoint.spis()[0]);
+    lab.gateways[0].endpoint.set_message_ids(own, u32::MAX - 1, 0);
+    lab.gateways[1].endpoint.set_message_ids(peer, 0, u32::MAX - 1);
+    lab.link.loss = 1000;
+    for id in [u32::MAX - 1, u32::MAX, u32::MAX] {
+        let none = Payloads::default();
+        let bytes = lab.gateways[0].endpoint.forge(own, Exchange::INFORMATIONAL, id, false, &none);
+        lab.inject(1, lab.flow(1), &bytes[0]);
+    }
+    assert_eq!(lab.gateways[1].drops["message_id"], 7);
+    lab.link = Link::GOOD;
+    lab.run(secs(120));
+    assert_ne!(lab.gateways[1].endpoint.spis(), [peer]);
+    lab.assert_settled(1);
+}
+
+#[test]
+fn t24_answers_that_nobody_waits_for_are_dropped() {
+    let mut lab = Lab::pair(26, Link::GOOD);
+    lab.run(secs(1));
+    let unexpected = |lab: &Lab| lab.gateways[0].drops.get("unexpected_response").copied().unwrap_or(0);
+    // Unasked, and once more to the exchange that ended.
+    lab.forge(1, Exchange::INFORMATIONAL, true, &Payloads::default());
+    lab.forge(1, Exchange::CREATE_CHILD_SA, true, &notify(NotifyType::CHILD_SA_NOT_FOUND));
+    assert_eq!(unexpected(&lab), 2);
+    // The right message ID with the wrong exchange.
+    lab.link.loss = 1000;
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.link = Link::GOOD;
+    lab.forge(1, Exchange::INFORMATIONAL, true, &Payloads::default());
+    assert_eq!(unexpected(&lab), 3);
+    lab.run(secs(10));
+    lab.assert_settled(1);
+    assert!(lab.failures(0).is_empty());
+}
+
+/// Lets so many datagrams pass, then none.
+fn stop_after(lab: &mut Lab, mut count: usize) {
+    lab.tap = Some(Box::new(move |_, bytes| {
+        let pass = count > 0;
+        count = count.saturating_sub(1);
+        pass.then_some(bytes)
+    }));
+}
+
+#[test]
+fn t29_a_half_open_ike_sa_makes_no_child() {
+    for payloads in [child_request(0, 0xc0ff_ee00), ike_request(1), Payloads::default()] {
+        let mut lab = Lab::pair(27, Link::GOOD);
+        // I -> R  IKE_SA_INIT, I <- R; IKE_AUTH is lost
+        stop_after(&mut lab, 2);
+        lab.run(Duration::from_millis(100));
+        // I -> R  CREATE_CHILD_SA under the right keys, and with the message ID of IKE_AUTH
+        lab.forge(0, Exchange::CREATE_CHILD_SA, false, &payloads);
+        let g = &lab.gateways[1];
+        assert_eq!(g.endpoint.state_name(g.endpoint.spis()[0]), Some("InitAnswered"));
+        assert_eq!(g.endpoint.reserved(), (1, 0));
+        assert!(g.plane.sas.is_empty() && g.events.is_empty());
+        // I -> R  IKE_AUTH again
+        lab.tap = None;
+        lab.run(secs(1));
+        lab.assert_settled(1);
+    }
+}
+
+#[test]
+fn t30_a_forged_ike_auth_is_dropped_and_the_good_one_accepted() {
+    // The third datagram is IKE_AUTH, the fourth its answer.
+    for (bent, at) in [(3, 1), (4, 0)] {
+        let mut lab = Lab::pair(28, Link::GOOD);
+        let mut number = 0;
+        lab.tap = Some(Box::new(move |_, mut bytes| {
+            number += 1;
+            if number == bent {
+                *bytes.last_mut().unwrap() ^= 1;
+            }
+            Some(bytes)
+        }));
+        lab.run(Duration::from_millis(100));
+        assert_eq!(lab.gateways[at].drops["integrity"], 1);
+        assert_eq!(lab.gateways[at].endpoint.sa_count(), 1);
+        assert!(!lab.is_up());
+        lab.run(secs(1));
+        lab.assert_settled(1);
+        assert!(lab.failures(at).is_empty());
+    }
+}
+
+#[test]
+fn t32_a_cookie_comes_back_in_front_and_nothing_else_changes() {
+    for (len, taken) in [(0, false), (1, true), (17, true), (64, true), (65, false)] {
+        let mut lab = Lab::pair(29, Link { loss: 1000, ..Link::GOOD });
+        let log = record(&mut lab);
+        lab.run(Duration::from_millis(1));
+        let cookie = vec![7; len];
+        let payloads = Payloads {
+            notifies: vec![Notify::new(NotifyType::COOKIE, cookie.clone())],
+            ..Payloads::default()
+        };
+        let bytes = forged_init(&lab, 0, &payloads);
+        lab.inject(0, lab.flow(0), &bytes);
+        let log = log.borrow();
+        assert_eq!(log.len(), if taken { 2 } else { 1 }, "{len} octets");
+        if taken {
+            let (before, after) = (&log[0].1, &log[1].1);
+            assert_eq!(after[16], PayloadType::NOTIFY.0);
+            assert_eq!(after[28..36], [PayloadType::SA.0, 0, 0, 8 + len as u8, 0, 0, 0x40, 0x06]);
+            assert_eq!(after[36..36 + len], cookie);
+            assert_eq!(after[36 + len..], before[28..], "the rest is unchanged");
+        }
+    }
+}
+
+#[test]
+fn t32_ever_new_cookies_are_given_up_on() {
+    let mut lab = Lab::pair(30, Link { loss: 1000, ..Link::GOOD });
+    lab.run(Duration::from_millis(1));
+    for octet in 1..=5 {
+        assert!(lab.failures(0).is_empty(), "round {octet}");
+        let notifies = vec![Notify::new(NotifyType::COOKIE, vec![octet; 16])];
+        let bytes = forged_init(&lab, 0, &Payloads { notifies, ..Payloads::default() });
+        lab.inject(0, lab.flow(0), &bytes);
+    }
+    assert_eq!(lab.failures(0), ["cookie_loop"]);
+}
+
+#[test]
+fn t32_under_a_flood_strangers_must_bring_a_cookie_back() {
+    let mut lab = Lab::pair(31, Link::GOOD);
+    let log = record(&mut lab);
+    lab.run(Duration::from_millis(1));
+    let genuine = log.borrow()[0].1.clone();
+    // ? -> R  IKE_SA_INIT under many SPIs
+    for n in 0..40u64 {
+        let mut bytes = genuine.clone();
+        bytes[..8].copy_from_slice(&(n + 1).to_be_bytes());
+        lab.inject(1, lab.flow(1), &bytes);
+    }
+    assert_eq!(lab.gateways[1].endpoint.half_open(), 32, "those beyond got a cookie, and no state");
+    // I -> R  IKE_SA_INIT, I <- R  { N(COOKIE) }, I -> R  { N(COOKIE), ... }
+    lab.run(Duration::from_millis(100));
+    assert!(lab.is_up());
+    assert_eq!(lab.sent[0], 3);
+}
+
+#[test]
+fn t45_our_own_messages_reflected_lead_nowhere() {
+    let mut lab = Lab::pair(32, Link { loss: 1000, ..Link::GOOD });
+    let log = record(&mut lab);
+    let mut seen = 0;
+    // Whatever gateway 0 says comes back to it as if from the peer.
+    for _ in 0..50 {
+        lab.run(Duration::from_millis(100));
+        let said = log.borrow()[seen..].to_vec();
+        seen += said.len();
+        for (_, bytes) in said.iter().filter(|(side, _)| *side == 0) {
+            lab.inject(0, lab.flow(0), bytes);
+        }
+        assert!(lab.gateways[0].plane.sas.is_empty() && lab.view(0).ike.is_none());
+    }
+    assert!(lab.failures(0).contains(&"unknown_identity"), "{:?}", lab.failures(0));
+    assert!(lab.failures(0).contains(&"authentication_failed"), "{:?}", lab.failures(0));
+
+    // Signs of life, rekeys and deletions.
+    for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL), Command::Down(TUNNEL)] {
+        for side in [0, 1] {
+            let mut lab = Lab::pair(33, Link::GOOD);
+            lab.run(secs(1));
+            lab.link.loss = 1000;
+            let log = record(&mut lab);
+            lab.command(side, command);
+            let bytes = log.borrow()[0].1.clone();
+            let state = |lab: &Lab| (lab.gateways[side].endpoint.reserved(), lab.sent[side]);
+            let before = state(&lab);
+            lab.inject(side, lab.flow(side), &bytes);
+            assert_eq!(state(&lab), before);
+            assert_eq!(lab.gateways[side].drops.values().sum::<u64>(), 1);
+        }
+    }
+}
+
+#[test]
+fn t73_initial_contact_counts_in_an_authentic_ike_auth_only() {
+    // In another exchange.
+    let mut lab = Lab::pair(36, Link::GOOD);
+    let log = record(&mut lab);
+    lab.run(secs(1));
+    lab.forge(0, Exchange::INFORMATIONAL, false, &notify(NotifyType::INITIAL_CONTACT));
+    lab.run(Duration::from_millis(10));
+    lab.assert_settled(1);
+
+    // In IKE_SA_INIT, where nobody is authenticated.
+    let genuine = log.borrow()[0].1.clone();
+    let (header, chain) = Header::decode(&genuine).unwrap();
+    let mut payloads = Payloads::decode(header.next, chain).unwrap();
+    payloads.notifies.push(Notify::new(NotifyType::INITIAL_CONTACT, vec![]));
+    let mut w = Writer::message(&Header { spi_i: 99, ..header });
+    payloads.encode(&mut w);
+    lab.inject(1, lab.flow(1), &w.finish());
+    assert_eq!(lab.gateways[1].endpoint.sa_count(), 2);
+    assert_eq!(lab.view(1).children.len(), 1);
+
+    // From somebody at the peer's address who does not have the key, or is somebody else.
+    type Change = fn(&mut cygnet_ike::TunnelPolicy);
+    let changes: [Change; 2] = [
+        |p| p.psk = cygnet_model::SecretBytes::copy_of(b"guessed"),
+        |p| p.local_id = cygnet_ike::wire::Identity::fqdn("somebody.else"),
+    ];
+    for change in changes {
+        let mut lab = Lab::pair(37, Link::GOOD);
+        lab.run(secs(1));
+        let held = lab.view(1).children[0].inbound;
+        let mut other = policy(0, 1);
+        change(&mut other);
+        lab.restart(0, other);
+        lab.run(secs(5));
+        assert!(!lab.failures(1).is_empty());
+        assert_eq!(lab.view(1).children[0].inbound, held);
+    }
+}
+
+#[test]
+fn t75_a_refused_first_child_leaves_the_ike_sa_up_and_is_tried_again_ever_more_rarely() {
+    let mut policies = [policy(0, 1), policy(1, 1)];
+    policies[1].children[0].local = vec![cygnet_sim::net("172.16.0.0/16")];
+    let mut lab = Lab::new(38, Link::GOOD, policies);
+    // I -> R  IKE_AUTH, I <- R  IKE_AUTH { IDr, AUTH, N(TS_UNACCEPTABLE) }
+    lab.run(Duration::from_millis(100));
+    let spi = lab.gateways[0].endpoint.spis();
+    lab.run(secs(600));
+    assert_eq!(lab.gateways[0].endpoint.spis(), spi);
+    assert!(lab.gateways.iter().all(|g| g.plane.sas.is_empty() && g.endpoint.reserved() == (1, 0)));
+    let failures = lab.failures(0);
+    assert!(failures.iter().all(|f| *f == "ts_unacceptable"));
+    assert!((5..=9).contains(&failures.len()), "{} in ten minutes", failures.len());
 }
