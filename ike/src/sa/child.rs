@@ -260,7 +260,7 @@ impl Live {
             ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite });
         }
         let margin = ctx.within(lifetime / 10, lifetime / 5);
-        self.child_failures = 0;
+        (self.child_failures, self.put_off) = (0, 0);
         self.children.push(Child {
             id,
             inbound: n.inbound,

@@ -16,7 +16,7 @@ use crate::io::{Ending, Event, RekeyKind, Role};
 use crate::policy;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
 
-/// Wait before an exchange that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
+/// First wait before a rekey that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
 pub(super) const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(2500));
 
 /// Our CREATE_CHILD_SA request for a child.
@@ -241,16 +241,16 @@ impl Live {
             return;
         }
         // Try again while the old pair lasts: soon if the peer was busy, else a few times before the end.
-        let busy = reason == FailureReason::TemporaryFailure;
+        let busy = (reason == FailureReason::TemporaryFailure).then(|| self.busy_wait(ctx));
         if let Some(c) =
             self.children.iter_mut().find(|c| c.inbound == old && c.state == ChildState::Rekeying)
         {
             let left = c.expire_at.since(ctx.now.mono);
-            let wait = if busy { ctx.within(BUSY_RETRY.0, BUSY_RETRY.1) } else { left / 4 };
+            let wait = busy.unwrap_or(left / 4);
             c.state = ChildState::Active;
             c.rekey_at = ctx.now.mono + wait.max(BUSY_RETRY.0);
         }
-        if !busy {
+        if busy.is_none() {
             let detail =
                 format!("{} refuses new keys for child {}: {reason}", core.flow.remote, creating.index);
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);

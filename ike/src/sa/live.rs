@@ -12,7 +12,7 @@ use cygnet_model::tunnel::{Direction, NewAddresses, SaId};
 use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::auth::{PeerAuthenticated, error_notify};
-use super::create_child::CreatingChild;
+use super::create_child::{BUSY_RETRY, CreatingChild};
 use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
@@ -118,6 +118,8 @@ pub(crate) struct Live {
     pub last_in: Timestamp,
     last_out: Timestamp,
     pub child_failures: u32,
+    /// Times in a row that the peer put a rekey off.
+    pub put_off: u32,
     /// When authentication or the rekey that made this SA ended.
     pub established: Timestamp,
     pub established_unix: u64,
@@ -178,6 +180,7 @@ impl Live {
             last_in: now,
             last_out: now,
             child_failures: 0,
+            put_off: 0,
             established: now,
             established_unix: ctx.now.unix,
         }
@@ -436,6 +439,13 @@ impl Live {
             detail,
             retry_in: again.then_some(wait),
         });
+    }
+
+    /// How long to wait after TEMPORARY_FAILURE to a rekey: longer each time, for minutes in all (RFC 7296 §2.25).
+    pub fn busy_wait(&mut self, ctx: &mut Ctx<'_>) -> Duration {
+        let factor = 1 << self.put_off.min(5);
+        self.put_off = self.put_off.saturating_add(1);
+        ctx.within(BUSY_RETRY.0 * factor, BUSY_RETRY.1 * factor)
     }
 
     /// When [`Live::tick_in`] has something to do.

@@ -210,11 +210,11 @@ impl Live {
             return Next::Stay;
         }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Ike, failure: Some(reason) });
-        let busy = reason == FailureReason::TemporaryFailure;
+        let busy = (reason == FailureReason::TemporaryFailure).then(|| self.busy_wait(ctx));
         let left = self.expire_at.since(ctx.now.mono);
-        let wait = if busy { ctx.within(BUSY_RETRY.0, BUSY_RETRY.1) } else { left / 4 };
+        let wait = busy.unwrap_or(left / 4);
         self.enqueue_at(ctx.now.mono + wait.max(BUSY_RETRY.0), Task::RekeyIke { group: None });
-        if !busy {
+        if busy.is_none() {
             let detail = format!("{} refuses to rekey the IKE SA: {reason}", core.flow.remote);
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
             ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: Some(wait) });

@@ -812,6 +812,55 @@ fn t45_our_own_messages_reflected_lead_nowhere() {
     }
 }
 
+/// Gateway 1, which has asked nothing yet, answers the request of gateway 0 that it never got.
+fn refuse_unseen(lab: &mut Lab, kind: NotifyType) {
+    lab.forge(1, Exchange::CREATE_CHILD_SA, true, &notify(kind));
+    let spi = lab.gateways[1].endpoint.spis()[0];
+    let (due, _) = lab.gateways[1].endpoint.message_ids(spi).unwrap();
+    lab.gateways[1].endpoint.set_message_ids(spi, 0, due + 1);
+}
+
+#[test]
+fn t63_a_busy_peer_is_asked_again_later_and_later() {
+    for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
+        let mut lab = Lab::pair(34, Link::GOOD);
+        lab.run(secs(1));
+        lab.link.loss = 1000;
+        lab.command(0, command);
+        let (mut asked, mut sent) = (0, lab.sent[0] - 1);
+        for _ in 0..280 {
+            // -> CREATE_CHILD_SA, <- { N(TEMPORARY_FAILURE) }
+            if lab.sent[0] > sent {
+                asked += 1;
+                refuse_unseen(&mut lab, NotifyType::TEMPORARY_FAILURE);
+            }
+            sent = lab.sent[0];
+            lab.run(Duration::from_millis(100));
+        }
+        assert!((2..=6).contains(&asked), "{asked} times in half a minute");
+        lab.link = Link::GOOD;
+        lab.run(secs(120));
+        lab.assert_settled(1);
+        assert!(lab.failures(0).is_empty(), "{:?}", lab.failures(0));
+    }
+}
+
+#[test]
+fn t63_a_pair_that_the_peer_has_lost_is_made_anew_once() {
+    let mut lab = Lab::pair(35, Link::GOOD);
+    lab.run(secs(1));
+    lab.link.loss = 1000;
+    // -> CREATE_CHILD_SA { N(REKEY_SA), ... }, <- { N(CHILD_SA_NOT_FOUND) }
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.link = Link::GOOD;
+    refuse_unseen(&mut lab, NotifyType::CHILD_SA_NOT_FOUND);
+    // -> CREATE_CHILD_SA { SA, Ni, KEi, TSi, TSr }, <- the same
+    lab.run(secs(10));
+    assert!(lab.is_up());
+    assert_eq!((lab.view(0).children.len(), lab.gateways[0].plane.sas.len()), (1, 2));
+    assert_eq!(lab.gateways[0].endpoint.reserved(), (1, 1));
+}
+
 #[test]
 fn t73_initial_contact_counts_in_an_authentic_ike_auth_only() {
     // In another exchange.
