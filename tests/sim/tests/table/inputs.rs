@@ -70,6 +70,24 @@ pub fn unauthenticated() -> Vec<Row> {
             }
         }
     }
+    for message_id in [-1, 1] {
+        let name = if message_id < 0 { "of the last request" } else { "one ahead" };
+        rows.push(row(format!("INFORMATIONAL request of the peer, message ID {name}, bad ICV"), move |s| {
+            let (spi_i, spi_r) = s.header_spis();
+            let header = Header {
+                spi_i,
+                spi_r,
+                next: PayloadType::SK,
+                exchange: Exchange::INFORMATIONAL,
+                from_initiator: s.peer_is_initiator()?,
+                response: false,
+                message_id: s.ids().0.checked_add_signed(message_id)?,
+            };
+            let mut w = Writer::message(&header);
+            w.payload(PayloadType::SK, |b| b.extend_from_slice(&[9; 40]));
+            Some(arrives(s, &w.finish()))
+        }));
+    }
     rows
 }
 

@@ -49,12 +49,13 @@ fn t28_every_cell_of_the_state_table_is_the_reviewed_one() {
 /// Every row in every state that it exists in.
 fn table(about: &str, rows: &[Row]) -> String {
     let mut table = format!("# Outcome by state of {about}.\n");
+    let width = rows.iter().map(|r| r.name.len()).max().unwrap_or_default();
     for at in At::ALL {
         writeln!(table, "\n{}", at.title()).unwrap();
         for row in rows.iter().filter(|r| r.only_at.is_none_or(|only| only == at)) {
             let mut scene = Scene::new(at, row.change);
             if let Some(what) = (row.play)(&mut scene) {
-                writeln!(table, "  {:44}  {what}", row.name).unwrap();
+                writeln!(table, "  {:width$}  {what}", row.name).unwrap();
             }
         }
     }

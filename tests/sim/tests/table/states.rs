@@ -177,6 +177,11 @@ impl Scene {
         spis(self.side, self.sa).or_else(|| spis(self.peer, self.peer_sa)).unwrap_or((7, 0))
     }
 
+    /// Whether the peer began the SA under test; `None` if there is none.
+    pub fn peer_is_initiator(&self) -> Option<bool> {
+        Some(self.header_spis().0 != self.sa?.value())
+    }
+
     /// Message IDs of the peer's next request, and of the answer that is waited for.
     pub fn ids(&self) -> (u32, u32) {
         let of = |side: usize, spi: Option<IkeSpi>| self.lab.gateways[side].endpoint.message_ids(spi?);
@@ -207,8 +212,7 @@ impl Scene {
         let flow = self.flow();
         let flow = Flow { local: flow.remote, remote: flow.local, natt: false };
         self.lab.inject(self.peer, flow, bytes);
-        let answer = log.borrow().iter().find(|(s, _)| *s == self.peer).map(|(_, b)| b.clone());
-        answer
+        log.borrow().iter().find(|(s, _)| *s == self.peer).map(|(_, b)| b.clone())
     }
 }
 
