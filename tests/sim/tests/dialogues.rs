@@ -312,6 +312,31 @@ fn a_deletion_waits_for_the_answer_that_is_due() {
     }
 }
 
+#[test]
+fn down_and_up_in_the_middle_of_a_rekey_leave_one_ike_sa() {
+    let commands = [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)];
+    for (seed, link) in (0..100).flat_map(|seed| [(seed, Link::GOOD), (seed, Link::BAD)]) {
+        let mut lab = Lab::pair(seed, link);
+        lab.run(secs(60));
+        let side = lab.below(2) as usize;
+        let command = commands[lab.below(2) as usize];
+        for other in [side, 1 - side].into_iter().take(1 + lab.below(2) as usize) {
+            lab.command(other, command);
+        }
+        let wait = lab.below(30);
+        lab.run(Duration::from_millis(wait));
+        lab.command(side, Command::Down(TUNNEL));
+        assert!(lab.gateways[side].plane.sas.is_empty());
+        let wait = lab.below(30);
+        lab.run(Duration::from_millis(wait));
+        lab.command(side, Command::Up(TUNNEL));
+        lab.run(secs(30));
+        lab.link = Link::GOOD;
+        lab.run(secs(200));
+        lab.assert_settled(1);
+    }
+}
+
 /// A message that is one notification.
 fn notify(kind: NotifyType) -> Payloads {
     Payloads { notifies: vec![Notify::new(kind, vec![])], ..Payloads::default() }
