@@ -23,9 +23,11 @@ for crate in "${!may[@]}"; do
     [ -z "$found" ] || complain "$crate must not see: ${found//$'\n'/ }"
 done
 
-# `test-util` (fake planes, fast key exchange) must not reach the daemon.
-cargo tree --locked -p cygnet -e normal,features -i cygnet-model --prefix none | grep -q 'feature "test-util"' &&
-    complain 'the daemon is built with feature test-util of cygnet-model'
+# `test-util` (fake planes, fast key exchange, forgeries) must not reach the daemon.
+for crate in cygnet-model cygnet-ike; do
+    found=$(cargo tree --locked -p cygnet -e normal,features -i "$crate" --prefix none)
+    ! grep -q 'feature "test-util"' <<<"$found" || complain "the daemon is built with feature test-util of $crate"
+done
 
 # Lines of the given files that match a pattern, outside of tests and comments. usage: lines PATTERN FILE...
 lines() {

@@ -3,6 +3,9 @@
 //! It finds the SA that a datagram belongs to, admits strangers, keeps tunnels up, and knows when to be woken. Protocol
 //! decisions are made in `crate::sa`.
 
+#[cfg(feature = "test-util")]
+mod testing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -336,7 +339,9 @@ impl Endpoint {
             Some(State::Established(s) | State::Rekeyed(s) | State::Deleting(s)) => {
                 (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r)
             }
-            Some(State::AuthSent(_) | State::Refused(_) | State::Closed(_)) => true,
+            Some(State::AuthSent(s)) => (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r),
+            Some(State::Refused(s)) => s.spi_i == theirs,
+            Some(State::Closed(_)) => true,
         };
         if !fits {
             return drop(out, DropReason::UnknownSpi);
@@ -673,15 +678,7 @@ impl Endpoint {
         }
         let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
         for spi in spis {
-            self.with_sa(now, spi, out, |sa, ctx| match sa.state {
-                State::Established(_) => sa.with_live(ctx, |live, _, ctx, _| {
-                    live.teardown(ctx, Ending::Local);
-                    live.queue.push_back(Task::DeleteIke);
-                    Next::Deleting
-                }),
-                State::Rekeyed(_) | State::Deleting(_) => {}
-                _ => sa.drop_silently(ctx, Ending::Local),
-            });
+            self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
         }
     }
 

@@ -20,6 +20,11 @@ use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
 };
 
+/// Notifications that end an IKE SA without a Delete: in the answer to IKE_AUTH, whatever stands beside them, and in an
+/// INFORMATIONAL request by which the initiator refuses that answer (RFC 7296 §2.21.2).
+pub(super) const FATAL: [NotifyType; 3] =
+    [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
+
 /// How long a refusal is kept for repetitions of the request.
 const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
 
@@ -65,7 +70,7 @@ pub(crate) struct AuthSent {
     pub policy: Arc<TunnelPolicy>,
     suite: IkeSuite,
     keys: IkeKeys,
-    channel: Channel,
+    pub channel: Channel,
     nonce_i: Vec<u8>,
     nonce_r: Vec<u8>,
     /// The responder's IKE_SA_INIT message, which its AUTH covers.
@@ -197,6 +202,10 @@ impl AuthSent {
         };
         self.out.answered(ctx, &self.policy);
         let peer = core.flow.remote;
+        if let Some(n) = payloads.notifies.iter().find(|n| FATAL.contains(&n.kind)) {
+            let detail = format!("{peer} answers IKE_AUTH with {}", n.kind);
+            return self.fail(ctx, FailureReason::of_notify(n.kind), detail);
+        }
         let (Some(idr), Some(auth)) = (&payloads.idr, &payloads.auth) else {
             let (reason, what) = match payloads.error() {
                 Some(n) => (FailureReason::of_notify(n.kind), n.kind.to_string()),
@@ -246,7 +255,7 @@ impl AuthSent {
         proof: PeerAuthenticated,
     ) -> State {
         let this = *self;
-        let pair = child::accept(&this.policy, 0, this.inbound, &payloads, false, None);
+        let pair = child::accept(&this.policy, 0, this.inbound, &payloads, false, None, |_| false);
         let pair = pair.map(|negotiated| {
             let (prf, sk_d) = (this.suite.prf, &this.keys.sk_d);
             let keys = ChildKeys::derive(prf, sk_d, None, &this.nonce_i, &this.nonce_r, &negotiated.suite);
@@ -265,6 +274,7 @@ impl AuthSent {
             Ok(pair) => live.install(core, ctx, pair, None),
             Err(reason) => {
                 ctx.spis.esp.remove(&this.inbound);
+                live.disown(this.inbound, &payloads);
                 live.child_failed(core, ctx, 0, reason, "IKE_AUTH", &payloads);
             }
         }
@@ -285,6 +295,7 @@ fn internal(policy: Arc<TunnelPolicy>) -> State {
 
 /// A refused IKE_AUTH: the answer stays for repetitions, and nothing else does.
 pub(crate) struct Refused {
+    pub spi_i: u64,
     answer: Vec<Vec<u8>>,
     pub until: Timestamp,
 }
@@ -426,8 +437,14 @@ impl InitAnswered {
                 detail,
             ));
         }
+        if payloads.sa.is_none() || payloads.tsi.is_none() || payloads.tsr.is_none() {
+            // An IKE SA without a child needs an extension that we do not offer (RFC 6023).
+            let detail = format!("IKE_AUTH of {} lacks a payload of its child", flow.remote);
+            let (kind, reason) = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
+            return Err(refusal(kind, named.first(), reason, detail));
+        }
         // Several tunnels between the same two identities: the one whose selectors fit.
-        let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false).is_ok();
+        let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false, |_| false).is_ok();
         let at = proven.iter().position(|(p, _)| fits(p)).unwrap_or(0);
         let (policy, proof) = proven.swap_remove(at);
         if ctx.held.contains(&policy.id) {
@@ -466,7 +483,7 @@ impl InitAnswered {
         for bytes in &answer {
             ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
-        State::Refused(Refused { answer, until: ctx.now.mono + REFUSAL_LIFETIME })
+        State::Refused(Refused { spi_i: self.spi_i, answer, until: ctx.now.mono + REFUSAL_LIFETIME })
     }
 
     // R -> I  IKE_AUTH { IDr, AUTH, SAr2, TSi, TSr } or { IDr, AUTH, N(error) }
@@ -500,7 +517,7 @@ impl InitAnswered {
         let nat = this.nat.unwrap_or_default();
         let window = Window::new(0, 1);
         let mut live = Live::new(core, ctx, policy, channel, this.suite, sk_d, nat, window, proof);
-        let chosen = child::find(&live.policy, &payloads, false, None, |_| false);
+        let chosen = child::find(&live.policy, &payloads, false, None, |_| false, |_| false);
         match chosen {
             Ok(found) => {
                 let number = found.number;

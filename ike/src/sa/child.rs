@@ -104,13 +104,14 @@ impl Found {
 }
 
 /// Finds the child that fits a peer's offer best: one whose selectors match as a whole, then one that has no SAs yet,
-/// then the first. `only` restricts the search to the child being rekeyed.
+/// then the first. `only` restricts the search to the child being rekeyed; `bound` knows the SPIs that we send to already.
 pub(crate) fn find(
     policy: &TunnelPolicy,
     offer: &Payloads,
     with_ke: bool,
     only: Option<u16>,
     taken: impl Fn(u16) -> bool,
+    bound: impl Fn(Spi) -> bool,
 ) -> Result<Found, (NotifyType, FailureReason)> {
     let (Some(sa), Some(tsi), Some(tsr)) = (&offer.sa, &offer.tsi, &offer.tsr) else {
         return Err((NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax));
@@ -131,9 +132,9 @@ pub(crate) fn find(
             refusal = (NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen);
             continue;
         };
-        // The reserved SPIs 0..=255 cannot be sent to (RFC 4303 §2.1).
-        let Some(outbound) = Spi::new(u32::from_be_bytes(spi)) else {
-            refusal = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
+        // The reserved SPIs 0..=255 cannot be sent to (RFC 4303 §2.1), and one that is bound would give two SAs one name.
+        let Some(outbound) = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi)) else {
+            refusal = (NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen);
             continue;
         };
         let score = (local == c.local && remote == c.remote, !taken(index));
@@ -152,6 +153,7 @@ pub(crate) fn accept(
     answer: &Payloads,
     with_ke: bool,
     ke_group: Option<u16>,
+    bound: impl Fn(Spi) -> bool,
 ) -> Result<Negotiated, FailureReason> {
     if let Some(n) = answer.error() {
         return Err(FailureReason::of_notify(n.kind));
@@ -162,7 +164,8 @@ pub(crate) fn accept(
     };
     let (suite, spi) =
         policy::accept_esp(&child.proposals, sa, with_ke, ke_group).ok_or(FailureReason::NoProposalChosen)?;
-    let outbound = Spi::new(u32::from_be_bytes(spi)).ok_or(FailureReason::InvalidSyntax)?;
+    let outbound = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi));
+    let outbound = outbound.ok_or(FailureReason::NoProposalChosen)?;
     let fits = !tsi.is_empty() && !tsr.is_empty() && within(tsi, &child.local) && within(tsr, &child.remote);
     if !fits {
         return Err(FailureReason::TsUnacceptable);
@@ -186,7 +189,7 @@ pub(crate) fn refusal_detail(reason: FailureReason, peer: SocketAddr, offer: &Pa
             list(&offer.tsi),
             list(&offer.tsr)
         ),
-        FailureReason::NoProposalChosen => format!("{peer} offers no ESP proposal that we accept"),
+        FailureReason::NoProposalChosen => format!("{peer} offers no ESP proposal and SPI that we accept"),
         _ => format!("{peer} offers a child that lacks a payload"),
     }
 }
@@ -257,7 +260,7 @@ impl Live {
             ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite });
         }
         let margin = ctx.within(lifetime / 10, lifetime / 5);
-        self.child_failures = 0;
+        (self.child_failures, self.put_off) = (0, 0);
         self.children.push(Child {
             id,
             inbound: n.inbound,
@@ -297,6 +300,11 @@ impl Live {
         Some(child)
     }
 
+    /// Whether the peer receives on this SPI already.
+    pub fn is_bound(&self, spi: Spi) -> bool {
+        self.children.iter().any(|c| c.outbound == spi)
+    }
+
     /// Whether a child has a pair that is there to stay.
     pub fn has_child(&self, index: u16) -> bool {
         self.children
@@ -304,8 +312,9 @@ impl Live {
             .any(|c| c.id.index == index && matches!(c.state, ChildState::Active | ChildState::Rekeying))
     }
 
-    /// Removes everything from the data plane at once, before the IKE SA ends.
-    pub fn teardown(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+    /// Removes everything from the data plane at once and forgets what was still to be done, before the IKE SA ends. A
+    /// request on its way stays: until it is answered there is no room in the peer's window for another one.
+    pub fn strip(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
         self.queue.clear();
         self.delayed.clear();
         for child in std::mem::take(&mut self.children) {
@@ -322,6 +331,11 @@ impl Live {
             ctx.out.push(Action::RemoveSa(sa));
             ctx.spis.esp.remove(&sa.spi);
         }
+    }
+
+    /// The same, and nothing more is expected of the peer.
+    pub fn teardown(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
+        self.strip(ctx, ending);
         if let Some(o) = self.window.outstanding.take() {
             o.request.release(ctx);
         }

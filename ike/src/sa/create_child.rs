@@ -16,7 +16,7 @@ use crate::io::{Ending, Event, RekeyKind, Role};
 use crate::policy;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
 
-/// Wait before an exchange that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
+/// First wait before a rekey that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
 pub(super) const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(2500));
 
 /// Our CREATE_CHILD_SA request for a child.
@@ -121,6 +121,7 @@ impl Live {
             Ok(pair) => pair,
             Err(reason) => {
                 ctx.spis.esp.remove(&creating.inbound);
+                self.disown(creating.inbound, answer);
                 self.child_refused(core, ctx, &creating, answer, reason);
                 return Next::Stay;
             }
@@ -167,7 +168,10 @@ impl Live {
         answer: &Payloads,
     ) -> Result<NewPair, FailureReason> {
         let group = creating.key.as_ref().map(|(g, _)| g.transform());
-        let negotiated = child::accept(&self.policy, creating.index, creating.inbound, answer, true, group)?;
+        let negotiated =
+            child::accept(&self.policy, creating.index, creating.inbound, answer, true, group, |spi| {
+                self.is_bound(spi)
+            })?;
         let nonce = answer.nonce.as_ref().ok_or(FailureReason::InvalidSyntax)?;
         let shared = match (negotiated.suite.group, creating.key.take()) {
             (None, _) => None,
@@ -189,6 +193,14 @@ impl Live {
             &negotiated.suite,
         );
         Ok(NewPair { negotiated, keys, role: Role::Initiator })
+    }
+
+    /// An answer without an error that we cannot take made a pair at the peer's end (RFC 7296 §2.21: "clean up the IKE
+    /// state, for example by sending a Delete for a bad SA").
+    pub(super) fn disown(&mut self, inbound: Spi, answer: &Payloads) {
+        if answer.sa.is_some() && answer.error().is_none() {
+            self.queue.push_front(Task::DisownChild { inbound });
+        }
     }
 
     fn child_refused(
@@ -229,16 +241,16 @@ impl Live {
             return;
         }
         // Try again while the old pair lasts: soon if the peer was busy, else a few times before the end.
-        let busy = reason == FailureReason::TemporaryFailure;
+        let busy = (reason == FailureReason::TemporaryFailure).then(|| self.busy_wait(ctx));
         if let Some(c) =
             self.children.iter_mut().find(|c| c.inbound == old && c.state == ChildState::Rekeying)
         {
             let left = c.expire_at.since(ctx.now.mono);
-            let wait = if busy { ctx.within(BUSY_RETRY.0, BUSY_RETRY.1) } else { left / 4 };
+            let wait = busy.unwrap_or(left / 4);
             c.state = ChildState::Active;
             c.rekey_at = ctx.now.mono + wait.max(BUSY_RETRY.0);
         }
-        if !busy {
+        if busy.is_none() {
             let detail =
                 format!("{} refuses new keys for child {}: {reason}", core.flow.remote, creating.index);
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
@@ -372,7 +384,14 @@ impl Live {
     ) -> (Reply, Option<(Spi, Vec<u8>, Vec<u8>)>) {
         let refuse = |kind, data| (Reply::notify(Notify::new(kind, data)), None);
         let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.id.index));
-        let found = match child::find(&self.policy, offer, true, only, |i| self.has_child(i)) {
+        let found = match child::find(
+            &self.policy,
+            offer,
+            true,
+            only,
+            |i| self.has_child(i),
+            |spi| self.is_bound(spi),
+        ) {
             Ok(found) => found,
             Err((kind, reason)) => {
                 let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);

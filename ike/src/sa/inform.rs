@@ -3,6 +3,7 @@
 use cygnet_model::Spi;
 use cygnet_model::tunnel::{Direction, SaId};
 
+use super::auth::FATAL;
 use super::live::{Reply, Request};
 use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
 use crate::error::FailureReason;
@@ -12,6 +13,12 @@ use crate::wire::{Delete, NotifyType, Payloads};
 
 /// Wait before a child that the peer deleted is made again.
 const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
+
+// -> INFORMATIONAL { D(inbound SPI) }
+pub(super) fn begin_disown_child(inbound: Spi) -> (Payloads, Request) {
+    let deletes = vec![Delete::Esp(vec![inbound.value()])];
+    (Payloads { deletes, ..Payloads::default() }, Request::DeleteChild { inbound })
+}
 
 impl Live {
     // -> INFORMATIONAL { D(inbound SPI) }
@@ -26,8 +33,7 @@ impl Live {
             self.defer(ctx, Task::DeleteChild { inbound });
             return None;
         }
-        let deletes = vec![Delete::Esp(vec![inbound.value()])];
-        Some((Payloads { deletes, ..Payloads::default() }, Request::DeleteChild { inbound }))
+        Some(begin_disown_child(inbound))
     }
 
     // -> INFORMATIONAL { D(IKE) }
@@ -101,11 +107,19 @@ impl Live {
             reply.next = Next::Close(ending, format!("{} deleted the IKE SA", core.flow.remote));
             return reply;
         }
-        if let Some(n) = request.notify(NotifyType::AUTHENTICATION_FAILED) {
-            // The initiator does not accept our AUTH (RFC 7296 §2.21.2).
-            let reason = FailureReason::AuthenticationFailed;
-            let detail = format!("{} refuses our identity or key: {}", core.flow.remote, n.kind);
-            reply.next = Next::Close(Ending::Failed(reason), detail);
+        if let Some(n) = request.notifies.iter().find(|n| FATAL.contains(&n.kind)) {
+            let (reason, what) = match n.kind {
+                NotifyType::AUTHENTICATION_FAILED => {
+                    (FailureReason::AuthenticationFailed, "refuses our identity or key")
+                }
+                _ => (FailureReason::InvalidSyntax, "does not understand our answer to IKE_AUTH"),
+            };
+            let detail = format!("{} {what}: {}", core.flow.remote, n.kind);
+            let ending = match phase {
+                Phase::Established => Ending::Failed(reason),
+                Phase::Rekeyed | Phase::Deleting => Ending::Replaced,
+            };
+            reply.next = Next::Close(ending, detail);
             return reply;
         }
         let mut gone = Vec::new();

@@ -12,7 +12,8 @@ use cygnet_model::tunnel::{Direction, NewAddresses, SaId};
 use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::auth::{PeerAuthenticated, error_notify};
-use super::create_child::CreatingChild;
+use super::create_child::{BUSY_RETRY, CreatingChild};
+use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
@@ -21,7 +22,7 @@ use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, State};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
 use crate::policy::{Start, TunnelPolicy};
-use crate::wire::{Exchange, Header, Notify, Payloads};
+use crate::wire::{Exchange, Header, Notify, NotifyType, Payloads};
 
 /// A NAT forgets a mapping after as little as 30 s (RFC 3948 §4 proposes 20 s).
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -43,6 +44,8 @@ pub(crate) enum Task {
     RekeyIke { group: Option<Group> },
     /// The end of a pair.
     DeleteChild { inbound: Spi },
+    /// The end of a pair that the peer has and we never took into use.
+    DisownChild { inbound: Spi },
     /// The end of this IKE SA.
     DeleteIke,
     /// Is the peer there?
@@ -115,6 +118,8 @@ pub(crate) struct Live {
     pub last_in: Timestamp,
     last_out: Timestamp,
     pub child_failures: u32,
+    /// Times in a row that the peer put a rekey off.
+    pub put_off: u32,
     /// When authentication or the rekey that made this SA ended.
     pub established: Timestamp,
     pub established_unix: u64,
@@ -175,6 +180,7 @@ impl Live {
             last_in: now,
             last_out: now,
             child_failures: 0,
+            put_off: 0,
             established: now,
             established_unix: ctx.now.unix,
         }
@@ -212,16 +218,18 @@ impl Live {
         datagram: &[u8],
         flow: Flow,
     ) -> Next {
-        if !matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL)
-            && (header.response || self.window.place(header.message_id) != Place::Repeated)
-        {
+        let known = matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL);
+        let clear = header.exchange == Exchange::IKE_SA_INIT;
+        let place = self.window.place(header.message_id);
+        // A request of another exchange that proves to be the peer's deserves an answer (RFC 7296 §2.21.3).
+        if !known && (header.response || (clear && place == Place::Due) || place == Place::Outside) {
             ctx.dropped(DropReason::UnexpectedExchange, flow);
             return Next::Stay;
         }
         if header.response {
-            return self.on_response(core, ctx, header, datagram, flow);
+            return self.on_response(core, ctx, phase, header, datagram, flow);
         }
-        match self.window.place(header.message_id) {
+        match place {
             Place::Due => self.on_request(core, ctx, phase, header, datagram, flow),
             Place::Repeated => {
                 if asks_again(header, datagram) && !self.window.repeat(ctx, flow) {
@@ -257,13 +265,21 @@ impl Live {
         self.peer_at(core, ctx, flow);
         // With a window of one, a new request means that the peer has our last response, hence its new inbound SAs.
         self.switch_pending(ctx, None);
-        let reply = match opened {
+        let mut reply = match opened {
             Err(e) => Reply::notify(error_notify(&e)),
             Ok(p) if header.exchange == Exchange::CREATE_CHILD_SA => {
                 self.on_create_child(core, ctx, phase, p)
             }
-            Ok(p) => self.on_informational(core, ctx, phase, &p),
+            Ok(p) if header.exchange == Exchange::INFORMATIONAL => {
+                self.on_informational(core, ctx, phase, &p)
+            }
+            Ok(_) => Reply::notify(Notify::new(NotifyType::INVALID_SYNTAX, vec![])),
         };
+        if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
+            let detail =
+                format!("{} sent an {} request that makes no sense", core.flow.remote, header.exchange);
+            reply.next = fatal(phase, detail);
+        }
         let sealed = self.channel.seal(header.exchange, header.message_id, true, &reply.payloads, ctx.random);
         self.window.respond(ctx, core.flow, sealed.unwrap_or_default());
         self.last_out = ctx.now.mono;
@@ -275,6 +291,7 @@ impl Live {
         &mut self,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
+        phase: Phase,
         header: &Header,
         datagram: &[u8],
         flow: Flow,
@@ -301,7 +318,23 @@ impl Live {
         let Some(o) = self.window.outstanding.take() else { return Next::Stay };
         self.last_in = ctx.now.mono;
         o.out.answered(ctx, &self.policy);
+        if payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
+            o.request.release(ctx);
+            let peer = core.flow.remote;
+            return fatal(phase, format!("{peer} takes our {} request for malformed", header.exchange));
+        }
         match o.request {
+            // It goes with the IKE SA, whose deletion waited for this answer. A new IKE SA is taken down by itself.
+            request @ Request::CreateChild(_) if phase == Phase::Deleting => {
+                request.release(ctx);
+                Next::Stay
+            }
+            request @ Request::RekeyIke(_)
+                if phase == Phase::Deleting && payloads.error().is_some() && self.their_rekey.is_none() =>
+            {
+                request.release(ctx);
+                Next::Stay
+            }
             Request::CreateChild(c) => self.on_child_created(core, ctx, *c, &payloads),
             Request::RekeyIke(r) => self.on_ike_rekeyed(core, ctx, *r, &payloads),
             Request::DeleteChild { inbound } => {
@@ -322,6 +355,7 @@ impl Live {
                 Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
                 Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
                 Task::DeleteChild { inbound } => self.begin_delete_child(ctx, inbound),
+                Task::DisownChild { inbound } => Some(begin_disown_child(inbound)),
                 Task::DeleteIke => Some(self.begin_delete_ike(ctx)),
                 Task::Liveness => Some((Payloads::default(), Request::Liveness)),
             };
@@ -333,6 +367,11 @@ impl Live {
 
     fn send(&mut self, core: &Core, ctx: &mut Ctx<'_>, payloads: &Payloads, request: Request) {
         let id = self.window.next_request;
+        if self.window.exhausted() {
+            // The next tick ends the IKE SA.
+            request.release(ctx);
+            return;
+        }
         let exchange = request.exchange();
         let Some(datagrams) = self.channel.seal(exchange, id, false, payloads, ctx.random) else {
             // No IV is left under this key. The lifetime ends long before.
@@ -402,6 +441,13 @@ impl Live {
         });
     }
 
+    /// How long to wait after TEMPORARY_FAILURE to a rekey: longer each time, for minutes in all (RFC 7296 §2.25).
+    pub fn busy_wait(&mut self, ctx: &mut Ctx<'_>) -> Duration {
+        let factor = 1 << self.put_off.min(5);
+        self.put_off = self.put_off.saturating_add(1);
+        ctx.within(BUSY_RETRY.0 * factor, BUSY_RETRY.1 * factor)
+    }
+
     /// When [`Live::tick_in`] has something to do.
     pub fn next_wakeup(&self, natt: bool) -> Option<Timestamp> {
         let dpd = self.policy.dpd.filter(|_| self.window.outstanding.is_none()).map(|d| self.last_in + d);
@@ -446,11 +492,12 @@ impl Live {
             ctx.out.push(Action::RemoveSa(sa));
             ctx.spis.esp.remove(&sa.spi);
         }
-        if now >= self.expire_at {
+        if now >= self.expire_at || self.window.exhausted() {
             if phase != Phase::Established {
                 return Next::Close(Ending::Replaced, String::new());
             }
-            let detail = "the lifetime of the IKE SA ended before it was rekeyed".to_owned();
+            let detail =
+                "the lifetime or the message IDs of the IKE SA ended before it was rekeyed".to_owned();
             return Next::Close(Ending::Failed(FailureReason::LifetimeExpired), detail);
         }
         if phase == Phase::Established {
@@ -470,7 +517,8 @@ impl Live {
 
     fn tick_lifetimes(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.mono;
-        if now >= self.rekey_at || self.window.worn() {
+        // Once: whatever comes of it has its own time to be tried again.
+        if self.rekey_at < self.expire_at && (now >= self.rekey_at || self.window.worn()) {
             self.enqueue(Task::RekeyIke { group: None });
             self.rekey_at = self.expire_at;
         }
@@ -516,6 +564,15 @@ impl Live {
             ctx.out.push(Action::Migrate(*sa, to));
         }
     }
+}
+
+/// INVALID_SYNTAX, whoever says it to an authentic request, ends the IKE SA without a Delete (RFC 7296 §2.21.3).
+fn fatal(phase: Phase, detail: String) -> Next {
+    let ending = match phase {
+        Phase::Established => Ending::Failed(FailureReason::InvalidSyntax),
+        Phase::Rekeyed | Phase::Deleting => Ending::Replaced,
+    };
+    Next::Close(ending, detail)
 }
 
 impl Request {

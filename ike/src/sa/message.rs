@@ -90,7 +90,7 @@ impl Channel {
     }
 
     #[allow(clippy::too_many_arguments, reason = "the fields of one datagram")]
-    fn seal_one(
+    pub fn seal_one(
         &mut self,
         exchange: Exchange,
         message_id: u32,
@@ -124,6 +124,17 @@ impl Channel {
         out.get_mut(HEADER_LEN + 2..HEADER_LEN + 4)?.copy_from_slice(&payload.to_be_bytes());
         self.tx.seal(&mut out, plain, random)?;
         Some(out)
+    }
+
+    /// Reads a whole message of either direction, for tests.
+    #[cfg(feature = "test-util")]
+    pub fn read(&self, header: &Header, datagram: &[u8]) -> Option<Payloads> {
+        let payloads = split(header.next, datagram.get(HEADER_LEN..)?).ok()?;
+        let sealed = payloads.first().filter(|p| p.kind == PayloadType::SK)?;
+        let aad = datagram.get(..HEADER_LEN + 4)?;
+        let own = header.from_initiator == (self.role == Role::Initiator);
+        let plain = if own { &self.tx } else { &self.rx }.open(aad, sealed.body).ok()?;
+        Payloads::decode(sealed.next, &plain).ok()
     }
 
     /// Opens a datagram whose header was decoded. Nothing is known of the sender unless this succeeds.

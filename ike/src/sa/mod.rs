@@ -39,6 +39,8 @@ pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
 pub(crate) use init::{InitAnswered, InitSent, initiate, respond, stateless};
 pub(crate) use live::{Live, Task};
+#[cfg(feature = "test-util")]
+pub(crate) use message::Channel;
 
 /// What handlers may use of the world.
 pub(crate) struct Ctx<'a> {
@@ -237,7 +239,15 @@ impl IkeSa {
                 s.enter(core, ctx, Phase::Rekeyed, next)
             }
             State::Deleting(mut s) => {
+                let before = ctx.effects.len();
                 let next = s.on_datagram(core, ctx, Phase::Deleting, header, datagram, flow);
+                // An IKE SA that comes of a rekey which was on its way goes down with this one.
+                for mut effect in ctx.effects.split_off(before) {
+                    if let Effect::Spawn(sa) = &mut effect {
+                        sa.take_down(ctx);
+                    }
+                    ctx.effects.push(effect);
+                }
                 s.enter(core, ctx, Phase::Deleting, next)
             }
             State::Closed(c) => State::Closed(c),
@@ -317,6 +327,19 @@ impl IkeSa {
         };
         let next = f(&mut live, core, ctx, phase);
         *state = live.enter(core, ctx, phase, next);
+    }
+
+    /// Takes the SA down: politely if it is established, else without a word. One that goes already is left alone.
+    pub fn take_down(&mut self, ctx: &mut Ctx<'_>) {
+        match self.state {
+            State::Established(_) => self.with_live(ctx, |live, _, ctx, _| {
+                live.strip(ctx, Ending::Local);
+                live.queue.push_back(Task::DeleteIke);
+                Next::Deleting
+            }),
+            State::Rekeyed(_) | State::Deleting(_) => {}
+            _ => self.drop_silently(ctx, Ending::Local),
+        }
     }
 
     /// Ends the SA at once without telling the peer.

@@ -210,11 +210,11 @@ impl Live {
             return Next::Stay;
         }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Ike, failure: Some(reason) });
-        let busy = reason == FailureReason::TemporaryFailure;
+        let busy = (reason == FailureReason::TemporaryFailure).then(|| self.busy_wait(ctx));
         let left = self.expire_at.since(ctx.now.mono);
-        let wait = if busy { ctx.within(BUSY_RETRY.0, BUSY_RETRY.1) } else { left / 4 };
+        let wait = busy.unwrap_or(left / 4);
         self.enqueue_at(ctx.now.mono + wait.max(BUSY_RETRY.0), Task::RekeyIke { group: None });
-        if !busy {
+        if busy.is_none() {
             let detail = format!("{} refuses to rekey the IKE SA: {reason}", core.flow.remote);
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
             ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: Some(wait) });
@@ -226,6 +226,10 @@ impl Live {
     /// with our own rekey of the IKE SA.
     pub(super) fn on_rekey_ike(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, offer: &Payloads) -> Reply {
         let refuse = |kind, data| Reply::notify(Notify::new(kind, data));
+        if self.their_rekey.is_some() {
+            // Its first one waits for the answer to ours; there is one successor, not two.
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        }
         let (Some(proposals), Some(ke), Some(ni)) = (&offer.sa, &offer.ke, &offer.nonce) else {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
         };
@@ -248,7 +252,10 @@ impl Live {
         let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, ni, &nr);
         let spis = (peer_spi, spi.value());
         let sa = self.successor(core, ctx, spi, Role::Responder, suite, spis, &seed, (ni, &nr));
-        let Some(sa) = sa else { return refuse(NotifyType::TEMPORARY_FAILURE, vec![]) };
+        let Some(sa) = sa else {
+            ctx.spis.ike.remove(&spi);
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        };
         // <- CREATE_CHILD_SA { SA, Nr, KEr }
         let mut reply = Reply::with(Payloads {
             sa: Some(policy::answer_ike(suite, number, &spi.to_be_bytes())),

@@ -9,6 +9,9 @@ use super::live::Request;
 use crate::io::{Action, Event, Flow};
 use crate::policy::TunnelPolicy;
 
+/// The message ID after which there is none. Never used.
+const LAST: u32 = u32::MAX;
+
 /// A request on its way: its octets, and when they go out again.
 pub(crate) struct Outgoing {
     datagrams: Vec<Vec<u8>>,
@@ -104,7 +107,10 @@ impl Window {
 
     /// Where a request's ID stands.
     pub fn place(&self, id: u32) -> Place {
-        if id == self.expected {
+        if id == LAST {
+            // It would stay due for ever, and could be replayed.
+            Place::Outside
+        } else if id == self.expected {
             Place::Due
         } else if id.checked_add(1) == Some(self.expected) {
             Place::Repeated
@@ -129,6 +135,11 @@ impl Window {
             ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
         }
         true
+    }
+
+    /// Whether no ID is left in one direction: the IKE SA is of no use any more.
+    pub const fn exhausted(&self) -> bool {
+        self.next_request == LAST || self.expected == LAST
     }
 
     /// Whether so many IDs are used that the IKE SA must be rekeyed (RFC 7296 §2.2: they never wrap).

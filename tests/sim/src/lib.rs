@@ -12,7 +12,7 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::testing::ToyKex;
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
 use cygnet_ike::view::{TunnelState, TunnelView};
-use cygnet_ike::wire::Identity;
+use cygnet_ike::wire::{Exchange, Identity, Payloads};
 use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
 use cygnet_model::plane::DataPlane;
 use cygnet_model::selector::TrafficSelector;
@@ -365,6 +365,35 @@ impl Lab {
                 InFlight { at, order: self.order, to: 1 - side, source, destination, payload: payload() };
             self.wire.push(Reverse(datagram));
         }
+    }
+
+    /// Makes a gateway say what it would not say itself, sealed under the keys of its oldest IKE SA and with the message
+    /// ID that the other one waits for. It arrives at once.
+    pub fn forge(&mut self, from: usize, exchange: Exchange, response: bool, payloads: &Payloads) {
+        let bytes = self.forged(from, exchange, response, payloads);
+        self.inject(1 - from, self.flow(1 - from), &bytes);
+    }
+
+    /// The same, not sent.
+    pub fn forged(
+        &mut self,
+        from: usize,
+        exchange: Exchange,
+        response: bool,
+        payloads: &Payloads,
+    ) -> Vec<u8> {
+        let oldest = |side: usize| self.gateways[side].endpoint.spis().first().copied().expect("an IKE SA");
+        let (own, peer) = (oldest(from), oldest(1 - from));
+        let (request, answer) = self.gateways[1 - from].endpoint.message_ids(peer).expect("an IKE SA");
+        let id = if response { answer } else { request };
+        let forger = &mut self.gateways[from].endpoint;
+        forger.forge(own, exchange, id, response, payloads).pop().expect("keys")
+    }
+
+    /// The addresses of datagrams to a gateway, without NAT.
+    pub fn flow(&self, to: usize) -> Flow {
+        let addr = |side: usize| SocketAddr::new(self.gateways[side].addr, 500);
+        Flow { local: addr(to), remote: addr(1 - to), natt: false }
     }
 
     /// Puts a datagram of our own making in front of a gateway.
