@@ -99,6 +99,14 @@ pub fn check(path: &Path, secrets: Secrets) -> Checked {
     Checked { file: show_path(path), problems, preview: config.filter(|_| good) }
 }
 
+/// Checks text that stands for a file of mode 0600 in `dir`, as an editor has it before it is saved.
+pub fn check_text(text: &str, dir: &Path, secrets: Secrets) -> Checked {
+    let source = Source { text, dir, facts: None, name: "cygnet.yaml" };
+    let (config, problems) = source.resolve(secrets);
+    let good = problems.iter().all(|p| p.severity == Severity::Warning);
+    Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good) }
+}
+
 fn show_path(path: &Path) -> String {
     error::quoted_path(&path.to_string_lossy())
 }
