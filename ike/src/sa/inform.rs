@@ -58,7 +58,11 @@ impl Live {
         child.expire_at = ctx.now.mono + super::live::REKEYED_LIFETIME;
         let index = child.id.index;
         let sa = child.sa(Direction::Out);
-        if child.pending.take().is_none() {
+        let never_used = child.pending.take().is_some();
+        // Its successor is used from now on, whether or not the peer has it yet. First, because the tunnel is closed with
+        // the last outbound SA.
+        self.switch_pending(ctx, Some(inbound));
+        if !never_used {
             ctx.out.push(crate::io::Action::RemoveSa(sa));
         }
         self.enqueue(Task::DeleteChild { inbound });
