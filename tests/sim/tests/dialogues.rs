@@ -292,6 +292,20 @@ fn t68_a_hard_limit_while_new_keys_are_on_their_way_leaves_the_tunnel_open() {
 }
 
 #[test]
+fn t74_a_pair_that_the_plane_refused_and_that_ends_before_its_deletion_is_gone_at_both_ends() {
+    let mut lab = Lab::pair(9, Link::GOOD);
+    lab.run(secs(1));
+    // I -> R  CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }, and R cannot install what it answers
+    lab.gateways[1].plane.fail_next = 1;
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.run(Duration::from_millis(200));
+    let sa = lab.gateways[1].plane.outbound(CHILD).unwrap().id;
+    lab.input(1, Input::Expired { sa, hard: true });
+    lab.run(secs(30));
+    lab.assert_settled(1);
+}
+
+#[test]
 fn t74_a_plane_that_refuses_is_told_to_the_peer_and_tried_again() {
     for side in [0, 1] {
         let mut lab = Lab::pair(12, Link::GOOD);
