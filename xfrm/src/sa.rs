@@ -337,6 +337,10 @@ fn state_id(key: SaKey, mark: Option<Mark>) -> Writer {
 /// The NEWSA payload of a state that was read from the kernel, with other addresses, ports or reqid, and with
 /// outbound sequence numbers that skip `gap`.
 pub(crate) fn moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Writer> {
+    // What is written is never longer than what was read; a state with more attributes than that is none of ours.
+    if old.len() > Writer::CAPACITY {
+        return None;
+    }
     let (fixed, attributes) = convert::split(XFRM_MSG_NEWSA, old)?;
     let mut info = UserSaInfo::parse(fixed).ok()?;
     info.saddr = convert::address(to.source);

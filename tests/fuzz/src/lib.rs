@@ -27,7 +27,6 @@ pub use xfrm::{netlink_attributes, netlink_messages, xfrm_event, xfrm_policy, xf
 
 /// What the seed generators and the targets agree on.
 pub mod fixed {
-    pub use crate::endpoint::recording;
     pub use crate::esp::{sa, suites};
     pub use crate::sealed::{channel, ike_suites};
 }

@@ -26,10 +26,10 @@ pub fn tc_class(data: &[u8]) {
     assert_eq!(octets(again.rates.ceil_bps), octets(class.rates.ceil_bps));
     // Bursts are told in ticks of 64 ns: a burst that fits them comes back within one tick.
     let rate = octets(class.rates.rate_bps).max(1);
-    let tick = rate * 64 / 1_000_000_000;
+    let tick = u128::from(rate) * 64 / 1_000_000_000;
     let ticks = u128::from(class.rates.burst) * 1_000_000_000 / 64 / u128::from(rate);
-    if octets(class.rates.rate_bps) > 0 && ticks < u128::from(u32::MAX) && tick < u64::from(u32::MAX) {
-        let off = u64::from(again.rates.burst.abs_diff(class.rates.burst));
+    if octets(class.rates.rate_bps) > 0 && ticks < u128::from(u32::MAX) {
+        let off = u128::from(again.rates.burst.abs_diff(class.rates.burst));
         assert!(off <= tick + 1, "{off} octets off, a tick is {tick}");
     }
 }

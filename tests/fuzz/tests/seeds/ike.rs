@@ -1,27 +1,54 @@
 //! Seeds of the IKE targets. Names begin with the case of the hardening list that they come from, where there is one.
 
-use cygnet_fuzz::fixed::{channel, ike_suites, recording};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use cygnet_fuzz::fixed::{channel, ike_suites};
 use cygnet_ike::io::Role;
 use cygnet_ike::wire::{
     Auth, AuthMethod, Delete, Exchange, HEADER_LEN, Header, Identity, Notify, NotifyType, PayloadType, Payloads,
     Proposal, Protocol, Transform, TransformType, Writer, ts,
 };
 use cygnet_model::selector::{IpRange, TrafficSelector};
-use cygnet_sim::Seeded;
+use cygnet_ike::Command;
+use cygnet_sim::{Lab, Link, Seeded, TUNNEL};
 
 use super::{seed, unhex};
+
+/// Every datagram of a handshake, both rekeys and a deletion.
+fn recording() -> Vec<Vec<u8>> {
+    let log: Rc<RefCell<Vec<Vec<u8>>>> = Rc::default();
+    let tapped = Rc::clone(&log);
+    // The first request is sent before anybody can listen, and again a second later.
+    let mut lab = Lab::pair(7, Link { loss: 1000, ..Link::GOOD });
+    lab.link = Link::GOOD;
+    lab.tap = Some(Box::new(move |_, octets| {
+        tapped.borrow_mut().push(octets.clone());
+        Some(octets)
+    }));
+    lab.run(Duration::from_secs(5));
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.run(Duration::from_secs(1));
+    lab.command(1, Command::RekeyIke(TUNNEL));
+    lab.run(Duration::from_secs(1));
+    lab.command(1, Command::Down(TUNNEL));
+    lab.run(Duration::from_secs(1));
+    drop(lab);
+    log.take()
+}
 
 /// Recorded datagrams, each exchange and direction once, under names such as `03-create_child_sa-response`.
 fn recorded() -> Vec<(String, Vec<u8>)> {
     let mut out: Vec<(String, Vec<u8>)> = Vec::new();
-    for (_, octets) in recording() {
-        if out.iter().any(|(_, o)| o == octets) {
+    for octets in recording() {
+        if out.iter().any(|(_, o)| *o == octets) {
             continue;
         }
-        let (header, _) = Header::decode(octets).unwrap();
+        let (header, _) = Header::decode(&octets).unwrap();
         let kind = if header.response { "response" } else { "request" };
         let name = format!("{:02}-{}-{kind}", out.len(), header.exchange.to_string().to_lowercase());
-        out.push((name, octets.clone()));
+        out.push((name, octets));
     }
     out
 }
