@@ -187,7 +187,7 @@ impl Source<'_> {
         // Without a tree nobody knows where secrets stand, so nothing is shown.
         if let Some(root) = &root {
             let masks = node::Masks::of(root);
-            let lines: Vec<&str> = self.text.split('\n').collect();
+            let lines = node::lines(self.text);
             for p in &mut problems {
                 let line = p.line.checked_sub(1).and_then(|n| lines.get(n)).unwrap_or(&"");
                 p.snippet = masks.show(p.line, line.trim_end());

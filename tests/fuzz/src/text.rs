@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cygnet::config::{self, Checked, Secrets, Severity, error, secrets, show, units};
+use cygnet::config::{self, Checked, Secrets, Severity, error, node, secrets, show, units};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 
 use crate::input::is_one_line;
@@ -12,7 +12,7 @@ use crate::input::is_one_line;
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let checked = check(text);
-    let lines: Vec<&str> = text.split('\n').collect();
+    let lines = node::lines(text);
     for p in &checked.problems {
         assert!(p.line >= 1 && p.col >= 1, "{p:?}");
         assert!(p.line <= lines.len() + 1, "{p:?} in a file of {} lines", lines.len());
