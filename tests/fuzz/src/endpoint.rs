@@ -15,7 +15,8 @@ use crate::input::Input;
 const SEED: u64 = 7;
 
 /// A program: octet by octet it lets time pass, replays and damages what was sent, sends its own, gives commands,
-/// and reports what a data plane may report. The number of SAs stays bounded throughout, and when it is over the true
+/// and reports what a data plane may report. No step makes
+/// more than one SA, and when it is over the true
 /// gateways agree again.
 pub fn endpoint(data: &[u8]) {
     // The first request is sent before anybody can listen, and again a second later.
@@ -28,8 +29,7 @@ pub fn endpoint(data: &[u8]) {
         Some(octets)
     }));
     let mut program = Input(data);
-    let mut strangers = 0;
-    for _ in 0..64 {
+    for steps in 1..=64 {
         if program.is_empty() {
             break;
         }
@@ -40,19 +40,19 @@ pub fn endpoint(data: &[u8]) {
             3..=6 => {
                 // Something that was sent, the latest first, as it was or with up to three octets changed.
                 let back = program.below(heard.borrow().len().max(1));
-                let Some((sender, mut octets)) = heard.borrow().iter().rev().nth(back).cloned() else { continue };
+                let Some((sender, mut octets)) = heard.borrow().iter().rev().nth(back).cloned() else {
+                    continue;
+                };
                 for _ in 3..step & 0x0F {
                     let at = program.below(octets.len());
                     octets[at] = program.u8();
                 }
                 let to = if step & 0x40 != 0 { sender } else { 1 - sender };
                 lab.inject(to, flow(to, step), &octets);
-                strangers += 1;
             }
             7 => {
                 let len = usize::from(program.u8());
                 lab.inject(side, flow(side, step), program.take(len));
-                strangers += 1;
             }
             8 => lab.command(side, Command::Up(TUNNEL)),
             9 => lab.command(side, Command::Down(TUNNEL)),
@@ -75,7 +75,8 @@ pub fn endpoint(data: &[u8]) {
         }
         for gateway in &lab.gateways {
             let sas = gateway.endpoint.sa_count();
-            assert!(sas <= 12 + strangers, "{sas} SAs after {strangers} strange datagrams");
+            // One of our own, one of the peer, and no more than one for each datagram or command.
+            assert!(sas <= 2 + steps, "{sas} SAs after {steps} steps");
         }
     }
     for side in 0..2 {
@@ -86,15 +87,17 @@ pub fn endpoint(data: &[u8]) {
     assert_settled(&lab);
 }
 
-/// Both ends hold the same SAs of one open tunnel, and nothing else. There may be two pairs: if both ends make the child at
-/// the same time, RFC 7296 has no rule by which one would be redundant.
+/// Both ends hold one IKE SA and one open tunnel, what they send on the other can open, and nothing leaks.
+///
+/// There may be more than one pair, and not the same number at both ends, until they are rekeyed: RFC 7296 has no rule by
+/// which a child that both ends make at the same time would be redundant, and a pair whose deletion overtakes the response
+/// that made it is taken for granted by its initiator.
 fn assert_settled(lab: &Lab) {
-    let pairs = lab.view(0).children.len();
-    assert!((1..=2).contains(&pairs), "{pairs} pairs");
     for (own, peer) in [(0, 1), (1, 0)] {
         let view = lab.view(own);
         assert_eq!(view.state, TunnelState::Up, "gateway {own}");
-        assert_eq!(view.children.len(), pairs, "gateway {own}");
+        let pairs = view.children.len();
+        assert!((1..=3).contains(&pairs), "gateway {own} has {pairs} pairs");
         let (own, peer) = (&lab.gateways[own], &lab.gateways[peer]);
         assert_eq!(own.endpoint.sa_count(), 1);
         assert_eq!(own.endpoint.reserved(), (1, pairs), "leaked SPIs");

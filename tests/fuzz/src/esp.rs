@@ -142,7 +142,8 @@ pub fn esp_inner(data: &[u8]) {
     assert!(InnerHeader::parse(&packet[..header.total_len - 1]).is_none());
     if header.src.is_ipv4() && packet[9] == 17 && packet[6] & 0x1F == 0 && packet[7] == 0 {
         let upper = &packet[header.header_len..];
-        let ports = upper.get(..4).map(|p| (u16::from_be_bytes([p[0], p[1]]), u16::from_be_bytes([p[2], p[3]])));
+        let ports =
+            upper.get(..4).map(|p| (u16::from_be_bytes([p[0], p[1]]), u16::from_be_bytes([p[2], p[3]])));
         assert_eq!(header.ports, ports);
     }
     let was_valid = header.src.is_ipv4() && Sum::default().octets(&packet[..header.header_len]).is_valid();
@@ -163,9 +164,8 @@ struct Naive {
 
 impl Naive {
     fn accept(&mut self, seq: u64) -> bool {
-        let fresh = seq > self.top
-            || self.size == 0
-            || (self.top - seq < self.size && !self.seen.contains(&seq));
+        let fresh =
+            seq > self.top || self.size == 0 || (self.top - seq < self.size && !self.seen.contains(&seq));
         if seq == 0 || !fresh {
             return false;
         }

@@ -121,7 +121,8 @@ fn naive_selectors(data: &[u8]) -> Option<Vec<TrafficSelector>> {
         let octets = data.get(at..)?.get(..len.max(4))?;
         let range = match (octets[0], len) {
             (7, 16) => {
-                let addr = |i: usize| IpAddr::from(<[u8; 4]>::try_from(&octets[i..i + 4]).unwrap_or_default());
+                let addr =
+                    |i: usize| IpAddr::from(<[u8; 4]>::try_from(&octets[i..i + 4]).unwrap_or_default());
                 IpRange::new(addr(8), addr(12))
             }
             (8, 40) => {
@@ -149,9 +150,8 @@ fn naive_selectors(data: &[u8]) -> Option<Vec<TrafficSelector>> {
 pub fn ike_narrow(data: &[u8]) {
     let mut input = Input(data);
     let limit = 1 + usize::from(input.u8() % 4);
-    let mut list = || -> Vec<TrafficSelector> {
-        (0..input.u8() % 4).map(|_| small_selector(&mut input)).collect()
-    };
+    let mut list =
+        || -> Vec<TrafficSelector> { (0..input.u8() % 4).map(|_| small_selector(&mut input)).collect() };
     let (ours, theirs) = (list(), list());
     let narrowed = narrow(&ours, &theirs, 255);
     assert!(narrowed.len() <= ours.len() * theirs.len());

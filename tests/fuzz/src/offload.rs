@@ -153,7 +153,10 @@ pub fn esp_coalesce(data: &[u8]) {
         let again = InnerHeader::parse(&octets).expect("a packet");
         assert_eq!(again.total_len, octets.len());
         if count == 1 {
-            assert_eq!((vnet, octets.as_slice()), (VnetHeader::PLAIN, &before[packets[members[0]].0.clone()]));
+            assert_eq!(
+                (vnet, octets.as_slice()),
+                (VnetHeader::PLAIN, &before[packets[members[0]].0.clone()])
+            );
         } else {
             assert!(joins != Joins::Nothing && (joins == Joins::TcpUdp || again.protocol == TCP));
             assert!(is_true(&vnet, &again, &octets));

@@ -1,7 +1,7 @@
 //! What the kernel says about IPsec: attributes, datagrams of messages, states, policies, events.
 
-use cygnet_model::tunnel::Mark;
 use cygnet_model::Reqid;
+use cygnet_model::tunnel::Mark;
 use cygnet_xfrm::codec::{self, Writer};
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::Event;

@@ -51,14 +51,25 @@ pub fn config() {
     seed("config", "tabs", inline.replace("  ", "\t"));
     seed("config", "wide-characters", inline.replace("vpc-a", "vpc-\u{4e16}\u{1f600}e\u{301}"));
     seed("config", "block-scalar-key", inline.replace(&format!("\"{PSK}\" }}"), "|\n") + "      key\n");
-    seed("config", "anchors", "gateways: &g [ { name: &n a, address: 192.0.2.1, networks: [10.1.0.0/16] } ]\ntunnels: *g\n");
+    seed(
+        "config",
+        "anchors",
+        "gateways: &g [ { name: &n a, address: 192.0.2.1, networks: [10.1.0.0/16] } ]\ntunnels: *g\n",
+    );
     seed("config", "deep", "[".repeat(40));
-    seed("config", "json", format!("{{\"gateways\": [{{\"name\": \"a\\u0041\", \"address\": \"{}\"}}]}}", "192.0.2.1"));
+    seed(
+        "config",
+        "json",
+        format!("{{\"gateways\": [{{\"name\": \"a\\u0041\", \"address\": \"{}\"}}]}}", "192.0.2.1"),
+    );
     let quoted = inline.replace("name: a-b", "name: \"a\\x00\\u2028b\"").replace("192.0.2.2", "'192.0.2.2'");
     seed("config", "escapes", quoted);
-    let state = format!("daemon: {{ state_dir: \"/v/\\u00e9 '\\\"\\\\\", metrics: {{ listen: 'off' }} }}\n{inline}");
+    let state =
+        format!("daemon: {{ state_dir: \"/v/\\u00e9 '\\\"\\\\\", metrics: {{ listen: 'off' }} }}\n{inline}");
     seed("config", "odd-paths", state);
-    let ids = format!("{inline}    local_id: 'keyid:01ff'\n    remote_id: '@Gw.Example.org'\n    mark: 0x10/0xff\n");
+    let ids = format!(
+        "{inline}    local_id: 'keyid:01ff'\n    remote_id: '@Gw.Example.org'\n    mark: 0x10/0xff\n"
+    );
     seed("config", "identities", ids);
     let times = "    ike: { lifetime: 90s, dpd: off, retransmit: { first: 250ms, max: 8s, tries: 20 } }\n    esp: { lifetime: 1h, bytes: unlimited, replay_window: 0 }\n";
     seed("config", "times", format!("{inline}{times}"));
@@ -66,10 +77,44 @@ pub fn config() {
 
 pub fn quantities() {
     for (n, text) in [
-        "100mbit", "1.5Gbit", "64kbit", "0.000001tbit", "10tbit", "10.000000001tbit", "999bit", "1000bit", "100", "100mbps",
-        "-1mbit", "1e3mbit", ".5mbit", "1.mbit", "99999999999999999999bit", "1.0000000001gbit", "18446744073709.551615mbit",
-        "30s", "500ms", "7d", "0s", "90s", "213503982334601d", "213503982334602d", "1h30m", "2GiB", "2560KB", "1gb", "0B",
-        "16777216TiB", "16777215TiB", "1 GiB", "", " ", "\u{ff11}mbit", "1\u{a0}mbit", "1..5mbit", "001kbit",
+        "100mbit",
+        "1.5Gbit",
+        "64kbit",
+        "0.000001tbit",
+        "10tbit",
+        "10.000000001tbit",
+        "999bit",
+        "1000bit",
+        "100",
+        "100mbps",
+        "-1mbit",
+        "1e3mbit",
+        ".5mbit",
+        "1.mbit",
+        "99999999999999999999bit",
+        "1.0000000001gbit",
+        "18446744073709.551615mbit",
+        "30s",
+        "500ms",
+        "7d",
+        "0s",
+        "90s",
+        "213503982334601d",
+        "213503982334602d",
+        "1h30m",
+        "2GiB",
+        "2560KB",
+        "1gb",
+        "0B",
+        "16777216TiB",
+        "16777215TiB",
+        "1 GiB",
+        "",
+        " ",
+        "\u{ff11}mbit",
+        "1\u{a0}mbit",
+        "1..5mbit",
+        "001kbit",
     ]
     .into_iter()
     .enumerate()
@@ -104,10 +149,27 @@ pub fn quantities() {
     seed("psk", "binary", (0..64u8).map(|i| i.wrapping_mul(37)).collect::<Vec<u8>>());
     seed("psk", "nul", b"pL7v0y2Q\0xNf8sKd3R");
     for (n, text) in [
-        "aes256gcm16-prfsha384-x25519", "aes256-sha256-modp2048", "aes256gcm16-x25519", "aes256gcm16-aes128gcm16-x25519-ecp384-esn-noesn",
-        "aes128-aes256-sha256-sha512-prfsha256-ecp256-modp3072", "chacha20poly1305-prfsha512-ecp384", "aes256-aes256gcm16-sha256-x25519",
-        "aes256gcm16-sha256-x25519", "aes256-sha256-sha256-x25519", "aes256gcm16-prfsha1-x25519", "aes256-sha1-modp1024", "rot13", "",
-        "-", "aes-sha2_256-curve25519", "aes256--sha256", "aes256gcm128-noesn", "AES256-SHA256", "aes256-x25519", "sha256", "\u{1b}[31m",
+        "aes256gcm16-prfsha384-x25519",
+        "aes256-sha256-modp2048",
+        "aes256gcm16-x25519",
+        "aes256gcm16-aes128gcm16-x25519-ecp384-esn-noesn",
+        "aes128-aes256-sha256-sha512-prfsha256-ecp256-modp3072",
+        "chacha20poly1305-prfsha512-ecp384",
+        "aes256-aes256gcm16-sha256-x25519",
+        "aes256gcm16-sha256-x25519",
+        "aes256-sha256-sha256-x25519",
+        "aes256gcm16-prfsha1-x25519",
+        "aes256-sha1-modp1024",
+        "rot13",
+        "",
+        "-",
+        "aes-sha2_256-curve25519",
+        "aes256--sha256",
+        "aes256gcm128-noesn",
+        "AES256-SHA256",
+        "aes256-x25519",
+        "sha256",
+        "\u{1b}[31m",
     ]
     .into_iter()
     .enumerate()
@@ -173,7 +235,10 @@ pub fn control() {
         ("newer-error", r#"{"answer":"error","kind":"on-fire","message":"m"}"#),
         ("newer-answer", r#"{"answer":"haiku"}"#),
         ("newer-field", r#"{"answer":"done","message":"m","more":[1,2,{"a":null}]}"#),
-        ("finding", r#"{"answer":"findings","findings":[{"name":"n","verdict":"warning","detail":"d","fix":"f"}]}"#),
+        (
+            "finding",
+            r#"{"answer":"findings","findings":[{"name":"n","verdict":"warning","detail":"d","fix":"f"}]}"#,
+        ),
     ] {
         seed("control_response", name, framed(body.len() as u32, body));
     }

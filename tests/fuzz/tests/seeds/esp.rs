@@ -119,7 +119,9 @@ pub fn packets() {
     let mut short = udp(false, 30);
     short.pop();
     seed("esp_inner", "t82-cut", &short);
-    for (name, at, value) in [("t82-header-length-4", 0, 0x41), ("t82-version-5", 0, 0x55), ("t82-total-length-0", 3, 0)] {
+    for (name, at, value) in
+        [("t82-header-length-4", 0, 0x41), ("t82-version-5", 0, 0x55), ("t82-total-length-0", 3, 0)]
+    {
         let mut octets = udp(false, 30);
         octets[at] = value;
         seed("esp_inner", name, octets);
@@ -142,7 +144,11 @@ pub fn packets() {
         seed("esp_open", &format!("suite-{i:02}"), [&[i as u8, 0], &*sealed].concat());
         if i % 6 == 0 {
             seed("esp_open", &format!("suite-{i:02}-congestion"), [&[i as u8, 3], &*sealed].concat());
-            seed("esp_open", &format!("t82-suite-{i:02}-cut"), [&[i as u8, 0], &sealed[..sealed.len() - 1]].concat());
+            seed(
+                "esp_open",
+                &format!("t82-suite-{i:02}-cut"),
+                [&[i as u8, 0], &sealed[..sealed.len() - 1]].concat(),
+            );
         }
     }
     let vectors: serde_json::Value =
@@ -155,7 +161,9 @@ pub fn packets() {
 pub fn offloads() {
     let mut n = 0;
     for v6 in [false, true] {
-        for (protocol, len, size) in [(TCP, 2500, 1000u16), (UDP, 1700, 500), (TCP, 900, 900), (TCP, 0, 1), (UDP, 100, 7)] {
+        for (protocol, len, size) in
+            [(TCP, 2500, 1000u16), (UDP, 1700, 500), (TCP, 900, 900), (TCP, 0, 1), (UDP, 100, 7)]
+        {
             let (mut p, at, gso) = if protocol == TCP {
                 (tcp(v6, u32::MAX - 9, len, 0x19), 16, if v6 { Gso::TcpV6 } else { Gso::TcpV4 })
             } else {
@@ -186,7 +194,10 @@ pub fn offloads() {
                 s("start-60000", VnetHeader { csum_start: 60_000, ..vnet });
                 s("start-24", VnetHeader { csum_start: 24, ..vnet });
                 s("offset-elsewhere", VnetHeader { csum_offset: 4, ..vnet });
-                s("other-kind", VnetHeader { gso: if gso == Gso::Udp { Gso::TcpV4 } else { Gso::Udp }, ..vnet });
+                s(
+                    "other-kind",
+                    VnetHeader { gso: if gso == Gso::Udp { Gso::TcpV4 } else { Gso::Udp }, ..vnet },
+                );
             }
             n += 1;
         }
@@ -242,8 +253,27 @@ pub fn replay() {
         for esn in [0, 0x80] {
             // Forward, back to both sides of the lower edge, again, a jump, back again.
             let list = [
-                (0, 1), (0, 1), (2, 100), (1, 63), (1, 64), (1, 65), (1, 95), (1, 96), (1, 63), (2, 5000), (1, 1),
-                (1, 1), (1, 127), (1, 128), (1, 1023), (1, 1024), (1, 4095), (1, 4096), (3, 0), (0, 0), (0, 4),
+                (0, 1),
+                (0, 1),
+                (2, 100),
+                (1, 63),
+                (1, 64),
+                (1, 65),
+                (1, 95),
+                (1, 96),
+                (1, 63),
+                (2, 5000),
+                (1, 1),
+                (1, 1),
+                (1, 127),
+                (1, 128),
+                (1, 1023),
+                (1, 1024),
+                (1, 4095),
+                (1, 4096),
+                (3, 0),
+                (0, 0),
+                (0, 4),
             ];
             r(&format!("edges-{size}-{esn:02x}"), &steps(options(size, esn), &list));
         }

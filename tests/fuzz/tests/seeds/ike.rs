@@ -5,13 +5,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cygnet_fuzz::fixed::{channel, ike_suites};
+use cygnet_ike::Command;
 use cygnet_ike::io::Role;
 use cygnet_ike::wire::{
-    Auth, AuthMethod, Delete, Exchange, HEADER_LEN, Header, Identity, Notify, NotifyType, PayloadType, Payloads,
-    Proposal, Protocol, Transform, TransformType, Writer, ts,
+    Auth, AuthMethod, Delete, Exchange, HEADER_LEN, Header, Identity, Notify, NotifyType, PayloadType,
+    Payloads, Proposal, Protocol, Transform, TransformType, Writer, ts,
 };
 use cygnet_model::selector::{IpRange, TrafficSelector};
-use cygnet_ike::Command;
 use cygnet_sim::{Lab, Link, Seeded, TUNNEL};
 
 use super::{seed, unhex};
@@ -79,8 +79,7 @@ fn net(a: [u8; 4], len: u8) -> TrafficSelector {
 }
 
 fn proposal(protocol: Protocol, spi: Vec<u8>, number: u8) -> Proposal {
-    let mut transforms =
-        vec![Transform { key_bits: Some(256), ..Transform::plain(TransformType::ENCR, 20) }];
+    let mut transforms = vec![Transform { key_bits: Some(256), ..Transform::plain(TransformType::ENCR, 20) }];
     if protocol == Protocol::IKE {
         transforms.push(Transform::plain(TransformType::PRF, 6));
         transforms.extend([31, 20, 14].map(|id| Transform::plain(TransformType::KE, id)));
@@ -121,10 +120,7 @@ fn inside() -> Vec<(&'static str, Payloads)> {
         ..Payloads::default()
     };
     let ike = Payloads {
-        sa: Some(vec![
-            proposal(Protocol::IKE, vec![3; 8], 1),
-            proposal(Protocol::IKE, vec![3; 8], 2),
-        ]),
+        sa: Some(vec![proposal(Protocol::IKE, vec![3; 8], 1), proposal(Protocol::IKE, vec![3; 8], 2)]),
         ke: Some(ke),
         nonce: Some(vec![8; 256]),
         ..Payloads::default()
@@ -212,11 +208,9 @@ pub fn payloads() {
     ] {
         lone_seed(name, PayloadType::SA, &unhex(&body.replace(' ', "")));
     }
-    for (name, body) in [
-        ("t13-ke-unknown-group", "0401000000"),
-        ("t13-ke-empty", "001f0000"),
-        ("t13-ke-short", "001f"),
-    ] {
+    for (name, body) in
+        [("t13-ke-unknown-group", "0401000000"), ("t13-ke-empty", "001f0000"), ("t13-ke-short", "001f")]
+    {
         lone_seed(name, PayloadType::KE, &unhex(body));
     }
     let delete = |protocol: u8, size: u8, count: u16, spis: usize| {
@@ -307,7 +301,10 @@ pub fn selectors() {
     n("opaque", &[3, 1, 0, 15, 0, 7, 0, 1, 0, 15, 0, 0, 0]);
     n("opaque-and-ports", &[0, 2, 0, 15, 6, 7, 0, 0, 15, 6, 1, 3, 1, 0, 15, 6, 7, 0]);
     n("other-protocols", &[3, 1, 0, 15, 1, 0, 0, 1, 0, 15, 2, 0, 0]);
-    n("limit", &[0, 3, 0, 1, 0, 0, 0, 4, 5, 0, 0, 0, 8, 9, 0, 0, 0, 3, 0, 0, 0, 0, 0, 4, 4, 0, 0, 0, 8, 8, 0, 0, 0]);
+    n(
+        "limit",
+        &[0, 3, 0, 1, 0, 0, 0, 4, 5, 0, 0, 0, 8, 9, 0, 0, 0, 3, 0, 0, 0, 0, 0, 4, 4, 0, 0, 0, 8, 8, 0, 0, 0],
+    );
     let any = TrafficSelector::any(IpRange::all([0, 0, 0, 0].into()));
     s("everything", &encoded(&[any]));
 }
@@ -322,16 +319,18 @@ pub fn sealed() {
         seed("ike_open", &format!("suite-{i}"), [&[i as u8, 0], &*datagrams[0]].concat());
     }
     // Fragments: the notification does not fit one datagram.
-    let large = Payloads {
-        notifies: vec![Notify::new(NotifyType(40_000), vec![0x5A; 3000])],
-        ..Payloads::default()
-    };
+    let large =
+        Payloads { notifies: vec![Notify::new(NotifyType(40_000), vec![0x5A; 3000])], ..Payloads::default() };
     for (i, suite) in ike_suites().into_iter().enumerate().step_by(3) {
         let mut sender = channel(suite, Role::Initiator, true);
         let mut random = Seeded::new(2);
         let datagrams = sender.seal(Exchange::IKE_AUTH, 1, false, &large, &mut random).unwrap();
         for (n, datagram) in datagrams.iter().enumerate().take(2) {
-            seed("ike_open", &format!("t43-suite-{i}-fragment-{}", n + 1), [&[i as u8, 1], &**datagram].concat());
+            seed(
+                "ike_open",
+                &format!("t43-suite-{i}-fragment-{}", n + 1),
+                [&[i as u8, 1], &**datagram].concat(),
+            );
         }
         seed("ike_open", &format!("t43-suite-{i}-not-negotiated"), [&[i as u8, 0], &*datagrams[0]].concat());
     }
@@ -364,8 +363,10 @@ pub fn sealed() {
         seed("ike_seal", name, [&head, &*chain].concat());
     }
     for len in [1100, 1140, 2256, 9000] {
-        let (first, chain) =
-            chain(&Payloads { notifies: vec![Notify::new(NotifyType(40_000), vec![1; len])], ..Payloads::default() });
+        let (first, chain) = chain(&Payloads {
+            notifies: vec![Notify::new(NotifyType(40_000), vec![1; len])],
+            ..Payloads::default()
+        });
         for suite in [0, 4] {
             let head = [suite, 1, 0x82, 0, 40, 0x80, first];
             seed("ike_seal", &format!("t43-{len}-octets-suite-{suite}"), [&head, &*chain].concat());
@@ -383,10 +384,19 @@ pub fn endpoint() {
     e("replay-when-up", &[up.clone(), (0..28u8).flat_map(|i| [0x03, 0, i, 0, 3]).collect()].concat());
     e("reflected", &[up.clone(), (0..20u8).flat_map(|i| [0x43, 0, i]).collect()].concat());
     e("from-elsewhere", &(0..20u8).flat_map(|i| [0x13, 0, i]).collect::<Vec<u8>>());
-    e("damaged", &(0..20u8).flat_map(|i| [0x05, 0, i, 0, 17 + i, 0xFF, 0, 20 + 3 * i, i]).collect::<Vec<u8>>());
-    e("damaged-when-up", &[up.clone(), (4..20u8).flat_map(|i| [0x04, 0, i, 0, 30 + i, 1]).collect()].concat());
+    e(
+        "damaged",
+        &(0..20u8).flat_map(|i| [0x05, 0, i, 0, 17 + i, 0xFF, 0, 20 + 3 * i, i]).collect::<Vec<u8>>(),
+    );
+    e(
+        "damaged-when-up",
+        &[up.clone(), (4..20u8).flat_map(|i| [0x04, 0, i, 0, 30 + i, 1]).collect()].concat(),
+    );
     e("rekeys", &[up.clone(), vec![10, 0, 6, 11, 0, 10, 0x8A, 0x8B, 0, 12, 10, 11]].concat());
-    e("crossing-rekeys", &[up.clone(), vec![10, 0x8A, 0, 12, 11, 0x8B, 0, 12, 10, 0x8B, 0, 3, 11, 0x8A]].concat());
+    e(
+        "crossing-rekeys",
+        &[up.clone(), vec![10, 0x8A, 0, 12, 11, 0x8B, 0, 12, 10, 0x8B, 0, 3, 11, 0x8A]].concat(),
+    );
     e("down-and-up", &[up.clone(), vec![9, 0, 8, 8, 0, 12, 0x89, 0, 4, 0x88, 9, 8]].concat());
     e("resets", &[up.clone(), vec![12, 0, 4, 0x8C, 0, 10, 12, 0x8C]].concat());
     e("plane-fails", &[vec![14, 2, 0x8E, 2], up.clone(), vec![14, 1, 10, 0, 12, 0x8E, 1, 10]].concat());

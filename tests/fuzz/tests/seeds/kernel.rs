@@ -86,7 +86,9 @@ pub fn xfrm() {
         spi,
     };
     for (i, action) in
-        [PolicyAction::Block, PolicyAction::Allow, protect(None), protect(Spi::new(0xC0FF_EE00))].into_iter().enumerate()
+        [PolicyAction::Block, PolicyAction::Allow, protect(None), protect(Spi::new(0xC0FF_EE00))]
+            .into_iter()
+            .enumerate()
     {
         for (direction, name) in [(PolicyDirection::In, "in"), (PolicyDirection::Out, "out")] {
             let key = PolicyKey {
@@ -135,7 +137,10 @@ pub fn xfrm() {
     event("unknown", 0x29, &[1; 400]);
 
     let m = |name: &str, octets: &[u8]| seed("netlink_messages", name, octets);
-    m("states", &[message(0x10, 2, &states[0]), message(0x10, 2, &states[1]), message(3, 2, &[0; 4])].concat());
+    m(
+        "states",
+        &[message(0x10, 2, &states[0]), message(0x10, 2, &states[1]), message(3, 2, &[0; 4])].concat(),
+    );
     m("acknowledged", &message(2, 0x100, &[0; 20]));
     let mut w = Writer::new();
     w.raw(&(-38i32).to_ne_bytes());
@@ -158,7 +163,9 @@ fn family_at(state: &[u8]) -> usize {
         .find(|at| {
             let mut changed = state.to_vec();
             changed[*at..*at + 2].copy_from_slice(&99u16.to_ne_bytes());
-            testing::read_state(0x10, state).is_some() && testing::read_state(0x10, &changed).is_none() && *at > 200
+            testing::read_state(0x10, state).is_some()
+                && testing::read_state(0x10, &changed).is_none()
+                && *at > 200
         })
         .unwrap()
 }
