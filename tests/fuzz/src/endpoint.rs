@@ -14,6 +14,9 @@ use crate::input::Input;
 
 const SEED: u64 = 7;
 
+/// Datagrams by sender.
+type Datagrams = Vec<(usize, Vec<u8>)>;
+
 /// A program: octet by octet it lets time pass, replays and damages what was sent, sends its own, gives commands,
 /// and reports what a data plane may report. No step makes
 /// more than one SA, and when it is over the true
@@ -22,7 +25,7 @@ pub fn endpoint(data: &[u8]) {
     // The first request is sent before anybody can listen, and again a second later.
     let mut lab = Lab::pair(SEED, Link { loss: 1000, ..Link::GOOD });
     lab.link = Link::GOOD;
-    let heard: Rc<RefCell<Vec<(usize, Vec<u8>)>>> = Rc::default();
+    let heard: Rc<RefCell<Datagrams>> = Rc::default();
     let tapped = Rc::clone(&heard);
     lab.tap = Some(Box::new(move |side, octets| {
         tapped.borrow_mut().push((side, octets.clone()));
