@@ -88,6 +88,11 @@ pub fn esp_open(data: &[u8]) {
         let inner = packet.get(opened.range.clone()).expect("the inner packet lies in the buffer");
         assert_eq!(opened.range.start, Layout::of(suite).head_len());
         assert_eq!(InnerHeader::parse(inner), Some(opened.header));
+        assert_eq!(
+            inner.len(),
+            opened.header.total_len,
+            "padding of the traffic flow is no part of the packet"
+        );
     }
     let step = sealed.len().div_ceil(16).max(1);
     for at in (4..sealed.len()).step_by(step) {

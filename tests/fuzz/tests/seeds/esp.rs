@@ -134,13 +134,21 @@ pub fn packets() {
     }
     // Suite, outer TOS octet, ESP packet.
     for (i, suite) in suites().into_iter().enumerate() {
-        let plain = &inner[i % 7].1;
-        let header = InnerHeader::parse(plain).unwrap();
         let sender = OutboundSa::new(&sa(suite, Direction::Out), 0).unwrap();
-        let (layout, admitted) = (sender.layout(), sender.admit(&header).unwrap());
-        let mut sealed = vec![0; layout.sealed_len(plain.len())];
-        sealed[layout.head_len()..layout.head_len() + plain.len()].copy_from_slice(plain);
-        admitted.seal(&mut sealed, plain.len()).unwrap();
+        let sealed = |plain: &[u8]| {
+            let (layout, header) = (sender.layout(), InnerHeader::parse(plain).unwrap());
+            let mut packet = vec![0; layout.sealed_len(plain.len())];
+            packet[layout.head_len()..layout.head_len() + plain.len()].copy_from_slice(plain);
+            sender.admit(&header).unwrap().seal(&mut packet, plain.len()).unwrap();
+            packet
+        };
+        let plain = &inner[i % 7].1;
+        if i % 5 == 0 {
+            // Octets behind the inner packet's own end (RFC 4303 §2.7).
+            let padded = sealed(&[plain, &[0; 37][..]].concat());
+            seed("esp_open", &format!("suite-{i:02}-flow-padding"), [&[i as u8, 0], &*padded].concat());
+        }
+        let sealed = sealed(plain);
         seed("esp_open", &format!("suite-{i:02}"), [&[i as u8, 0], &*sealed].concat());
         if i % 6 == 0 {
             seed("esp_open", &format!("suite-{i:02}-congestion"), [&[i as u8, 3], &*sealed].concat());
