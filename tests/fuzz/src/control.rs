@@ -12,9 +12,7 @@ use crate::input::is_one_line;
 
 /// A frame with a request.
 pub fn control_request(data: &[u8]) {
-    if let Some(request) = frame::<Request>(data, MAX_REQUEST) {
-        assert!(request.timeout_s().is_none() || format!("{request:?}").contains("timeout_s"));
-    }
+    let _ = frame::<Request>(data, MAX_REQUEST);
 }
 
 /// A frame with a response.
