@@ -170,6 +170,18 @@ fn an_inline_key_needs_a_private_file() {
     assert!(config::load(&path).is_ok());
 }
 
+/// A lone CR ends a line of YAML: were it not counted, the excerpt would be another line than the one that is masked.
+#[test]
+fn keys_stay_hidden_in_files_with_odd_line_ends() {
+    for end in ["\n", "\r\n", "\r"] {
+        let text = expand("<<ends>>\ntunnels:\n<<tunnel a b>>\n<<rule>>\n");
+        let text = format!("#{end}#{end}#{end}{text}");
+        let errors = config::load_text(&text, Path::new("/nonexistent")).unwrap_err();
+        let shown: String = errors.problems.iter().map(config::Problem::excerpt).collect();
+        assert!(shown.contains("name: a b") && !shown.contains(PSK), "{shown}");
+    }
+}
+
 #[test]
 fn hostile_yaml_ends_early() {
     let deep = "[".repeat(200_000);

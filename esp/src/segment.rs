@@ -129,7 +129,8 @@ impl<'a> Superpacket<'a> {
             return (vnet.gso == Gso::None).then_some(whole);
         }
         let (upper, offset) = (usize::from(vnet.csum_start), usize::from(vnet.csum_offset));
-        if upper < 20 || packet.len() < upper + offset + 2 {
+        let ip_len = if inner.src.is_ipv4() { 20 } else { 40 };
+        if upper < ip_len || packet.len() < upper + offset + 2 {
             return None;
         }
         let (kind, checksum_at, upper_len) = match vnet.gso {

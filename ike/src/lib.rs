@@ -12,6 +12,8 @@ pub mod error;
 pub mod io;
 pub mod policy;
 mod sa;
+#[cfg(feature = "test-util")]
+pub mod testing;
 pub mod view;
 pub mod wire;
 

@@ -99,6 +99,14 @@ pub fn check(path: &Path, secrets: Secrets) -> Checked {
     Checked { file: show_path(path), problems, preview: config.filter(|_| good) }
 }
 
+/// Checks text that stands for a file of mode 0600 in `dir`, as an editor has it before it is saved.
+pub fn check_text(text: &str, dir: &Path, secrets: Secrets) -> Checked {
+    let source = Source { text, dir, facts: None, name: "cygnet.yaml" };
+    let (config, problems) = source.resolve(secrets);
+    let good = problems.iter().all(|p| p.severity == Severity::Warning);
+    Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good) }
+}
+
 fn show_path(path: &Path) -> String {
     error::quoted_path(&path.to_string_lossy())
 }
@@ -179,7 +187,7 @@ impl Source<'_> {
         // Without a tree nobody knows where secrets stand, so nothing is shown.
         if let Some(root) = &root {
             let masks = node::Masks::of(root);
-            let lines: Vec<&str> = self.text.split('\n').collect();
+            let lines = node::lines(self.text);
             for p in &mut problems {
                 let line = p.line.checked_sub(1).and_then(|n| lines.get(n)).unwrap_or(&"");
                 p.snippet = masks.show(p.line, line.trim_end());

@@ -272,6 +272,23 @@ impl Builder<'_> {
     }
 }
 
+/// The lines of a text as YAML counts them (YAML 1.2.2 §5.4): CR LF, LF and a lone CR end one.
+pub fn lines(text: &str) -> Vec<&str> {
+    let ends_line = |(at, c): (usize, char)| match c {
+        '\n' => Some(at),
+        '\r' if !text.get(at + 1..).is_some_and(|rest| rest.starts_with('\n')) => Some(at),
+        _ => None,
+    };
+    let mut out = Vec::new();
+    let mut start = 0;
+    for end in text.char_indices().filter_map(ends_line) {
+        out.extend(text.get(start..end));
+        start = end + 1;
+    }
+    out.extend(text.get(start..));
+    out
+}
+
 /// Where secrets stand: line ranges with columns, to be masked in whatever is shown of the file.
 #[derive(Default, Debug)]
 pub struct Masks {

@@ -89,10 +89,14 @@ pub fn read_psk(path: &Path) -> Result<Key, Refusal> {
         }
     };
     let bytes = read_guarded(file, name).map_err(Refusal::Wrong)?;
+    psk_file(&bytes).map_err(Refusal::Wrong)
+}
+
+/// Decodes and judges the content of a key's file.
+pub fn psk_file(bytes: &[u8]) -> Result<Key, Wrong> {
     // The newline that every editor appends is not part of the key.
-    let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    let text = text.strip_suffix(b"\r").unwrap_or(text);
-    psk(text).map_err(Refusal::Wrong)
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    psk(text.strip_suffix(b"\r").unwrap_or(text))
 }
 
 fn read_guarded(file: File, name: &str) -> Result<Zeroizing<Vec<u8>>, Wrong> {

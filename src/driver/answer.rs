@@ -1,18 +1,13 @@
 //! Answers what is asked over the control socket.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
-use std::path::PathBuf;
-
 use cygnet_ike::io::RekeyKind;
 use cygnet_ike::view::TunnelState;
 use cygnet_ike::{Command, Input};
 use cygnet_model::TunnelId;
 use tokio::sync::oneshot;
 
-use super::{Daemon, clock};
-use crate::config::model::{Config, PlaneChoice};
+use super::{Daemon, clock, saved};
+use crate::config::model::PlaneChoice;
 use crate::control::{Ask, ErrorKind, Request, Response};
 use crate::observe::events::Kind;
 use crate::observe::snapshot::Finding;
@@ -176,7 +171,7 @@ impl Daemon {
         if bps.is_some() && self.shaper.is_none() {
             return Response::error(ErrorKind::Failed, "traffic control is not available on this host");
         }
-        if save && let Err(e) = save_bandwidth(&self.config, gateway, bps) {
+        if save && let Err(e) = saved::keep(&self.config, gateway, bps) {
             let message = format!("the level of {gateway} is {level}, but it could not be saved: {e}");
             return Response::error(ErrorKind::Failed, message);
         }
@@ -202,34 +197,4 @@ impl Daemon {
 fn unknown(what: &str, name: &str) -> Response {
     let message = format!("there is no {what} \"{}\"", crate::observe::one_line(name));
     Response::Error { kind: ErrorKind::NotFound, message, hint: "cygnet status lists them".to_owned() }
-}
-
-fn overrides(config: &Config) -> PathBuf {
-    config.daemon.state_dir.join("bandwidth.json")
-}
-
-/// Levels that were set with `--save`, by gateway.
-pub(super) fn saved_bandwidth(config: &Config) -> BTreeMap<String, Option<u64>> {
-    let path = overrides(config);
-    let Ok(text) = fs::read_to_string(&path) else { return BTreeMap::new() };
-    match serde_json::from_str::<BTreeMap<String, Option<u64>>>(&text) {
-        Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
-        Err(e) => {
-            tracing::warn!(file = %path.display(), error = %e, "saved bandwidth levels are not readable");
-            BTreeMap::new()
-        }
-    }
-}
-
-/// Keeps a level over restarts: written beside and renamed, so that the file is always whole.
-fn save_bandwidth(config: &Config, gateway: &str, bps: Option<u64>) -> std::io::Result<()> {
-    fs::create_dir_all(&config.daemon.state_dir)?;
-    let mut saved = saved_bandwidth(config);
-    saved.insert(gateway.to_owned(), bps);
-    let path = overrides(config);
-    let beside = path.with_extension("tmp");
-    let mut file = fs::File::create(&beside)?;
-    file.write_all(serde_json::to_string_pretty(&saved)?.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(beside, path)
 }

@@ -18,6 +18,7 @@ mod perform;
 mod plane;
 mod policy;
 mod publish;
+pub mod saved;
 mod sockets;
 mod tell;
 
@@ -236,7 +237,7 @@ impl Daemon {
             self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now.unix));
         }
         self.bandwidth = self.config.gateways.iter().map(|g| (g.name.clone(), g.bandwidth)).collect();
-        self.bandwidth.extend(answer::saved_bandwidth(&self.config));
+        self.bandwidth.extend(saved::levels(&self.config));
         self.shape();
         self.apply_policies();
     }

@@ -27,6 +27,8 @@ pub mod sa;
 pub mod socket;
 pub mod sockopt;
 pub mod tc;
+#[cfg(feature = "test-util")]
+pub mod testing;
 
 pub use error::{Errno, NetlinkError};
 pub use socket::{NetlinkSocket, Request};

@@ -205,7 +205,7 @@ impl Policy {
         Some(t)
     }
 
-    fn put_request(&self) -> Request {
+    pub(crate) fn put_request(&self) -> Request {
         let info = UserPolicyInfo {
             selector: self.key.selector.to_kernel(),
             lifetime_cfg: LifetimeConfig::default(),

@@ -221,7 +221,7 @@ fn is_hidden(key: &[u8]) -> bool {
 }
 
 /// The NEWSA payload of an SA.
-fn state(spec: &SaSpec, dialect: Dialect) -> Result<Writer, NetlinkError> {
+pub(crate) fn state(spec: &SaSpec, dialect: Dialect) -> Result<Writer, NetlinkError> {
     let (source, destination) = (spec.source(), spec.destination());
     if convert::family(source) != convert::family(destination) {
         return Err(NetlinkError::Unfit(format!(
@@ -336,7 +336,11 @@ fn state_id(key: SaKey, mark: Option<Mark>) -> Writer {
 
 /// The NEWSA payload of a state that was read from the kernel, with other addresses, ports or reqid, and with
 /// outbound sequence numbers that skip `gap`.
-fn moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Writer> {
+pub(crate) fn moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Writer> {
+    // What is written is never longer than what was read; a state with more attributes than that is none of ours.
+    if old.len() > Writer::CAPACITY {
+        return None;
+    }
     let (fixed, attributes) = convert::split(XFRM_MSG_NEWSA, old)?;
     let mut info = UserSaInfo::parse(fixed).ok()?;
     info.saddr = convert::address(to.source);

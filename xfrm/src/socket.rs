@@ -70,6 +70,12 @@ impl Request {
         Self { kind, flags, payload }
     }
 
+    /// What follows the header.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.payload.bytes()
+    }
+
     /// Octets on the wire.
     fn len(&self) -> usize {
         HEADER + self.payload.bytes().len()
@@ -473,6 +479,36 @@ fn refused(flags: u16, code: u32, attributes: &[u8]) -> NetlinkError {
         .then(|| codec::find(attributes, NLMSGERR_ATTR_MSG).map(codec::text))
         .flatten();
     NetlinkError::Refused { errno, message }
+}
+
+/// What [`crate::testing`] hands out of here.
+#[cfg(feature = "test-util")]
+pub(crate) mod testing {
+    use super::*;
+
+    /// The messages of a datagram, each as type and payload.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Malformed`] if lengths contradict each other, [`NetlinkError::Overrun`] if the datagram says so.
+    pub fn messages(datagram: &mut [u8]) -> Result<Vec<(u16, Vec<u8>)>, NetlinkError> {
+        let mut out = Vec::new();
+        each_message(datagram, datagram.len(), |m| {
+            out.push((m.kind, m.payload.to_vec()));
+            Ok(None::<()>)
+        })?;
+        Ok(out)
+    }
+
+    /// What an NLMSG_ERROR payload says about the request.
+    ///
+    /// # Errors
+    /// The refusal that it is.
+    pub fn answer(flags: u16, payload: &[u8]) -> Result<(), NetlinkError> {
+        match verdict(flags, payload) {
+            Verdict::Done => Ok(()),
+            Verdict::Refused(e) => Err(e),
+        }
+    }
 }
 
 #[cfg(test)]

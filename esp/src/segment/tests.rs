@@ -109,6 +109,11 @@ fn contradictions_are_refused() {
     ] {
         assert!(Superpacket::new(&bad, &packet, &inner).is_none(), "{bad:?}");
     }
+    // The upper protocol begins inside the IPv6 header.
+    let (vnet, packet) = superpacket(true, protocol::UDP, 100, 50, 0);
+    let inner = InnerHeader::parse(&packet).unwrap();
+    let bad = VnetHeader { csum_start: 24, ..vnet };
+    assert!(Superpacket::new(&bad, &packet, &inner).is_none());
     assert_eq!(VnetHeader::from_bytes([0, 3, 0, 0, 0, 0, 0, 0, 0, 0]), None);
 }
 

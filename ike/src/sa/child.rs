@@ -242,8 +242,10 @@ impl Live {
             mark: c.mark,
         };
         let old = replaces.and_then(|spi| self.children.iter().find(|c| c.inbound == spi));
-        // A rekey touches keys only: the tunnel stays as it is unless its selectors changed.
-        let same = old.is_some_and(|o| o.local == n.local && o.remote == n.remote);
+        // A rekey touches keys only: the tunnel stays as it is unless its selectors changed, or it was closed because the
+        // old pair ended first.
+        let same = old
+            .is_some_and(|o| o.state != ChildState::Deleting && o.local == n.local && o.remote == n.remote);
         let lifetime = c.lifetime;
         ctx.out.push(Action::InstallSa(inbound));
         let mut pending = None;

@@ -54,21 +54,29 @@ impl Live {
     /// A pair reached the end of its lifetime before it was replaced: it carries nothing any more (RFC 7296 §2.8).
     pub(super) fn on_child_expired(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
         let Some(child) = self.children.iter_mut().find(|c| c.inbound == inbound) else { return };
-        if child.state == ChildState::Deleting {
+        let asked = matches!(
+            self.window.outstanding.as_ref().map(|o| &o.request),
+            Some(Request::DeleteChild { inbound: i }) if *i == inbound
+        );
+        if asked {
             // The deletion is on its way; do not wait for the peer any longer.
             self.on_child_deleted(ctx, inbound);
             return;
         }
-        let replaced = child.state == ChildState::Replaced;
-        child.state = ChildState::Deleting;
+        let old = std::mem::replace(&mut child.state, ChildState::Deleting);
         child.expire_at = ctx.now.mono + super::live::REKEYED_LIFETIME;
         let index = child.id.index;
         let sa = child.sa(Direction::Out);
-        if child.pending.take().is_none() {
+        let never_used = child.pending.take().is_some();
+        // Its successor is used from now on, whether or not the peer has it yet. First, because the tunnel is closed with
+        // the last outbound SA.
+        self.switch_pending(ctx, Some(inbound));
+        if !never_used {
             ctx.out.push(crate::io::Action::RemoveSa(sa));
         }
         self.enqueue(Task::DeleteChild { inbound });
-        if !replaced && !self.has_child(index) {
+        let was_in_use = matches!(old, ChildState::Active | ChildState::Rekeying);
+        if was_in_use && !self.has_child(index) {
             let ending = Ending::Failed(FailureReason::LifetimeExpired);
             ctx.tell(Event::ChildDown { child: sa.child, inbound, ending });
             self.enqueue(Task::CreateChild { index, group: None });

@@ -16,7 +16,7 @@ mod create_child;
 mod inform;
 mod init;
 mod live;
-mod message;
+pub(crate) mod message;
 mod natt;
 mod rekey_ike;
 mod window;

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use cygnet_ike::Command;
 use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, PayloadType, Payloads, Writer};
+use cygnet_ike::{Command, Input};
 use cygnet_model::ChildId;
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
@@ -275,6 +275,37 @@ fn lifetimes_are_kept_by_rekeying() {
     let rekeys =
         lab.gateways[0].events.iter().filter(|(_, e)| matches!(e, cygnet_ike::Event::Rekeyed { .. })).count();
     assert!(rekeys > 40, "{rekeys}");
+}
+
+#[test]
+fn t68_a_hard_limit_while_new_keys_are_on_their_way_leaves_the_tunnel_open() {
+    for (asks, ends) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        for ms in 0..25 {
+            let mut lab = Lab::pair(9, Link::GOOD);
+            lab.run(secs(1));
+            let sa = lab.gateways[ends].plane.outbound(CHILD).unwrap().id;
+            // I -> R  CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }, and the limit before, between or behind
+            lab.command(asks, Command::RekeyChildren(TUNNEL));
+            lab.run(Duration::from_millis(ms));
+            lab.input(ends, Input::Expired { sa, hard: true });
+            lab.run(secs(20));
+            lab.assert_settled(1);
+        }
+    }
+}
+
+#[test]
+fn t74_a_pair_that_the_plane_refused_and_that_ends_before_its_deletion_is_gone_at_both_ends() {
+    let mut lab = Lab::pair(9, Link::GOOD);
+    lab.run(secs(1));
+    // I -> R  CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }, and R cannot install what it answers
+    lab.gateways[1].plane.fail_next = 1;
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.run(Duration::from_millis(200));
+    let sa = lab.gateways[1].plane.outbound(CHILD).unwrap().id;
+    lab.input(1, Input::Expired { sa, hard: true });
+    lab.run(secs(30));
+    lab.assert_settled(1);
 }
 
 #[test]

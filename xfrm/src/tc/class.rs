@@ -1,7 +1,7 @@
 //! HTB classes of our root qdisc: one for each thing that has a rate.
 
 use super::{Handle, HtbRates, TCA_KIND, TCA_OPTIONS, Tc, TcMessage, stats::QueueStats};
-use crate::codec;
+use crate::codec::{self, Writer};
 use crate::error::NetlinkError;
 use crate::socket::{NLM_F_CREATE, NLM_F_REPLACE, Request};
 
@@ -35,10 +35,7 @@ impl Tc {
     /// # Errors
     /// As the kernel says.
     pub fn put_class(&mut self, interface: u32, spec: &ClassSpec) -> Result<(), NetlinkError> {
-        let message = TcMessage { interface, handle: spec.handle, parent: Handle::OURS, info: 0 };
-        let mut w = message.writer();
-        w.attr_text(TCA_KIND, "htb");
-        w.nest(TCA_OPTIONS, |w| spec.rates.put(w));
+        let w = put(interface, spec);
         self.socket.request(&Request::new(RTM_NEWTCLASS, NLM_F_CREATE | NLM_F_REPLACE, w))?;
         // After the class, so that the queue never admits what the old rate could not drain.
         self.put_fifo(interface, spec.handle, spec.rates.queue_octets())
@@ -68,7 +65,15 @@ impl Tc {
     }
 }
 
-fn parse(payload: &[u8], interface: u32) -> Option<Class> {
+pub(crate) fn put(interface: u32, spec: &ClassSpec) -> Writer {
+    let message = TcMessage { interface, handle: spec.handle, parent: Handle::OURS, info: 0 };
+    let mut w = message.writer();
+    w.attr_text(TCA_KIND, "htb");
+    w.nest(TCA_OPTIONS, |w| spec.rates.put(w));
+    w
+}
+
+pub(crate) fn parse(payload: &[u8], interface: u32) -> Option<Class> {
     let (message, attributes) = TcMessage::parse(payload)?;
     (message.interface == interface && message.handle.is_ours()).then_some(())?;
     Some(Class {

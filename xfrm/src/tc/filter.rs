@@ -54,9 +54,7 @@ impl Tc {
     /// # Errors
     /// As the kernel says; `ENOENT` if it has no u32.
     pub fn add_filter(&mut self, interface: u32, spec: &FilterSpec) -> Result<(), NetlinkError> {
-        let mut w = message(interface, Handle(0), spec.source).writer();
-        w.attr_text(TCA_KIND, "u32");
-        w.nest(TCA_OPTIONS, |w| put(w, spec));
+        let w = put(interface, Handle(0), spec);
         self.socket.request(&Request::new(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, w))
     }
 
@@ -98,8 +96,15 @@ fn message(interface: u32, handle: Handle, source: IpAddr) -> TcMessage {
     TcMessage { interface, handle, parent: Handle::OURS, info }
 }
 
+pub(crate) fn put(interface: u32, handle: Handle, spec: &FilterSpec) -> Writer {
+    let mut w = message(interface, handle, spec.source).writer();
+    w.attr_text(TCA_KIND, "u32");
+    w.nest(TCA_OPTIONS, |w| put_options(w, spec));
+    w
+}
+
 /// Matches the words of the source address at its offset in the IP header.
-fn put(w: &mut Writer, spec: &FilterSpec) {
+fn put_options(w: &mut Writer, spec: &FilterSpec) {
     let (octets, at) = match spec.source {
         IpAddr::V4(a) => (a.octets().to_vec(), 12u32),
         IpAddr::V6(a) => (a.octets().to_vec(), 8u32),
@@ -121,7 +126,7 @@ fn put(w: &mut Writer, spec: &FilterSpec) {
 }
 
 /// `None` for hash tables, which come with the filters, and for filters that are not of ours.
-fn parse(payload: &[u8], interface: u32) -> Option<Filter> {
+pub(crate) fn parse(payload: &[u8], interface: u32) -> Option<Filter> {
     let (message, attributes) = TcMessage::parse(payload)?;
     (message.interface == interface && message.parent == Handle::OURS).then_some(())?;
     let options = codec::find(attributes, TCA_OPTIONS)?;
@@ -150,9 +155,7 @@ mod tests {
     fn a_filter_reads_back_as_it_was_written() {
         for source in ["192.0.2.1", "2001:db8::1"] {
             let spec = FilterSpec { source: source.parse().unwrap(), class: Handle::class(0x1A2B) };
-            let mut w = message(3, Handle(0x8000_0800), spec.source).writer();
-            w.attr_text(TCA_KIND, "u32");
-            w.nest(TCA_OPTIONS, |w| put(w, &spec));
+            let w = put(3, Handle(0x8000_0800), &spec);
             assert_eq!(parse(w.bytes(), 3), Some(Filter { spec, handle: Handle(0x8000_0800) }));
             assert_eq!(parse(w.bytes(), 4), None);
         }

@@ -10,11 +10,11 @@
 //! ```
 //! The attributes are written here, not by netlink-packet-route: that knows neither HTB nor its statistics.
 
-mod class;
-mod filter;
+pub(crate) mod class;
+pub(crate) mod filter;
 mod htb;
 mod probe;
-mod qdisc;
+pub(crate) mod qdisc;
 mod stats;
 
 use std::fmt;

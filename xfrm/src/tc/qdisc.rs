@@ -124,7 +124,7 @@ fn is_ours(q: &Qdisc) -> bool {
     q.handle == Handle::OURS && q.kind == "htb"
 }
 
-fn parse(payload: &[u8], interface: u32) -> Option<Qdisc> {
+pub(crate) fn parse(payload: &[u8], interface: u32) -> Option<Qdisc> {
     let (message, attributes) = TcMessage::parse(payload)?;
     (message.interface == interface).then_some(())?;
     Some(Qdisc {

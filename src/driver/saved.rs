@@ -1,0 +1,52 @@
+//! Bandwidth levels that outlive a restart: `bandwidth.json` in the state directory, one object from the name of a
+//! gateway to bits per second or null.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use crate::config::model::Config;
+
+/// Levels by gateway; `None`: unlimited.
+pub type Levels = BTreeMap<String, Option<u64>>;
+
+/// Reads the file's content.
+pub fn parse(content: &[u8]) -> Result<Levels, serde_json::Error> {
+    serde_json::from_slice(content)
+}
+
+/// The content that [`parse`] reads.
+pub fn show(levels: &Levels) -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(levels)
+}
+
+fn path(config: &Config) -> PathBuf {
+    config.daemon.state_dir.join("bandwidth.json")
+}
+
+/// Levels that were set with `--save`, of the gateways that there are.
+pub(super) fn levels(config: &Config) -> Levels {
+    let path = path(config);
+    let Ok(content) = fs::read(&path) else { return Levels::new() };
+    match parse(&content) {
+        Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
+        Err(e) => {
+            tracing::warn!(file = %path.display(), error = %e, "saved bandwidth levels are not readable");
+            Levels::new()
+        }
+    }
+}
+
+/// Keeps a level over restarts: written beside and renamed, so that the file is always whole.
+pub(super) fn keep(config: &Config, gateway: &str, bps: Option<u64>) -> io::Result<()> {
+    fs::create_dir_all(&config.daemon.state_dir)?;
+    let mut saved = levels(config);
+    saved.insert(gateway.to_owned(), bps);
+    let path = path(config);
+    let beside = path.with_extension("tmp");
+    let mut file = fs::File::create(&beside)?;
+    file.write_all(show(&saved)?.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(beside, path)
+}
