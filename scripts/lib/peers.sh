@@ -5,6 +5,8 @@ CYGNET=${CYGNET:-target/release/cygnet}
 PSK_HEX=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 declare -A DAEMON_PID=()
 
+# V4ONLY=1: a single child, IPv4. SWAN_LOG: level of strongSwan's log (1).
+
 # Outer address, peer's outer address and networks, as seen from a gateway. V6OUT=1: IPv6 outside.
 outer() { # HOST
     case $1${V6OUT:+6} in
@@ -44,6 +46,7 @@ cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]
     local rules="" network remotes
     remotes=$(selectors "$peer" | paste -sd,)
     for network in $(selectors "$host"); do rules+="      - { local: $network, remote: [$remotes] }"$'\n'; done
+    if [[ -z ${V4ONLY:-} ]]; then rules+="      - { local: \"$l6\", remote: [\"$r6\"] }"$'\n'; fi
     (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk" && echo "0x${PSK_HEX//[0-4]/5}" >"$LAB_DIR/other-psk")
     cat >"$LAB_DIR/$host.yaml" <<YAML
 daemon:
@@ -64,8 +67,7 @@ tunnels:
     start: $2
     auth: { psk_file: psk }
     spd:
-$rules      - { local: "$l6", remote: ["$r6"] }
-    ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 4 } }
+$rules    ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 4 } }
     esp: { proposals: [$4] }
 ${5:-}
 YAML
@@ -127,9 +129,7 @@ ${SWAN_EXTRA:-}
   retransmit_tries = 4
   filelog { log { path = $dir/log
       flush_line = yes
-      default = 1
-      ike = 1
-      cfg = 1 } }
+      default = ${SWAN_LOG:-1} } }
   plugins {
     include /etc/strongswan.d/charon/*.conf
     vici { socket = unix://$dir/vici }
@@ -146,8 +146,15 @@ ${SWAN_EXTRA:-}
   }
 }
 CONF
-    local start=none
+    local start=none v6=""
     if [[ $2 == active ]]; then start=start; fi
+    if [[ -z ${V4ONLY:-} ]]; then
+        v6="v6 { local_ts = $l6
+        remote_ts = $r6
+        esp_proposals = $4
+        start_action = $start
+        dpd_action = $([[ $start == start ]] && echo restart || echo clear) }"
+    fi
     cat >"$dir/swanctl.conf" <<CONF
 connections {
   tunnel {
@@ -168,11 +175,7 @@ connections {
         start_action = $start
         close_action = $start
         dpd_action = $([[ $start == start ]] && echo restart || echo clear) }
-      v6 { local_ts = $l6
-        remote_ts = $r6
-        esp_proposals = $4
-        start_action = $start
-        dpd_action = $([[ $start == start ]] && echo restart || echo clear) }
+      $v6
     }
   }
 }
