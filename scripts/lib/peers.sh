@@ -38,7 +38,7 @@ peer_address() { # HOST
     if [[ $1 == gwb && -n ${NAT:-} ]]; then echo 198.51.100.1; else outer "$(other "$1")"; fi
 }
 
-cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]
+cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]; ENCAP=force: ESP always in UDP
     local host=$1 peer l4 l6 r6
     peer=$(other "$host")
     read -r l4 l6 <<<"$(nets "$host")"
@@ -67,7 +67,7 @@ tunnels:
     start: $2
     auth: { psk_file: psk }
     spd:
-$rules    ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 4 } }
+$rules    ike: { proposals: [$3], dpd: 10s, encap: ${ENCAP:-auto}, retransmit: { first: 500ms, tries: 4 } }
     esp: { proposals: [$4] }
 ${5:-}
 YAML
