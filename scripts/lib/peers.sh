@@ -76,7 +76,8 @@ YAML
 cygnet_start() { # HOST
     ns_start "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
-    wait_for 10 test -S "$LAB_DIR/$1.sock"
+    # The socket itself may be that of a daemon that was killed.
+    wait_for 10 ctl "$1" logs tunnel
 }
 
 ctl() { # HOST VERB...
