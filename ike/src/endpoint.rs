@@ -161,6 +161,7 @@ impl Endpoint {
                     if c.pending.is_some() && !c.contested {
                         live.switch_pending(ctx, None);
                     }
+                    live.on_seen(ctx, Some(sa.spi));
                 }
                 Next::Stay
             }),

@@ -9,7 +9,7 @@ use cygnet_model::suite::EspSuite;
 use cygnet_model::tunnel::{Direction, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits};
 use cygnet_model::{ChildId, Spi, Timestamp};
 
-use super::{Core, Ctx, Live};
+use super::{Core, Ctx, Live, Task};
 use crate::crypto::keymat::ChildKeys;
 use crate::error::FailureReason;
 use crate::io::{Action, Ending, Event, Role};
@@ -55,6 +55,10 @@ pub(crate) struct Child {
     pub replaces: Option<Spi>,
     /// Our own rekey of the same pair is on its way too: nonces will decide.
     pub contested: bool,
+    /// The peer asked for it and has not shown yet that it got our response.
+    pub unseen: bool,
+    /// Our own pair for the same child that is redundant beside this one. It is closed once the peer is known to have this.
+    pub closes: Option<Spi>,
 }
 
 /// A pair as negotiated, without keys.
@@ -195,8 +199,8 @@ pub(crate) fn refusal_detail(reason: FailureReason, peer: SocketAddr, offer: &Pa
 }
 
 impl Live {
-    /// Installs a pair: the inbound SA first, then the outbound one, unless the peer still has to learn of it (we are
-    /// the responder of a rekey; see [`Live::switch_pending`]).
+    /// Installs a pair: the inbound SA first, then the outbound one, unless the peer still has to learn of it while
+    /// another pair carries the traffic (we are the responder of a rekey; see [`Live::switch_pending`]).
     pub fn install(&mut self, core: &Core, ctx: &mut Ctx<'_>, pair: NewPair, replaces: Option<Spi>) {
         let NewPair { negotiated: n, keys, role } = pair;
         let id = ChildId { tunnel: self.policy.id, index: n.index };
@@ -249,7 +253,9 @@ impl Live {
         let lifetime = c.lifetime;
         ctx.out.push(Action::InstallSa(inbound));
         let mut pending = None;
-        if role == Role::Responder && replaces.is_some() {
+        // A pair that we have just made ourselves is known to be at the peer.
+        let just_made = self.created.as_ref().is_some_and(|c| c.index == n.index);
+        if role == Role::Responder && (replaces.is_some() || just_made) {
             pending = Some(outbound);
         } else {
             ctx.out.push(Action::InstallSa(outbound));
@@ -276,7 +282,44 @@ impl Live {
             pending,
             replaces,
             contested: false,
+            unseen: role == Role::Responder,
+            closes: None,
         });
+    }
+
+    /// The peer is known to have got our response about a pair, or about all of them: it sends on that one, or asks for
+    /// something else.
+    pub fn on_seen(&mut self, ctx: &mut Ctx<'_>, inbound: Option<Spi>) {
+        let mut redundant = Vec::new();
+        for c in self.children.iter_mut().filter(|c| c.unseen && inbound.is_none_or(|i| i == c.inbound)) {
+            c.unseen = false;
+            redundant.extend(c.closes.take());
+        }
+        for spi in redundant {
+            self.close_redundant(ctx, spi);
+        }
+    }
+
+    /// Two pairs were made for one child at the same time, and ours is the redundant one.
+    pub fn on_redundant(&mut self, ctx: &mut Ctx<'_>, ours: Spi, theirs: Spi) {
+        // The peer may have deleted its own one in the meantime.
+        let Some(stays) = self.children.iter_mut().find(|c| c.inbound == theirs) else { return };
+        if stays.unseen {
+            stays.closes = Some(ours);
+            if let Some(c) = self.children.iter_mut().find(|c| c.inbound == ours) {
+                c.state = ChildState::Deleting;
+            }
+        } else {
+            self.close_redundant(ctx, ours);
+        }
+    }
+
+    fn close_redundant(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
+        let Some(c) = self.children.iter_mut().find(|c| c.inbound == inbound) else { return };
+        c.state = ChildState::Deleting;
+        // From here on we send on the pair that stays.
+        ctx.out.push(Action::RemoveSa(c.sa(Direction::Out)));
+        self.enqueue(Task::DeleteChild { inbound });
     }
 
     /// Starts to send on pairs whose inbound half the peer is known to have. `forced` names an old pair that the peer
@@ -299,6 +342,10 @@ impl Live {
             ctx.out.push(Action::RemoveSa(child.sa(Direction::Out)));
         }
         self.lingering.push((ctx.now.mono + LINGER, child.sa(Direction::In)));
+        // What was redundant beside it is needed after all.
+        if let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == child.closes) {
+            c.state = ChildState::Active;
+        }
         Some(child)
     }
 

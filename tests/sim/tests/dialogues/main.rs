@@ -3,6 +3,7 @@
 
 mod attacks;
 mod bring_up;
+mod collisions;
 mod ending;
 mod messages;
 mod rekey;
