@@ -254,7 +254,9 @@ impl Live {
         ctx.out.push(Action::InstallSa(inbound));
         let mut pending = None;
         // A pair that we have just made ourselves is known to be at the peer.
-        let just_made = self.created.as_ref().is_some_and(|c| c.index == n.index);
+        let just_made = self.created.as_ref().is_some_and(|made| {
+            made.index == n.index && self.children.iter().any(|c| c.inbound == made.inbound && c.is_to_stay())
+        });
         if role == Role::Responder && (replaces.is_some() || just_made) {
             pending = Some(outbound);
         } else {
@@ -356,9 +358,7 @@ impl Live {
 
     /// Whether a child has a pair that is there to stay.
     pub fn has_child(&self, index: u16) -> bool {
-        self.children
-            .iter()
-            .any(|c| c.id.index == index && matches!(c.state, ChildState::Active | ChildState::Rekeying))
+        self.children.iter().any(|c| c.id.index == index && c.is_to_stay())
     }
 
     /// Removes everything from the data plane at once and forgets what was still to be done, before the IKE SA ends. A
@@ -395,6 +395,11 @@ impl Live {
 }
 
 impl Child {
+    /// Whether nobody has replaced it or wants it deleted.
+    pub const fn is_to_stay(&self) -> bool {
+        matches!(self.state, ChildState::Active | ChildState::Rekeying)
+    }
+
     /// One of the two SAs.
     pub fn sa(&self, direction: Direction) -> SaId {
         let spi = if direction == Direction::In { self.inbound } else { self.outbound };

@@ -39,7 +39,7 @@ pub(crate) struct CreatingChild {
 /// A pair with the nonces of the exchange that made it.
 pub(crate) struct Created {
     pub index: u16,
-    inbound: Spi,
+    pub inbound: Spi,
     nonces: (Vec<u8>, Vec<u8>),
 }
 
