@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use cygnet_ike::policy::Start;
 use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, Payloads};
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
-use crate::{CHILD, record, secs};
+use crate::{CHILD, secs};
 
 /// What happens to one datagram.
 #[derive(Clone, Copy, Debug)]
@@ -250,10 +251,98 @@ fn a_deletion_that_overtakes_the_response_it_is_about_leaves_no_half_pair() {
         // I -> R  CREATE_CHILD_SA { SA, Ni, KEi, TSi, TSr }; R cannot install what it answers, and deletes it at once:
         // I <- R  INFORMATIONAL { D }, and only then  I <- R  CREATE_CHILD_SA { SA, Nr, KEr, TSi, TSr }
         lab.gateways[1].plane.fail_next = 1;
-        let log = record(&mut lab);
-        let late = Weather { sender: 1, number: 1, fault: Fault::Late(ms) };
+        let late = Weather { sender: 1, number: 0, fault: Fault::Late(ms) };
         collide(&mut lab, late, |_| {}, |_| false);
-        drop(log);
+        assert_eq!(lab.failures(1), ["data_plane"]);
         lab.assert_settled(1);
+    }
+}
+
+/// Something that one end begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Act {
+    RekeyIke,
+    RekeyChild,
+    /// The pair is deleted and another one made.
+    ReplaceChild,
+    Down,
+}
+
+fn act(lab: &mut Lab, side: usize, what: Act) {
+    match what {
+        Act::RekeyIke => lab.command(side, Command::RekeyIke(TUNNEL)),
+        Act::RekeyChild => lab.command(side, Command::RekeyChildren(TUNNEL)),
+        Act::Down => lab.command(side, Command::Down(TUNNEL)),
+        Act::ReplaceChild => {
+            if let Some(sa) = lab.gateways[side].plane.outbound(CHILD).map(|sa| sa.id) {
+                lab.input(side, Input::Expired { sa, hard: true });
+            }
+        }
+    }
+}
+
+/// Every pair of acts by every pair of sides, the second one so many milliseconds after the first.
+fn crossings(first: &[Act], second: &[Act]) -> Vec<(usize, Act, usize, Act, u64)> {
+    let mut all = Vec::new();
+    for a in first {
+        for b in second {
+            for (x, y) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                all.extend([0, 4, 8, 13].map(|ms| (x, *a, y, *b, ms)));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn t64_a_new_ike_sa_and_whatever_a_child_is_about_end_in_agreement() {
+    let crossings = crossings(&[Act::RekeyIke], &[Act::RekeyChild, Act::ReplaceChild]);
+    for (n, (x, a, y, b, ms)) in crossings.into_iter().enumerate() {
+        for weather in weathers(6) {
+            let seed = n as u64;
+            let run = format!("seed {seed}, {a:?} by {x}, {b:?} by {y} after {ms} ms, {weather:?}");
+            let mut lab = Lab::new(seed, Link::GOOD, policies(None));
+            lab.run(secs(1));
+            let old = lab.gateways[0].endpoint.spis()[0];
+            let begin = |lab: &mut Lab| {
+                act(lab, x, a);
+                lab.run(Duration::from_millis(ms));
+                act(lab, y, b);
+            };
+            collide(&mut lab, weather, begin, |_| b == Act::RekeyChild);
+            agree(&lab, 1, &run);
+            assert_ne!(lab.gateways[0].endpoint.spis()[0], old, "{run}");
+            assert_eq!(lab.probes.1, 0, "{run}");
+        }
+    }
+}
+
+#[test]
+fn t64_a_deleted_ike_sa_takes_everything_on_its_way_with_it() {
+    let all = [Act::RekeyIke, Act::RekeyChild, Act::ReplaceChild, Act::Down];
+    let orders = [crossings(&[Act::Down], &all), crossings(&all, &[Act::Down])].concat();
+    for (n, (x, a, y, b, ms)) in orders.into_iter().enumerate() {
+        for weather in weathers(4) {
+            let seed = n as u64;
+            let run = format!("seed {seed}, {a:?} by {x}, {b:?} by {y} after {ms} ms, {weather:?}");
+            // Nobody begins again by itself.
+            let mut both = policies(None);
+            both[0].start = Start::OnDemand;
+            let mut lab = Lab::new(seed, Link::GOOD, both);
+            lab.input(0, Input::Acquire(CHILD));
+            lab.run(secs(1));
+            assert!(lab.is_up());
+            let begin = |lab: &mut Lab| {
+                act(lab, x, a);
+                lab.run(Duration::from_millis(ms));
+                act(lab, y, b);
+            };
+            collide(&mut lab, weather, begin, |_| false);
+            for side in 0..2 {
+                let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lab.assert_gone(side)));
+                assert!(gone.is_ok(), "{run}");
+                assert_eq!(lab.gateways[side].endpoint.next_wakeup(), None, "{run}");
+            }
+        }
     }
 }
