@@ -708,9 +708,13 @@ impl Endpoint {
         let mut peer = None;
         self.each_established(now, child.tunnel, out, |live, core, ctx, _| {
             peer = Some(core.flow.remote);
-            let newest =
-                live.children.iter().rev().find(|c| c.id == child && c.state != ChildState::Deleting);
+            // One that is redundant and only waits for the other to be in use would be needed if that one failed later.
+            let waits = |spi| live.children.iter().any(|c| c.closes == Some(spi));
+            let failed =
+                |c: &&sa::Child| c.id == child && (c.state != ChildState::Deleting || waits(c.inbound));
+            let newest = live.children.iter().rev().find(failed);
             if let Some(inbound) = newest.map(|c| c.inbound) {
+                live.children.iter_mut().filter(|c| c.closes == Some(inbound)).for_each(|c| c.closes = None);
                 live.enqueue(Task::DeleteChild { inbound });
                 let wait = ctx.jitter(Duration::from_secs(10));
                 live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index: child.index, group: None });

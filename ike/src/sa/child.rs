@@ -304,8 +304,12 @@ impl Live {
 
     /// Two pairs were made for one child at the same time, and ours is the redundant one.
     pub fn on_redundant(&mut self, ctx: &mut Ctx<'_>, ours: Spi, theirs: Spi) {
-        // The peer may have deleted its own one in the meantime.
-        let Some(stays) = self.children.iter_mut().find(|c| c.inbound == theirs) else { return };
+        // The peer may have deleted its own one in the meantime, or we may be about to.
+        if self.queue.contains(&Task::DeleteChild { inbound: theirs }) {
+            return;
+        }
+        let stays = self.children.iter_mut().find(|c| c.inbound == theirs && c.is_to_stay());
+        let Some(stays) = stays else { return };
         if stays.unseen {
             stays.closes = Some(ours);
             if let Some(c) = self.children.iter_mut().find(|c| c.inbound == ours) {
