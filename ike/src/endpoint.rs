@@ -382,7 +382,9 @@ impl Endpoint {
         let (ip, random) = (flow.remote.ip(), self.random.as_mut());
         let returned =
             cookie.is_some_and(|c| self.cookies.check(now.mono, random, c, nonce, ip, header.spi_i));
-        if self.half_open.len() >= self.config.cookie_threshold && !returned {
+        // What cannot become an IKE SA is refused without one: the cookie might be longer than the question.
+        let complete = payloads.sa.is_some() && payloads.ke.is_some() && payloads.nonce.is_some();
+        if self.half_open.len() >= self.config.cookie_threshold && !returned && complete {
             let fresh = self.cookies.make(now.mono, random, nonce, ip, header.spi_i);
             if cookie.is_some() {
                 drop(out, DropReason::BadCookie);

@@ -9,7 +9,7 @@ use cygnet_sim::{Lab, Link, TUNNEL, policy};
 use crate::{child_request, ike_request, notify, record, secs};
 
 /// An IKE_SA_INIT response that anybody could send who saw the request.
-fn forged_init(lab: &Lab, spi_r: u64, payloads: &Payloads) -> Vec<u8> {
+pub fn forged_init(lab: &Lab, spi_r: u64, payloads: &Payloads) -> Vec<u8> {
     let spi = lab.gateways[0].endpoint.spis()[0];
     let mut w = Writer::message(&Header {
         spi_i: spi.value(),

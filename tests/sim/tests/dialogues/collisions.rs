@@ -13,7 +13,7 @@ use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, Payloads};
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
-use crate::{CHILD, secs};
+use crate::{CHILD, Log, secs};
 
 /// What happens to one datagram.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,9 @@ fn weathers(messages: usize) -> impl Iterator<Item = Weather> {
 /// Which of the four nonces of two crossing exchanges is the lowest: (sender, in a response).
 type Lowest = (usize, bool);
 
+/// A datagram on its way: milliseconds left, to whom, octets.
+type Held = (u64, usize, Vec<u8>);
+
 /// Lets `begin` happen under the weather, with probes each way in every millisecond from when `ready` says so. Returns
 /// the lowest of the nonces if there were four.
 fn collide(
@@ -50,8 +53,8 @@ fn collide(
     begin: impl FnOnce(&mut Lab),
     ready: impl Fn(&Lab) -> bool,
 ) -> Option<Lowest> {
-    let said: Rc<RefCell<Vec<(usize, Vec<u8>)>>> = Rc::default();
-    let again: Rc<RefCell<Vec<(u64, usize, Vec<u8>)>>> = Rc::default();
+    let said = Log::default();
+    let again: Rc<RefCell<Vec<Held>>> = Rc::default();
     let (tapped, held) = (Rc::clone(&said), Rc::clone(&again));
     let mut count = 0;
     lab.tap = Some(Box::new(move |side, bytes| {

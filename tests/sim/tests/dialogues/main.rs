@@ -6,6 +6,7 @@ mod bring_up;
 mod collisions;
 mod ending;
 mod messages;
+mod middle;
 mod rekey;
 mod surroundings;
 
