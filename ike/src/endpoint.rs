@@ -159,7 +159,7 @@ impl Endpoint {
                 if let Some(c) = live.children.iter().find(|c| c.inbound == sa.spi) {
                     live.last_in = ctx.now.mono;
                     if c.pending.is_some() && !c.contested {
-                        live.switch_pending(ctx, None);
+                        live.switch_pending(ctx);
                     }
                     live.on_seen(ctx, Some(sa.spi));
                 }
@@ -716,7 +716,14 @@ impl Endpoint {
                 |c: &&sa::Child| c.id == child && (c.state != ChildState::Deleting || waits(c.inbound));
             let newest = live.children.iter().rev().find(failed);
             if let Some(inbound) = newest.map(|c| c.inbound) {
-                live.children.iter_mut().filter(|c| c.closes == Some(inbound)).for_each(|c| c.closes = None);
+                for c in &mut live.children {
+                    if c.closes == Some(inbound) {
+                        c.closes = None;
+                    }
+                    if c.inbound == inbound {
+                        c.state = ChildState::Deleting;
+                    }
+                }
                 live.enqueue(Task::DeleteChild { inbound });
                 let wait = ctx.jitter(Duration::from_secs(10));
                 live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index: child.index, group: None });

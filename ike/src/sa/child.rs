@@ -251,13 +251,15 @@ impl Live {
         let same = old
             .is_some_and(|o| o.state != ChildState::Deleting && o.local == n.local && o.remote == n.remote);
         let lifetime = c.lifetime;
+        // A pair that we have just made ourselves is known to be at the peer, and carries the traffic for the time being.
+        let first = replaces.is_none();
+        let just_made = self.created.as_ref().filter(|made| made.index == n.index).map(|made| made.inbound);
+        let replaces = replaces.or_else(|| {
+            just_made.filter(|spi| self.children.iter().any(|c| c.inbound == *spi && c.is_to_stay()))
+        });
         ctx.out.push(Action::InstallSa(inbound));
         let mut pending = None;
-        // A pair that we have just made ourselves is known to be at the peer.
-        let just_made = self.created.as_ref().is_some_and(|made| {
-            made.index == n.index && self.children.iter().any(|c| c.inbound == made.inbound && c.is_to_stay())
-        });
-        if role == Role::Responder && (replaces.is_some() || just_made) {
+        if role == Role::Responder && replaces.is_some() {
             pending = Some(outbound);
         } else {
             ctx.out.push(Action::InstallSa(outbound));
@@ -265,7 +267,7 @@ impl Live {
         if !same {
             ctx.out.push(Action::OpenTunnel(tunnel));
         }
-        if replaces.is_none() {
+        if first {
             let (inbound, outbound) = (n.inbound, n.outbound);
             ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite });
         }
@@ -328,20 +330,24 @@ impl Live {
         self.enqueue(Task::DeleteChild { inbound });
     }
 
-    /// Starts to send on pairs whose inbound half the peer is known to have. `forced` names an old pair that the peer
-    /// deletes, which settles a contest too.
-    pub fn switch_pending(&mut self, ctx: &mut Ctx<'_>, forced: Option<Spi>) {
-        for child in &mut self.children {
-            let settled = !child.contested || (forced.is_some() && child.replaces == forced);
-            if settled && let Some(spec) = child.pending.take() {
-                ctx.out.push(Action::InstallSa(spec));
-                child.contested = false;
-            }
+    /// Starts to send on pairs whose inbound half the peer is known to have.
+    pub fn switch_pending(&mut self, ctx: &mut Ctx<'_>) {
+        for child in self.children.iter_mut().filter(|c| !c.contested) {
+            child.switch(ctx);
+        }
+    }
+
+    /// Starts to send on what replaces a pair, which ends: whether or not the peer has it yet, and whatever a contest would
+    /// say. Before the old pair is removed, because the tunnel is closed with the last outbound SA.
+    pub fn succeed(&mut self, ctx: &mut Ctx<'_>, old: Spi) {
+        for child in self.children.iter_mut().filter(|c| c.replaces == Some(old)) {
+            child.switch(ctx);
         }
     }
 
     /// Takes a pair out. The outbound SA goes at once, the inbound one after packets on their way have arrived.
     pub fn remove_child(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) -> Option<Child> {
+        self.succeed(ctx, inbound);
         let at = self.children.iter().position(|c| c.inbound == inbound)?;
         let child = self.children.remove(at);
         if child.pending.is_none() {
@@ -399,6 +405,19 @@ impl Live {
 }
 
 impl Child {
+    /// Starts to send on it, if that waited. One that lost a contest is never sent on, nor is one that the data plane
+    /// refused: it only waits to be known, to be deleted.
+    fn switch(&mut self, ctx: &mut Ctx<'_>) {
+        if self.state == ChildState::Replaced {
+            return;
+        }
+        let spec = self.pending.take().filter(|_| self.is_to_stay());
+        if let Some(spec) = spec {
+            self.contested = false;
+            ctx.out.push(Action::InstallSa(spec));
+        }
+    }
+
     /// Whether nobody has replaced it or wants it deleted.
     pub const fn is_to_stay(&self) -> bool {
         matches!(self.state, ChildState::Active | ChildState::Rekeying)

@@ -421,10 +421,11 @@ impl Live {
     /// has this rule for rekeys only (§2.8.1), but without it both pairs would stay for ever. A peer that does not know it
     /// keeps both, which does no harm.
     fn compare_created(&mut self, ctx: &mut Ctx<'_>, theirs: Created) {
-        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request) {
-            if c.rekeys.is_none() && c.index == theirs.index {
-                c.theirs = Some(theirs);
-            }
+        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+            && c.rekeys.is_none()
+            && c.index == theirs.index
+        {
+            c.theirs = Some(theirs);
             return;
         }
         // The answer to our request came before the peer's request, which may have been under way for longer.
@@ -434,6 +435,15 @@ impl Live {
         if self.children.iter().any(active) && collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
             self.on_redundant(ctx, ours.inbound, theirs.inbound);
         }
+    }
+
+    /// Whether the peer may not have known, when it asked for a pair for this child, that we had made one, and we are
+    /// rekeying that by now. It will see that it needs none.
+    fn is_rekeying_created(&self, index: u16) -> bool {
+        self.created.as_ref().is_some_and(|made| {
+            let rekeying = |c: &super::Child| c.inbound == made.inbound && c.state == ChildState::Rekeying;
+            made.index == index && self.children.iter().any(rekeying)
+        })
     }
 
     /// What we have on its way, seen from a request about the pair `same`.
@@ -478,6 +488,9 @@ impl Live {
                 return refuse(kind, vec![]);
             }
         };
+        if rekeys.is_none() && self.is_rekeying_created(found.index()) {
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        }
         let Some(ni) = &offer.nonce else { return refuse(NotifyType::INVALID_SYNTAX, vec![]) };
         let (mut shared, mut ke) = (None, None);
         if let Some(group) = found.suite().group {

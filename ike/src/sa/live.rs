@@ -267,7 +267,7 @@ impl Live {
         self.last_in = ctx.now.mono;
         self.peer_at(core, ctx, flow);
         // With a window of one, a new request means that the peer has our last response, hence its new inbound SAs.
-        self.switch_pending(ctx, None);
+        self.switch_pending(ctx);
         self.on_seen(ctx, None);
         let mut reply = match opened {
             Err(e) => Reply::notify(error_notify(&e)),

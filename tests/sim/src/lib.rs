@@ -163,6 +163,8 @@ pub struct Lab {
     seed: u64,
     /// IKE datagrams sent by each gateway.
     pub sent: [u64; 2],
+    /// Timers that fired at each gateway.
+    pub wakes: [u64; 2],
     /// Probes sent and probes that would have been lost for lack of an SA.
     pub probes: (u64, u64),
 }
@@ -224,6 +226,7 @@ impl Lab {
             order: 0,
             seed,
             sent: [0; 2],
+            wakes: [0; 2],
             probes: (0, 0),
         };
         for (side, policy) in policies.into_iter().enumerate() {
@@ -484,6 +487,7 @@ impl Lab {
             }
             for side in 0..self.gateways.len() {
                 if self.gateways[side].endpoint.next_wakeup().is_some_and(|t| t <= self.now) {
+                    self.wakes[side] += 1;
                     self.input(side, Input::Tick);
                 }
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cygnet_ike::{Command, Input};
+use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
 use crate::{CHILD, secs};
@@ -55,11 +56,14 @@ fn t68_a_hard_limit_while_new_keys_are_on_their_way_leaves_the_tunnel_open() {
 fn t74_a_pair_that_the_plane_refused_and_that_ends_before_its_deletion_is_gone_at_both_ends() {
     let mut lab = Lab::pair(9, Link::GOOD);
     lab.run(secs(1));
+    let old = lab.view(0).children.first().map(|c| c.inbound);
     // I -> R  CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }, and R cannot install what it answers
     lab.gateways[1].plane.fail_next = 1;
     lab.command(0, Command::RekeyChildren(TUNNEL));
     lab.run(Duration::from_millis(200));
-    let sa = lab.gateways[1].plane.outbound(CHILD).unwrap().id;
+    let spi = lab.gateways[0].plane.sas.keys().filter(|id| id.direction == Direction::In).map(|id| id.spi);
+    let spi = spi.filter(|spi| Some(*spi) != old).last().unwrap();
+    let sa = SaId { child: CHILD, direction: Direction::Out, spi };
     lab.input(1, Input::Expired { sa, hard: true });
     lab.run(secs(30));
     lab.assert_settled(1);
