@@ -253,7 +253,7 @@ impl Live {
         let lifetime = c.lifetime;
         // A pair that we have just made ourselves is known to be at the peer, and carries the traffic for the time being.
         let first = replaces.is_none();
-        let just_made = self.created.as_ref().filter(|made| made.index == n.index).map(|made| made.inbound);
+        let just_made = self.created.iter().find(|made| made.index == n.index).map(|made| made.inbound);
         let replaces = replaces.or_else(|| {
             just_made.filter(|spi| self.children.iter().any(|c| c.inbound == *spi && c.is_to_stay()))
         });

@@ -179,7 +179,8 @@ impl Live {
                 None => {
                     let nonces = (creating.nonce, nonce_r.to_vec());
                     let (index, inbound) = (creating.index, creating.inbound);
-                    self.created = Some(Created { index, inbound, nonces });
+                    self.created.retain(|made| made.index != index);
+                    self.created.push(Created { index, inbound, nonces });
                 }
             }
             return;
@@ -208,6 +209,10 @@ impl Live {
         if let Some(c) = self.children.iter_mut().find(|c| c.inbound == old) {
             c.state = ChildState::Deleting;
             self.queue.push_front(Task::DeleteChild { inbound: old });
+        }
+        // Whoever is about to be compared goes on under its new name.
+        if let Some(made) = self.created.iter_mut().find(|made| made.inbound == old) {
+            made.inbound = creating.inbound;
         }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
     }
@@ -401,6 +406,12 @@ impl Live {
         }
         let (reply, made) = self.answer_child(core, ctx, &offer, Some(old));
         let Some(made) = made else { return reply };
+        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+            && c.rekeys.is_none()
+            && let Some(theirs) = c.theirs.as_mut().filter(|theirs| theirs.inbound == old)
+        {
+            theirs.inbound = made.inbound;
+        }
         if verdict == Verdict::ProceedAndCompare
             && let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
         {
@@ -429,7 +440,8 @@ impl Live {
             return;
         }
         // The answer to our request came before the peer's request, which may have been under way for longer.
-        let Some(ours) = self.created.take().filter(|ours| ours.index == theirs.index) else { return };
+        let Some(at) = self.created.iter().position(|ours| ours.index == theirs.index) else { return };
+        let ours = self.created.swap_remove(at);
         let active = |c: &super::Child| c.inbound == ours.inbound && c.state == ChildState::Active;
         let (a, b) = (&ours.nonces, &theirs.nonces);
         if self.children.iter().any(active) && collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
@@ -440,7 +452,7 @@ impl Live {
     /// Whether the peer may not have known, when it asked for a pair for this child, that we had made one, and we are
     /// rekeying that by now. It will see that it needs none.
     fn is_rekeying_created(&self, index: u16) -> bool {
-        self.created.as_ref().is_some_and(|made| {
+        self.created.iter().any(|made| {
             let rekeying = |c: &super::Child| c.inbound == made.inbound && c.state == ChildState::Rekeying;
             made.index == index && self.children.iter().any(rekeying)
         })

@@ -110,8 +110,8 @@ pub(crate) struct Live {
     pub queue: VecDeque<Task>,
     /// Tasks for later.
     pub delayed: Vec<(Timestamp, Task)>,
-    /// The child that we made in our last exchange, until the peer's next request.
-    pub created: Option<Created>,
+    /// The children that we made since the peer's last request: at most one pair of each.
+    pub created: Vec<Created>,
     /// The peer's rekey of this IKE SA, while our own is on its way.
     pub their_rekey: Option<Box<RekeyedByPeer>>,
     pub rekey_at: Timestamp,
@@ -176,7 +176,7 @@ impl Live {
             lingering: Vec::new(),
             queue: VecDeque::new(),
             delayed: Vec::new(),
-            created: None,
+            created: Vec::new(),
             their_rekey: None,
             rekey_at: now + lifetime - margin,
             expire_at: now + lifetime,
@@ -280,7 +280,7 @@ impl Live {
             Ok(_) => Reply::notify(Notify::new(NotifyType::INVALID_SYNTAX, vec![])),
         };
         // What the peer asks for next it asks for knowing what we made.
-        self.created = None;
+        self.created.clear();
         if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
             let detail =
                 format!("{} sent an {} request that makes no sense", core.flow.remote, header.exchange);
