@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cygnet_ike::{Command, Input};
+use cygnet_model::ChildId;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
@@ -62,7 +63,7 @@ fn t74_a_pair_that_the_plane_refused_and_that_ends_before_its_deletion_is_gone_a
     lab.command(0, Command::RekeyChildren(TUNNEL));
     lab.run(Duration::from_millis(200));
     let spi = lab.gateways[0].plane.sas.keys().filter(|id| id.direction == Direction::In).map(|id| id.spi);
-    let spi = spi.filter(|spi| Some(*spi) != old).last().unwrap();
+    let spi = spi.filter(|spi| Some(*spi) != old).max().unwrap();
     let sa = SaId { child: CHILD, direction: Direction::Out, spi };
     lab.input(1, Input::Expired { sa, hard: true });
     lab.run(secs(30));
@@ -79,4 +80,23 @@ fn t74_a_plane_that_refuses_is_told_to_the_peer_and_tried_again() {
         lab.run(secs(60));
         lab.assert_settled(1);
     }
+}
+
+#[test]
+fn t74_a_pair_that_the_plane_refused_is_not_rekeyed_while_its_deletion_waits() {
+    let mut lab = Lab::new(9, Link::GOOD, [policy(0, 2), policy(1, 2)]);
+    lab.run(secs(1));
+    // R -> I  INFORMATIONAL { D } of the other child, lost: nothing else may be asked until it is answered.
+    let other = ChildId { index: 1, ..CHILD };
+    let sa = lab.gateways[1].plane.outbound(other).unwrap().id;
+    lab.link.loss = 1000;
+    lab.input(1, Input::Expired { sa, hard: true });
+    lab.link = Link::GOOD;
+    // The plane of R has no open tunnel for the first child.
+    lab.gateways[1].plane.tunnels.remove(&CHILD);
+    lab.input(1, Input::PlaneFailed { child: CHILD, detail: "no device".into() });
+    // I -> R  CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }, I <- R  { N(TEMPORARY_FAILURE) }
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.run(secs(60));
+    lab.assert_settled(2);
 }
