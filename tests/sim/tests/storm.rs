@@ -155,8 +155,8 @@ fn storm(seed: u64) {
     lab.run(Duration::from_secs(600));
     let wakes = lab.wakes;
     lab.run(Duration::from_secs(300));
-    for side in 0..2 {
-        let woken = lab.wakes[side] - wakes[side];
+    for (side, before) in wakes.into_iter().enumerate() {
+        let woken = lab.wakes[side] - before;
         assert!(woken < 150, "seed {seed}: {woken} timers in five quiet minutes at gateway {side}");
     }
     match plan.wrong {
