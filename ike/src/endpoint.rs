@@ -159,8 +159,9 @@ impl Endpoint {
                 if let Some(c) = live.children.iter().find(|c| c.inbound == sa.spi) {
                     live.last_in = ctx.now.mono;
                     if c.pending.is_some() && !c.contested {
-                        live.switch_pending(ctx, None);
+                        live.switch_pending(ctx);
                     }
+                    live.on_seen(ctx, Some(sa.spi));
                 }
                 Next::Stay
             }),
@@ -381,7 +382,9 @@ impl Endpoint {
         let (ip, random) = (flow.remote.ip(), self.random.as_mut());
         let returned =
             cookie.is_some_and(|c| self.cookies.check(now.mono, random, c, nonce, ip, header.spi_i));
-        if self.half_open.len() >= self.config.cookie_threshold && !returned {
+        // What cannot become an IKE SA is refused without one: the cookie might be longer than the question.
+        let complete = payloads.sa.is_some() && payloads.ke.is_some() && payloads.nonce.is_some();
+        if self.half_open.len() >= self.config.cookie_threshold && !returned && complete {
             let fresh = self.cookies.make(now.mono, random, nonce, ip, header.spi_i);
             if cookie.is_some() {
                 drop(out, DropReason::BadCookie);
@@ -707,9 +710,20 @@ impl Endpoint {
         let mut peer = None;
         self.each_established(now, child.tunnel, out, |live, core, ctx, _| {
             peer = Some(core.flow.remote);
-            let newest =
-                live.children.iter().rev().find(|c| c.id == child && c.state != ChildState::Deleting);
+            // One that is redundant and only waits for the other to be in use would be needed if that one failed later.
+            let waits = |spi| live.children.iter().any(|c| c.closes == Some(spi));
+            let failed =
+                |c: &&sa::Child| c.id == child && (c.state != ChildState::Deleting || waits(c.inbound));
+            let newest = live.children.iter().rev().find(failed);
             if let Some(inbound) = newest.map(|c| c.inbound) {
+                for c in &mut live.children {
+                    if c.closes == Some(inbound) {
+                        c.closes = None;
+                    }
+                    if c.inbound == inbound {
+                        c.state = ChildState::Deleting;
+                    }
+                }
                 live.enqueue(Task::DeleteChild { inbound });
                 let wait = ctx.jitter(Duration::from_secs(10));
                 live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index: child.index, group: None });

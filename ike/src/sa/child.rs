@@ -9,7 +9,7 @@ use cygnet_model::suite::EspSuite;
 use cygnet_model::tunnel::{Direction, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits};
 use cygnet_model::{ChildId, Spi, Timestamp};
 
-use super::{Core, Ctx, Live};
+use super::{Core, Ctx, Live, Task};
 use crate::crypto::keymat::ChildKeys;
 use crate::error::FailureReason;
 use crate::io::{Action, Ending, Event, Role};
@@ -55,6 +55,10 @@ pub(crate) struct Child {
     pub replaces: Option<Spi>,
     /// Our own rekey of the same pair is on its way too: nonces will decide.
     pub contested: bool,
+    /// The peer asked for it and has not shown yet that it got our response.
+    pub unseen: bool,
+    /// Our own pair for the same child that is redundant beside this one. It is closed once the peer is known to have this.
+    pub closes: Option<Spi>,
 }
 
 /// A pair as negotiated, without keys.
@@ -195,8 +199,8 @@ pub(crate) fn refusal_detail(reason: FailureReason, peer: SocketAddr, offer: &Pa
 }
 
 impl Live {
-    /// Installs a pair: the inbound SA first, then the outbound one, unless the peer still has to learn of it (we are
-    /// the responder of a rekey; see [`Live::switch_pending`]).
+    /// Installs a pair: the inbound SA first, then the outbound one, unless the peer still has to learn of it while
+    /// another pair carries the traffic (we are the responder of a rekey; see [`Live::switch_pending`]).
     pub fn install(&mut self, core: &Core, ctx: &mut Ctx<'_>, pair: NewPair, replaces: Option<Spi>) {
         let NewPair { negotiated: n, keys, role } = pair;
         let id = ChildId { tunnel: self.policy.id, index: n.index };
@@ -247,6 +251,12 @@ impl Live {
         let same = old
             .is_some_and(|o| o.state != ChildState::Deleting && o.local == n.local && o.remote == n.remote);
         let lifetime = c.lifetime;
+        // A pair that we have just made ourselves is known to be at the peer, and carries the traffic for the time being.
+        let first = replaces.is_none();
+        let just_made = self.created.iter().find(|made| made.index == n.index).map(|made| made.inbound);
+        let replaces = replaces.or_else(|| {
+            just_made.filter(|spi| self.children.iter().any(|c| c.inbound == *spi && c.is_to_stay()))
+        });
         ctx.out.push(Action::InstallSa(inbound));
         let mut pending = None;
         if role == Role::Responder && replaces.is_some() {
@@ -257,7 +267,7 @@ impl Live {
         if !same {
             ctx.out.push(Action::OpenTunnel(tunnel));
         }
-        if replaces.is_none() {
+        if first {
             let (inbound, outbound) = (n.inbound, n.outbound);
             ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite });
         }
@@ -276,29 +286,78 @@ impl Live {
             pending,
             replaces,
             contested: false,
+            unseen: role == Role::Responder,
+            closes: None,
         });
     }
 
-    /// Starts to send on pairs whose inbound half the peer is known to have. `forced` names an old pair that the peer
-    /// deletes, which settles a contest too.
-    pub fn switch_pending(&mut self, ctx: &mut Ctx<'_>, forced: Option<Spi>) {
-        for child in &mut self.children {
-            let settled = !child.contested || (forced.is_some() && child.replaces == forced);
-            if settled && let Some(spec) = child.pending.take() {
-                ctx.out.push(Action::InstallSa(spec));
-                child.contested = false;
+    /// The peer is known to have got our response about a pair, or about all of them: it sends on that one, or asks for
+    /// something else.
+    pub fn on_seen(&mut self, ctx: &mut Ctx<'_>, inbound: Option<Spi>) {
+        let mut redundant = Vec::new();
+        for c in self.children.iter_mut().filter(|c| c.unseen && inbound.is_none_or(|i| i == c.inbound)) {
+            c.unseen = false;
+            redundant.extend(c.closes.take());
+        }
+        for spi in redundant {
+            self.close_redundant(ctx, spi);
+        }
+    }
+
+    /// Two pairs were made for one child at the same time, and ours is the redundant one.
+    pub fn on_redundant(&mut self, ctx: &mut Ctx<'_>, ours: Spi, theirs: Spi) {
+        // The peer may have deleted its own one in the meantime, or we may be about to.
+        if self.queue.contains(&Task::DeleteChild { inbound: theirs }) {
+            return;
+        }
+        let stays = self.children.iter_mut().find(|c| c.inbound == theirs && c.is_to_stay());
+        let Some(stays) = stays else { return };
+        if stays.unseen {
+            stays.closes = Some(ours);
+            if let Some(c) = self.children.iter_mut().find(|c| c.inbound == ours) {
+                c.state = ChildState::Deleting;
             }
+        } else {
+            self.close_redundant(ctx, ours);
+        }
+    }
+
+    fn close_redundant(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
+        let Some(c) = self.children.iter_mut().find(|c| c.inbound == inbound) else { return };
+        c.state = ChildState::Deleting;
+        // From here on we send on the pair that stays.
+        ctx.out.push(Action::RemoveSa(c.sa(Direction::Out)));
+        self.enqueue(Task::DeleteChild { inbound });
+    }
+
+    /// Starts to send on pairs whose inbound half the peer is known to have.
+    pub fn switch_pending(&mut self, ctx: &mut Ctx<'_>) {
+        for child in self.children.iter_mut().filter(|c| !c.contested) {
+            child.switch(ctx);
+        }
+    }
+
+    /// Starts to send on what replaces a pair, which ends: whether or not the peer has it yet, and whatever a contest would
+    /// say. Before the old pair is removed, because the tunnel is closed with the last outbound SA.
+    pub fn succeed(&mut self, ctx: &mut Ctx<'_>, old: Spi) {
+        for child in self.children.iter_mut().filter(|c| c.replaces == Some(old)) {
+            child.switch(ctx);
         }
     }
 
     /// Takes a pair out. The outbound SA goes at once, the inbound one after packets on their way have arrived.
     pub fn remove_child(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) -> Option<Child> {
+        self.succeed(ctx, inbound);
         let at = self.children.iter().position(|c| c.inbound == inbound)?;
         let child = self.children.remove(at);
         if child.pending.is_none() {
             ctx.out.push(Action::RemoveSa(child.sa(Direction::Out)));
         }
         self.lingering.push((ctx.now.mono + LINGER, child.sa(Direction::In)));
+        // What was redundant beside it is needed after all.
+        if let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == child.closes) {
+            c.state = ChildState::Active;
+        }
         Some(child)
     }
 
@@ -309,9 +368,7 @@ impl Live {
 
     /// Whether a child has a pair that is there to stay.
     pub fn has_child(&self, index: u16) -> bool {
-        self.children
-            .iter()
-            .any(|c| c.id.index == index && matches!(c.state, ChildState::Active | ChildState::Rekeying))
+        self.children.iter().any(|c| c.id.index == index && c.is_to_stay())
     }
 
     /// Removes everything from the data plane at once and forgets what was still to be done, before the IKE SA ends. A
@@ -348,6 +405,24 @@ impl Live {
 }
 
 impl Child {
+    /// Starts to send on it, if that waited. One that lost a contest is never sent on, nor is one that the data plane
+    /// refused: it only waits to be known, to be deleted.
+    fn switch(&mut self, ctx: &mut Ctx<'_>) {
+        if self.state == ChildState::Replaced {
+            return;
+        }
+        let spec = self.pending.take().filter(|_| self.is_to_stay());
+        if let Some(spec) = spec {
+            self.contested = false;
+            ctx.out.push(Action::InstallSa(spec));
+        }
+    }
+
+    /// Whether nobody has replaced it or wants it deleted.
+    pub const fn is_to_stay(&self) -> bool {
+        matches!(self.state, ChildState::Active | ChildState::Rekeying)
+    }
+
     /// One of the two SAs.
     pub fn sa(&self, direction: Direction) -> SaId {
         let spi = if direction == Direction::In { self.inbound } else { self.outbound };

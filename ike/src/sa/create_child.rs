@@ -30,8 +30,29 @@ pub(crate) struct CreatingChild {
     key: Option<(Group, Box<dyn PrivateKey>)>,
     /// Whether INVALID_KE_PAYLOAD was answered once already.
     second_try: bool,
-    /// The peer's rekey of the same pair: its inbound SPI at our end, and both nonces.
-    theirs: Option<(Spi, Vec<u8>, Vec<u8>)>,
+    /// What the peer made at the same time: new keys for the same pair, or a pair for the same child.
+    theirs: Option<Created>,
+    /// SPIs that the peer deleted in the meantime and that we do not know: one of them may come in the answer.
+    deleted: Vec<u32>,
+}
+
+/// A pair with the nonces of the exchange that made it.
+pub(crate) struct Created {
+    pub index: u16,
+    pub inbound: Spi,
+    nonces: (Vec<u8>, Vec<u8>),
+}
+
+/// Most unknown SPIs that we remember to be deleted.
+const MAX_DELETED: usize = 16;
+
+impl CreatingChild {
+    /// Remembers a deletion that may have overtaken the response.
+    pub fn on_unknown_deleted(&mut self, outbound: u32) {
+        if self.deleted.len() < MAX_DELETED {
+            self.deleted.push(outbound);
+        }
+    }
 }
 
 impl Live {
@@ -105,7 +126,9 @@ impl Live {
             ..Payloads::default()
         };
         let second_try = group.is_some();
-        let creating = CreatingChild { index, rekeys, inbound, nonce, key, second_try, theirs: None };
+        let deleted = Vec::new();
+        let creating =
+            CreatingChild { index, rekeys, inbound, nonce, key, second_try, theirs: None, deleted };
         Some((payloads, Request::CreateChild(Box::new(creating))))
     }
 
@@ -117,23 +140,53 @@ impl Live {
         mut creating: CreatingChild,
         answer: &Payloads,
     ) -> Next {
+        let deleted = std::mem::take(&mut creating.deleted);
+        self.take_created(core, ctx, creating, answer);
+        // A deletion that overtook this answer.
+        for outbound in deleted {
+            self.on_delete(ctx, outbound);
+        }
+        Next::Stay
+    }
+
+    fn take_created(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        mut creating: CreatingChild,
+        answer: &Payloads,
+    ) {
         let pair = match self.finish_child(&mut creating, answer) {
             Ok(pair) => pair,
             Err(reason) => {
                 ctx.spis.esp.remove(&creating.inbound);
                 self.disown(creating.inbound, answer);
                 self.child_refused(core, ctx, &creating, answer, reason);
-                return Next::Stay;
+                return;
             }
         };
         let nonce_r = answer.nonce.as_deref().unwrap_or_default();
+        let verdict = creating.theirs.as_ref().map(|theirs| {
+            let (ni, nr) = &theirs.nonces;
+            (theirs.inbound, collide::winner((&creating.nonce, nonce_r), (ni, nr)))
+        });
         let Some(old) = creating.rekeys else {
             self.install(core, ctx, pair, None);
-            return Next::Stay;
+            match verdict {
+                Some((theirs, Winner::Theirs)) => self.on_redundant(ctx, creating.inbound, theirs),
+                // The peer deletes its own one, if it does as we do; else both are used.
+                Some((_, Winner::Ours)) => {}
+                None => {
+                    let nonces = (creating.nonce, nonce_r.to_vec());
+                    let (index, inbound) = (creating.index, creating.inbound);
+                    self.created.retain(|made| made.index != index);
+                    self.created.push(Created { index, inbound, nonces });
+                }
+            }
+            return;
         };
-        let verdict = creating.theirs.as_ref().map(|(spi, ni, nr)| {
-            (*spi, collide::winner((&creating.nonce, nonce_r), (ni.as_slice(), nr.as_slice())))
-        });
+        // The peer answered a question about the old pair, so it has it.
+        self.on_seen(ctx, Some(old));
         match verdict {
             Some((theirs, Winner::Theirs)) => {
                 // Ours is redundant; who made it closes it (RFC 7296 §2.8.1). It is never taken into use here.
@@ -141,7 +194,7 @@ impl Live {
                 let child = self.redundant(ctx, pair.negotiated);
                 self.children.push(child);
                 self.queue.push_front(Task::DeleteChild { inbound: creating.inbound });
-                return Next::Stay;
+                return;
             }
             Some((theirs, Winner::Ours)) => {
                 // The peer will delete its own one. We never send on it.
@@ -157,8 +210,11 @@ impl Live {
             c.state = ChildState::Deleting;
             self.queue.push_front(Task::DeleteChild { inbound: old });
         }
+        // Whoever is about to be compared goes on under its new name.
+        if let Some(made) = self.created.iter_mut().find(|made| made.inbound == old) {
+            made.inbound = creating.inbound;
+        }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
-        Next::Stay
     }
 
     /// Checks the answer and derives the keys.
@@ -211,9 +267,9 @@ impl Live {
         answer: &Payloads,
         reason: FailureReason,
     ) {
-        if let Some((theirs, ..)) = &creating.theirs {
-            // The peer's own rekey went through; nothing is lost.
-            self.uncontest(*theirs);
+        if let Some(theirs) = &creating.theirs {
+            // What the peer asked for went through; nothing is lost.
+            self.uncontest(theirs.inbound);
             return;
         }
         if let Some(n) = answer.notify(NotifyType::INVALID_KE_PAYLOAD)
@@ -286,6 +342,8 @@ impl Live {
             pending: None,
             replaces: None,
             contested: false,
+            unseen: false,
+            closes: None,
         }
     }
 
@@ -311,7 +369,13 @@ impl Live {
         let Some(n) = offer.notify(NotifyType::REKEY_SA).cloned() else {
             return match collide::verdict(Asked::CreateChild, self.ours(None)) {
                 Verdict::Later => busy(),
-                Verdict::Proceed | Verdict::ProceedAndCompare => self.answer_child(core, ctx, &offer, None).0,
+                Verdict::Proceed | Verdict::ProceedAndCompare => {
+                    let (reply, made) = self.answer_child(core, ctx, &offer, None);
+                    if let Some(made) = made {
+                        self.compare_created(ctx, made);
+                    }
+                    reply
+                }
             };
         };
         // REKEY_SA names the SPI that the peer receives on, which is our outbound one (RFC 7296 §1.3.3).
@@ -341,11 +405,18 @@ impl Live {
             return busy();
         }
         let (reply, made) = self.answer_child(core, ctx, &offer, Some(old));
-        let Some((new, ni, nr)) = made else { return reply };
+        let Some(made) = made else { return reply };
+        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+            && c.rekeys.is_none()
+            && let Some(theirs) = c.theirs.as_mut().filter(|theirs| theirs.inbound == old)
+        {
+            theirs.inbound = made.inbound;
+        }
         if verdict == Verdict::ProceedAndCompare
             && let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
         {
-            c.theirs = Some((new, ni, nr));
+            let new = made.inbound;
+            c.theirs = Some(made);
             if let Some(child) = self.children.iter_mut().find(|c| c.inbound == new) {
                 child.contested = true;
             }
@@ -355,6 +426,36 @@ impl Live {
         }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
         reply
+    }
+
+    /// The peer made a pair for a child that we may be making one for ourselves: then one of the two is redundant. RFC 7296
+    /// has this rule for rekeys only (§2.8.1), but without it both pairs would stay for ever. A peer that does not know it
+    /// keeps both, which does no harm.
+    fn compare_created(&mut self, ctx: &mut Ctx<'_>, theirs: Created) {
+        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+            && c.rekeys.is_none()
+            && c.index == theirs.index
+        {
+            c.theirs = Some(theirs);
+            return;
+        }
+        // The answer to our request came before the peer's request, which may have been under way for longer.
+        let Some(at) = self.created.iter().position(|ours| ours.index == theirs.index) else { return };
+        let ours = self.created.swap_remove(at);
+        let active = |c: &super::Child| c.inbound == ours.inbound && c.state == ChildState::Active;
+        let (a, b) = (&ours.nonces, &theirs.nonces);
+        if self.children.iter().any(active) && collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
+            self.on_redundant(ctx, ours.inbound, theirs.inbound);
+        }
+    }
+
+    /// Whether the peer may not have known, when it asked for a pair for this child, that we had made one, and we are
+    /// rekeying that by now. It will see that it needs none.
+    fn is_rekeying_created(&self, index: u16) -> bool {
+        self.created.iter().any(|made| {
+            let rekeying = |c: &super::Child| c.inbound == made.inbound && c.state == ChildState::Rekeying;
+            made.index == index && self.children.iter().any(rekeying)
+        })
     }
 
     /// What we have on its way, seen from a request about the pair `same`.
@@ -373,15 +474,14 @@ impl Live {
         }
     }
 
-    /// Makes a pair as the peer asks. Returns the new pair's inbound SPI and both nonces, if one was made.
-    #[allow(clippy::type_complexity, reason = "one caller, which keeps the parts for a contest")]
+    /// Makes a pair as the peer asks. Returns it with the nonces, if one was made.
     fn answer_child(
         &mut self,
         core: &Core,
         ctx: &mut Ctx<'_>,
         offer: &Payloads,
         rekeys: Option<Spi>,
-    ) -> (Reply, Option<(Spi, Vec<u8>, Vec<u8>)>) {
+    ) -> (Reply, Option<Created>) {
         let refuse = |kind, data| (Reply::notify(Notify::new(kind, data)), None);
         let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.id.index));
         let found = match child::find(
@@ -400,6 +500,9 @@ impl Live {
                 return refuse(kind, vec![]);
             }
         };
+        if rekeys.is_none() && self.is_rekeying_created(found.index()) {
+            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        }
         let Some(ni) = &offer.nonce else { return refuse(NotifyType::INVALID_SYNTAX, vec![]) };
         let (mut shared, mut ke) = (None, None);
         if let Some(group) = found.suite().group {
@@ -433,6 +536,6 @@ impl Live {
         self.install(core, ctx, NewPair { negotiated, keys, role: Role::Responder }, rekeys);
         // The peer made what we were about to ask for.
         self.queue.retain(|t| !matches!(t, Task::CreateChild { index: i, .. } if *i == index));
-        (Reply::with(payloads), Some((inbound, ni.clone(), nr)))
+        (Reply::with(payloads), Some(Created { index, inbound, nonces: (ni.clone(), nr) }))
     }
 }

@@ -68,9 +68,7 @@ impl Live {
         let index = child.id.index;
         let sa = child.sa(Direction::Out);
         let never_used = child.pending.take().is_some();
-        // Its successor is used from now on, whether or not the peer has it yet. First, because the tunnel is closed with
-        // the last outbound SA.
-        self.switch_pending(ctx, Some(inbound));
+        self.succeed(ctx, inbound);
         if !never_used {
             ctx.out.push(crate::io::Action::RemoveSa(sa));
         }
@@ -147,11 +145,14 @@ impl Live {
 
     /// The peer deletes a pair. Returns our SPI for the answer, unless we are deleting the pair ourselves at this moment
     /// (RFC 7296 §1.4.1) or do not have it.
-    fn on_delete(&mut self, ctx: &mut Ctx<'_>, outbound: u32) -> Option<Spi> {
-        let child = self.children.iter().find(|c| c.outbound.value() == outbound)?;
+    pub(super) fn on_delete(&mut self, ctx: &mut Ctx<'_>, outbound: u32) -> Option<Spi> {
+        let Some(child) = self.children.iter().find(|c| c.outbound.value() == outbound) else {
+            if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request) {
+                c.on_unknown_deleted(outbound);
+            }
+            return None;
+        };
         let (inbound, state, id) = (child.inbound, child.state, child.id);
-        // A pair that replaces this one is now known to be in place at the peer.
-        self.switch_pending(ctx, Some(inbound));
         let ours_on_its_way = matches!(
             self.window.outstanding.as_ref().map(|o| &o.request),
             Some(Request::DeleteChild { inbound: i }) if *i == inbound

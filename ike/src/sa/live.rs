@@ -12,7 +12,7 @@ use cygnet_model::tunnel::{Direction, NewAddresses, SaId};
 use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::auth::{PeerAuthenticated, error_notify};
-use super::create_child::{BUSY_RETRY, CreatingChild};
+use super::create_child::{BUSY_RETRY, Created, CreatingChild};
 use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
@@ -110,6 +110,8 @@ pub(crate) struct Live {
     pub queue: VecDeque<Task>,
     /// Tasks for later.
     pub delayed: Vec<(Timestamp, Task)>,
+    /// The children that we made since the peer's last request: at most one pair of each.
+    pub created: Vec<Created>,
     /// The peer's rekey of this IKE SA, while our own is on its way.
     pub their_rekey: Option<Box<RekeyedByPeer>>,
     pub rekey_at: Timestamp,
@@ -174,6 +176,7 @@ impl Live {
             lingering: Vec::new(),
             queue: VecDeque::new(),
             delayed: Vec::new(),
+            created: Vec::new(),
             their_rekey: None,
             rekey_at: now + lifetime - margin,
             expire_at: now + lifetime,
@@ -264,7 +267,8 @@ impl Live {
         self.last_in = ctx.now.mono;
         self.peer_at(core, ctx, flow);
         // With a window of one, a new request means that the peer has our last response, hence its new inbound SAs.
-        self.switch_pending(ctx, None);
+        self.switch_pending(ctx);
+        self.on_seen(ctx, None);
         let mut reply = match opened {
             Err(e) => Reply::notify(error_notify(&e)),
             Ok(p) if header.exchange == Exchange::CREATE_CHILD_SA => {
@@ -275,6 +279,8 @@ impl Live {
             }
             Ok(_) => Reply::notify(Notify::new(NotifyType::INVALID_SYNTAX, vec![])),
         };
+        // What the peer asks for next it asks for knowing what we made.
+        self.created.clear();
         if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
             let detail =
                 format!("{} sent an {} request that makes no sense", core.flow.remote, header.exchange);

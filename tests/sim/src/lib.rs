@@ -6,16 +6,20 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::testing::ToyKex;
+use cygnet_ike::crypto::kex::{KexError, KeyExchange, PrivateKey};
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
 use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::wire::{Exchange, Identity, Payloads};
 use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
 use cygnet_model::plane::DataPlane;
 use cygnet_model::selector::TrafficSelector;
+use cygnet_model::suite::Group;
 use cygnet_model::testing::MemoryPlane;
 use cygnet_model::{ChildId, Now, SecretBytes, Timestamp, TunnelId};
 use rand_chacha::ChaCha8Rng;
@@ -37,6 +41,29 @@ impl Seeded {
 impl Random for Seeded {
     fn fill(&mut self, out: &mut [u8]) {
         self.0.fill_bytes(out);
+    }
+}
+
+/// The toy key exchange, counting what would be costly.
+struct Counted(Arc<AtomicU64>);
+
+struct CountedKey(Box<dyn PrivateKey>, Arc<AtomicU64>);
+
+impl KeyExchange for Counted {
+    fn start(
+        &self,
+        group: Group,
+        random: &mut dyn Random,
+    ) -> Result<(Box<dyn PrivateKey>, Vec<u8>), KexError> {
+        let (key, public) = ToyKex.start(group, random)?;
+        Ok((Box::new(CountedKey(key, Arc::clone(&self.0))), public))
+    }
+}
+
+impl PrivateKey for CountedKey {
+    fn finish(self: Box<Self>, peer: &[u8]) -> Result<SecretBytes, KexError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.finish(peer)
     }
 }
 
@@ -72,6 +99,8 @@ pub struct Gateway {
     pub events: Vec<(Timestamp, Event)>,
     /// Drops by reason.
     pub drops: BTreeMap<&'static str, u64>,
+    /// Shared secrets computed.
+    pub secrets: Arc<AtomicU64>,
 }
 
 enum Payload {
@@ -134,6 +163,8 @@ pub struct Lab {
     seed: u64,
     /// IKE datagrams sent by each gateway.
     pub sent: [u64; 2],
+    /// Timers that fired at each gateway.
+    pub wakes: [u64; 2],
     /// Probes sent and probes that would have been lost for lack of an SA.
     pub probes: (u64, u64),
 }
@@ -195,17 +226,20 @@ impl Lab {
             order: 0,
             seed,
             sent: [0; 2],
+            wakes: [0; 2],
             probes: (0, 0),
         };
         for (side, policy) in policies.into_iter().enumerate() {
             let addr = policy.local[0];
-            let endpoint = lab.endpoint(side, 0);
+            let secrets = Arc::new(AtomicU64::new(0));
+            let endpoint = lab.endpoint(side, 0, &secrets);
             lab.gateways.push(Gateway {
                 endpoint,
                 plane: MemoryPlane::default(),
                 addr,
                 events: Vec::new(),
                 drops: BTreeMap::new(),
+                secrets,
             });
             lab.configure(side, policy);
         }
@@ -217,9 +251,10 @@ impl Lab {
         Self::new(seed, link, [policy(0, 1), policy(1, 1)])
     }
 
-    fn endpoint(&self, side: usize, generation: u64) -> Endpoint {
+    fn endpoint(&self, side: usize, generation: u64, secrets: &Arc<AtomicU64>) -> Endpoint {
         let seed = self.seed ^ (side as u64 + 1) << 60 ^ generation << 40;
-        Endpoint::new(Config::default(), self.now(), Box::new(Seeded::new(seed)), Box::new(ToyKex))
+        let kex = Box::new(Counted(Arc::clone(secrets)));
+        Endpoint::new(Config::default(), self.now(), Box::new(Seeded::new(seed)), kex)
     }
 
     /// Gives a gateway its policy.
@@ -233,7 +268,7 @@ impl Lab {
     /// The gateway forgets everything, as after a power failure.
     pub fn restart(&mut self, side: usize, policy: TunnelPolicy) {
         let generation = self.now.as_nanos();
-        self.gateways[side].endpoint = self.endpoint(side, generation);
+        self.gateways[side].endpoint = self.endpoint(side, generation, &self.gateways[side].secrets);
         self.gateways[side].plane = MemoryPlane::default();
         self.configure(side, policy);
     }
@@ -452,6 +487,7 @@ impl Lab {
             }
             for side in 0..self.gateways.len() {
                 if self.gateways[side].endpoint.next_wakeup().is_some_and(|t| t <= self.now) {
+                    self.wakes[side] += 1;
                     self.input(side, Input::Tick);
                 }
             }

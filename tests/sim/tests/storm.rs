@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use cygnet_ike::Command;
 use cygnet_ike::policy::Start;
-use cygnet_sim::{Lab, Link, TUNNEL, policy};
+use cygnet_ike::{Command, Input, TunnelPolicy};
+use cygnet_model::{ChildId, SecretBytes};
+use cygnet_sim::{Lab, Link, TUNNEL, net, policy};
 
 /// How many seeds. `CYGNET_SIM_SEEDS=n` overrides it, `CYGNET_SIM_FIRST=n` starts elsewhere.
 fn seeds(default: u64) -> std::ops::Range<u64> {
@@ -14,46 +15,154 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
     first..first + number("CYGNET_SIM_SEEDS").unwrap_or(default)
 }
 
-fn storm(seed: u64) {
-    let children = 1 + (seed % 3) as u8;
-    let mut policies = [policy(0, children), policy(1, children)];
-    if seed % 4 == 1 {
-        policies[1].start = Start::Active;
+/// Where the gateways are wrongly configured, failing cleanly is the right ending.
+#[derive(Clone, Copy, Debug)]
+enum Wrong {
+    Psk,
+    Proposal,
+    Selectors,
+}
+
+impl Wrong {
+    /// What both ends call it.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Psk => "authentication_failed",
+            Self::Proposal => "no_proposal_chosen",
+            Self::Selectors => "ts_unacceptable",
+        }
     }
-    let mut lab = Lab::new(seed, Link::BAD, policies);
-    lab.run(Duration::from_secs(20));
-    for _ in 0..6 {
+
+    fn apply(self, p: &mut TunnelPolicy) {
+        match self {
+            Self::Psk => p.psk = SecretBytes::copy_of(b"another key of 32 octets length!"),
+            Self::Proposal => p.proposals = vec!["aes128-sha256-modp2048".parse().unwrap()],
+            Self::Selectors => p.children.iter_mut().for_each(|c| c.local = vec![net("172.16.0.0/16")]),
+        }
+    }
+}
+
+/// What a seed is about, beside the weather.
+struct Plan {
+    children: u8,
+    /// Gateway 0 is behind a NAT.
+    nat: bool,
+    both_active: bool,
+    /// So many selectors that IKE_AUTH and CREATE_CHILD_SA come in fragments, and nothing larger passes.
+    wide: bool,
+    wrong: Option<Wrong>,
+}
+
+/// The address that the NAT gives gateway 0.
+const PUBLIC: &str = "198.51.100.9";
+
+/// What passes without fragments of IP, as UDP payload: IPv6's minimum MTU.
+const PATH: usize = 1232;
+
+impl Plan {
+    fn new(seed: u64) -> Self {
+        let wrong = [Wrong::Psk, Wrong::Proposal, Wrong::Selectors];
+        let wrong = (seed % 25 == 7).then(|| wrong[(seed / 25 % 3) as usize]);
+        let nat = seed % 5 == 2;
+        Self {
+            children: 1 + (seed % 3) as u8,
+            nat,
+            both_active: seed % 4 == 1 && !nat && wrong.is_none(),
+            wide: seed % 7 == 3,
+            wrong,
+        }
+    }
+
+    fn policy(&self, side: usize) -> TunnelPolicy {
+        let mut p = policy(side, self.children);
+        if side == 1 {
+            if self.both_active {
+                p.start = Start::Active;
+            }
+            if self.nat {
+                p.remote = vec![PUBLIC.parse().unwrap()];
+            }
+        }
+        if self.wide {
+            for (c, n) in p.children.iter_mut().zip(0..) {
+                let nets =
+                    |i: usize| (0..60).map(|k| net(&format!("10.{}.{n}.{}/32", i + 1, 2 * k))).collect();
+                (c.local, c.remote) = (nets(side), nets(1 - side));
+            }
+        }
+        if side == 1
+            && let Some(wrong) = self.wrong
+        {
+            wrong.apply(&mut p);
+        }
+        p
+    }
+
+    /// Something happens that is no weather.
+    fn happen(&self, lab: &mut Lab) {
         let side = lab.below(2) as usize;
-        match lab.below(10) {
-            0..=3 => lab.command(side, Command::RekeyChildren(TUNNEL)),
-            4 | 5 => lab.command(side, Command::RekeyIke(TUNNEL)),
-            6 => {
+        match lab.below(16) {
+            0..=2 => lab.command(side, Command::RekeyChildren(TUNNEL)),
+            3 | 4 => lab.command(side, Command::RekeyIke(TUNNEL)),
+            5 => {
                 lab.command(0, Command::RekeyChildren(TUNNEL));
                 lab.command(1, Command::RekeyIke(TUNNEL));
             }
-            7 => {
+            6 => {
                 lab.command(0, Command::RekeyIke(TUNNEL));
                 lab.command(1, Command::RekeyIke(TUNNEL));
             }
-            8 => {
+            7 => {
                 lab.command(0, Command::RekeyChildren(TUNNEL));
                 lab.command(1, Command::RekeyChildren(TUNNEL));
             }
-            _ => {
-                let mut p = policy(side, children);
-                if side == 1 && seed % 4 == 1 {
-                    p.start = Start::Active;
+            8 => lab.restart(side, self.policy(side)),
+            9 | 10 => lab.gateways[side].plane.fail_next = 1 + lab.below(2) as u32,
+            11..=13 => {
+                let sas: Vec<_> = lab.gateways[side].plane.sas.keys().copied().collect();
+                let pick = lab.below(sas.len().max(1) as u64) as usize;
+                let hard = lab.below(2) == 0;
+                if let Some(sa) = sas.get(pick) {
+                    lab.input(side, Input::Expired { sa: *sa, hard });
                 }
-                lab.restart(side, p);
             }
+            14 => {
+                let index = lab.below(u64::from(self.children)) as u16;
+                lab.input(side, Input::Acquire(ChildId { tunnel: TUNNEL, index }));
+            }
+            // The NAT forgets, and gives new ports.
+            _ => lab.nat.ports.clear(),
         }
+    }
+}
+
+fn storm(seed: u64) {
+    let plan = Plan::new(seed);
+    let mut lab = Lab::new(seed, Link::BAD, [plan.policy(0), plan.policy(1)]);
+    lab.nat.public = plan.nat.then(|| PUBLIC.parse().unwrap());
+    if plan.wide {
+        lab.tap = Some(Box::new(|_, bytes| (bytes.len() <= PATH).then_some(bytes)));
+    }
+    lab.run(Duration::from_secs(20));
+    for _ in 0..6 {
+        plan.happen(&mut lab);
         let pause = 1 + lab.below(4000);
         lab.run(Duration::from_millis(pause));
     }
     // The weather clears; whatever was half done must end.
     lab.link = Link::GOOD;
-    lab.run(Duration::from_secs(900));
-    lab.assert_settled(usize::from(children));
+    lab.gateways.iter_mut().for_each(|g| g.plane.fail_next = 0);
+    lab.run(Duration::from_secs(600));
+    let wakes = lab.wakes;
+    lab.run(Duration::from_secs(300));
+    for (side, before) in wakes.into_iter().enumerate() {
+        let woken = lab.wakes[side] - before;
+        assert!(woken < 150, "seed {seed}: {woken} timers in five quiet minutes at gateway {side}");
+    }
+    match plan.wrong {
+        None => lab.assert_settled(usize::from(plan.children)),
+        Some(wrong) => assert_refused(&lab, seed, wrong),
+    }
 
     // And everything can be taken down again.
     lab.command(0, Command::Shutdown);
@@ -61,6 +170,21 @@ fn storm(seed: u64) {
     lab.run(Duration::from_secs(120));
     lab.assert_gone(0);
     lab.assert_gone(1);
+}
+
+/// Nothing is in place, and both ends say why.
+fn assert_refused(lab: &Lab, seed: u64, wrong: Wrong) {
+    for side in 0..2 {
+        let g = &lab.gateways[side];
+        assert!(g.plane.sas.is_empty() && g.plane.tunnels.is_empty(), "seed {seed}: gateway {side}");
+        assert!(lab.view(side).children.is_empty(), "seed {seed}: gateway {side}");
+        let failures = lab.failures(side);
+        assert!(failures.contains(&wrong.reason()), "seed {seed}: {wrong:?} at {side}: {failures:?}");
+        // The IKE SA is of use even if no child is.
+        let ike = matches!(wrong, Wrong::Selectors);
+        assert_eq!(lab.view(side).ike.is_some(), ike, "seed {seed}: gateway {side}");
+        assert!(g.endpoint.sa_count() <= 3, "seed {seed}: {} SAs at {side}", g.endpoint.sa_count());
+    }
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! What a stranger, or a man in the middle, may try.
+
+use std::time::Duration;
+
+use cygnet_ike::Command;
+use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, PayloadType, Payloads, Writer};
+use cygnet_sim::{Lab, Link, TUNNEL, policy};
+
+use crate::{child_request, ike_request, notify, record, secs};
+
+/// An IKE_SA_INIT response that anybody could send who saw the request.
+pub fn forged_init(lab: &Lab, spi_r: u64, payloads: &Payloads) -> Vec<u8> {
+    let spi = lab.gateways[0].endpoint.spis()[0];
+    let mut w = Writer::message(&Header {
+        spi_i: spi.value(),
+        spi_r,
+        next: PayloadType::NONE,
+        exchange: Exchange::IKE_SA_INIT,
+        from_initiator: false,
+        response: true,
+        message_id: 0,
+    });
+    payloads.encode(&mut w);
+    w.finish()
+}
+
+#[test]
+fn t31_the_true_answer_wins_over_forged_ones_that_came_before() {
+    let mut forged: Vec<Payloads> = [
+        NotifyType::NO_PROPOSAL_CHOSEN,
+        NotifyType::INVALID_SYNTAX,
+        NotifyType::AUTHENTICATION_FAILED,
+        NotifyType::INVALID_MAJOR_VERSION,
+        NotifyType(9999),
+    ]
+    .map(notify)
+    .into();
+    // T34: a group that was not offered.
+    let modp2048 = 14u16.to_be_bytes().to_vec();
+    forged.push(Payloads {
+        notifies: vec![Notify::new(NotifyType::INVALID_KE_PAYLOAD, modp2048)],
+        ..Payloads::default()
+    });
+    // A chosen suite with a key exchange value that cannot be one.
+    let mut bad = ike_request(1);
+    bad.sa.iter_mut().flatten().for_each(|p| p.spi.clear());
+    bad.ke.iter_mut().for_each(|ke| ke.data.truncate(31));
+    forged.push(bad);
+    for (n, payloads) in forged.iter().enumerate() {
+        let mut lab = Lab::pair(18, Link::GOOD);
+        lab.run(Duration::from_millis(1));
+        // I -> R  IKE_SA_INIT, and before the answer: ? -> I  { N(error) }
+        let bytes = forged_init(&lab, 99, payloads);
+        for _ in 0..20 {
+            lab.inject(0, lab.flow(0), &bytes);
+        }
+        assert_eq!(lab.gateways[0].endpoint.sa_count(), 1, "case {n}");
+        assert_eq!(lab.sent[0], 1, "case {n}: nothing is sent because of it");
+        lab.run(Duration::from_millis(100));
+        lab.assert_settled(1);
+        assert!(lab.failures(0).is_empty(), "case {n}");
+    }
+}
+
+#[test]
+fn t34_a_group_that_was_not_offered_is_a_failure_and_never_taken() {
+    let mut lab = Lab::pair(19, Link { loss: 1000, ..Link::GOOD });
+    lab.run(Duration::from_millis(1));
+    let group = Notify::new(NotifyType::INVALID_KE_PAYLOAD, 14u16.to_be_bytes().to_vec());
+    let payloads = Payloads { notifies: vec![group], ..Payloads::default() };
+    let bytes = forged_init(&lab, 0, &payloads);
+    lab.inject(0, lab.flow(0), &bytes);
+    // Other answers have a few seconds yet.
+    lab.run(secs(4));
+    assert_eq!(lab.failures(0), ["invalid_ke_payload"]);
+}
+
+/// Lets so many datagrams pass, then none.
+fn stop_after(lab: &mut Lab, mut count: usize) {
+    lab.tap = Some(Box::new(move |_, bytes| {
+        let pass = count > 0;
+        count = count.saturating_sub(1);
+        pass.then_some(bytes)
+    }));
+}
+
+#[test]
+fn t29_a_half_open_ike_sa_makes_no_child() {
+    for payloads in [child_request(0, 0xc0ff_ee00), ike_request(1), Payloads::default()] {
+        let mut lab = Lab::pair(27, Link::GOOD);
+        // I -> R  IKE_SA_INIT, I <- R; IKE_AUTH is lost
+        stop_after(&mut lab, 2);
+        lab.run(Duration::from_millis(100));
+        // I -> R  CREATE_CHILD_SA under the right keys, and with the message ID of IKE_AUTH
+        lab.forge(0, Exchange::CREATE_CHILD_SA, false, &payloads);
+        let g = &lab.gateways[1];
+        assert_eq!(g.endpoint.state_name(g.endpoint.spis()[0]), Some("InitAnswered"));
+        assert_eq!(g.endpoint.reserved(), (1, 0));
+        assert!(g.plane.sas.is_empty() && g.events.is_empty());
+        // I -> R  IKE_AUTH again
+        lab.tap = None;
+        lab.run(secs(1));
+        lab.assert_settled(1);
+    }
+}
+
+#[test]
+fn t30_a_forged_ike_auth_is_dropped_and_the_good_one_accepted() {
+    // The third datagram is IKE_AUTH, the fourth its answer.
+    for (bent, at) in [(3, 1), (4, 0)] {
+        let mut lab = Lab::pair(28, Link::GOOD);
+        let mut number = 0;
+        lab.tap = Some(Box::new(move |_, mut bytes| {
+            number += 1;
+            if number == bent {
+                *bytes.last_mut().unwrap() ^= 1;
+            }
+            Some(bytes)
+        }));
+        lab.run(Duration::from_millis(100));
+        assert_eq!(lab.gateways[at].drops["integrity"], 1);
+        assert_eq!(lab.gateways[at].endpoint.sa_count(), 1);
+        assert!(!lab.is_up());
+        lab.run(secs(1));
+        lab.assert_settled(1);
+        assert!(lab.failures(at).is_empty());
+    }
+}
+
+#[test]
+fn t32_a_cookie_comes_back_in_front_and_nothing_else_changes() {
+    for (len, taken) in [(0, false), (1, true), (17, true), (64, true), (65, false)] {
+        let mut lab = Lab::pair(29, Link { loss: 1000, ..Link::GOOD });
+        let log = record(&mut lab);
+        lab.run(Duration::from_millis(1));
+        let cookie = vec![7; len];
+        let payloads = Payloads {
+            notifies: vec![Notify::new(NotifyType::COOKIE, cookie.clone())],
+            ..Payloads::default()
+        };
+        let bytes = forged_init(&lab, 0, &payloads);
+        lab.inject(0, lab.flow(0), &bytes);
+        let log = log.borrow();
+        assert_eq!(log.len(), if taken { 2 } else { 1 }, "{len} octets");
+        if taken {
+            let (before, after) = (&log[0].1, &log[1].1);
+            assert_eq!(after[16], PayloadType::NOTIFY.0);
+            assert_eq!(after[28..36], [PayloadType::SA.0, 0, 0, 8 + len as u8, 0, 0, 0x40, 0x06]);
+            assert_eq!(after[36..36 + len], cookie);
+            assert_eq!(after[36 + len..], before[28..], "the rest is unchanged");
+        }
+    }
+}
+
+#[test]
+fn t32_ever_new_cookies_are_given_up_on() {
+    let mut lab = Lab::pair(30, Link { loss: 1000, ..Link::GOOD });
+    lab.run(Duration::from_millis(1));
+    for octet in 1..=5 {
+        assert!(lab.failures(0).is_empty(), "round {octet}");
+        let notifies = vec![Notify::new(NotifyType::COOKIE, vec![octet; 16])];
+        let bytes = forged_init(&lab, 0, &Payloads { notifies, ..Payloads::default() });
+        lab.inject(0, lab.flow(0), &bytes);
+    }
+    assert_eq!(lab.failures(0), ["cookie_loop"]);
+}
+
+#[test]
+fn t32_under_a_flood_strangers_must_bring_a_cookie_back() {
+    let mut lab = Lab::pair(31, Link::GOOD);
+    let log = record(&mut lab);
+    lab.run(Duration::from_millis(1));
+    let genuine = log.borrow()[0].1.clone();
+    // ? -> R  IKE_SA_INIT under many SPIs
+    for n in 0..40u64 {
+        let mut bytes = genuine.clone();
+        bytes[..8].copy_from_slice(&(n + 1).to_be_bytes());
+        lab.inject(1, lab.flow(1), &bytes);
+    }
+    assert_eq!(lab.gateways[1].endpoint.half_open(), 32, "those beyond got a cookie, and no state");
+    // I -> R  IKE_SA_INIT, I <- R  { N(COOKIE) }, I -> R  { N(COOKIE), ... }
+    lab.run(Duration::from_millis(100));
+    assert!(lab.is_up());
+    assert_eq!(lab.sent[0], 3);
+}
+
+#[test]
+fn t45_our_own_messages_reflected_lead_nowhere() {
+    let mut lab = Lab::pair(32, Link { loss: 1000, ..Link::GOOD });
+    let log = record(&mut lab);
+    let mut seen = 0;
+    // Whatever gateway 0 says comes back to it as if from the peer.
+    for _ in 0..50 {
+        lab.run(Duration::from_millis(100));
+        let said = log.borrow()[seen..].to_vec();
+        seen += said.len();
+        for (_, bytes) in said.iter().filter(|(side, _)| *side == 0) {
+            lab.inject(0, lab.flow(0), bytes);
+        }
+        assert!(lab.gateways[0].plane.sas.is_empty() && lab.view(0).ike.is_none());
+    }
+    assert!(lab.failures(0).contains(&"unknown_identity"), "{:?}", lab.failures(0));
+    assert!(lab.failures(0).contains(&"authentication_failed"), "{:?}", lab.failures(0));
+
+    // Signs of life, rekeys and deletions.
+    for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL), Command::Down(TUNNEL)] {
+        for side in [0, 1] {
+            let mut lab = Lab::pair(33, Link::GOOD);
+            lab.run(secs(1));
+            lab.link.loss = 1000;
+            let log = record(&mut lab);
+            lab.command(side, command);
+            let bytes = log.borrow()[0].1.clone();
+            let state = |lab: &Lab| (lab.gateways[side].endpoint.reserved(), lab.sent[side]);
+            let before = state(&lab);
+            lab.inject(side, lab.flow(side), &bytes);
+            assert_eq!(state(&lab), before);
+            assert_eq!(lab.gateways[side].drops.values().sum::<u64>(), 1);
+        }
+    }
+}
+
+#[test]
+fn t73_initial_contact_counts_in_an_authentic_ike_auth_only() {
+    // In another exchange.
+    let mut lab = Lab::pair(36, Link::GOOD);
+    let log = record(&mut lab);
+    lab.run(secs(1));
+    lab.forge(0, Exchange::INFORMATIONAL, false, &notify(NotifyType::INITIAL_CONTACT));
+    lab.run(Duration::from_millis(10));
+    lab.assert_settled(1);
+
+    // In IKE_SA_INIT, where nobody is authenticated.
+    let genuine = log.borrow()[0].1.clone();
+    let (header, chain) = Header::decode(&genuine).unwrap();
+    let mut payloads = Payloads::decode(header.next, chain).unwrap();
+    payloads.notifies.push(Notify::new(NotifyType::INITIAL_CONTACT, vec![]));
+    let mut w = Writer::message(&Header { spi_i: 99, ..header });
+    payloads.encode(&mut w);
+    lab.inject(1, lab.flow(1), &w.finish());
+    assert_eq!(lab.gateways[1].endpoint.sa_count(), 2);
+    assert_eq!(lab.view(1).children.len(), 1);
+
+    // From somebody at the peer's address who does not have the key, or is somebody else.
+    type Change = fn(&mut cygnet_ike::TunnelPolicy);
+    let changes: [Change; 2] = [
+        |p| p.psk = cygnet_model::SecretBytes::copy_of(b"guessed"),
+        |p| p.local_id = cygnet_ike::wire::Identity::fqdn("somebody.else"),
+    ];
+    for change in changes {
+        let mut lab = Lab::pair(37, Link::GOOD);
+        lab.run(secs(1));
+        let held = lab.view(1).children[0].inbound;
+        let mut other = policy(0, 1);
+        change(&mut other);
+        lab.restart(0, other);
+        lab.run(secs(5));
+        assert!(!lab.failures(1).is_empty());
+        assert_eq!(lab.view(1).children[0].inbound, held);
+    }
+}
