@@ -1,8 +1,10 @@
 //! The endpoint: every IKE SA of a gateway behind one door.
 //!
-//! It finds the SA that a datagram belongs to, admits strangers, keeps tunnels up, and knows when to be woken. Protocol
-//! decisions are made in `crate::sa`.
+//! It finds the SA that a datagram belongs to and knows when to be woken; [`strangers`] are admitted, and tunnels are kept
+//! up by [`supervise`]. Protocol decisions are made in `crate::sa`.
 
+mod strangers;
+mod supervise;
 #[cfg(feature = "test-util")]
 mod testing;
 
@@ -18,11 +20,11 @@ use crate::cookie::Cookies;
 use crate::crypto::Random;
 use crate::crypto::kex::KeyExchange;
 use crate::error::{DropReason, FailureReason};
-use crate::io::{Action, Actions, Command, Ending, Event, Flow, Input, Role};
-use crate::policy::{self, Policies, Start, TunnelPolicy};
-use crate::sa::{self, ChildState, Closed, Ctx, Effect, IkeSa, Next, Spis, State, Task};
+use crate::io::{Action, Actions, Command, Event, Flow, Input};
+use crate::policy::{Policies, Start, TunnelPolicy};
+use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Spis, State, Task};
 use crate::view::{self, TunnelView};
-use crate::wire::{DecodeErrorKind, Exchange, HEADER_LEN, Header, Notify, NotifyType, Payloads};
+use crate::wire::{DecodeErrorKind, Exchange, Header};
 
 /// Limits and ports.
 #[derive(Clone, Debug)]
@@ -64,9 +66,6 @@ struct Supervision {
     /// When it will be tried again.
     retry_at: Option<Timestamp>,
 }
-
-/// Answers to strangers with another major version, at most one in this time.
-const VERSION_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Every IKE SA of this machine.
 pub struct Endpoint {
@@ -350,82 +349,6 @@ impl Endpoint {
         self.with_sa(now, ours, out, |sa, ctx| sa.on_datagram(ctx, &header, bytes, flow));
     }
 
-    /// An IKE_SA_INIT request from somebody without an SA.
-    fn on_stranger(&mut self, now: Now, header: &Header, flow: Flow, bytes: &[u8], out: &mut Actions) {
-        let drop = |out: &mut Actions, reason| {
-            out.push(Action::Tell(Event::Dropped { reason, peer: flow.remote }));
-        };
-        if let Some(spi) = self.half_open.get(&(flow.remote, header.spi_i)) {
-            let spi = *spi;
-            return self.with_sa(now, spi, out, |sa, ctx| sa.on_datagram(ctx, header, bytes, flow));
-        }
-        if policy::candidates(&self.policies, flow.local.ip(), flow.remote.ip()).next().is_none() {
-            return drop(out, DropReason::UnknownPeer);
-        }
-        let chain = bytes.get(HEADER_LEN..).unwrap_or_default();
-        if header.message_id != 0 || IkeSpi::new(header.spi_i).is_none() {
-            return drop(out, DropReason::MessageId);
-        }
-        let payloads = match Payloads::decode(header.next, chain) {
-            Ok(payloads) => payloads,
-            Err(e) => {
-                if let DecodeErrorKind::UnsupportedCritical(kind) = e.kind {
-                    let notify = Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind]);
-                    let mut effects = Vec::new();
-                    sa::stateless(&mut self.context(now, out, &mut effects), header, flow, notify);
-                }
-                return drop(out, DropReason::Malformed);
-            }
-        };
-        let nonce = payloads.nonce.as_deref().unwrap_or_default();
-        let cookie = payloads.notify(NotifyType::COOKIE).map(|n| n.data.as_slice());
-        let (ip, random) = (flow.remote.ip(), self.random.as_mut());
-        let returned =
-            cookie.is_some_and(|c| self.cookies.check(now.mono, random, c, nonce, ip, header.spi_i));
-        // What cannot become an IKE SA is refused without one: the cookie might be longer than the question.
-        let complete = payloads.sa.is_some() && payloads.ke.is_some() && payloads.nonce.is_some();
-        if self.half_open.len() >= self.config.cookie_threshold && !returned && complete {
-            let fresh = self.cookies.make(now.mono, random, nonce, ip, header.spi_i);
-            if cookie.is_some() {
-                drop(out, DropReason::BadCookie);
-            }
-            let notify = Notify::new(NotifyType::COOKIE, fresh);
-            let mut effects = Vec::new();
-            return sa::stateless(&mut self.context(now, out, &mut effects), header, flow, notify);
-        }
-        let from = (SocketAddr::new(ip, 0), 0);
-        let of_peer = self.half_open.range(from..).take_while(|((a, _), _)| a.ip() == ip).count();
-        if self.half_open.len() >= self.config.half_open_limit || of_peer >= self.config.half_open_per_peer {
-            return drop(out, DropReason::HalfOpenLimit);
-        }
-        let mut effects = Vec::new();
-        let made = sa::respond(&mut self.context(now, out, &mut effects), header, bytes, payloads, flow);
-        if let Some(sa) = made {
-            self.half_open.insert((flow.remote, header.spi_i), sa.core.spi);
-            self.put(now, sa, out);
-        }
-    }
-
-    /// Tells a peer of a newer version which one we speak (RFC 7296 §2.5), rarely.
-    fn on_other_version(&mut self, now: Now, flow: Flow, major: u8, bytes: &[u8], out: &mut Actions) {
-        let recent = self.version_notice.is_some_and(|t| now.mono.since(t) < VERSION_NOTICE_INTERVAL);
-        let mut as_v2 = bytes.to_vec();
-        if let Some(version) = as_v2.get_mut(17) {
-            *version = 0x20;
-        }
-        if major <= 2 || recent {
-            return;
-        }
-        if let Ok((header, _)) = Header::decode(&as_v2)
-            && !header.response
-        {
-            self.version_notice = Some(now.mono);
-            let notify = Notify::new(NotifyType::INVALID_MAJOR_VERSION, vec![]);
-            let mut effects = Vec::new();
-            sa::stateless(&mut self.context(now, out, &mut effects), &header, flow, notify);
-        }
-    }
-
     fn on_tick(&mut self, now: Now, out: &mut Actions) {
         while let Some((at, spi)) = self.wakeups.first().copied()
             && at <= now.mono
@@ -453,149 +376,6 @@ impl Endpoint {
         }
     }
 
-    /// Begins an IKE SA for a tunnel unless one exists or is being negotiated by us.
-    fn initiate(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
-        let Some(policy) = self.policies.get(&id).cloned() else { return };
-        if self.is_served(id) {
-            return;
-        }
-        let mut effects = Vec::new();
-        match sa::initiate(&mut self.context(now, out, &mut effects), &policy) {
-            Ok(sa) => self.put(now, sa, out),
-            Err(reason) => {
-                let peer = (policy.local.first().copied().unwrap_or([0, 0, 0, 0].into()), 0).into();
-                let detail = format!("cannot begin a negotiation: {reason}");
-                self.failed(now, id, peer, reason, detail, out);
-            }
-        }
-    }
-
-    /// Whether a tunnel has an IKE SA, or we are negotiating one. Those on their way out do not count.
-    fn is_served(&self, id: TunnelId) -> bool {
-        self.by_tunnel
-            .get(&id)
-            .into_iter()
-            .flatten()
-            .filter_map(|spi| self.sas.get(spi))
-            .any(|sa| matches!(sa.state, State::InitSent(_) | State::AuthSent(_) | State::Established(_)))
-    }
-
-    /// Notes a failure and when the tunnel is tried again.
-    fn failed(
-        &mut self,
-        now: Now,
-        id: TunnelId,
-        peer: SocketAddr,
-        reason: FailureReason,
-        detail: String,
-        out: &mut Actions,
-    ) {
-        let (first, longest) = self.config.retry;
-        let on_demand = self.policies.get(&id).is_some_and(|p| p.start == Start::OnDemand);
-        let others = self.is_served(id);
-        let mut retry_in = None;
-        if let Some(s) = self.supervision.get_mut(&id) {
-            let wait = first.saturating_mul(1 << s.failures.min(10)).min(longest);
-            s.failures = s.failures.saturating_add(1);
-            if s.wanted && !others && !on_demand {
-                // 75 % to 125 %, so that many gateways do not come at once.
-                let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) / 2 + 1);
-                let wait = wait.mul_f64(0.75) + Duration::from_millis(spread);
-                s.retry_at = Some(now.mono + wait);
-                retry_in = Some(wait);
-            }
-        }
-        out.push(Action::Tell(Event::Failure { tunnel: Some(id), peer, reason, detail, retry_in }));
-    }
-
-    fn on_closed(&mut self, now: Now, spi: IkeSpi, flow: Flow, closed: Closed, out: &mut Actions) {
-        let Some(policy) = closed.policy else {
-            if let Ending::Failed(reason) = closed.ending {
-                let (peer, detail) = (flow.remote, closed.detail);
-                let event = Event::Failure { tunnel: None, peer, reason, detail, retry_in: None };
-                out.push(Action::Tell(event));
-            }
-            return;
-        };
-        let tunnel = policy.id;
-        if closed.was_up {
-            out.push(Action::Tell(Event::IkeDown { tunnel, spi, ending: closed.ending }));
-        }
-        match closed.ending {
-            Ending::Failed(reason) => self.failed(now, tunnel, flow.remote, reason, closed.detail, out),
-            Ending::Peer => {
-                let others = self.is_served(tunnel);
-                let wait = self.config.retry.0;
-                let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1);
-                // What waits for traffic goes on waiting for it; "up" said by command is as good as "active".
-                let restart = policy.start != Start::OnDemand && !others;
-                if let Some(s) = self.supervision.get_mut(&tunnel)
-                    && s.wanted
-                    && restart
-                {
-                    s.retry_at = Some(now.mono + wait + Duration::from_millis(spread));
-                }
-            }
-            Ending::Local | Ending::Replaced => {}
-        }
-    }
-
-    /// A new IKE SA was authenticated: what becomes of older ones of the same tunnel?
-    fn on_established(
-        &mut self,
-        now: Now,
-        spi: IkeSpi,
-        tunnel: TunnelId,
-        initial_contact: bool,
-        out: &mut Actions,
-    ) {
-        if let Some(s) = self.supervision.get_mut(&tunnel) {
-            (s.failures, s.retry_at) = (0, None);
-        }
-        let Some(created) = self.sas.get(&spi).map(|sa| sa.core.created) else { return };
-        if initial_contact {
-            // "The only IKE SA between these identities" (RFC 7296 §2.4): said before this one began, so it holds for
-            // those that were up by then and not for one that was negotiated at the same time.
-            let before = |live: &sa::Live| live.established < created;
-            let old: Vec<IkeSpi> = self
-                .established_of(tunnel)
-                .filter(|(s, sa)| *s != spi && sa.live().is_some_and(before))
-                .map(|(s, _)| s)
-                .collect();
-            for other in old {
-                self.with_sa(now, other, out, |sa, ctx| sa.drop_silently(ctx, Ending::Replaced));
-            }
-        }
-        self.deduplicate(now, tunnel, out);
-    }
-
-    /// The established SAs of a tunnel.
-    fn established_of(&self, tunnel: TunnelId) -> impl Iterator<Item = (IkeSpi, &IkeSa)> {
-        let spis = self.by_tunnel.get(&tunnel).into_iter().flatten();
-        spis.filter_map(|spi| Some((*spi, self.sas.get(spi)?)))
-            .filter(|(_, sa)| matches!(sa.state, State::Established(_)))
-    }
-
-    /// When both ends initiated at once there are two IKE SAs: the one with the highest SPIs stays. Both ends come to
-    /// this verdict, and who initiated a superfluous one deletes it.
-    fn deduplicate(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
-        let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
-        let Some(best) = self.established_of(tunnel).filter_map(|(_, sa)| spis(sa)).max() else { return };
-        let losers: Vec<IkeSpi> = self
-            .established_of(tunnel)
-            .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
-            .map(|(spi, _)| spi)
-            .collect();
-        for loser in losers {
-            self.with_sa(now, loser, out, |sa, ctx| {
-                sa.with_live(ctx, |live, _, _, _| {
-                    live.queue.push_front(Task::DeleteIke);
-                    Next::Deleting
-                });
-            });
-        }
-    }
-
     fn each_established(
         &mut self,
         now: Now,
@@ -609,100 +389,6 @@ impl Endpoint {
                 self.with_sa(now, spi, out, |sa, ctx| sa.with_live(ctx, &mut f));
             }
         }
-    }
-
-    fn on_command(&mut self, now: Now, command: Command, out: &mut Actions) {
-        match command {
-            Command::Up(id) => self.up(now, id, out),
-            Command::Down(id) => self.down(now, id, out),
-            Command::RekeyChildren(id) => self.each_established(now, id, out, |live, _, _, _| {
-                let active: Vec<_> = live
-                    .children
-                    .iter_mut()
-                    .filter(|c| c.state == ChildState::Active)
-                    .map(|c| {
-                        c.state = ChildState::Rekeying;
-                        c.inbound
-                    })
-                    .collect();
-                for inbound in active {
-                    live.enqueue(Task::RekeyChild { inbound, group: None });
-                }
-                Next::Stay
-            }),
-            Command::RekeyIke(id) => self.each_established(now, id, out, |live, _, _, _| {
-                live.enqueue(Task::RekeyIke { group: None });
-                Next::Stay
-            }),
-            Command::Reset(id) => {
-                let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
-                for spi in spis {
-                    self.with_sa(now, spi, out, |sa, ctx| sa.drop_silently(ctx, Ending::Local));
-                }
-                if self.supervision.get(&id).is_some_and(|s| s.wanted) {
-                    self.initiate(now, id, out);
-                }
-            }
-            Command::Shutdown => {
-                let ids: Vec<TunnelId> = self.policies.keys().copied().collect();
-                for id in ids {
-                    self.down(now, id, out);
-                }
-                // Strangers and refusals need no farewell.
-                let rest: Vec<IkeSpi> =
-                    self.sas.iter().filter(|(_, sa)| sa.live().is_none()).map(|(spi, _)| *spi).collect();
-                for spi in rest {
-                    self.with_sa(now, spi, out, |sa, ctx| sa.drop_silently(ctx, Ending::Local));
-                }
-            }
-        }
-    }
-
-    fn up(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
-        let Some(s) = self.supervision.get_mut(&id) else { return };
-        (s.wanted, s.failures, s.retry_at) = (true, 0, None);
-        self.held.remove(&id);
-        self.initiate(now, id, out);
-        self.each_established(now, id, out, |live, _, _, _| {
-            let count = u16::try_from(live.policy.children.len()).unwrap_or(u16::MAX);
-            for index in 0..count {
-                if !live.has_child(index) {
-                    live.enqueue(Task::CreateChild { index, group: None });
-                }
-            }
-            Next::Stay
-        });
-    }
-
-    fn down(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
-        if let Some(s) = self.supervision.get_mut(&id) {
-            (s.wanted, s.retry_at) = (false, None);
-            self.held.insert(id);
-        }
-        let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
-        for spi in spis {
-            self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
-        }
-    }
-
-    fn on_acquire(&mut self, now: Now, child: ChildId, out: &mut Actions) {
-        let Some(s) = self.supervision.get_mut(&child.tunnel) else { return };
-        // While a tunnel waits for its next try, packets do not hurry it; nor do they undo a command.
-        if s.retry_at.is_some() || self.held.contains(&child.tunnel) {
-            return;
-        }
-        s.wanted = true;
-        self.initiate(now, child.tunnel, out);
-        self.each_established(now, child.tunnel, out, |live, _, _, _| {
-            let waits = live
-                .delayed
-                .iter()
-                .any(|(_, t)| matches!(t, Task::CreateChild { index, .. } if *index == child.index));
-            if !live.has_child(child.index) && !waits {
-                live.enqueue(Task::CreateChild { index: child.index, group: None });
-            }
-            Next::Stay
-        });
     }
 
     /// The data plane refused a pair: the peer must not send on it.
