@@ -347,7 +347,10 @@ impl Live {
                 self.on_child_deleted(ctx, inbound);
                 Next::Stay
             }
-            Request::DeleteIke => Next::Close(Ending::Local, String::new()),
+            Request::DeleteIke => {
+                let ending = if phase == Phase::Rekeyed { Ending::Replaced } else { Ending::Local };
+                Next::Close(ending, String::new())
+            }
             Request::Liveness => Next::Stay,
         }
     }

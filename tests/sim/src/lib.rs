@@ -163,6 +163,8 @@ pub struct Lab {
     seed: u64,
     /// IKE datagrams sent by each gateway.
     pub sent: [u64; 2],
+    /// NAT keepalives sent by each gateway.
+    pub keepalives: [u64; 2],
     /// Timers that fired at each gateway.
     pub wakes: [u64; 2],
     /// Probes sent and probes that would have been lost for lack of an SA.
@@ -226,6 +228,7 @@ impl Lab {
             order: 0,
             seed,
             sent: [0; 2],
+            keepalives: [0; 2],
             wakes: [0; 2],
             probes: (0, 0),
         };
@@ -306,7 +309,7 @@ impl Lab {
             let g = &mut self.gateways[side];
             match action {
                 Action::Send { flow, bytes } => self.transmit(side, flow, bytes),
-                Action::Keepalive(_) => {}
+                Action::Keepalive(_) => self.keepalives[side] += 1,
                 Action::OpenTunnel(spec) if !broken(spec.child) => {
                     if let Err(e) = g.plane.open_tunnel(&spec) {
                         failed.push((spec.child, e.to_string()));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use cygnet_ike::Command;
+use cygnet_ike::io::Ending;
 use cygnet_ike::wire::{Exchange, Notify, NotifyType};
+use cygnet_ike::{Command, Event};
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
 use crate::{CHILD, child_request, ike_request, notify, secs};
@@ -45,6 +46,12 @@ fn the_ike_sa_is_rekeyed_and_children_stay() {
         assert_ne!(lab.view(0).ike.unwrap().spi_i, spi);
         assert_eq!(lab.view(0).children[0].inbound, child, "children keep their keys");
         assert_eq!(lab.probes.1, 0);
+        // The old IKE SA was replaced; nobody took the tunnel down.
+        let endings = lab.gateways.iter().flat_map(|g| &g.events).filter_map(|(_, e)| match e {
+            Event::IkeDown { ending, .. } => Some(*ending),
+            _ => None,
+        });
+        assert_eq!(endings.collect::<Vec<_>>(), [Ending::Replaced, Ending::Replaced]);
     }
 }
 

@@ -10,6 +10,25 @@ use cygnet_sim::{Lab, Link, TUNNEL, policy};
 use crate::{CHILD, secs};
 
 #[test]
+fn who_is_behind_a_nat_keeps_its_mapping_alive_and_nobody_else_does() {
+    let mut lab = Lab::pair(10, Link::GOOD);
+    lab.run(secs(300));
+    assert_eq!(lab.keepalives, [0, 0], "without NAT");
+
+    let mut policies = [policy(0, 1), policy(1, 1)];
+    policies[1].remote = vec!["198.51.100.9".parse().unwrap()];
+    // Without liveness checks, whose messages keep the mapping too.
+    policies.iter_mut().for_each(|p| p.dpd = None);
+    let mut lab = Lab::new(10, Link::GOOD, policies);
+    lab.nat.public = Some("198.51.100.9".parse().unwrap());
+    lab.run(secs(10));
+    lab.assert_settled(1);
+    let before = lab.keepalives;
+    lab.run(secs(200));
+    assert_eq!(lab.keepalives, [before[0] + 10, 0], "one in 20 s");
+}
+
+#[test]
 fn a_nat_is_found_and_passed() {
     let mut policies = [policy(0, 1), policy(1, 1)];
     policies[1].remote = vec!["198.51.100.9".parse().unwrap()];
