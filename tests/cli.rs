@@ -122,10 +122,10 @@ fn check_in_json_is_for_programs() {
     let v: serde_json::Value = serde_json::from_str(&t.out).unwrap();
     assert_eq!((&v["version"], &v["valid"]), (&1.into(), &false.into()));
     let e = &v["errors"][0];
-    assert_eq!((&e["line"], &e["col"]), (&2.into(), &46.into()));
+    assert_eq!((&e["file"], &e["line"], &e["column"]), (&path.as_str().into(), &2.into(), &46.into()));
     assert_eq!(e["path"], "customer_gateways[0].address");
     assert!(
-        e["what"].as_str().unwrap().contains("loopback") && e["fix"].as_str().unwrap().contains("public")
+        e["message"].as_str().unwrap().contains("loopback") && e["hint"].as_str().unwrap().contains("public")
     );
     let (_dir, path) = configuration(GOOD);
     let v: serde_json::Value = serde_json::from_str(&told(&["check", "--json", &path]).out).unwrap();
@@ -190,7 +190,7 @@ fn generated_things_are_usable() {
     }
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(told(&["man", dir.path().to_str().unwrap()]).code, 0);
-    assert!(fs::read_to_string(dir.path().join("cygnet-check.1")).unwrap().contains("cygnet check"));
+    assert!(fs::read_to_string(dir.path().join("cygnet-check.8")).unwrap().contains("cygnet check"));
     assert!(fs::read_to_string(dir.path().join("cygnet.yaml.5")).unwrap().contains("replay_window"));
 }
 

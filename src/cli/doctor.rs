@@ -54,6 +54,7 @@ pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
         out.json(&json!({ "version": 1, "healthy": !bad, "findings": findings }))?;
         return Ok(code);
     }
+    let width = findings.iter().map(|f| safe(&f.name).chars().count()).max().unwrap_or(0) + 2;
     for f in &findings {
         let (tone, word) = match f.verdict {
             Verdict::Ok => (Tone::Good, "ok"),
@@ -61,10 +62,10 @@ pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
             Verdict::Error => (Tone::Bad, "error"),
         };
         let line =
-            format!("{}  {:<16}{}", out.paint(tone, &format!("{word:<7}")), safe(&f.name), safe(&f.detail));
+            format!("{}  {:<width$}{}", out.paint(tone, &format!("{word:<7}")), safe(&f.name), safe(&f.detail));
         out.line(&line)?;
         if !f.fix.is_empty() {
-            out.line(&format!("{:25}{}", "", safe(&f.fix)))?;
+            out.line(&format!("{:1$}{2}", "", width + 9, safe(&f.fix)))?;
         }
     }
     Ok(code)

@@ -79,10 +79,6 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     out.line("")?;
     let tunnel = |t: &TunnelStatus| {
         let sum = |f: fn(&ChildStatus) -> u64| bytes(t.children.iter().map(f).fold(0, u64::saturating_add));
-        let mut note = t.last_error.clone().filter(|_| !t.state.is_up()).unwrap_or_default();
-        if let Some(s) = t.retry_in_s {
-            note = format!("{note} (next attempt in {})", span(s)).trim_start().to_owned();
-        }
         vec![
             plain(&t.name),
             plain(&t.gateway),
@@ -91,11 +87,22 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
             plain(&t.since),
             plain(sum(|c| c.bytes_out)),
             plain(sum(|c| c.bytes_in)),
-            plain(note),
         ]
     };
     let rows: Vec<_> = s.tunnels.iter().map(tunnel).collect();
-    out.table(&["TUNNEL", "GATEWAY", "CUSTOMER GATEWAY", "STATE", "SINCE", "OUT", "IN", ""], &rows)?;
+    out.table(&["TUNNEL", "GATEWAY", "CUSTOMER GATEWAY", "STATE", "SINCE", "OUT", "IN"], &rows)?;
+    // Long sentences would tear the table apart.
+    let mut between = "\n";
+    for t in &s.tunnels {
+        let error = t.last_error.as_ref().filter(|_| !t.state.is_up());
+        let next = t.retry_in_s.map(|s| format!("next attempt in {}", span(s)));
+        let words: Vec<String> = error.cloned().into_iter().chain(next).collect();
+        if !words.is_empty() {
+            let name = out.paint(tone(t.state), &safe(&t.name));
+            out.line(&format!("{between}{name}: {}", safe(&words.join("; "))))?;
+            between = "";
+        }
+    }
     if !s.config_ok {
         let warning = out.paint(Tone::Odd, "the last configuration was refused; an older one is in effect");
         out.line(&format!("\n{warning}"))?;
@@ -107,7 +114,10 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     let title = out.paint(Tone::Bold, &format!("tunnel {}", safe(&t.name)));
     out.line(&format!("\n{title}"))?;
     let mut field = |name: &str, value: String| out.line(&format!("  {name:<14}{}", safe(&value)));
-    field("state", format!("{} since {}", t.state.name(), t.since))?;
+    field("state", format!("{} since {}, start: {}", t.state.name(), t.since, t.start))?;
+    if let Some(s) = t.retry_in_s {
+        field("next attempt", format!("in {}", span(s)))?;
+    }
     if let Some(error) = &t.last_error {
         field("last error", error.clone())?;
     }

@@ -226,7 +226,8 @@ impl HostReport {
             // What the chosen plane does not need is no fault of the host.
             let fine = f.available || self.data_plane == PlaneKind::Userspace.name();
             let verdict = if fine { Verdict::Ok } else { Verdict::Warning };
-            out.push(finding(&f.name, verdict, f.reason.clone(), ""));
+            let detail = if f.available { f.reason.clone() } else { format!("not there: {}", f.reason) };
+            out.push(finding(&f.name, verdict, detail, ""));
         }
         out.extend(self.warnings.iter().map(|w| finding("host", Verdict::Warning, w.clone(), "")));
         out
