@@ -67,9 +67,13 @@ pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
         // The place stays plain, so that terminals and editors still recognise it.
         let (place, words) = line.split_at(line.find(": ").map_or(0, |n| n + 2));
         let (word, rest) = words.split_at(words.find(": ").unwrap_or(0));
-        let line = format!("{place}{}{rest}", out.paint(tone, word));
-        out.line(&line)?;
-        out.write_all(p.excerpt().as_bytes())?;
+        let text = format!("{place}{}{rest}\n{}", out.paint(tone, word), p.excerpt());
+        // Beside the resolved form, which somebody wants to keep, warnings are not the result.
+        if args.resolved && errors.is_empty() {
+            std::io::stderr().write_all(text.as_bytes())?;
+        } else {
+            out.write_all(text.as_bytes())?;
+        }
     }
     if !errors.is_empty() {
         let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });

@@ -61,8 +61,12 @@ pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
             Verdict::Warning => (Tone::Odd, "warning"),
             Verdict::Error => (Tone::Bad, "error"),
         };
-        let line =
-            format!("{}  {:<width$}{}", out.paint(tone, &format!("{word:<7}")), safe(&f.name), safe(&f.detail));
+        let line = format!(
+            "{}  {:<width$}{}",
+            out.paint(tone, &format!("{word:<7}")),
+            safe(&f.name),
+            safe(&f.detail)
+        );
         out.line(&line)?;
         if !f.fix.is_empty() {
             out.line(&format!("{:1$}{2}", "", width + 9, safe(&f.fix)))?;

@@ -171,7 +171,10 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
                 sink.warning(&l.at, wrong("other hosts can reach this address", fix));
             }
             if key == "console" && l.value.is_some() {
-                sink.warning(&l.at, wrong("this version has no console", "use cygnet status and the metrics"));
+                sink.warning(
+                    &l.at,
+                    wrong("this version has no console", "use cygnet status and the metrics"),
+                );
             }
             *slot = l.value;
         }
@@ -233,16 +236,16 @@ fn gateway(item: &Item<'_>) -> Option<RawGateway> {
             if t == "unlimited" { Ok(None) } else { units::rate(t).map(Some) }
         })
     });
-    if let Some(i) = r.get("limits") {
-        let fix = "bandwidth caps the gateway as a whole";
-        i.warning(wrong("this version does not enforce limits of single addresses", fix));
-    }
     let limits = many(&r, "limits", "limits", |i| {
         let l = i.map(&fields::LIMIT)?;
         let ip = l.get("ip").and_then(|i| i.parse("an IP address", identity::ip));
         let rate = l.get("rate").and_then(|i| i.parse("a rate, block or unlimited", limit));
         Some((ip?, rate?.value))
     });
+    if let Some(i) = r.get("limits").filter(|_| !limits.good.is_empty()) {
+        let fix = "bandwidth caps the gateway as a whole";
+        i.warning(wrong("this version does not enforce limits of single addresses", fix));
+    }
     Some(RawGateway {
         name: name(&r),
         addresses,

@@ -491,8 +491,7 @@ fn occupy(
 fn release(mut plane: Plane, config: &Config) -> Result<(), PlaneError> {
     let mut first = Ok(());
     for guard in policy::guards(config) {
-        let result =
-            plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
+        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
         if let Err(e) = result {
             tracing::error!(error = %e, "a guard could not be released");
             first = first.and(Err(e));

@@ -124,8 +124,11 @@ fn tunnels(w: &mut Writer, p: &Published) {
         w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], left.unwrap_or(0));
     }
     let all = &p.counters.tunnels;
-    let name =
-        w.family("cygnet_tunnel_downtime_seconds", Type::Counter, "Time the tunnel passed no traffic although it was wanted.");
+    let name = w.family(
+        "cygnet_tunnel_downtime_seconds",
+        Type::Counter,
+        "Time the tunnel passed no traffic although it was wanted.",
+    );
     for (tunnel, c) in all {
         let down = c.downtime(p.counters.at).as_secs_f64();
         w.sample(&name, &[("gateway", &c.gateway), ("tunnel", tunnel)], down);
