@@ -218,8 +218,8 @@ fn generated_things_are_usable() {
     }
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(told(&["man", dir.path().to_str().unwrap()]).code, 0);
-    assert!(fs::read_to_string(dir.path().join("cygnet-check.8")).unwrap().contains("cygnet check"));
-    assert!(fs::read_to_string(dir.path().join("cygnet.yaml.5")).unwrap().contains("replay_window"));
+    assert!(fs::read_to_string(dir.path().join("man8/cygnet-check.8")).unwrap().contains("cygnet check"));
+    assert!(fs::read_to_string(dir.path().join("man5/cygnet.yaml.5")).unwrap().contains("replay_window"));
 }
 
 #[test]

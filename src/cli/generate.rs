@@ -41,7 +41,7 @@ pub struct CompletionsArgs {
 
 #[derive(Args, Debug)]
 pub struct ManArgs {
-    /// Where to write them
+    /// Where the directories man5 and man8 are or are to be, as in /usr/local/share/man
     dir: PathBuf,
 }
 
@@ -112,11 +112,13 @@ pub fn schema(out: &mut Out) -> Outcome {
 
 pub fn man(args: &ManArgs, command: clap::Command) -> Outcome {
     let write = || {
-        std::fs::create_dir_all(&args.dir)?;
+        let (eight, five) = (args.dir.join("man8"), args.dir.join("man5"));
+        std::fs::create_dir_all(&eight)?;
+        std::fs::create_dir_all(&five)?;
         let mut command = command.disable_help_subcommand(true);
         command.build();
-        page(&command, &args.dir)?;
-        std::fs::write(args.dir.join("cygnet.yaml.5"), schema::manual())
+        page(&command, &eight)?;
+        std::fs::write(five.join("cygnet.yaml.5"), schema::manual())
     };
     write()
         .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;

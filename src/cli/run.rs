@@ -36,12 +36,17 @@ pub fn run(args: &RunArgs, g: &Global) -> Outcome {
 fn advice(e: &anyhow::Error) -> (u8, &'static str) {
     let io = e.chain().find_map(|c| c.downcast_ref::<io::Error>()).map(io::Error::kind);
     let plane = e.chain().find_map(|c| c.downcast_ref::<PlaneError>()).map(|p| p.kind);
+    // The planes hand on the system's words only.
+    let exhausted = format!("{e:#}").contains("(os error 24)");
     match (io, plane) {
         (Some(io::ErrorKind::PermissionDenied), _) | (_, Some(PlaneErrorKind::Permission)) => {
             (exit::PERMISSION, "run as root, or with CAP_NET_ADMIN and CAP_NET_BIND_SERVICE")
         }
         (Some(io::ErrorKind::AddrInUse), _) => {
             (exit::UNAVAILABLE, "stop who uses it (ss -lnptu and ss -lnpx name it), or configure another one")
+        }
+        _ if exhausted => {
+            (exit::SOFTWARE, "raise the limit of open files: ulimit -n, or LimitNOFILE= of the service")
         }
         _ => (exit::SOFTWARE, "cygnet doctor shows what this host offers"),
     }

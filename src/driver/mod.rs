@@ -39,8 +39,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::config::Loaded;
 use crate::config::model::{Config, PeerAddress, PlaneChoice};
+use crate::config::{Loaded, units};
 use crate::control::{self, Ask};
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
@@ -282,7 +282,14 @@ impl Daemon {
             self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now.unix));
         }
         self.bandwidth = self.config.gateways.iter().map(|g| (g.name.clone(), g.bandwidth)).collect();
-        self.bandwidth.extend(saved::levels(&self.config));
+        for (name, bps) in saved::levels(&self.config) {
+            let show = |bps: Option<u64>| bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
+            let (saved, configured) = (show(bps), show(self.bandwidth.get(&name).copied().flatten()));
+            if saved != configured {
+                tracing::info!(gateway = %name, "bandwidth is {saved}, as saved, instead of {configured}");
+            }
+            self.bandwidth.insert(name, bps);
+        }
         self.look_for_addresses();
         self.shape();
         self.apply_policies();

@@ -41,9 +41,18 @@ impl Daemon {
 
     /// Tells of a tunnel, at a level that fits the kind.
     pub(super) fn tell_tunnel(&mut self, id: TunnelId, kind: Kind, message: &str) {
+        self.tell_tunnel_as(id, kind, message, kind.is_bad());
+    }
+
+    /// Tells that something of a tunnel ended; when we ended it nobody has to look.
+    fn tell_ending(&mut self, id: TunnelId, ending: Ending, message: &str) {
+        self.tell_tunnel_as(id, Kind::TunnelDown, message, ending != Ending::Local);
+    }
+
+    fn tell_tunnel_as(&mut self, id: TunnelId, kind: Kind, message: &str, odd: bool) {
         let Some(name) = self.tunnel_name(id) else { return };
         let event = Event::new(clock::now().unix, kind, message).tunnel(&name);
-        if kind.is_bad() {
+        if odd {
             tracing::warn!(tunnel = %name, "{}", event.message);
         } else {
             tracing::info!(tunnel = %name, "{}", event.message);
@@ -64,7 +73,7 @@ impl Daemon {
                 let why = ending_words(ending);
                 match ending {
                     Ending::Replaced => tracing::debug!(%spi, "IKE SA {why}"),
-                    _ => self.tell_tunnel(tunnel, Kind::TunnelDown, &format!("IKE SA {spi} {why}")),
+                    _ => self.tell_ending(tunnel, ending, &format!("IKE SA {spi} {why}")),
                 }
             }
             IkeEvent::ChildUp { child, inbound, outbound, suite } => {
@@ -81,7 +90,7 @@ impl Daemon {
             }
             IkeEvent::ChildDown { child, inbound, ending } => {
                 let message = format!("child {} (SPI {inbound}) {}", child.index, ending_words(ending));
-                self.tell_tunnel(child.tunnel, Kind::TunnelDown, &message);
+                self.tell_ending(child.tunnel, ending, &message);
             }
             IkeEvent::Rekeyed { tunnel, kind, failure } => self.tell_rekeyed(tunnel, kind, failure),
             IkeEvent::Failure { tunnel, peer, reason, detail, retry_in } => {
