@@ -95,7 +95,7 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     let mut between = "\n";
     for t in &s.tunnels {
         let error = t.last_error.as_ref().filter(|_| !t.state.is_up());
-        let next = t.retry_in_s.map(|s| format!("next attempt in {}", span(s)));
+        let next = next_attempt(t).map(|when| format!("next attempt {when}"));
         let words: Vec<String> = error.cloned().into_iter().chain(next).collect();
         if !words.is_empty() {
             let name = out.paint(tone(t.state), &safe(&t.name));
@@ -110,13 +110,22 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     Ok(())
 }
 
+/// When a tunnel is tried again, if it is.
+fn next_attempt(t: &TunnelStatus) -> Option<String> {
+    match t.retry_in_s {
+        Some(s) => Some(format!("in {}", span(s))),
+        None if t.wanted && t.state == TunnelState::Failed => Some("is under way".to_owned()),
+        None => None,
+    }
+}
+
 fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     let title = out.paint(Tone::Bold, &format!("tunnel {}", safe(&t.name)));
     out.line(&format!("\n{title}"))?;
     let mut field = |name: &str, value: String| out.line(&format!("  {name:<14}{}", safe(&value)));
     field("state", format!("{} since {}, start: {}", t.state.name(), t.since, t.start))?;
-    if let Some(s) = t.retry_in_s {
-        field("next attempt", format!("in {}", span(s)))?;
+    if let Some(when) = next_attempt(t) {
+        field("next attempt", when)?;
     }
     if let Some(error) = &t.last_error {
         field("last error", error.clone())?;
