@@ -185,6 +185,18 @@ fn a_bandwidth_that_cannot_be_kept_is_no_success() {
     assert!(code == Some(1) && err.contains("50mbit") && err.contains("could not be saved"), "{err}");
     assert!(err.contains("writable"), "{err}");
 
+    // A full disk; it is mounted for everybody, so the daemon sees it, and leaves with the test.
+    fs::remove_file(host.path("a")).unwrap();
+    fs::create_dir(host.path("a")).unwrap();
+    let dir = host.path("a").display().to_string();
+    host.sh(&format!(
+        "mount -t tmpfs -o size=4k,nr_inodes=4 none {dir}; head -c 100000 /dev/zero >{dir}/full"
+    ));
+    let (code, err) = told(&host.ask("a", &["bandwidth", "vpc-a", "50mbit", "--save"]));
+    let left = host.sh(&format!("ls {dir}; umount {dir}"));
+    assert!(code == Some(1) && err.contains("No space left"), "{err}");
+    assert_eq!(left, "full\n");
+
     host.sh("tc qdisc del dev out root; tc qdisc add dev out root handle 7: pfifo");
     let (code, err) = told(&host.ask("a", &["bandwidth", "vpc-a", "20mbit"]));
     assert!(code == Some(1) && err.contains("was not changed") && err.contains("pfifo 7:"), "{err}");
