@@ -122,10 +122,10 @@ fn check_in_json_is_for_programs() {
     let v: serde_json::Value = serde_json::from_str(&t.out).unwrap();
     assert_eq!((&v["version"], &v["valid"]), (&1.into(), &false.into()));
     let e = &v["errors"][0];
-    assert_eq!((&e["line"], &e["col"]), (&2.into(), &46.into()));
+    assert_eq!((&e["file"], &e["line"], &e["column"]), (&path.as_str().into(), &2.into(), &46.into()));
     assert_eq!(e["path"], "customer_gateways[0].address");
     assert!(
-        e["what"].as_str().unwrap().contains("loopback") && e["fix"].as_str().unwrap().contains("public")
+        e["message"].as_str().unwrap().contains("loopback") && e["hint"].as_str().unwrap().contains("public")
     );
     let (_dir, path) = configuration(GOOD);
     let v: serde_json::Value = serde_json::from_str(&told(&["check", "--json", &path]).out).unwrap();
@@ -149,7 +149,35 @@ fn the_resolved_form_resolves_to_itself() {
         let keys =
             |text: &str| text.lines().filter(|l| !l.contains("psk_file")).collect::<Vec<_>>().join("\n");
         assert_eq!(keys(&first.out), keys(&second.out));
+        assert!(!first.out.contains("warning"), "{}", first.out);
     }
+}
+
+/// What is accepted for the sake of later versions must not look as if it were in force.
+#[test]
+fn keys_without_effect_are_named() {
+    let text = GOOD
+        .replace(
+            "networks: [10.1.0.0/16]",
+            "networks: [10.1.0.0/16], limits: [ { ip: 10.1.0.5, rate: block } ]",
+        )
+        .replace("psk_file: a-b.psk },", "psk_file: a-b.psk }, esp: { dpd_action: clear },");
+    let (_dir, path) =
+        configuration(&format!("daemon: {{ console: {{ listen: \"127.0.0.1:9181\" }} }}\n{text}"));
+    let t = told(&["check", &path]);
+    assert_eq!(t.code, 0);
+    for words in ["no console", "does not enforce limits", "dpd_action"] {
+        assert!(t.out.contains(words), "{words}: {}", t.out);
+    }
+}
+
+/// Of a long line only its beginning is shown; nothing is underlined that is not there, and no line is empty.
+#[test]
+fn excerpts_are_short_and_whole() {
+    let (_dir, path) = configuration(&format!("gateways: [ {{ name: {}, adress: x }} ]\n", "a".repeat(200)));
+    let t = told(&["check", &path]);
+    assert!(t.out.contains("adress") && t.out.lines().all(|l| !l.is_empty() && l.len() < 400), "{}", t.out);
+    assert!(t.out.lines().all(|l| !l.contains('^') || l.len() < 180), "{}", t.out);
 }
 
 #[test]
@@ -190,8 +218,8 @@ fn generated_things_are_usable() {
     }
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(told(&["man", dir.path().to_str().unwrap()]).code, 0);
-    assert!(fs::read_to_string(dir.path().join("cygnet-check.1")).unwrap().contains("cygnet check"));
-    assert!(fs::read_to_string(dir.path().join("cygnet.yaml.5")).unwrap().contains("replay_window"));
+    assert!(fs::read_to_string(dir.path().join("man8/cygnet-check.8")).unwrap().contains("cygnet check"));
+    assert!(fs::read_to_string(dir.path().join("man5/cygnet.yaml.5")).unwrap().contains("replay_window"));
 }
 
 #[test]

@@ -295,7 +295,9 @@ fn samples_are_good() {
         }
         seen += 1;
         let checked = config::check(&path, config::Secrets::Skip);
-        let told: Vec<String> = checked.problems.iter().map(|p| p.one_line(&checked.file)).collect();
+        // The complete sample has keys of later versions, too.
+        let told = checked.problems.iter().map(|p| p.one_line(&checked.file));
+        let told: Vec<String> = told.filter(|line| !line.contains("this version")).collect();
         assert!(told.is_empty(), "{told:?}");
         let text = fs::read_to_string(&path).unwrap();
         assert!(serde_yaml::from_str::<serde_yaml::Value>(&text).is_ok());

@@ -75,6 +75,10 @@ fn snapshot() -> Snapshot {
         retry_in_s: Some(12),
         ..tunnel("a-c", TunnelState::Failed)
     };
+    let again = TunnelStatus {
+        last_error: Some("peer_unreachable: 192.0.2.9:500 does not answer IKE_SA_INIT".into()),
+        ..tunnel("a-d", TunnelState::Failed)
+    };
     Snapshot {
         data_plane: "userspace".into(),
         data_plane_reason: "the kernel has no ESP".into(),
@@ -88,7 +92,7 @@ fn snapshot() -> Snapshot {
             rx_bps: 0,
             role: Role::Single,
         }],
-        tunnels: vec![up, failed],
+        tunnels: vec![up, failed, again],
         ..Snapshot::default()
     }
 }

@@ -5,14 +5,14 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cygnet::observe::counters::{Counters, RekeyKind};
 use cygnet::observe::prometheus::{Format, render};
 use cygnet::observe::snapshot::*;
-use cygnet::observe::{Published, channel, http};
+use cygnet::observe::{Published, Subscriber, channel, http};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, Spi, Timestamp, TunnelId};
@@ -98,6 +98,11 @@ fn check(text: &str, open: bool) -> BTreeMap<String, f64> {
             name.clone_into(&mut family);
             continue;
         }
+        if let Some(rest) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = rest.split_once(' ').unwrap();
+            assert!(open && name == family && name.ends_with(&format!("_{unit}")), "{line}");
+            continue;
+        }
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, t) = rest.split_once(' ').unwrap();
             assert_eq!(name, family);
@@ -175,6 +180,13 @@ fn a_thousand_tunnels_are_rendered_quickly() {
     assert!(took < Duration::from_millis(50), "{took:?} for {octets} octets");
 }
 
+fn served(subscriber: Subscriber) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    http::spawn(listener, subscriber).unwrap();
+    addr
+}
+
 fn get(addr: std::net::SocketAddr, request: &str) -> String {
     let mut s = TcpStream::connect(addr).unwrap();
     s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -187,7 +199,7 @@ fn get(addr: std::net::SocketAddr, request: &str) -> String {
 #[test]
 fn the_server_serves_metrics_and_nothing_else() {
     let (publisher, subscriber) = channel();
-    let addr = http::spawn("127.0.0.1:0".parse().unwrap(), subscriber).unwrap();
+    let addr = served(subscriber);
     publisher.send(Arc::new(published(2))).unwrap();
     let ask = |what: &str, more: &str| {
         get(addr, &format!("{what} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n"))
@@ -212,7 +224,7 @@ fn the_server_serves_metrics_and_nothing_else() {
 #[test]
 fn slow_clients_are_let_go() {
     let (_publisher, subscriber) = channel();
-    let addr = http::spawn("127.0.0.1:0".parse().unwrap(), subscriber).unwrap();
+    let addr = served(subscriber);
     let mut slow: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(addr).unwrap()).collect();
     slow.iter_mut().for_each(|s| s.write_all(b"GET /metrics HTTP/1.1\r\nX: ").unwrap());
     let started = Instant::now();
@@ -223,4 +235,15 @@ fn slow_clients_are_let_go() {
     let mut rest = Vec::new();
     let _ = one.read_to_end(&mut rest);
     assert!(started.elapsed() < Duration::from_secs(15));
+}
+
+/// A thousand connections that say nothing do not keep a scrape out.
+#[test]
+fn idle_clients_make_room() {
+    let (_publisher, subscriber) = channel();
+    let addr = served(subscriber);
+    let _idle: Vec<TcpStream> = (0..1000).map_while(|_| TcpStream::connect(addr).ok()).collect();
+    let started = Instant::now();
+    let text = get(addr, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(text.starts_with("HTTP/1.1 200") && started.elapsed() < Duration::from_secs(2), "{text}");
 }

@@ -1,8 +1,10 @@
 //! `cygnet check`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
 
 use super::output::{Out, Tone};
@@ -32,6 +34,13 @@ pub struct CheckArgs {
     resolved: bool,
 }
 
+#[derive(Serialize)]
+struct InFile<'a> {
+    file: &'a str,
+    #[serde(flatten)]
+    problem: &'a Problem,
+}
+
 pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
     let secrets = if args.no_secrets { Secrets::Skip } else { Secrets::ReadIfAllowed };
     let checked = config::check(&args.file, secrets);
@@ -39,12 +48,16 @@ pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
         checked.problems.iter().partition(|p| p.severity == Severity::Error);
     let code = if errors.is_empty() { 0 } else { exit::CONFIG };
     if args.json {
+        // Each entry stands for itself, as a line of the text does.
+        let list = |problems: &[&Problem]| -> Vec<_> {
+            problems.iter().map(|p| json!(InFile { file: &checked.file, problem: p })).collect()
+        };
         out.json(&json!({
             "version": 1,
             "file": checked.file,
             "valid": errors.is_empty(),
-            "errors": errors,
-            "warnings": warnings,
+            "errors": list(&errors),
+            "warnings": list(&warnings),
         }))?;
         return Ok(code);
     }
@@ -54,9 +67,13 @@ pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
         // The place stays plain, so that terminals and editors still recognise it.
         let (place, words) = line.split_at(line.find(": ").map_or(0, |n| n + 2));
         let (word, rest) = words.split_at(words.find(": ").unwrap_or(0));
-        let line = format!("{place}{}{rest}", out.paint(tone, word));
-        out.line(&line)?;
-        out.line(p.excerpt().trim_end_matches('\n'))?;
+        let text = format!("{place}{}{rest}\n{}", out.paint(tone, word), p.excerpt());
+        // Beside the resolved form, which somebody wants to keep, warnings are not the result.
+        if args.resolved && errors.is_empty() {
+            std::io::stderr().write_all(text.as_bytes())?;
+        } else {
+            out.write_all(text.as_bytes())?;
+        }
     }
     if !errors.is_empty() {
         let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });

@@ -1,6 +1,6 @@
 //! Verbs that write something new: `psk`, `completions`, `schema`, `man`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
@@ -41,7 +41,7 @@ pub struct CompletionsArgs {
 
 #[derive(Args, Debug)]
 pub struct ManArgs {
-    /// Where to write them
+    /// Where the directories man5 and man8 are or are to be, as in /usr/local/share/man
     dir: PathBuf,
 }
 
@@ -112,13 +112,25 @@ pub fn schema(out: &mut Out) -> Outcome {
 
 pub fn man(args: &ManArgs, command: clap::Command) -> Outcome {
     let write = || {
-        std::fs::create_dir_all(&args.dir)?;
-        clap_mangen::generate_to(command, &args.dir)?;
-        std::fs::write(args.dir.join("cygnet.yaml.5"), schema::manual())
+        let (eight, five) = (args.dir.join("man8"), args.dir.join("man5"));
+        std::fs::create_dir_all(&eight)?;
+        std::fs::create_dir_all(&five)?;
+        let mut command = command.disable_help_subcommand(true);
+        command.build();
+        page(&command, &eight)?;
+        std::fs::write(five.join("cygnet.yaml.5"), schema::manual())
     };
     write()
         .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
     Ok(0)
+}
+
+/// The page of a command and those of its subcommands. The program belongs to the administrator: section 8.
+fn page(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
+    for verb in command.get_subcommands().filter(|v| !v.is_hide_set()) {
+        page(verb, dir)?;
+    }
+    clap_mangen::Man::new(command.clone()).section("8").generate_to(dir).map(drop)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! `cygnet run`.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
+use cygnet_model::plane::{PlaneError, PlaneErrorKind};
 
 use super::{CONFIG, Failure, Global, Outcome, exit};
 use crate::{config, driver};
@@ -23,6 +25,29 @@ pub fn run(args: &RunArgs, g: &Global) -> Outcome {
     })?;
     match driver::run(&args.config, loaded, g.verbose) {
         Ok(()) => Ok(0),
-        Err(e) => Err(Failure::new(exit::SOFTWARE, super::output::safe(&format!("{e:#}")), "")),
+        Err(e) => {
+            let (code, hint) = advice(&e);
+            Err(Failure::new(code, super::output::safe(&format!("{e:#}")), hint))
+        }
+    }
+}
+
+/// Exit code and advice by what the system said.
+fn advice(e: &anyhow::Error) -> (u8, &'static str) {
+    let io = e.chain().find_map(|c| c.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let plane = e.chain().find_map(|c| c.downcast_ref::<PlaneError>()).map(|p| p.kind);
+    // The planes hand on the system's words only.
+    let exhausted = format!("{e:#}").contains("(os error 24)");
+    match (io, plane) {
+        (Some(io::ErrorKind::PermissionDenied), _) | (_, Some(PlaneErrorKind::Permission)) => {
+            (exit::PERMISSION, "run as root, or with CAP_NET_ADMIN and CAP_NET_BIND_SERVICE")
+        }
+        (Some(io::ErrorKind::AddrInUse), _) => {
+            (exit::UNAVAILABLE, "stop who uses it (ss -lnptu and ss -lnpx name it), or configure another one")
+        }
+        _ if exhausted => {
+            (exit::SOFTWARE, "raise the limit of open files: ulimit -n, or LimitNOFILE= of the service")
+        }
+        _ => (exit::SOFTWARE, "cygnet doctor shows what this host offers"),
     }
 }

@@ -79,10 +79,6 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     out.line("")?;
     let tunnel = |t: &TunnelStatus| {
         let sum = |f: fn(&ChildStatus) -> u64| bytes(t.children.iter().map(f).fold(0, u64::saturating_add));
-        let mut note = t.last_error.clone().filter(|_| !t.state.is_up()).unwrap_or_default();
-        if let Some(s) = t.retry_in_s {
-            note = format!("{note} (next attempt in {})", span(s)).trim_start().to_owned();
-        }
         vec![
             plain(&t.name),
             plain(&t.gateway),
@@ -91,11 +87,22 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
             plain(&t.since),
             plain(sum(|c| c.bytes_out)),
             plain(sum(|c| c.bytes_in)),
-            plain(note),
         ]
     };
     let rows: Vec<_> = s.tunnels.iter().map(tunnel).collect();
-    out.table(&["TUNNEL", "GATEWAY", "CUSTOMER GATEWAY", "STATE", "SINCE", "OUT", "IN", ""], &rows)?;
+    out.table(&["TUNNEL", "GATEWAY", "CUSTOMER GATEWAY", "STATE", "SINCE", "OUT", "IN"], &rows)?;
+    // Long sentences would tear the table apart.
+    let mut between = "\n";
+    for t in &s.tunnels {
+        let error = t.last_error.as_ref().filter(|_| !t.state.is_up());
+        let next = next_attempt(t).map(|when| format!("next attempt {when}"));
+        let words: Vec<String> = error.cloned().into_iter().chain(next).collect();
+        if !words.is_empty() {
+            let name = out.paint(tone(t.state), &safe(&t.name));
+            out.line(&format!("{between}{name}: {}", safe(&words.join("; "))))?;
+            between = "";
+        }
+    }
     if !s.config_ok {
         let warning = out.paint(Tone::Odd, "the last configuration was refused; an older one is in effect");
         out.line(&format!("\n{warning}"))?;
@@ -103,11 +110,23 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     Ok(())
 }
 
+/// When a tunnel is tried again, if it is.
+fn next_attempt(t: &TunnelStatus) -> Option<String> {
+    match t.retry_in_s {
+        Some(s) => Some(format!("in {}", span(s))),
+        None if t.wanted && t.state == TunnelState::Failed => Some("is under way".to_owned()),
+        None => None,
+    }
+}
+
 fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     let title = out.paint(Tone::Bold, &format!("tunnel {}", safe(&t.name)));
     out.line(&format!("\n{title}"))?;
     let mut field = |name: &str, value: String| out.line(&format!("  {name:<14}{}", safe(&value)));
-    field("state", format!("{} since {}", t.state.name(), t.since))?;
+    field("state", format!("{} since {}, start: {}", t.state.name(), t.since, t.start))?;
+    if let Some(when) = next_attempt(t) {
+        field("next attempt", when)?;
+    }
     if let Some(error) = &t.last_error {
         field("last error", error.clone())?;
     }

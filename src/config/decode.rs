@@ -48,6 +48,11 @@ impl<'a> Item<'a> {
         self.sink.error(&self.at(), wrong);
     }
 
+    /// Notes what somebody should look at.
+    pub fn warning(&self, wrong: Wrong) {
+        self.sink.warning(&self.at(), wrong);
+    }
+
     fn is(&self) -> &'static str {
         match &self.node.value {
             _ if self.node.is_null() => "there is no value",

@@ -38,12 +38,15 @@ pub struct Problem {
     /// Line, counted from 1.
     pub line: usize,
     /// Column in characters, counted from 1.
+    #[serde(rename = "column")]
     pub col: usize,
     /// As in `tunnels[2].spd[0].remote[1]`.
     pub path: String,
     /// What is wrong.
+    #[serde(rename = "message")]
     pub what: String,
     /// What would be right; empty if there is nothing to add.
+    #[serde(rename = "hint")]
     pub fix: String,
     /// The line it stands on, masked and escaped; empty if it must not be shown.
     #[serde(skip)]
@@ -78,9 +81,13 @@ impl Problem {
         if self.snippet.is_empty() {
             return String::new();
         }
-        let room = self.snippet.chars().count().saturating_sub(self.col.saturating_sub(1)).max(1);
-        let marks = "^".repeat(self.len.clamp(1, room));
         let number = self.line.to_string();
+        let room = self.snippet.chars().count().saturating_sub(self.col.saturating_sub(1));
+        // Of a long line only the beginning is shown.
+        if self.col > self.snippet.chars().count() + 1 {
+            return format!(" {number} | {}\n", self.snippet);
+        }
+        let marks = "^".repeat(self.len.clamp(1, room.max(1)));
         let gutter = " ".repeat(number.len());
         let indent = " ".repeat(self.col.saturating_sub(1));
         format!(" {number} | {}\n {gutter} | {indent}{marks}\n", self.snippet)

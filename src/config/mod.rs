@@ -217,7 +217,7 @@ impl Source<'_> {
                     Err(Refusal::Denied) => (
                         &path.at,
                         None,
-                        Err(wrong("the daemon may not read the file", "run: chown root FILE")),
+                        Err(wrong("the daemon may not read the file", "run the daemon as root")),
                     ),
                 }
             }

@@ -170,6 +170,12 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
                 let fix = "whoever reaches it can read it; listen on 127.0.0.1 unless a firewall guards it";
                 sink.warning(&l.at, wrong("other hosts can reach this address", fix));
             }
+            if key == "console" && l.value.is_some() {
+                sink.warning(
+                    &l.at,
+                    wrong("this version has no console", "use cygnet status and the metrics"),
+                );
+            }
             *slot = l.value;
         }
     }
@@ -236,6 +242,10 @@ fn gateway(item: &Item<'_>) -> Option<RawGateway> {
         let rate = l.get("rate").and_then(|i| i.parse("a rate, block or unlimited", limit));
         Some((ip?, rate?.value))
     });
+    if let Some(i) = r.get("limits").filter(|_| !limits.good.is_empty()) {
+        let fix = "bandwidth caps the gateway as a whole";
+        i.warning(wrong("this version does not enforce limits of single addresses", fix));
+    }
     Some(RawGateway {
         name: name(&r),
         addresses,
@@ -466,12 +476,19 @@ fn esp(item: Option<Item<'_>>, start: Start) -> EspParams {
         }
         u32::try_from(n).ok()
     });
-    let dpd_action = r.get("dpd_action").and_then(|i| i.word(fields::DPD_ACTIONS));
+    let dpd_action = r.get("dpd_action").and_then(|i| {
+        let written = [DpdAction::Clear, DpdAction::Restart][i.word(fields::DPD_ACTIONS)?];
+        if written != action {
+            let what = "this version restarts tunnels whose start is active, and clears the others";
+            i.warning(wrong(what, "drop the key, or change start"));
+        }
+        Some(written)
+    });
     EspParams {
         lifetime: duration(&r, "lifetime", SECOND * 180, WEEK).unwrap_or(default.lifetime),
         bytes: bytes.map_or(default.bytes, |b| b.value),
         replay_window: window.unwrap_or(default.replay_window),
-        dpd_action: dpd_action.map_or(action, |n| [DpdAction::Clear, DpdAction::Restart][n]),
+        dpd_action: dpd_action.unwrap_or(action),
         proposals: proposals(&r, default.proposals),
     }
 }

@@ -68,7 +68,7 @@ pub fn manual() -> String {
          Sizes: KB, MB, GB, TB (decimal), KiB, MiB, GiB, TiB (binary).\n.SH KEYS\n",
     );
     keys(&mut out, &ROOT, "");
-    out.push_str(".SH FILES\n.I /etc/cygnet/cygnet.yaml\n.SH SEE ALSO\n.BR cygnet (1)\n");
+    out.push_str(".SH FILES\n.I /etc/cygnet/cygnet.yaml\n.SH SEE ALSO\n.BR cygnet (8)\n");
     out
 }
 

@@ -8,9 +8,10 @@ use tokio::sync::oneshot;
 
 use super::{Daemon, clock, saved};
 use crate::config::model::PlaneChoice;
+use crate::config::units;
 use crate::control::{Ask, ErrorKind, Request, Response};
 use crate::observe::events::Kind;
-use crate::observe::snapshot::Finding;
+use crate::observe::snapshot::{Finding, Verdict};
 use crate::plane::choose::{HostReport, Wish};
 
 /// A client that waits for something to become true.
@@ -118,8 +119,14 @@ impl Daemon {
                 (Wants::Down, Some(v)) if v.ike.is_none() && !self.endpoint.has_sas(w.tunnel) => {
                     Some(Response::done(format!("tunnel {name} is down")))
                 }
+                (Wants::Rekeyed { left: 0, kind: RekeyKind::Ike }, Some(_)) => {
+                    Some(Response::done(format!("the IKE SA of tunnel {name} has new keys")))
+                }
                 (Wants::Rekeyed { left: 0, .. }, Some(_)) => {
                     Some(Response::done(format!("tunnel {name} has new keys")))
+                }
+                (Wants::Rekeyed { .. }, Some(v)) if v.ike.is_none() => {
+                    Some(Response::error(ErrorKind::Failed, format!("tunnel {name} went down meanwhile")))
                 }
                 _ => None,
             };
@@ -138,11 +145,20 @@ impl Daemon {
         }
     }
 
-    /// A negotiation failed: whoever waits for the tunnel to come up is told why.
-    pub(super) fn waiters_failed(&mut self, tunnel: TunnelId, message: &str, hint: &str) {
-        let (told, rest) = std::mem::take(&mut self.waiters)
-            .into_iter()
-            .partition(|w: &Waiter| w.tunnel == tunnel && matches!(w.wants, Wants::Up));
+    /// A negotiation or a rekey failed: whoever waits for it is told why.
+    pub(super) fn waiters_failed(
+        &mut self,
+        tunnel: TunnelId,
+        rekey: Option<RekeyKind>,
+        message: &str,
+        hint: &str,
+    ) {
+        let concerned = |w: &Waiter| match (&w.wants, rekey) {
+            (Wants::Up, None) => w.tunnel == tunnel,
+            (Wants::Rekeyed { kind, .. }, Some(failed)) => w.tunnel == tunnel && *kind == failed,
+            _ => false,
+        };
+        let (told, rest) = std::mem::take(&mut self.waiters).into_iter().partition(concerned);
         self.waiters = rest;
         for w in told {
             let (message, hint) = (message.to_owned(), hint.to_owned());
@@ -162,21 +178,34 @@ impl Daemon {
     }
 
     fn change_bandwidth(&mut self, gateway: &str, bps: Option<u64>, save: bool) -> Response {
-        if !self.bandwidth.contains_key(gateway) {
+        let Some(before) = self.bandwidth.insert(gateway.to_owned(), bps) else {
+            self.bandwidth.remove(gateway);
             return unknown("gateway", gateway);
+        };
+        // What is wrong with another gateway's level is in the log.
+        let concerns = |e: &String| e.contains(&format!("\"{gateway}\"")) || !e.contains("gateway \"");
+        let errors: Vec<String> = self.shape().into_iter().filter(concerns).collect();
+        if bps.is_some() && !errors.is_empty() {
+            self.bandwidth.insert(gateway.to_owned(), before);
+            self.shape();
+            return Response::Error {
+                kind: ErrorKind::Failed,
+                message: format!("the bandwidth of {gateway} was not changed: {}", errors.join("; ")),
+                hint: "cygnet doctor shows what this host offers".to_owned(),
+            };
         }
-        self.bandwidth.insert(gateway.to_owned(), bps);
-        self.shape();
-        let level = bps.map_or_else(|| "unlimited".to_owned(), |b| format!("{b} bit/s"));
-        if bps.is_some() && self.shaper.is_none() {
-            return Response::error(ErrorKind::Failed, "traffic control is not available on this host");
-        }
+        let level = bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
+        let message = format!("bandwidth of {gateway} is now {level}");
+        self.announce_gateway(Kind::BandwidthChanged, gateway, &message);
         if save && let Err(e) = saved::keep(&self.config, gateway, bps) {
-            let message = format!("the level of {gateway} is {level}, but it could not be saved: {e}");
-            return Response::error(ErrorKind::Failed, message);
+            let dir = self.config.daemon.state_dir.display();
+            return Response::Error {
+                kind: ErrorKind::Failed,
+                message: format!("{message}, but only until a restart: it could not be saved: {e}"),
+                hint: format!("make {dir} writable for the daemon, or set bandwidth in the configuration"),
+            };
         }
-        self.announce(Kind::BandwidthChanged, &format!("bandwidth of {gateway} is now {level}"));
-        Response::done(format!("bandwidth of {gateway} is now {level}"))
+        Response::done(message)
     }
 
     /// What the daemon knows of its host.
@@ -190,7 +219,14 @@ impl Daemon {
         // What runs counts, not what would be chosen now.
         report.data_plane = self.choice.plane.name().to_owned();
         report.data_plane_reason.clone_from(&self.choice.reason);
-        report.findings()
+        let mut findings = report.findings();
+        findings.extend(self.absent.iter().map(|address| Finding {
+            name: "address".to_owned(),
+            verdict: Verdict::Warning,
+            detail: format!("no interface has the address {address} of a gateway; its tunnels wait for it"),
+            fix: format!("ip address add {address} dev INTERFACE, or correct the configuration"),
+        }));
+        findings
     }
 }
 

@@ -1,7 +1,12 @@
-//! Logs go to standard error, from where systemd takes them.
+//! Logs go to standard error, from where systemd takes them. A thread writes them, so that a reader that is stuck costs
+//! lines and never holds up the loop.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use cygnet_ike::DropReason;
 use tracing_subscriber::EnvFilter;
@@ -19,7 +24,7 @@ pub fn start(verbose: u8) {
     let filter = EnvFilter::try_new(format!("{filter},{quiet}")).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Line(Vec::new()))
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
     // Under systemd the journal has its own clock.
@@ -30,6 +35,73 @@ pub fn start(verbose: u8) {
     };
     // A second start in one process keeps the first one's settings.
     let _ = started;
+}
+
+/// Lines that wait for the writer.
+const QUEUE: usize = 4096;
+/// How long the last lines may take at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+enum Told {
+    Line(Vec<u8>),
+    /// Everything before is written when this one is dropped.
+    Flush(#[allow(dead_code, reason = "dropping it is the message")] SyncSender<()>),
+}
+
+static WRITER: OnceLock<SyncSender<Told>> = OnceLock::new();
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+fn writer() -> &'static SyncSender<Told> {
+    WRITER.get_or_init(|| {
+        let (sender, lines) = sync_channel(QUEUE);
+        if let Err(e) = std::thread::Builder::new().name("log".into()).spawn(move || write(&lines)) {
+            let _ = writeln!(io::stderr(), "there will be no log: {e}");
+        }
+        sender
+    })
+}
+
+fn write(lines: &Receiver<Told>) {
+    while let Ok(told) = lines.recv() {
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        // Nothing is left to do if standard error does not take it.
+        if lost > 0 {
+            let _ = writeln!(io::stderr(), "{lost} lines were lost because nobody read them");
+        }
+        if let Told::Line(line) = told {
+            let _ = io::stderr().write_all(&line);
+        }
+    }
+}
+
+/// Waits until what was logged is written, but not for a reader that is stuck.
+pub fn flush() {
+    let (done, flushed) = sync_channel(0);
+    if writer().try_send(Told::Flush(done)).is_ok() {
+        let _ = flushed.recv_timeout(LAST_WORDS);
+    }
+}
+
+/// A line on its way; it goes out when it is dropped.
+struct Line(Vec<u8>);
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if writer().try_send(Told::Line(std::mem::take(&mut self.0))).is_err() {
+            LOST.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A limit for each reason of dropped datagrams, so that a flood of one kind does not hide another.

@@ -22,8 +22,8 @@ pub mod saved;
 mod sockets;
 mod tell;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,16 +31,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
-use cygnet_ike::{Command, Endpoint, Flow, Input};
-use cygnet_model::TunnelId;
-use cygnet_model::plane::PlaneEvent;
+use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
+use cygnet_model::plane::{PlaneError, PlaneEvent};
+use cygnet_model::{Spi, TunnelId};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::config::Loaded;
 use crate::config::model::{Config, PeerAddress, PlaneChoice};
+use crate::config::{Loaded, units};
 use crate::control::{self, Ask};
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
@@ -93,6 +93,10 @@ struct Daemon {
     waiters: Vec<Waiter>,
     stranger_lines: logging::RateLimit,
     drop_lines: logging::DropLines,
+    /// Outer addresses that no interface has.
+    absent: BTreeSet<IpAddr>,
+    /// When to publish what has changed since the last snapshot.
+    publish_at: Option<tokio::time::Instant>,
     started_unix: u64,
     config_ok: bool,
 }
@@ -105,11 +109,15 @@ pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
     }
     harden();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let (mut daemon, inputs) = Daemon::start(path, loaded.config).await?;
         daemon.serve(inputs).await;
         daemon.stop()
-    })
+    });
+    // A resolver that waits for a dead DNS server must not hold up the end.
+    runtime.shutdown_background();
+    logging::flush();
+    ended
 }
 
 /// No core dumps and no debugger of other users: memory holds keys.
@@ -126,6 +134,25 @@ struct Inputs {
     asks: mpsc::Receiver<Ask>,
     resolved: mpsc::Receiver<(String, Vec<IpAddr>)>,
     plane: Option<AsyncFd<OwnedFd>>,
+    signals: Signals,
+}
+
+/// Signals are kept from the moment this is made.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("signals cannot be received");
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+            hup: listen(SignalKind::hangup())?,
+        })
+    }
 }
 
 impl Daemon {
@@ -144,42 +171,49 @@ impl Daemon {
         };
         tracing::info!(plane = choice.plane.name(), "data plane: {}", choice.reason);
 
+        // What others may have taken comes before anything that touches the network: a daemon that cannot start leaves
+        // the host, and another daemon on it, as they were.
+        let signals = Signals::new()?;
         let control = control::server::bind(&config.daemon.control_socket)
             .with_context(|| format!("cannot open {}", config.daemon.control_socket.display()))?;
+        let metrics = (config.daemon.metrics)
+            .map(|listen| {
+                let bound = std::net::TcpListener::bind(listen);
+                bound.with_context(|| format!("cannot serve metrics on TCP {listen}"))
+            })
+            .transpose()?;
         let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
-        let sink_tx = received_tx.clone();
+        let mut sockets = Sockets::default();
+        let mut natt = Vec::new();
+        for address in outer_addresses(&config)? {
+            let socket = sockets
+                .open(address, choice.plane, &received_tx)
+                .with_context(|| format!("cannot use address {address} of a gateway"))?;
+            natt.push((address, socket));
+        }
         let mut plane = Plane::open(
             choice.plane,
             Box::new(move |local, remote, bytes| {
                 // A full queue drops, as the kernel's would.
-                let _ = sink_tx.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
+                let _ = received_tx.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
-        // Guards first: from here on nothing that belongs into a tunnel leaves without one.
-        for guard in policy::guards(&config) {
-            plane.port().guard(&guard)?;
-        }
-        plane.settle()?;
-        let mut sockets = Sockets::default();
-        let mut foreign = Vec::new();
-        for address in config.gateways.iter().flat_map(policy::addresses) {
-            let socket = sockets
-                .open(address, choice.plane, &received_tx)
-                .with_context(|| format!("cannot use UDP ports 500 and 4500 of {address}"))?;
-            if let Some(socket) = socket {
-                plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
+        let foreign = match occupy(&mut plane, &config, natt) {
+            Ok(foreign) => foreign,
+            Err(e) => {
+                // Why the start failed is what counts; what could not be released is in the log.
+                let _ = release(plane, &config);
+                return Err(e.into());
             }
-            foreign.extend(plane.port().foreign_spis(address)?);
-        }
+        };
         let now = clock::now();
         let random = Box::new(OsRandom(SystemRandom::new()));
         let mut endpoint = Endpoint::new(cygnet_ike::Config::default(), now, random, Box::new(RingKex));
         endpoint.reserve_spis(foreign);
 
         let (publisher, subscriber) = observe::channel();
-        if let Some(listen) = config.daemon.metrics {
-            observe::http::spawn(listen, subscriber)
-                .with_context(|| format!("cannot serve metrics on {listen}"))?;
+        if let Some(listener) = metrics {
+            observe::http::spawn(listener, subscriber).context("cannot serve metrics")?;
         }
         let (events, _) = broadcast::channel(256);
         let (asks_tx, asks) = mpsc::channel(64);
@@ -219,12 +253,14 @@ impl Daemon {
             waiters: Vec::new(),
             stranger_lines: logging::RateLimit::new(30),
             drop_lines: logging::DropLines::default(),
+            absent: BTreeSet::new(),
+            publish_at: None,
             started_unix: now.unix,
             config_ok: true,
             config,
         };
         daemon.configure();
-        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd }))
+        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd, signals }))
     }
 
     /// Brings everything but the data plane in line with the configuration.
@@ -232,12 +268,29 @@ impl Daemon {
         let now = clock::now();
         let tunnels = self.config.tunnels.iter();
         self.counters.configure(tunnels.clone().map(|t| (t.gateway.as_str(), t.name.as_str())));
+        // Series that are there from the beginning can be watched for their first increase.
+        for reason in DropReason::ALL.iter().map(|r| r.name()).chain([tell::REFUSED]) {
+            self.counters.ike_dropped.entry(reason).or_default();
+        }
+        for counters in self.counters.tunnels.values_mut() {
+            for reason in FailureReason::ALL {
+                counters.failures.entry(reason.name()).or_default();
+            }
+        }
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
         for index in 0..tunnels.len() {
             self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now.unix));
         }
         self.bandwidth = self.config.gateways.iter().map(|g| (g.name.clone(), g.bandwidth)).collect();
-        self.bandwidth.extend(saved::levels(&self.config));
+        for (name, bps) in saved::levels(&self.config) {
+            let show = |bps: Option<u64>| bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
+            let (saved, configured) = (show(bps), show(self.bandwidth.get(&name).copied().flatten()));
+            if saved != configured {
+                tracing::info!(gateway = %name, "bandwidth is {saved}, as saved, instead of {configured}");
+            }
+            self.bandwidth.insert(name, bps);
+        }
+        self.look_for_addresses();
         self.shape();
         self.apply_policies();
     }
@@ -250,12 +303,6 @@ impl Daemon {
     }
 
     async fn serve(&mut self, mut inputs: Inputs) {
-        let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
-        else {
-            tracing::error!("signals cannot be received");
-            return;
-        };
         self.input(Input::Tick);
         self.sample();
         self.announce(Kind::Started, "the daemon is ready");
@@ -277,12 +324,16 @@ impl Daemon {
                 Some(ask) = inputs.asks.recv() => self.answer(ask),
                 Some((name, addresses)) = inputs.resolved.recv() => self.on_resolved(name, addresses),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
-                _ = sampling.tick() => self.sample(),
-                _ = hup.recv() => {
+                _ = sampling.tick() => {
+                    self.look_for_addresses();
+                    self.sample();
+                }
+                () = sleep_until(self.publish_at) => self.publish(),
+                _ = inputs.signals.hup.recv() => {
                     tracing::warn!(file = %self.path.display(), "reloading is not possible yet; restart the daemon to apply changes");
                 }
-                _ = term.recv() => break,
-                _ = int.recv() => break,
+                _ = inputs.signals.term.recv() => break,
+                _ = inputs.signals.int.recv() => break,
             }
             self.settle_waiters();
         }
@@ -313,25 +364,12 @@ impl Daemon {
 
     /// Gives the host back as it was.
     fn stop(mut self) -> anyhow::Result<()> {
-        let mut first = None;
-        let children: Vec<_> = policy::guards(&self.config).iter().map(|g| g.child).collect();
-        for child in children {
-            let result =
-                self.plane.port().close_tunnel(child).and_then(|()| self.plane.port().unguard(child));
-            if let Err(e) = result {
-                tracing::error!(error = %e, "a guard could not be released");
-                first.get_or_insert(e);
-            }
-        }
         if let Some(shaper) = &mut self.shaper {
             for e in shaper.remove_all().err().into_iter().flatten() {
                 tracing::error!(error = %e, "a bandwidth level could not be removed");
             }
         }
-        if let Err(e) = self.plane.shut_down() {
-            first.get_or_insert(e);
-        }
-        first.map_or(Ok(()), |e| Err(e.into()))
+        Ok(release(self.plane, &self.config)?)
     }
 
     /// Feeds one input to the protocol and performs what comes out.
@@ -366,8 +404,24 @@ impl Daemon {
         }
     }
 
-    /// Brings traffic control in line with the bandwidth levels.
-    fn shape(&mut self) {
+    /// Says which outer addresses are missing, and caps what has come meanwhile.
+    fn look_for_addresses(&mut self) {
+        let absent = policy::absent(&self.config);
+        for address in absent.difference(&self.absent) {
+            tracing::warn!(%address, "no interface has this address of a gateway; its tunnels wait for it");
+        }
+        let came: Vec<IpAddr> = self.absent.difference(&absent).copied().collect();
+        self.absent = absent;
+        for address in &came {
+            tracing::info!(%address, "an interface has this address of a gateway now");
+        }
+        if !came.is_empty() {
+            self.shape();
+        }
+    }
+
+    /// Brings traffic control in line with the bandwidth levels. Gives the reasons why levels are not in force.
+    fn shape(&mut self) -> Vec<String> {
         let gateways: Vec<_> = (self.config.gateways.iter())
             .map(|g| crate::shaping::apply::Gateway {
                 name: g.name.clone(),
@@ -376,20 +430,81 @@ impl Daemon {
             })
             .collect();
         if self.shaper.is_none() && gateways.iter().all(|g| g.bandwidth_bps.is_none()) {
-            return;
+            return Vec::new();
         }
-        if self.shaper.is_none() {
-            match Shaper::open() {
-                Ok(shaper) => self.shaper = Some(shaper),
-                Err(e) => return tracing::error!(error = %e, "bandwidth levels are not in force"),
+        let shaper = match self.shaper.take().map_or_else(Shaper::open, Ok) {
+            Ok(shaper) => self.shaper.insert(shaper),
+            Err(e) => {
+                tracing::error!(error = %e, "bandwidth levels are not in force");
+                return vec![e.to_string()];
             }
+        };
+        let errors = shaper.apply(gateways).err().unwrap_or_default();
+        for e in &errors {
+            tracing::error!(error = %e, "a bandwidth level is not in force");
         }
-        if let Some(shaper) = &mut self.shaper {
-            for e in shaper.apply(gateways).err().into_iter().flatten() {
-                tracing::error!(error = %e, "a bandwidth level is not in force");
-            }
+        errors.iter().map(ToString::to_string).collect()
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Each outer address once, also if gateways share it.
+fn outer_addresses(config: &Config) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let mut all = BTreeSet::new();
+    for gateway in &config.gateways {
+        let addresses = policy::addresses(gateway);
+        if addresses.is_empty() {
+            let interfaces: Vec<String> = gateway.addresses.iter().map(ToString::to_string).collect();
+            let name = &gateway.name;
+            bail!(
+                "gateway \"{name}\" has no address: none is on {}; see: ip address, or write the address instead of \
+                 the interface",
+                interfaces.join(", ")
+            );
+        }
+        all.extend(addresses);
+    }
+    Ok(all)
+}
+
+/// Puts the guards in force and hands the sockets to the plane; gives the SPIs that others use.
+fn occupy(
+    plane: &mut Plane,
+    config: &Config,
+    natt: Vec<(IpAddr, Option<UdpSocket>)>,
+) -> Result<Vec<Spi>, PlaneError> {
+    // Guards first: from here on nothing that belongs into a tunnel leaves without one.
+    for guard in policy::guards(config) {
+        plane.port().guard(&guard)?;
+    }
+    plane.settle()?;
+    let mut foreign = Vec::new();
+    for (address, socket) in natt {
+        if let Some(socket) = socket {
+            plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
+        }
+        foreign.extend(plane.port().foreign_spis(address)?);
+    }
+    Ok(foreign)
+}
+
+/// Takes back what [`occupy`] and the tunnels did. Goes on after errors, logs them and gives the first.
+fn release(mut plane: Plane, config: &Config) -> Result<(), PlaneError> {
+    let mut first = Ok(());
+    for guard in policy::guards(config) {
+        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
+        if let Err(e) = result {
+            tracing::error!(error = %e, "a guard could not be released");
+            first = first.and(Err(e));
         }
     }
+    first.and(plane.shut_down())
 }
 
 /// Waits until the plane has events; for ever if it tells of none.

@@ -1,6 +1,6 @@
 //! From the configuration to what the protocol and the data plane want to know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
@@ -35,18 +35,33 @@ pub fn addresses(gateway: &model::Gateway) -> Vec<IpAddr> {
 
 /// Addresses of an interface that can be reached from elsewhere.
 fn interface_addresses(name: &str) -> Vec<IpAddr> {
-    let Ok(all) = getifaddrs() else { return Vec::new() };
-    all.filter(|a| a.interface_name == name)
-        .filter_map(|a| {
-            let address = a.address?;
-            let v4 = address.as_sockaddr_in().map(|s| IpAddr::V4(s.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|s| IpAddr::V6(s.ip())))
-        })
+    host_addresses()
+        .into_iter()
+        .filter(|(interface, _)| interface == name)
+        .map(|(_, ip)| ip)
         .filter(|ip| match ip {
             IpAddr::V4(a) => !a.is_link_local(),
             IpAddr::V6(a) => !a.is_unicast_link_local(),
         })
         .collect()
+}
+
+/// Every address of this host with its interface.
+fn host_addresses() -> Vec<(String, IpAddr)> {
+    let Ok(all) = getifaddrs() else { return Vec::new() };
+    all.filter_map(|a| {
+        let address = a.address?;
+        let v4 = address.as_sockaddr_in().map(|s| IpAddr::V4(s.ip()));
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|s| IpAddr::V6(s.ip())))?;
+        Some((a.interface_name, ip))
+    })
+    .collect()
+}
+
+/// Outer addresses of gateways that no interface has at this moment.
+pub fn absent(config: &Config) -> BTreeSet<IpAddr> {
+    let here: BTreeSet<IpAddr> = host_addresses().into_iter().map(|(_, ip)| ip).collect();
+    config.gateways.iter().flat_map(addresses).filter(|ip| !here.contains(ip)).collect()
 }
 
 fn identity(id: &model::Identity) -> Identity {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cygnet_ike::Input;
 use cygnet_ike::io::Role;
@@ -17,6 +18,9 @@ use crate::observe::snapshot::{
     TunnelStatus,
 };
 use crate::observe::{Published, rfc3339};
+
+/// Changes that come closer together are published together.
+const PUBLISH_DELAY: Duration = Duration::from_millis(500);
 
 /// What is remembered of a tunnel between snapshots.
 pub(super) struct TunnelMemory {
@@ -95,15 +99,34 @@ impl Daemon {
     pub(super) fn publish(&mut self) {
         let now = clock::now().mono;
         for index in 0..self.config.tunnels.len() {
-            let id = policy::tunnel_id(index);
-            let up = self.is_up(id);
-            if let Some(name) = self.tunnel_name(id) {
-                self.counters.set_up(&name, up, now);
-            }
+            self.note_state(policy::tunnel_id(index));
         }
         self.counters.at = now;
+        self.publish_at = None;
         let published = Published { snapshot: self.snapshot(), counters: self.counters.clone() };
         self.publisher.send_replace(Arc::new(published));
+    }
+
+    /// Notes in which state a tunnel is, since when, and whether it should pass traffic and does not.
+    pub(super) fn note_state(&mut self, id: TunnelId) {
+        let now = clock::now();
+        let Some(state) = self.endpoint.view(id).map(|v| tunnel_state(v.state)) else { return };
+        let Some(t) = usize::try_from(id.0).ok().and_then(|n| self.config.tunnels.get(n)) else { return };
+        // Neither a tunnel that was taken down nor one that waits for its first packet is missed.
+        let idle = state == TunnelState::Waiting && t.start == Start::OnDemand;
+        self.counters.set_up(&t.name, state.is_up() || idle || state == TunnelState::Down, now.mono);
+        let Some(memory) = self.tunnels.get_mut(&id) else { return };
+        // A rekey does not make a tunnel younger.
+        if memory.state != state && !(memory.state.is_up() && state.is_up()) {
+            memory.since_unix = now.unix;
+        }
+        memory.state = state;
+    }
+
+    /// Sees to it that readers soon learn of a tunnel's change.
+    pub(super) fn changed(&mut self, id: TunnelId) {
+        self.note_state(id);
+        self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
     }
 
     fn sample_shaping(&mut self) {
@@ -156,7 +179,8 @@ impl Daemon {
         let mut tunnels = Vec::new();
         for index in 0..self.config.tunnels.len() {
             let id = policy::tunnel_id(index);
-            if let Some(status) = self.tunnel_status(index, id, now.mono, now.unix) {
+            self.note_state(id);
+            if let Some(status) = self.tunnel_status(index, id, now.mono) {
                 tunnels.push(status);
             }
         }
@@ -186,30 +210,11 @@ impl Daemon {
         }
     }
 
-    fn tunnel_status(
-        &mut self,
-        index: usize,
-        id: TunnelId,
-        now: Timestamp,
-        unix: u64,
-    ) -> Option<TunnelStatus> {
+    fn tunnel_status(&self, index: usize, id: TunnelId, now: Timestamp) -> Option<TunnelStatus> {
         let t = self.config.tunnels.get(index)?;
         let view = self.endpoint.view(id)?;
-        let memory = self.tunnels.get_mut(&id)?;
-        let state = match view.state {
-            view::TunnelState::Down => TunnelState::Down,
-            view::TunnelState::Connecting => TunnelState::Connecting,
-            view::TunnelState::Up => TunnelState::Up,
-            view::TunnelState::Rekeying => TunnelState::Rekeying,
-            view::TunnelState::Waiting => TunnelState::Waiting,
-            view::TunnelState::Failed => TunnelState::Failed,
-        };
-        // A rekey does not make a tunnel younger.
-        let rekeys = memory.state.is_up() && state.is_up();
-        if memory.state != state && !rekeys {
-            memory.since_unix = unix;
-        }
-        memory.state = state;
+        let memory = self.tunnels.get(&id)?;
+        let state = memory.state;
         let in_s = |at: Timestamp| at.since(now).as_secs();
         let wanted = t.start == Start::Active && state != TunnelState::Down;
         Some(TunnelStatus {
@@ -229,6 +234,17 @@ impl Daemon {
             ike: view.ike.as_ref().map(|i| ike_status(i, now, &t.remote_id.to_string())),
             children: view.children.iter().map(|c| child_status(c, &memory.sas, now)).collect(),
         })
+    }
+}
+
+const fn tunnel_state(state: view::TunnelState) -> TunnelState {
+    match state {
+        view::TunnelState::Down => TunnelState::Down,
+        view::TunnelState::Connecting => TunnelState::Connecting,
+        view::TunnelState::Up => TunnelState::Up,
+        view::TunnelState::Rekeying => TunnelState::Rekeying,
+        view::TunnelState::Waiting => TunnelState::Waiting,
+        view::TunnelState::Failed => TunnelState::Failed,
     }
 }
 

@@ -28,8 +28,11 @@ fn path(config: &Config) -> PathBuf {
 /// Levels that were set with `--save`, of the gateways that there are.
 pub(super) fn levels(config: &Config) -> Levels {
     let path = path(config);
-    let Ok(content) = fs::read(&path) else { return Levels::new() };
-    match parse(&content) {
+    let content = match fs::read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Levels::new(),
+        read => read,
+    };
+    match content.and_then(|content| Ok(parse(&content)?)) {
         Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
         Err(e) => {
             tracing::warn!(file = %path.display(), error = %e, "saved bandwidth levels are not readable");
@@ -45,8 +48,16 @@ pub(super) fn keep(config: &Config, gateway: &str, bps: Option<u64>) -> io::Resu
     saved.insert(gateway.to_owned(), bps);
     let path = path(config);
     let beside = path.with_extension("tmp");
-    let mut file = fs::File::create(&beside)?;
-    file.write_all(show(&saved)?.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(beside, path)
+    let content = show(&saved)?;
+    let written = fs::File::create(&beside)
+        .and_then(|mut file| {
+            file.write_all(content.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        // Half a file helps nobody, least of all on a full disk.
+        let _ = fs::remove_file(&beside);
+    }
+    written
 }

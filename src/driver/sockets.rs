@@ -39,6 +39,8 @@ fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    // An address may come later than the daemon: at boot, by DHCP or from another host. IPv6 sockets take it, too.
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
     // Without CAP_NET_ADMIN the default buffer must do.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
     socket.bind(&local.into())?;
@@ -47,7 +49,8 @@ fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
 
 impl Sockets {
     /// Binds both ports of an address. Port 500 is read by a task; port 4500 too with the kernel's data plane, which
-    /// takes ESP out before. With ours the 4500 socket is returned, for the plane to read.
+    /// takes ESP out before. With ours the 4500 socket is returned, for the plane to read. The address need not be there
+    /// yet.
     pub fn open(
         &mut self,
         address: IpAddr,
@@ -57,7 +60,8 @@ impl Sockets {
         let mut for_plane = None;
         for port in [IKE_PORT, NATT_PORT] {
             let local = SocketAddr::new(address, port);
-            let socket = bind(local)?;
+            let socket =
+                bind(local).map_err(|e| io::Error::new(e.kind(), format!("UDP port {port}: {e}")))?;
             if let Err(e) = cygnet_xfrm::sockopt::bypass_policies(socket.as_fd(), address)
                 && plane == PlaneKind::Kernel
             {

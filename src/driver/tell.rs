@@ -11,6 +11,9 @@ use super::{Daemon, clock};
 use crate::observe::counters;
 use crate::observe::events::{Event, Kind};
 
+/// Why a stranger's negotiation counts as dropped.
+pub(super) const REFUSED: &str = "refused";
+
 impl Daemon {
     /// A tunnel's name.
     pub(super) fn tunnel_name(&self, id: TunnelId) -> Option<String> {
@@ -24,6 +27,12 @@ impl Daemon {
         self.publish_event(Event::new(clock::now().unix, kind, message));
     }
 
+    /// Tells of a gateway.
+    pub(super) fn announce_gateway(&mut self, kind: Kind, gateway: &str, message: &str) {
+        tracing::info!(gateway, "{message}");
+        self.publish_event(Event::new(clock::now().unix, kind, message).gateway(gateway));
+    }
+
     fn publish_event(&mut self, event: Event) {
         self.history.record(&event);
         // Nobody may be listening.
@@ -32,14 +41,24 @@ impl Daemon {
 
     /// Tells of a tunnel, at a level that fits the kind.
     pub(super) fn tell_tunnel(&mut self, id: TunnelId, kind: Kind, message: &str) {
+        self.tell_tunnel_as(id, kind, message, kind.is_bad());
+    }
+
+    /// Tells that something of a tunnel ended; when we ended it nobody has to look.
+    fn tell_ending(&mut self, id: TunnelId, ending: Ending, message: &str) {
+        self.tell_tunnel_as(id, Kind::TunnelDown, message, ending != Ending::Local);
+    }
+
+    fn tell_tunnel_as(&mut self, id: TunnelId, kind: Kind, message: &str, odd: bool) {
         let Some(name) = self.tunnel_name(id) else { return };
         let event = Event::new(clock::now().unix, kind, message).tunnel(&name);
-        if kind.is_bad() {
+        if odd {
             tracing::warn!(tunnel = %name, "{}", event.message);
         } else {
             tracing::info!(tunnel = %name, "{}", event.message);
         }
         self.publish_event(event);
+        self.changed(id);
     }
 
     /// Takes an event of the protocol.
@@ -54,7 +73,7 @@ impl Daemon {
                 let why = ending_words(ending);
                 match ending {
                     Ending::Replaced => tracing::debug!(%spi, "IKE SA {why}"),
-                    _ => self.tell_tunnel(tunnel, Kind::TunnelDown, &format!("IKE SA {spi} {why}")),
+                    _ => self.tell_ending(tunnel, ending, &format!("IKE SA {spi} {why}")),
                 }
             }
             IkeEvent::ChildUp { child, inbound, outbound, suite } => {
@@ -71,30 +90,33 @@ impl Daemon {
             }
             IkeEvent::ChildDown { child, inbound, ending } => {
                 let message = format!("child {} (SPI {inbound}) {}", child.index, ending_words(ending));
-                self.tell_tunnel(child.tunnel, Kind::TunnelDown, &message);
+                self.tell_ending(child.tunnel, ending, &message);
             }
             IkeEvent::Rekeyed { tunnel, kind, failure } => self.tell_rekeyed(tunnel, kind, failure),
             IkeEvent::Failure { tunnel, peer, reason, detail, retry_in } => {
                 let again =
                     retry_in.map_or_else(String::new, |d| format!("; next try in {} s", d.as_secs().max(1)));
-                let line = format!("{reason}: {detail}{again}; {}", reason.hint());
+                let hint = reason.hint();
+                let line = format!("{reason}: {detail}{again}; {hint}");
                 let Some(id) = tunnel else {
                     // Strangers: bounded, since anybody can cause them.
                     if let Some(missed) = self.stranger_lines.admit(clock::now().unix) {
                         let line = crate::observe::one_line(&line);
                         tracing::warn!(%peer, suppressed = missed, "{line}");
                     }
-                    self.counters.dropped("refused");
+                    self.counters.dropped(REFUSED);
                     return;
                 };
                 if let Some(name) = self.tunnel_name(id) {
                     self.counters.failed(&name, reason.name());
                 }
                 if let Some(memory) = self.tunnels.get_mut(&id) {
-                    memory.last_error = Some(crate::observe::one_line(&line));
+                    // When the next attempt is due stands beside it, and this stays to be read after it.
+                    let error = format!("{reason}: {detail}; {hint}");
+                    memory.last_error = Some(crate::observe::one_line(&error));
                 }
                 self.tell_tunnel(id, Kind::TunnelFailed, &line);
-                self.waiters_failed(id, &line, reason.hint());
+                self.waiters_failed(id, None, &format!("{reason}: {detail}{again}"), hint);
             }
             IkeEvent::Dropped { reason, peer } => {
                 self.counters.dropped(reason.name());
@@ -144,14 +166,9 @@ impl Daemon {
             Some(reason) => {
                 let message = format!("{} not rekeyed: {reason}", kind_words(kind));
                 self.tell_tunnel(tunnel, Kind::RekeyFailed, &message);
+                self.waiters_failed(tunnel, Some(kind), &message, reason.hint());
             }
         }
-    }
-
-    /// Whether traffic passes, for the downtime counter.
-    pub(super) fn is_up(&self, id: TunnelId) -> bool {
-        let state = self.endpoint.view(id).map(|v| v.state);
-        matches!(state, Some(TunnelState::Up | TunnelState::Rekeying))
     }
 }
 

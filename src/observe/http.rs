@@ -1,9 +1,10 @@
 //! The exporter's HTTP server: `GET /metrics`, nothing else. It runs on a thread of its own and serves a rendered copy,
 //! so that a flood of scrapes costs the daemon nothing but that thread.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::TcpListener as StdListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,12 +15,12 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::prometheus::{Format, render};
 use super::{Published, Subscriber};
 
-/// Connections at a time; more wait in the kernel's queue.
+/// Connections at a time; one more takes the place of the oldest, so that idle ones cannot keep a scrape out.
 const MAX_CONNECTIONS: usize = 64;
 /// A request's head must be complete after this long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,11 +31,9 @@ const MAX_HEAD: usize = 16 * 1024;
 /// No request needs more headers.
 const MAX_HEADERS: usize = 64;
 
-/// Binds `addr` and serves what is published until the process ends. Gives the address in use.
-pub fn spawn(addr: SocketAddr, published: Subscriber) -> io::Result<SocketAddr> {
-    let listener = StdListener::bind(addr)?;
+/// Serves what is published on a bound listener until the process ends.
+pub fn spawn(listener: StdListener, published: Subscriber) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let bound = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         runtime.block_on(async move {
@@ -44,15 +43,14 @@ pub fn spawn(addr: SocketAddr, published: Subscriber) -> io::Result<SocketAddr> 
             }
         });
     })?;
-    Ok(bound)
+    Ok(())
 }
 
 /// Serves what is published on a bound listener.
 pub async fn serve(listener: TcpListener, published: Subscriber) {
-    let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
     let page = Arc::new(Page { published, cache: Mutex::new([None, None]) });
     loop {
-        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -62,8 +60,14 @@ pub async fn serve(listener: TcpListener, published: Subscriber) {
                 continue;
             }
         };
+        connections.retain(|c| !c.is_finished());
+        if connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
         let page = Arc::clone(&page);
-        tokio::spawn(async move {
+        connections.push_back(tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let response = page.answer(&request);
                 async move { Ok::<_, Infallible>(response) }
@@ -77,8 +81,7 @@ pub async fn serve(listener: TcpListener, published: Subscriber) {
             let connection = http.serve_connection(TokioIo::new(stream), service);
             // What a client does wrong is its own matter.
             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(seat);
-        });
+        }));
     }
 }
 

@@ -37,6 +37,9 @@ enum Type {
     Histogram,
 }
 
+/// Units as OpenMetrics wants them named: what a family's name ends with.
+const UNITS: [&str; 4] = ["seconds", "bytes", "ratio", "bits_per_second"];
+
 struct Writer {
     out: String,
     format: Format,
@@ -70,6 +73,11 @@ impl Writer {
         };
         let head = if self.format == Format::OpenMetrics { name } else { &sample };
         let _ = writeln!(self.out, "# HELP {head} {help}\n# TYPE {head} {word}");
+        if self.format == Format::OpenMetrics
+            && let Some(unit) = UNITS.iter().find(|u| name.ends_with(&format!("_{u}")))
+        {
+            let _ = writeln!(self.out, "# UNIT {head} {unit}");
+        }
         sample
     }
 
@@ -109,17 +117,18 @@ fn tunnels(w: &mut Writer, p: &Published) {
     let name = w.family(
         "cygnet_sa_lifetime_remaining_seconds",
         Type::Gauge,
-        "Time until the first child's keys end.",
+        "Time until the first child's keys end; 0 without any.",
     );
     for t in &p.snapshot.tunnels {
         let left = t.children.iter().map(|c| c.expires_in_s.unwrap_or(c.rekey_in_s)).min();
-        if let Some(left) = left {
-            w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], left);
-        }
+        w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], left.unwrap_or(0));
     }
     let all = &p.counters.tunnels;
-    let name =
-        w.family("cygnet_tunnel_downtime_seconds", Type::Counter, "Time the tunnel was down but should not.");
+    let name = w.family(
+        "cygnet_tunnel_downtime_seconds",
+        Type::Counter,
+        "Time the tunnel passed no traffic although it was wanted.",
+    );
     for (tunnel, c) in all {
         let down = c.downtime(p.counters.at).as_secs_f64();
         w.sample(&name, &[("gateway", &c.gateway), ("tunnel", tunnel)], down);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use cygnet_model::plane::PlaneKind;
-use cygnet_xfrm::probe::{Feature, KernelReport};
+use cygnet_xfrm::probe::{Feature, KernelReport, NOT_ASKED};
 use serde::Serialize;
 
 use crate::observe::snapshot::{Finding, Verdict};
@@ -171,6 +171,9 @@ impl HostReport {
             None if kernel.htb.available => {
                 ("none".to_owned(), kernel.classifiers.first().map_or(String::new(), |c| c.reason.clone()))
             }
+            None if kernel.htb.reason.starts_with(NOT_ASKED) => {
+                ("none".to_owned(), kernel.htb.reason.clone())
+            }
             None => ("none".to_owned(), format!("there is no HTB: {}", kernel.htb.reason)),
         };
         let tun_feature = FeatureReport {
@@ -215,6 +218,7 @@ impl HostReport {
             _ => (Verdict::Ok, ""),
         };
         let (classifier, load) = match self.classifier.as_str() {
+            "none" if self.classifier_reason.contains(NOT_ASKED) => (Verdict::Ok, ""),
             "none" => (Verdict::Warning, "load the modules sch_htb and cls_u32"),
             _ => (Verdict::Ok, ""),
         };
@@ -224,9 +228,13 @@ impl HostReport {
         ];
         for f in &self.features {
             // What the chosen plane does not need is no fault of the host.
-            let fine = f.available || self.data_plane == PlaneKind::Userspace.name();
+            let fine = f.available
+                || f.reason.starts_with(NOT_ASKED)
+                || self.data_plane == PlaneKind::Userspace.name();
             let verdict = if fine { Verdict::Ok } else { Verdict::Warning };
-            out.push(finding(&f.name, verdict, f.reason.clone(), ""));
+            let known = f.available || f.reason.starts_with(NOT_ASKED);
+            let detail = if known { f.reason.clone() } else { format!("not there: {}", f.reason) };
+            out.push(finding(&f.name, verdict, detail, ""));
         }
         out.extend(self.warnings.iter().map(|w| finding("host", Verdict::Warning, w.clone(), "")));
         out
@@ -298,6 +306,19 @@ mod tests {
         let no_tun = Err("/dev/net/tun is missing".to_owned());
         assert!(choose(Wish::Userspace, &kernel(true, true), &no_tun).is_err());
         assert!(choose(Wish::Auto, &kernel(true, false), &no_tun).unwrap_err().contains("no data plane"));
+    }
+
+    /// A service without CAP_SYS_ADMIN cannot look, which says nothing of the host.
+    #[test]
+    fn what_was_not_asked_is_not_missing() {
+        let reason = format!("{NOT_ASKED}: that needs a network namespace of its own");
+        let mut kernel = kernel(true, true);
+        kernel.htb = feature(false, &reason);
+        kernel.classifiers = vec![feature(false, &reason)];
+        let findings = HostReport::of(Wish::Auto, &kernel, &Ok(()), "6.1", vec![]).findings();
+        for f in findings.iter().filter(|f| f.detail.contains(NOT_ASKED)) {
+            assert!(f.verdict == Verdict::Ok && !f.detail.contains("no HTB"), "{f:?}");
+        }
     }
 
     #[test]

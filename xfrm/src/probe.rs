@@ -38,6 +38,9 @@ impl Feature {
     }
 }
 
+/// How the reason begins of what could not be asked because a namespace of its own is not allowed.
+pub const NOT_ASKED: &str = "not asked";
+
 /// What the kernel offers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KernelReport {
@@ -108,7 +111,7 @@ fn ask(confined: Option<Errno>) -> KernelReport {
     let tc = match confined {
         None => Tc::open().map(|mut tc| ClassifierProbe::run(&mut tc)).map_err(|e| e.to_string()),
         Some(e) => {
-            Err(format!("not asked: that needs a network namespace of its own, and {} ({e:?})", e.desc()))
+            Err(format!("{NOT_ASKED}: that needs a network namespace of its own, and {} ({e:?})", e.desc()))
         }
     };
     let (interfaces, htb, classifiers) = match tc {

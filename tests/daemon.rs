@@ -1,0 +1,247 @@
+//! The daemon against a host that is not as it wishes, each in a network namespace of its own. Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // the lints know tests only inside #[test] functions
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A network namespace and a directory for configurations.
+struct Host {
+    dir: tempfile::TempDir,
+    holder: Child,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// A daemon that is told to end when the test does.
+struct Daemon(Child);
+
+impl Daemon {
+    fn end(&mut self) -> Option<i32> {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).stderr(Stdio::null()).status();
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Host {
+    fn new(test: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("{test} is skipped: network namespaces need root");
+            return None;
+        }
+        let holder = Command::new("unshare").args(["--net", "sleep", "300"]).spawn().unwrap();
+        let host = Self { dir: tempfile::tempdir().unwrap(), holder };
+        let own = fs::read_link("/proc/self/ns/net").unwrap();
+        let theirs = format!("/proc/{}/ns/net", host.holder.id());
+        until(|| fs::read_link(&theirs).is_ok_and(|ns| ns != own));
+        host.sh("ip link set lo up; ip link add out type veth peer name far; ip link set out up; ip link set far up");
+        Some(host)
+    }
+
+    fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "-t", &self.holder.id().to_string(), "--", program]);
+        command
+    }
+
+    fn sh(&self, script: &str) -> String {
+        let o = self.inside("sh").args(["-c", script]).output().unwrap();
+        String::from_utf8(o.stdout).unwrap()
+    }
+
+    /// What a daemon could leave behind.
+    fn traces(&self) -> String {
+        self.sh("ip rule; ip -6 rule; ip -br link | cut -d' ' -f1; ip xfrm policy; tc qdisc show dev out; ip route show table all")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A configuration with a control socket, state directory and exporter of its own.
+    fn config(&self, name: &str, port: u16, address: &str) -> PathBuf {
+        let key = self.path("a-b.psk");
+        fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        let dir = self.dir.path().display();
+        let text = format!(
+            "daemon: {{ control_socket: {dir}/{name}.sock, state_dir: {dir}/{name}, metrics: {{ listen: \"127.0.0.1:{port}\" }} }}
+gateways: [ {{ name: vpc-a, address: {address}, networks: [10.1.0.0/16], bandwidth: 100mbit }} ]
+customer_gateways: [ {{ name: idc-b, address: 192.0.2.2 }} ]
+tunnels:
+  - {{ name: a-b, gateway: vpc-a, customer_gateway: idc-b, auth: {{ psk_file: a-b.psk }},
+      spd: [ {{ local: 10.1.0.0/16, remote: [10.2.0.0/16] }} ] }}
+  - {{ name: lazy, gateway: vpc-a, customer_gateway: idc-b, auth: {{ psk_file: a-b.psk }}, start: on-demand,
+      spd: [ {{ local: 10.1.0.0/16, remote: [10.3.0.0/16] }} ] }}
+"
+        );
+        let path = self.path(&format!("{name}.yaml"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn run(&self, config: &PathBuf) -> Command {
+        let mut command = self.inside(env!("CARGO_BIN_EXE_cygnet"));
+        command.arg("run").arg("--config").arg(config);
+        command
+    }
+
+    /// A daemon that is ready.
+    fn started(&self, name: &str, port: u16, address: &str) -> Daemon {
+        let config = self.config(name, port, address);
+        let daemon = Daemon(self.run(&config).stderr(Stdio::null()).spawn().unwrap());
+        until(|| self.ask(name, &["status"]).status.code() != Some(69));
+        daemon
+    }
+
+    fn ask(&self, name: &str, args: &[&str]) -> Output {
+        let socket = self.path(&format!("{name}.sock"));
+        self.inside(env!("CARGO_BIN_EXE_cygnet")).arg("--control").arg(socket).args(args).output().unwrap()
+    }
+}
+
+fn until(mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(20), "it did not come to pass");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn told(o: &Output) -> (Option<i32>, String) {
+    (o.status.code(), String::from_utf8_lossy(&o.stderr).into_owned())
+}
+
+/// Whatever is taken is named, and neither the host nor the daemon that has it is touched.
+#[test]
+fn a_start_that_fails_changes_nothing() {
+    let Some(host) = Host::new("a_start_that_fails_changes_nothing") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    let before = host.traces();
+
+    let nowhere = host.config("c", 9182, "{ interface: eth9 }");
+    let (code, err) = told(&host.run(&nowhere).output().unwrap());
+    assert!(code == Some(70) && err.contains("\"vpc-a\" has no address") && err.contains("eth9"), "{err}");
+    assert_eq!(host.traces(), before);
+
+    let precious = host.path("d.sock");
+    fs::write(&precious, "not a socket").unwrap();
+    let (_, err) = told(&host.run(&host.config("d", 9182, "192.0.2.1")).output().unwrap());
+    assert!(err.contains("no socket") && precious.exists(), "{err}");
+    assert_eq!(host.traces(), before);
+
+    let mut first = host.started("a", 9180, "192.0.2.1");
+    let with_first = host.traces();
+    for (name, port, words) in
+        [("b", 9181, "UDP port 500: Address already in use"), ("b", 9180, "TCP 127.0.0.1:9180")]
+    {
+        let (code, err) = told(&host.run(&host.config(name, port, "192.0.2.1")).output().unwrap());
+        assert!(code == Some(69) && err.contains(words) && err.contains("stop who uses it"), "{err}");
+        assert_eq!(host.traces(), with_first);
+    }
+    let (code, err) = told(&host.run(&host.config("a", 9181, "192.0.2.1")).output().unwrap());
+    assert!(code == Some(69) && err.contains("another daemon answers"), "{err}");
+    assert!(host.path("a.sock").exists());
+
+    assert_eq!(first.end(), Some(0));
+    assert_eq!(host.traces(), before);
+    assert!(!host.path("a.sock").exists());
+}
+
+/// At boot, or on a standby, the daemon may be there before its address.
+#[test]
+fn an_address_may_come_later() {
+    let Some(host) = Host::new("an_address_may_come_later") else { return };
+    let _daemon = host.started("a", 9180, "192.0.2.1");
+    let doctor = String::from_utf8(host.ask("a", &["doctor"]).stdout).unwrap();
+    assert!(doctor.contains("no interface has the address 192.0.2.1"), "{doctor}");
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    until(|| host.sh("tc qdisc show dev out").contains("htb"));
+    let doctor = String::from_utf8(host.ask("a", &["doctor"]).stdout).unwrap();
+    assert!(!doctor.contains("no interface has the address"), "{doctor}");
+}
+
+/// A level that is not in force or not saved is not called done.
+#[test]
+fn a_bandwidth_that_cannot_be_kept_is_no_success() {
+    let Some(host) = Host::new("a_bandwidth_that_cannot_be_kept_is_no_success") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    fs::write(host.path("a"), "in the way of the state directory").unwrap();
+    let _daemon = host.started("a", 9180, "192.0.2.1");
+    let (code, err) = told(&host.ask("a", &["bandwidth", "vpc-a", "50mbit", "--save"]));
+    assert!(code == Some(1) && err.contains("50mbit") && err.contains("could not be saved"), "{err}");
+    assert!(err.contains("writable"), "{err}");
+
+    // A full disk; it is mounted for everybody, so the daemon sees it, and leaves with the test.
+    fs::remove_file(host.path("a")).unwrap();
+    fs::create_dir(host.path("a")).unwrap();
+    let dir = host.path("a").display().to_string();
+    host.sh(&format!(
+        "mount -t tmpfs -o size=4k,nr_inodes=4 none {dir}; head -c 100000 /dev/zero >{dir}/full"
+    ));
+    let (code, err) = told(&host.ask("a", &["bandwidth", "vpc-a", "50mbit", "--save"]));
+    let left = host.sh(&format!("ls {dir}; umount {dir}"));
+    assert!(code == Some(1) && err.contains("No space left"), "{err}");
+    assert_eq!(left, "full\n");
+
+    host.sh("tc qdisc del dev out root; tc qdisc add dev out root handle 7: pfifo");
+    let (code, err) = told(&host.ask("a", &["bandwidth", "vpc-a", "20mbit"]));
+    assert!(code == Some(1) && err.contains("was not changed") && err.contains("pfifo 7:"), "{err}");
+    let status = String::from_utf8(host.ask("a", &["status"]).stdout).unwrap();
+    assert!(status.contains("50 Mbit/s"), "{status}");
+}
+
+/// A tunnel that waits for its first packet has no downtime; one that should be up has.
+#[test]
+fn downtime_is_that_of_wanted_tunnels() {
+    let Some(host) = Host::new("downtime_is_that_of_wanted_tunnels") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    let _daemon = host.started("a", 9180, "192.0.2.1");
+    let downtime = |tunnel: &str| -> f64 {
+        host.ask("a", &["bandwidth", "vpc-a", "50mbit"]);
+        let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let page = host.inside("bash").args(["-c", get]).output().unwrap().stdout;
+        let series =
+            format!("cygnet_tunnel_downtime_seconds_total{{gateway=\"vpc-a\",tunnel=\"{tunnel}\"}} ");
+        let page = String::from_utf8(page).unwrap();
+        page.lines().find_map(|l| l.strip_prefix(&series)).unwrap().parse().unwrap()
+    };
+    until(|| downtime("a-b") > 0.5);
+    assert_eq!(downtime("lazy"), 0.0);
+    assert_eq!(told(&host.ask("a", &["down", "a-b"])).0, Some(0));
+    let ended = downtime("a-b");
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(downtime("a-b"), ended);
+}
+
+/// T104: whoever reads the log may be stuck; tunnels are not.
+#[test]
+fn a_stuck_log_reader_holds_up_nothing() {
+    let Some(host) = Host::new("a_stuck_log_reader_holds_up_nothing") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    let config = host.config("a", 9180, "192.0.2.1");
+    let mut run = host.run(&config);
+    let mut daemon = Daemon(run.env("CYGNET_LOG", "trace").stderr(Stdio::piped()).spawn().unwrap());
+    let pipe = daemon.0.stderr.as_ref().unwrap();
+    nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    until(|| host.ask("a", &["status"]).status.code() != Some(69));
+    // Each command makes a line; together they are more than the pipe holds.
+    for n in 0..60 {
+        let rate = format!("{}kbit", 1000 + n);
+        assert_eq!(told(&host.ask("a", &["bandwidth", "vpc-a", &rate])).0, Some(0));
+    }
+    assert_eq!(daemon.end(), Some(0));
+}
