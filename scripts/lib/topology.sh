@@ -46,6 +46,9 @@ lab_up() {
         ip netns add "$LAB-$host"
         ns "$host" ip link set lo up
         ns "$host" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+        # Nobody else is here to have the same address, and a router whose link-local address is being tested for
+        # duplicates cannot ask for its neighbours.
+        ns "$host" sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
     done
     cable vpc 10.1.0.2/24 fd01::2/64 gwa 10.1.0.1/24 fd01::1/64
     cable gwa 192.0.2.1/24 2001:db8:a::1/64 wan 192.0.2.2/24 2001:db8:a::2/64

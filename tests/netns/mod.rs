@@ -106,6 +106,9 @@ impl Lab {
             let ns = lab.ns(name);
             sh(&format!("ip netns add {}", ns.0));
             ns.run("ip link set lo up");
+            // A router cannot ask for its IPv6 neighbours until its link-local address has passed the test for duplicates,
+            // which takes seconds. Nobody else is here.
+            ns.run("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0");
         }
         lab
     }
