@@ -74,6 +74,7 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
             plain(rate(g.rx_bps)),
         ]
     };
+    out.line(&format!("data plane: {} ({})\n", safe(&s.data_plane), safe(&s.data_plane_reason)))?;
     let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
     out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;
     out.line("")?;
