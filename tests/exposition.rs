@@ -40,7 +40,7 @@ fn published(tunnels: usize) -> Published {
     counters.rtt.observe(Duration::from_millis(3));
     counters.rtt.observe(Duration::from_secs(60));
     counters.read_xfrm_stat("XfrmInError             \t0\nXfrmInNoStates \t42\n");
-    counters.qos_drops.insert(("vpc-a".into(), "default".into()), 5);
+    counters.qos_drops.entry(("vpc-a".into(), "default".into())).or_default().read(5);
     let tunnel = |name: &String| TunnelStatus {
         name: name.clone(),
         gateway: "vpc-a".into(),

@@ -69,7 +69,7 @@ fn finish(config: Option<Config>, problems: Vec<Problem>, path: &Path) -> Result
     }
 }
 
-/// What [`check`] found.
+/// What [`check()`] found.
 #[derive(Debug)]
 pub struct Checked {
     /// The file as it was named, fit for a terminal.

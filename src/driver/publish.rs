@@ -138,8 +138,7 @@ impl Daemon {
                     *drops.entry(s.name).or_default() += u64::from(s.stats.drops);
                 }
                 for (gateway, count) in drops {
-                    let series = self.counters.qos_drops.entry((gateway, "gateway".to_owned())).or_default();
-                    *series = (*series).max(count);
+                    self.counters.qos_drops.entry((gateway, "gateway".to_owned())).or_default().read(count);
                 }
             }
             Err(e) => tracing::debug!(error = %e, "statistics of traffic control"),

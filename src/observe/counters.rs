@@ -109,6 +109,23 @@ impl Histogram {
     }
 }
 
+/// A counter of the kernel that may begin anew, as one that goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Continued {
+    /// What was counted in all.
+    pub total: u64,
+    last: u64,
+}
+
+impl Continued {
+    /// Takes the kernel's count: less than the last time means that it began anew.
+    pub fn read(&mut self, count: u64) {
+        let more = count.checked_sub(self.last).unwrap_or(count);
+        self.total = self.total.saturating_add(more);
+        self.last = count;
+    }
+}
+
 /// All counters of the daemon.
 #[derive(Clone, Default, Debug)]
 pub struct Counters {
@@ -121,7 +138,7 @@ pub struct Counters {
     /// IKE datagrams that were dropped, by reason.
     pub ike_dropped: BTreeMap<&'static str, u64>,
     /// Packets dropped by traffic control, by gateway and class.
-    pub qos_drops: BTreeMap<(String, String), u64>,
+    pub qos_drops: BTreeMap<(String, String), Continued>,
     /// The kernel's /proc/net/xfrm_stat, by name.
     pub xfrm_stats: BTreeMap<String, u64>,
     /// When these counters were taken; open-ended times count up to here.
@@ -249,6 +266,15 @@ mod tests {
         assert_eq!(c.tunnels["a-b"].totals().packets_in, 13);
         c.sample("stranger", old, counted(1));
         assert_eq!(c.tunnels.len(), 2);
+    }
+
+    #[test]
+    fn a_count_that_begins_anew_goes_on() {
+        let mut c = Continued::default();
+        for (count, total) in [(5, 5), (7, 7), (2, 9), (2, 9), (4, 11)] {
+            c.read(count);
+            assert_eq!(c.total, total);
+        }
     }
 
     #[test]

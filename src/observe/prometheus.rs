@@ -215,7 +215,7 @@ fn gateways(w: &mut Writer, p: &Published) {
     }
     let name = w.family("cygnet_qos_drops", Type::Counter, "Packets that traffic control dropped.");
     for ((gateway, class), value) in &p.counters.qos_drops {
-        w.sample(&name, &[("gateway", gateway), ("class", class)], value);
+        w.sample(&name, &[("gateway", gateway), ("class", class)], value.total);
     }
 }
 

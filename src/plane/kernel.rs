@@ -1,6 +1,6 @@
 //! The kernel's ESP as a data plane.
 //!
-//! What it holds: which policies are wished ([`super::spd`]) and which states are installed. The kernel is the truth;
+//! What it holds: which policies are wished (`spd`) and which states are installed. The kernel is the truth;
 //! after lost answers it is read anew.
 //!
 //! After a start, policies and states of an earlier daemon are still there. Policies stay in force until

@@ -14,7 +14,7 @@
 //! is always encapsulated in UDP (RFC 3948): only UDP has segmentation and receive offload, and the kernel's calls, not
 //! ciphers, are what a packet costs.
 //!
-//! Guards are routing rules, see [`guard`]. What goes into the TUN and finds no SA is dropped and counted.
+//! Guards are routing rules, see `guard`. What goes into the TUN and finds no SA is dropped and counted.
 
 mod batch;
 mod egress;
