@@ -184,6 +184,7 @@ impl Builder<'_> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_tag(tag.is_some(), start);
+                self.refuse_style(style, &text, start);
                 let plain = style == ScalarStyle::Plain;
                 let value = Value::Scalar { text: Zeroizing::new(text.into_owned()), plain };
                 self.put(Rc::new(Node { start, end, value, size: 1 }), anchor)?;
@@ -217,6 +218,21 @@ impl Builder<'_> {
     fn refuse_tag(&self, tagged: bool, at: Mark) {
         if tagged {
             self.sink.error(&place(at), wrong("tags (!…) are not allowed here", "drop the tag"));
+        }
+    }
+
+    /// No value of ours has more than a line, and parsers differ about what begins with an indicator.
+    fn refuse_style(&self, style: ScalarStyle, text: &str, at: Mark) {
+        match style {
+            ScalarStyle::Literal | ScalarStyle::Folded => {
+                let what = "blocks of text (| and >) are not allowed here";
+                self.sink.error(&place(at), wrong(what, "write the value on one line"));
+            }
+            ScalarStyle::Plain if text.starts_with(['>', '|', '@', '`', '%']) => {
+                let what = format!("{} begins with a character that has a meaning in YAML", quoted(text));
+                self.sink.error(&place(at), wrong(what, "put the value in quotes"));
+            }
+            _ => {}
         }
     }
 
