@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use cygnet::config::{self, Auth, Identity, Severity};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 const ENDS: &str = "gateways:
   - { name: vpc-a, address: 192.0.2.1, networks: [10.1.0.0/16] }
@@ -264,7 +265,9 @@ fn parsers_agree(text: &str) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    // YAML 1.1 and 1.2 differ in corners: a bare "::1" between brackets is a word in one and not in the other. The same
+    // mutations every time, so that such a corner is found when the parsers or the mutations change, not by chance.
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(7296), ..ProptestConfig::with_cases(1000) })]
     #[test]
     fn mutated_configurations_neither_panic_nor_divide_the_parsers(
         cuts in prop::collection::vec((0usize..2000, 0usize..12, "[ -~\\n\\PC]{0,6}"), 0..4),

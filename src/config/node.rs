@@ -228,7 +228,7 @@ impl Builder<'_> {
                 let what = "blocks of text (| and >) are not allowed here";
                 self.sink.error(&place(at), wrong(what, "write the value on one line"));
             }
-            ScalarStyle::Plain if text.starts_with(['>', '|', '@', '`', '%']) => {
+            ScalarStyle::Plain if text.starts_with(['>', '|', '@', '`', '%', '?']) => {
                 let what = format!("{} begins with a character that has a meaning in YAML", quoted(text));
                 self.sink.error(&place(at), wrong(what, "put the value in quotes"));
             }
