@@ -4,7 +4,11 @@
 //! Both planes run as threads of this process and iperf3 does not, so the process's CPU time is the planes' own.
 //!
 //! Usage: `esp [--seconds N] [--streams N] [--suite KEYWORD] [--no-offload]`
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program for people stops at the first surprise"
+)]
 
 #[path = "../tests/netns/mod.rs"]
 mod netns;

@@ -33,7 +33,7 @@ impl Daemon {
         let response = match request {
             Request::Status {} => {
                 self.sample();
-                Response::Status { snapshot: Box::new(self.snapshot()) }
+                Response::Status { snapshot: Box::new(self.publisher.borrow().snapshot.clone()) }
             }
             Request::Up { tunnel, .. } => return self.command(&tunnel, reply, Command::Up, Wants::Up),
             Request::Down { tunnel, .. } => return self.command(&tunnel, reply, Command::Down, Wants::Down),
@@ -183,8 +183,9 @@ impl Daemon {
             return unknown("gateway", gateway);
         };
         // What is wrong with another gateway's level is in the log.
-        let concerns = |e: &String| e.contains(&format!("\"{gateway}\"")) || !e.contains("gateway \"");
-        let errors: Vec<String> = self.shape().into_iter().filter(concerns).collect();
+        let errors = self.shape();
+        let errors: Vec<String> =
+            errors.iter().filter(|e| e.concerns(gateway)).map(ToString::to_string).collect();
         if bps.is_some() && !errors.is_empty() {
             self.bandwidth.insert(gateway.to_owned(), before);
             self.shape();

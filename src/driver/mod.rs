@@ -47,7 +47,7 @@ use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
-use crate::shaping::apply::Shaper;
+use crate::shaping::apply::{Shaper, ShapingError};
 
 use self::answer::Waiter;
 use self::plane::Plane;
@@ -421,7 +421,7 @@ impl Daemon {
     }
 
     /// Brings traffic control in line with the bandwidth levels. Gives the reasons why levels are not in force.
-    fn shape(&mut self) -> Vec<String> {
+    fn shape(&mut self) -> Vec<ShapingError> {
         let gateways: Vec<_> = (self.config.gateways.iter())
             .map(|g| crate::shaping::apply::Gateway {
                 name: g.name.clone(),
@@ -436,14 +436,14 @@ impl Daemon {
             Ok(shaper) => self.shaper.insert(shaper),
             Err(e) => {
                 tracing::error!(error = %e, "bandwidth levels are not in force");
-                return vec![e.to_string()];
+                return vec![e];
             }
         };
         let errors = shaper.apply(gateways).err().unwrap_or_default();
         for e in &errors {
             tracing::error!(error = %e, "a bandwidth level is not in force");
         }
-        errors.iter().map(ToString::to_string).collect()
+        errors
     }
 }
 

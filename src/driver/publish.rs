@@ -97,13 +97,11 @@ impl Daemon {
     /// Publishes a snapshot with the octets and packets of the last sample. What a command changed is in it before the
     /// command is answered.
     pub(super) fn publish(&mut self) {
-        let now = clock::now().mono;
-        for index in 0..self.config.tunnels.len() {
-            self.note_state(policy::tunnel_id(index));
-        }
-        self.counters.at = now;
+        self.counters.at = clock::now().mono;
         self.publish_at = None;
-        let published = Published { snapshot: self.snapshot(), counters: self.counters.clone() };
+        // The snapshot notes the tunnels' states, which count.
+        let snapshot = self.snapshot();
+        let published = Published { snapshot, counters: self.counters.clone() };
         self.publisher.send_replace(Arc::new(published));
     }
 
@@ -173,7 +171,7 @@ impl Daemon {
     }
 
     /// Everything at this moment.
-    pub(super) fn snapshot(&mut self) -> Snapshot {
+    fn snapshot(&mut self) -> Snapshot {
         let now = clock::now();
         let mut tunnels = Vec::new();
         for index in 0..self.config.tunnels.len() {

@@ -36,11 +36,26 @@ pub struct GatewayStats {
 
 /// A cap that is not in force, with its reason as a sentence.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ShapingError(String);
+pub struct ShapingError {
+    text: String,
+    /// The gateways whose caps it is about; none: any.
+    gateways: Vec<String>,
+}
+
+impl ShapingError {
+    fn new(text: String) -> Self {
+        Self { text, gateways: Vec::new() }
+    }
+
+    /// Whether the cap of this gateway may not be in force.
+    pub fn concerns(&self, gateway: &str) -> bool {
+        self.gateways.is_empty() || self.gateways.iter().any(|g| g == gateway)
+    }
+}
 
 impl fmt::Display for ShapingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -61,7 +76,7 @@ impl Shaper {
     /// # Errors
     /// If there is no route socket.
     pub fn open() -> Result<Self, ShapingError> {
-        let tc = Tc::open().map_err(|e| ShapingError(format!("cannot open traffic control: {e}")))?;
+        let tc = Tc::open().map_err(|e| ShapingError::new(format!("cannot open traffic control: {e}")))?;
         Ok(Self { tc, ids: ClassIds::default(), gateways: vec![], plan: Plan::new() })
     }
 
@@ -79,11 +94,13 @@ impl Shaper {
         let mut interfaces: BTreeSet<u32> = self.plan.keys().copied().collect();
         match self.tc.our_roots() {
             Ok(roots) => interfaces.extend(roots),
-            Err(e) => errors.push(ShapingError(format!("cannot list queueing disciplines: {e}"))),
+            Err(e) => errors.push(ShapingError::new(format!("cannot list queueing disciplines: {e}"))),
         }
         for interface in interfaces {
-            if let Err(e) = bring(&mut self.tc, interface, self.plan.get(&interface)) {
-                errors.push(e);
+            let want = self.plan.get(&interface);
+            if let Err(e) = bring(&mut self.tc, interface, want) {
+                let capped = want.into_iter().flat_map(|w| w.classes.values()).map(|(name, _)| name.clone());
+                errors.push(ShapingError { gateways: capped.collect(), ..e });
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -116,7 +133,7 @@ impl Shaper {
         let mut out = Vec::new();
         for (interface, want) in &self.plan {
             let classes = self.tc.classes(*interface).map_err(|e| {
-                ShapingError(format!("cannot read the classes of interface {interface}: {e}"))
+                ShapingError::new(format!("cannot read the classes of interface {interface}: {e}"))
             })?;
             out.extend(classes.iter().filter_map(|class| {
                 let (name, _) = want.classes.get(&class.handle)?;
@@ -148,11 +165,12 @@ fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> Gat
                 Ok(None) => format!("no interface has its address {address}"),
                 Err(e) => format!("cannot look for its address {address}: {e}"),
             };
-            errors.push(ShapingError(format!(
+            let text = format!(
                 "the bandwidth {} of gateway \"{}\" is not in force: {trouble}",
                 Rate(bps),
                 gateway.name
-            )));
+            );
+            errors.push(ShapingError { text, gateways: vec![gateway.name.clone()] });
         }
     }
     GatewayRate { name: gateway.name.clone(), addresses, bandwidth_bps: gateway.bandwidth_bps }
@@ -161,14 +179,14 @@ fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> Gat
 /// Does what an interface needs.
 fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<(), ShapingError> {
     let device = tc.interface(interface).map_or_else(|_| format!("interface {interface}"), |i| i.name);
-    let fail = |what: &str, e: NetlinkError| ShapingError(format!("cannot {what} on {device}: {e}"));
+    let fail = |what: &str, e: NetlinkError| ShapingError::new(format!("cannot {what} on {device}: {e}"));
     let root = match tc.root_owner(interface).map_err(|e| fail("look at the queueing disciplines", e))? {
         RootOwner::Ours => true,
         RootOwner::Default => false,
         RootOwner::Foreign(q) => {
             let Some(want) = want else { return Ok(()) };
             let names: Vec<&str> = want.classes.values().map(|(name, _)| name.as_str()).collect();
-            return Err(ShapingError(format!(
+            return Err(ShapingError::new(format!(
                 "{device} has the queueing discipline {} {} that cygnet did not make, so the bandwidth of gateway \
                  \"{}\" is not in force; remove it with \"tc qdisc del dev {device} root\", or do the shaping there",
                 q.kind,

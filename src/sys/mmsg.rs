@@ -132,7 +132,7 @@ fn control_values(header: &libc::mmsghdr) -> (Option<usize>, u8) {
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(&header.msg_hdr);
         // (glibc and musl give `cmsg_len` different types.)
-        #[allow(clippy::unnecessary_cast)]
+        #[allow(clippy::unnecessary_cast, reason = "necessary with the other C library")]
         while let Some(message) = at.as_ref() {
             let data = libc::CMSG_DATA(at);
             let holds = |octets: usize| message.cmsg_len as usize >= libc::CMSG_LEN(octets as u32) as usize;

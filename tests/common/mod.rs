@@ -1,5 +1,5 @@
 //! What the integration tests share: files of the repository and golden output.
-#![allow(dead_code)] // each test program uses its part
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::fs;
 use std::path::PathBuf;

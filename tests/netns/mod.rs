@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The transit hop counts inner addresses that it sees in clear text, on arrival, whether it could forward them or not.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

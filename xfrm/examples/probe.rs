@@ -1,5 +1,5 @@
 //! Prints what the kernel offers.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
 fn main() {
     println!("{:#?}", cygnet_xfrm::probe::probe());
