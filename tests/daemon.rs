@@ -157,8 +157,112 @@ fn a_start_that_fails_changes_nothing() {
     assert!(host.path("a.sock").exists());
 
     assert_eq!(first.end(), Some(0));
-    assert_eq!(host.traces(), before);
     assert!(!host.path("a.sock").exists());
+    assert_eq!(told(&host.ask("a", &["release"])).0, Some(0));
+    assert_eq!(host.traces(), before);
+}
+
+/// Where a packet of the VPC for the IDC goes: into the tunnel's device, nowhere, or out in clear text.
+fn way(host: &Host) -> String {
+    host.sh("ip route get 10.2.0.2 from 10.1.0.2 iif far 2>&1; ip route get 10.2.0.2 from 10.1.0.1 2>&1")
+}
+
+/// Between one daemon and the next, and after a next that does not start, nothing protected leaves in clear text.
+#[test]
+fn guards_outlive_the_daemon_until_they_are_released() {
+    let Some(host) = Host::new("guards_outlive_the_daemon_until_they_are_released") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out; ip address add 10.1.0.1/16 dev far; sysctl -qw net.ipv4.ip_forward=1");
+    host.sh("ip route add default via 192.0.2.2");
+    let clear = way(&host);
+    assert!(clear.contains("dev out"), "{clear}");
+    let blocked = || {
+        let way = way(&host);
+        assert!(!way.contains("dev out"), "{way}");
+    };
+    // Before the first daemon, as at boot.
+    let config = host.config("a", 9180, "192.0.2.1");
+    let guard = |verb: &str| {
+        let mut c = host.inside(env!("CARGO_BIN_EXE_cygnet"));
+        c.arg("--control").arg(host.path("a.sock")).arg(verb);
+        told(&if verb == "guard" { c.arg("--config").arg(&config) } else { &mut c }.output().unwrap())
+    };
+    assert_eq!(guard("guard"), (Some(0), String::new()));
+    blocked();
+
+    let mut daemon = host.started("a", 9180, "192.0.2.1");
+    let (code, err) = guard("release");
+    assert!(code == Some(1) && err.contains("a daemon answers"), "{err}");
+    assert_eq!(daemon.end(), Some(0));
+    blocked();
+
+    // A start that fails early, for a broken file, and late, for an address in use.
+    fs::write(host.path("broken.yaml"), "gateways: nonsense\n").unwrap();
+    assert_eq!(told(&host.run(&host.path("broken.yaml")).output().unwrap()).0, Some(78));
+    blocked();
+    let mut other = host.started("a", 9180, "192.0.2.1");
+    let (code, _) = told(&host.run(&host.config("b", 9181, "192.0.2.1")).output().unwrap());
+    assert_eq!(code, Some(69));
+    blocked();
+    assert_eq!(other.end(), Some(0));
+    blocked();
+
+    assert_eq!(guard("release"), (Some(0), String::new()));
+    assert_eq!(way(&host), clear);
+}
+
+/// Who does not want guards after the daemon says so.
+#[test]
+fn a_configuration_may_release_the_guards_at_the_end() {
+    let Some(host) = Host::new("a_configuration_may_release_the_guards_at_the_end") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    let before = host.traces();
+    let config = host.config("a", 9180, "192.0.2.1");
+    let text = fs::read_to_string(&config).unwrap().replacen("daemon: { ", "daemon: { guards: release, ", 1);
+    fs::write(&config, text).unwrap();
+    let mut daemon = Daemon(host.run(&config).stderr(Stdio::null()).spawn().unwrap());
+    until(|| host.ask("a", &["status"]).status.code() != Some(69));
+    assert_ne!(host.traces(), before);
+    assert_eq!(daemon.end(), Some(0));
+    assert_eq!(host.traces(), before);
+}
+
+/// A killed daemon leaves its caps; the next one has other levels, or none.
+#[test]
+fn caps_of_an_earlier_life_end_with_the_next_start() {
+    let Some(host) = Host::new("caps_of_an_earlier_life_end_with_the_next_start") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    let mut first = host.started("a", 9180, "192.0.2.1");
+    until(|| host.sh("tc qdisc show dev out").contains("htb"));
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+    assert!(host.sh("tc qdisc show dev out").contains("htb"));
+    let config = host.config("a", 9180, "192.0.2.1");
+    let text = fs::read_to_string(&config).unwrap().replacen(", bandwidth: 100mbit", "", 1);
+    fs::write(&config, text).unwrap();
+    let _second = Daemon(host.run(&config).stderr(Stdio::null()).spawn().unwrap());
+    until(|| host.ask("a", &["status"]).status.code() != Some(69));
+    assert!(!host.sh("tc qdisc show dev out").contains("htb"));
+}
+
+/// A cap that somebody removes is in force again at once; a new interface gets it as well.
+#[test]
+fn caps_that_others_remove_are_put_back() {
+    let Some(host) = Host::new("caps_that_others_remove_are_put_back") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    let _daemon = host.started("a", 9180, "192.0.2.1");
+    let capped = || host.sh("tc class show dev out").contains("rate 100Mbit");
+    until(capped);
+    let began = Instant::now();
+    host.sh("tc qdisc del dev out root");
+    until(capped);
+    assert!(began.elapsed() < Duration::from_secs(4), "told by the kernel, not found by the audit");
+    host.sh(
+        "ip link del out; ip link add out type veth peer name far; ip link set out up; ip link set far up",
+    );
+    host.sh("ip address add 192.0.2.1/24 dev out");
+    until(capped);
+    let events = String::from_utf8(host.ask("a", &["doctor"]).stdout).unwrap();
+    assert!(!events.contains("no interface has the address"), "{events}");
 }
 
 /// At boot, or on a standby, the daemon may be there before its address.
@@ -197,7 +301,7 @@ fn a_bandwidth_that_cannot_be_kept_is_no_success() {
     assert!(code == Some(1) && err.contains("No space left"), "{err}");
     assert_eq!(left, "full\n");
 
-    host.sh("tc qdisc del dev out root; tc qdisc add dev out root handle 7: pfifo");
+    host.sh("tc qdisc replace dev out root handle 7: pfifo");
     let (code, err) = told(&host.ask("a", &["bandwidth", "vpc-a", "20mbit"]));
     assert!(code == Some(1) && err.contains("was not changed") && err.contains("pfifo 7:"), "{err}");
     let status = String::from_utf8(host.ask("a", &["status"]).stdout).unwrap();

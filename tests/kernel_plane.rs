@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -177,6 +177,15 @@ fn pings(site: &Site, count: u32) -> bool {
     site.netns.try_run(&format!("ping -n -q -i 0.01 -W 2 -c {count} 10.2.0.1")).status.success()
 }
 
+/// The policies of a namespace, whatever their order.
+fn policies(netns: &Netns) -> BTreeSet<String> {
+    netns
+        .run("ip xfrm policy")
+        .split("\nsrc ")
+        .map(|p| p.trim().trim_start_matches("src ").to_owned())
+        .collect()
+}
+
 fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -220,6 +229,113 @@ fn a_guard_that_acquires_asks_once_and_lets_nothing_pass() {
     a.guard(GuardAction::Acquire);
     assert!(!pings(&a, 2));
     assert_eq!(wait_for("a second acquire", || a.plane.next_event()), PlaneEvent::Acquire(child()));
+}
+
+/// `ip xfrm policy flush`, a script that tidies up: the guards are back before anybody would notice.
+#[test]
+fn guards_that_others_remove_are_put_back_and_told() {
+    let Some((mut a, _b)) = sites() else { return };
+    a.guard(GuardAction::Drop);
+    let before = policies(&a.netns);
+    for (removal, count) in [
+        ("ip xfrm policy flush", 3),
+        ("ip xfrm policy delete src 10.1.0.0/16 dst 10.2.0.0/16 dir out", 1),
+        ("ip xfrm policy deleteall", 3),
+    ] {
+        a.netns.run(removal);
+        let told = wait_for("an event", || a.plane.next_event());
+        assert_eq!(told, PlaneEvent::Repaired { what: "policies", count }, "{removal}");
+        assert_eq!(policies(&a.netns), before, "{removal}");
+        assert!(!pings(&a, 2));
+        assert_eq!(a.plane.next_event(), None, "own changes are no event");
+        // Repairs that follow each other closely are left to the audit.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // The audit needs no event.
+    assert_eq!(a.plane.audit().unwrap(), 0);
+    a.netns.run("ip xfrm policy flush");
+    assert_eq!(a.plane.audit().unwrap(), 3);
+    assert_eq!(policies(&a.netns), before);
+    assert_eq!(a.plane.audit().unwrap(), 0);
+}
+
+/// The kernel has one place for a selector. Taking it would end somebody else's tunnel, and giving it up later would
+/// open what they guard.
+#[test]
+fn the_place_of_another_program_is_refused_with_its_owner() {
+    let Some((mut a, _b)) = sites() else { return };
+    a.netns.run(
+        "ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority 399999 tmpl src 192.0.2.1 dst 192.0.2.2 \
+         proto esp reqid 7 mode tunnel",
+    );
+    let before = a.netns.run("ip xfrm policy");
+    let (local, remote) = a.inner();
+    let spec =
+        GuardSpec { child: child(), reqid: reqid(), local, remote, action: GuardAction::Drop, mark: None };
+    let e = a.plane.guard(&spec).unwrap_err();
+    assert_eq!(e.kind, PlaneErrorKind::Exists);
+    assert!(e.detail.contains("10.1.0.0/16 to 10.2.0.0/16 (out, priority 399999, reqid 7)"), "{e}");
+    assert_eq!(a.netns.run("ip xfrm policy"), before, "nothing is left of what was refused");
+    a.plane.release().unwrap();
+    assert_eq!(a.netns.run("ip xfrm policy"), before);
+}
+
+#[test]
+fn a_policy_that_is_asked_before_a_guard_is_told() {
+    let Some((mut a, _b)) = sites() else { return };
+    a.guard(GuardAction::Drop);
+    assert_eq!(a.plane.obstacles(), []);
+    a.netns.run("ip xfrm policy add src 10.1.0.0/16 dst 0.0.0.0/0 dir out priority 100 action allow");
+    a.plane.audit().unwrap();
+    let told = a.plane.obstacles();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].what.contains("clear text") && told[0].what.contains("priority 100"), "{told:?}");
+    a.netns.run("ip xfrm policy delete src 10.1.0.0/16 dst 0.0.0.0/0 dir out");
+    a.plane.audit().unwrap();
+    assert_eq!(a.plane.obstacles(), []);
+    // In the place of a guard; the others are put right all the same.
+    a.netns.run("ip xfrm policy update src 10.1.0.0/16 dst 10.2.0.0/16 dir out action allow");
+    a.netns.run("ip xfrm policy delete src 10.2.0.0/16 dst 10.1.0.0/16 dir in");
+    assert_eq!(
+        wait_for("an event", || a.plane.next_event()),
+        PlaneEvent::Repaired { what: "policies", count: 1 }
+    );
+    assert_eq!(a.plane.obstacles().len(), 1, "{:?}", a.plane.obstacles());
+    a.netns.run("ip xfrm policy delete src 10.1.0.0/16 dst 10.2.0.0/16 dir out");
+    wait_for("the guard", || (a.plane.audit().unwrap() > 0).then_some(()));
+    assert!(a.plane.obstacles().is_empty() && !pings(&a, 2));
+}
+
+/// What ends a plane leaves its guards; what releases it leaves nothing.
+#[test]
+fn guards_outlive_a_plane_until_they_are_released() {
+    let Some((mut a, _b)) = sites() else { return };
+    a.guard(GuardAction::Drop);
+    a.open(A);
+    a.plane.park().unwrap();
+    let mut a = a.restart();
+    assert!(!pings(&a, 2));
+    assert!(a.plane.holds_policies());
+    a.plane.release().unwrap();
+    assert_eq!(a.netns.run("ip xfrm policy").trim(), "");
+    assert!(pings(&a, 2));
+}
+
+#[test]
+fn states_that_others_remove_are_told_as_ended() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    assert!(pings(&a, 2));
+    a.netns.run("ip xfrm state flush");
+    let mut told = Vec::new();
+    wait_for("two events", || {
+        told.extend(a.plane.next_event());
+        (told.len() == 2).then_some(())
+    });
+    assert!(told.iter().all(|e| matches!(e, PlaneEvent::Expired { hard: true, .. })), "{told:?}");
+    assert!(!pings(&a, 2), "without states nothing passes, in clear text neither");
+    install(&mut a, &mut b, 1);
+    assert!(pings(&a, 2), "new states carry at once");
 }
 
 #[test]

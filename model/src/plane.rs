@@ -62,6 +62,24 @@ pub enum PlaneEvent {
     },
     /// Events were lost (socket overrun): whoever relies on them reads the counters of all SAs.
     Lost,
+    /// Somebody else removed or changed what keeps guarded packets from leaving in clear text; it is in force again.
+    Repaired {
+        /// What it was, in the plural: "policies".
+        what: &'static str,
+        /// How many.
+        count: usize,
+    },
+}
+
+/// Something of others that stands in the way of the guards. It is told, not touched.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Obstacle {
+    /// The kind, as it is named in findings.
+    pub name: &'static str,
+    /// A sentence; names of others in it are escaped.
+    pub what: String,
+    /// What to do about it.
+    pub fix: String,
 }
 
 /// Why a plane could not do what it was asked for.

@@ -5,6 +5,7 @@ mod check;
 mod doctor;
 mod events;
 mod generate;
+mod guards;
 mod output;
 mod run;
 mod status;
@@ -94,6 +95,10 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// Put the guards in force without a daemon, as before the network is up
+    Guard(guards::GuardArgs),
+    /// Release the guards of a daemon that has ended
+    Release(guards::ReleaseArgs),
     /// Show what this host offers and what stands in the way
     Doctor(doctor::DoctorArgs),
     /// Make a strong pre-shared key
@@ -196,6 +201,8 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Bandwidth(args) => tunnel::bandwidth(args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Guard(args) => guards::guard(&args, g, out),
+        Verb::Release(args) => guards::release(&args, g, out),
         Verb::Doctor(args) => doctor::doctor(&args, g, out),
         Verb::Psk(args) => generate::psk(&args, out),
         Verb::Completions(args) => generate::completions(&args, Cli::command(), out),

@@ -11,7 +11,8 @@ use crate::{config, driver};
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Ready means: systemd is told so, and the control socket answers. SIGTERM ends the daemon."
+    after_help = "Ready means: systemd is told so, and the control socket answers. SIGTERM ends the daemon; \
+                  the guards stay in force until it runs again, or until cygnet release."
 )]
 pub struct RunArgs {
     /// The configuration
@@ -25,11 +26,14 @@ pub fn run(args: &RunArgs, g: &Global) -> Outcome {
     })?;
     match driver::run(&args.config, loaded, g.verbose) {
         Ok(()) => Ok(0),
-        Err(e) => {
-            let (code, hint) = advice(&e);
-            Err(Failure::new(code, super::output::safe(&format!("{e:#}")), hint))
-        }
+        Err(e) => Err(failure(&e)),
     }
+}
+
+/// What the daemon, or a part of it, could not do.
+pub(super) fn failure(e: &anyhow::Error) -> Failure {
+    let (code, hint) = advice(e);
+    Failure::new(code, super::output::safe(&format!("{e:#}")), hint)
 }
 
 /// Exit code and advice by what the system said.

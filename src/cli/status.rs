@@ -75,6 +75,10 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
         ]
     };
     out.line(&format!("data plane: {} ({})\n", safe(&s.data_plane), safe(&s.data_plane_reason)))?;
+    for o in &s.obstacles {
+        out.line(&format!("{} {}", out.paint(Tone::Bad, "error:"), safe(&o.detail)))?;
+        out.line(&format!("       {}\n", safe(&o.fix)))?;
+    }
     let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
     out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;
     out.line("")?;

@@ -112,10 +112,18 @@ pub static DAEMON: Section = Section {
             "auto",
             "Who handles ESP: the kernel where it can, or cygnet itself.",
         ),
+        may(
+            "guards",
+            Kind::Words(GUARDS),
+            "keep",
+            "What happens to protected traffic when the daemon ends: kept blocked, or released into clear text.",
+        ),
         may("metrics", Kind::Section(&METRICS), "", "The Prometheus exporter."),
         may("console", Kind::Section(&CONSOLE), "", "The web console."),
     ],
 };
+/// Values of `daemon.guards`.
+pub const GUARDS: &[&str] = &["keep", "release"];
 /// Values of `daemon.data_plane`.
 pub const PLANES: &[&str] = &["auto", "kernel", "userspace"];
 

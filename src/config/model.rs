@@ -51,10 +51,21 @@ pub struct Daemon {
     pub state_dir: PathBuf,
     /// Who handles ESP.
     pub data_plane: PlaneChoice,
+    /// What happens to the guards when the daemon ends.
+    pub guards: Guards,
     /// Where the exporter listens; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     /// Where the console listens; `None`: nowhere.
     pub console: Option<SocketAddr>,
+}
+
+/// What happens to the guards when the daemon ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Guards {
+    /// They stay in force: protected traffic is blocked until a daemon carries it, or `cygnet release`.
+    Keep,
+    /// They go: protected traffic is routed like any other.
+    Release,
 }
 
 /// Who handles ESP.

@@ -18,7 +18,7 @@ use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::fields;
 use super::identity::{self, Identity};
 use super::model::{
-    Daemon, DpdAction, Encap, EspParams, GatewayAddress, IkeParams, Limit, PeerAddress, PlaneChoice,
+    Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
     Retransmit, Start,
 };
 use super::units;
@@ -146,6 +146,7 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
         control_socket: "/run/cygnet/control.sock".into(),
         state_dir: "/var/lib/cygnet".into(),
         data_plane: PlaneChoice::Auto,
+        guards: Guards::Keep,
         metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9180))),
         console: None,
     };
@@ -158,6 +159,9 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
     }
     if let Some(n) = r.get("data_plane").and_then(|i| i.word(fields::PLANES)) {
         d.data_plane = [PlaneChoice::Auto, PlaneChoice::Kernel, PlaneChoice::Userspace][n];
+    }
+    if let Some(n) = r.get("guards").and_then(|i| i.word(fields::GUARDS)) {
+        d.guards = [Guards::Keep, Guards::Release][n];
     }
     for (key, slot) in [("metrics", &mut d.metrics), ("console", &mut d.console)] {
         let section = fields::DAEMON.fields.iter().find(|f| f.key == key).map(|f| f.kind);

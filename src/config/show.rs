@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Limit, PlaneChoice, Tunnel};
+use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, Limit, PlaneChoice, Tunnel};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
@@ -18,6 +18,10 @@ pub fn resolved(c: &Config) -> Value {
                 PlaneChoice::Auto => "auto",
                 PlaneChoice::Kernel => "kernel",
                 PlaneChoice::Userspace => "userspace",
+            },
+            "guards": match c.daemon.guards {
+                Guards::Keep => "keep",
+                Guards::Release => "release",
             },
             "metrics": listen(c.daemon.metrics),
             "console": listen(c.daemon.console),

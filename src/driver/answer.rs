@@ -221,6 +221,7 @@ impl Daemon {
         report.data_plane = self.choice.plane.name().to_owned();
         report.data_plane_reason.clone_from(&self.choice.reason);
         let mut findings = report.findings();
+        findings.extend(self.obstacle_findings());
         findings.extend(self.absent.iter().map(|address| Finding {
             name: "address".to_owned(),
             verdict: Verdict::Warning,

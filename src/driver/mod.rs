@@ -13,6 +13,7 @@
 
 mod answer;
 mod clock;
+mod host;
 mod logging;
 mod perform;
 mod plane;
@@ -24,7 +25,7 @@ mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,14 +33,15 @@ use anyhow::{Context, bail};
 use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
-use cygnet_model::plane::{PlaneError, PlaneEvent};
+use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent};
 use cygnet_model::{Spi, TunnelId};
+use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::config::model::{Config, PeerAddress, PlaneChoice};
+use crate::config::model::{Config, Guards, PeerAddress, PlaneChoice};
 use crate::config::{Loaded, units};
 use crate::control::{self, Ask};
 use crate::observe::counters::Counters;
@@ -47,6 +49,7 @@ use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
+use crate::plane::residue;
 use crate::shaping::apply::{Shaper, ShapingError};
 
 use self::answer::Waiter;
@@ -95,6 +98,12 @@ struct Daemon {
     drop_lines: logging::DropLines,
     /// Outer addresses that no interface has.
     absent: BTreeSet<IpAddr>,
+    /// Tells what changes on the host; `None` where it cannot be listened to.
+    host: Option<HostMonitor>,
+    /// What of others stands in the way of the guards.
+    obstacles: Vec<Obstacle>,
+    /// Why caps are not in force, as told last.
+    shaping_troubles: Vec<String>,
     /// When to publish what has changed since the last snapshot.
     publish_at: Option<tokio::time::Instant>,
     started_unix: u64,
@@ -134,6 +143,7 @@ struct Inputs {
     asks: mpsc::Receiver<Ask>,
     resolved: mpsc::Receiver<(String, Vec<IpAddr>)>,
     plane: Option<AsyncFd<OwnedFd>>,
+    host: Option<AsyncFd<OwnedFd>>,
     signals: Signals,
 }
 
@@ -160,15 +170,7 @@ impl Daemon {
         SystemRandom::new()
             .fill(&mut [0u8; 8])
             .map_err(|_| anyhow::anyhow!("there are no random numbers"))?;
-        let wish = match config.daemon.data_plane {
-            PlaneChoice::Auto => Wish::Auto,
-            PlaneChoice::Kernel => Wish::Kernel,
-            PlaneChoice::Userspace => Wish::Userspace,
-        };
-        let choice = match choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun()) {
-            Ok(choice) => choice,
-            Err(reason) => bail!("{reason}"),
-        };
+        let choice = choose_plane(&config)?;
         tracing::info!(plane = choice.plane.name(), "data plane: {}", choice.reason);
 
         // What others may have taken comes before anything that touches the network: a daemon that cannot start leaves
@@ -191,6 +193,8 @@ impl Daemon {
                 .with_context(|| format!("cannot use address {address} of a gateway"))?;
             natt.push((address, socket));
         }
+        // A start that fails must not open what an earlier life of the daemon left guarded.
+        let at_failure = if residue::guards_stand() { Guards::Keep } else { Guards::Release };
         let mut plane = Plane::open(
             choice.plane,
             Box::new(move |local, remote, bytes| {
@@ -202,7 +206,7 @@ impl Daemon {
             Ok(foreign) => foreign,
             Err(e) => {
                 // Why the start failed is what counts; what could not be released is in the log.
-                let _ = release(plane, &config);
+                let _ = plane.end(at_failure);
                 return Err(e.into());
             }
         };
@@ -228,12 +232,11 @@ impl Daemon {
         for name in names {
             tokio::spawn(resolve(name, resolved_tx.clone()));
         }
-        let plane_fd = match plane.port_ref().event_fd() {
-            // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
-            #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
-            Some(fd) => Some(AsyncFd::new(fd.try_clone_to_owned()?)?),
-            None => None,
-        };
+        let plane_fd = plane.port_ref().event_fd().map(watched).transpose()?;
+        let host = HostMonitor::open()
+            .inspect_err(|e| tracing::warn!(error = %e, "changes of the host are seen late"))
+            .ok();
+        let host_fd = host.as_ref().map(|h| watched(h.fd())).transpose()?;
 
         let mut daemon = Self {
             path: path.to_owned(),
@@ -254,13 +257,16 @@ impl Daemon {
             stranger_lines: logging::RateLimit::new(30),
             drop_lines: logging::DropLines::default(),
             absent: BTreeSet::new(),
+            host,
+            obstacles: Vec::new(),
+            shaping_troubles: Vec::new(),
             publish_at: None,
             started_unix: now.unix,
             config_ok: true,
             config,
         };
         daemon.configure();
-        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd, signals }))
+        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd, host: host_fd, signals }))
     }
 
     /// Brings everything but the data plane in line with the configuration.
@@ -320,12 +326,14 @@ impl Daemon {
                         self.input(Input::Datagram { flow, bytes: &bytes });
                     }
                 }
-                () = plane_ready(inputs.plane.as_ref()) => self.plane_events(),
+                () = readable(inputs.plane.as_ref()) => self.plane_events(),
+                () = readable(inputs.host.as_ref()) => self.on_host_changes(),
                 Some(ask) = inputs.asks.recv() => self.answer(ask),
                 Some((name, addresses)) = inputs.resolved.recv() => self.on_resolved(name, addresses),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 _ = sampling.tick() => {
                     self.look_for_addresses();
+                    self.audit();
                     self.sample();
                 }
                 () = sleep_until(self.publish_at) => self.publish(),
@@ -362,14 +370,14 @@ impl Daemon {
         }
     }
 
-    /// Gives the host back as it was.
+    /// Ends traffic control and the tunnels. The guards stay in force unless the configuration says otherwise.
     fn stop(mut self) -> anyhow::Result<()> {
         if let Some(shaper) = &mut self.shaper {
             for e in shaper.remove_all().err().into_iter().flatten() {
                 tracing::error!(error = %e, "a bandwidth level could not be removed");
             }
         }
-        Ok(release(self.plane, &self.config)?)
+        Ok(self.plane.end(self.config.daemon.guards)?)
     }
 
     /// Feeds one input to the protocol and performs what comes out.
@@ -385,6 +393,7 @@ impl Daemon {
                 PlaneEvent::Acquire(child) => self.input(Input::Acquire(child)),
                 PlaneEvent::Expired { sa, hard } => self.input(Input::Expired { sa, hard }),
                 PlaneEvent::PeerMoved { sa, remote } => self.input(Input::PeerMoved { sa, remote }),
+                PlaneEvent::Repaired { what, count } => self.on_repaired(what, count),
                 PlaneEvent::Lost => {
                     tracing::warn!("events of the data plane were lost; its state is read anew");
                     if let Err(e) = self.plane.resync() {
@@ -429,11 +438,13 @@ impl Daemon {
                 bandwidth_bps: self.bandwidth.get(&g.name).copied().flatten(),
             })
             .collect();
-        if self.shaper.is_none() && gateways.iter().all(|g| g.bandwidth_bps.is_none()) {
-            return Vec::new();
-        }
+        // Also without any level: an earlier life of the daemon may have left some.
         let shaper = match self.shaper.take().map_or_else(Shaper::open, Ok) {
             Ok(shaper) => self.shaper.insert(shaper),
+            Err(e) if gateways.iter().all(|g| g.bandwidth_bps.is_none()) => {
+                tracing::debug!(error = %e, "no traffic control");
+                return Vec::new();
+            }
             Err(e) => {
                 tracing::error!(error = %e, "bandwidth levels are not in force");
                 return vec![e];
@@ -473,6 +484,29 @@ fn outer_addresses(config: &Config) -> anyhow::Result<BTreeSet<IpAddr>> {
     Ok(all)
 }
 
+/// The data plane that this host has and the configuration allows.
+fn choose_plane(config: &Config) -> anyhow::Result<Choice> {
+    let wish = match config.daemon.data_plane {
+        PlaneChoice::Auto => Wish::Auto,
+        PlaneChoice::Kernel => Wish::Kernel,
+        PlaneChoice::Userspace => Wish::Userspace,
+    };
+    choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun())
+        .map_err(|reason| anyhow::anyhow!(reason))
+}
+
+/// Puts the guards of a configuration in force without a daemon, and says how many they are. They stay as after the end
+/// of a daemon.
+pub fn guard(config: &Config) -> anyhow::Result<usize> {
+    let choice = choose_plane(config)?;
+    let mut plane = Plane::open(choice.plane, Box::new(|_, _, _| {}))?;
+    let result = occupy(&mut plane, config, Vec::new());
+    // Guards in force are better than none, whatever went wrong with one of them.
+    plane.end(Guards::Keep)?;
+    result?;
+    Ok(policy::guards(config).len())
+}
+
 /// Puts the guards in force and hands the sockets to the plane; gives the SPIs that others use.
 fn occupy(
     plane: &mut Plane,
@@ -484,6 +518,7 @@ fn occupy(
         plane.port().guard(&guard)?;
     }
     plane.settle()?;
+    residue::release_other(plane.port_ref().kind())?;
     let mut foreign = Vec::new();
     for (address, socket) in natt {
         if let Some(socket) = socket {
@@ -494,24 +529,18 @@ fn occupy(
     Ok(foreign)
 }
 
-/// Takes back what [`occupy`] and the tunnels did. Goes on after errors, logs them and gives the first.
-fn release(mut plane: Plane, config: &Config) -> Result<(), PlaneError> {
-    let mut first = Ok(());
-    for guard in policy::guards(config) {
-        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
-        if let Err(e) = result {
-            tracing::error!(error = %e, "a guard could not be released");
-            first = first.and(Err(e));
-        }
-    }
-    first.and(plane.shut_down())
+/// A descriptor of its own for the loop to wait on.
+fn watched(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
+    #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
+    AsyncFd::new(fd.try_clone_to_owned()?)
 }
 
-/// Waits until the plane has events; for ever if it tells of none.
-async fn plane_ready(fd: Option<&AsyncFd<OwnedFd>>) {
+/// Waits until a descriptor has something to read; for ever if there is none.
+async fn readable(fd: Option<&AsyncFd<OwnedFd>>) {
     match fd {
         Some(fd) => match fd.readable().await {
-            // The events are read to the end by the caller, after which the descriptor is not readable any more.
+            // What there is is read to the end by the caller, after which the descriptor is not readable any more.
             Ok(mut guard) => guard.clear_ready(),
             Err(_) => std::future::pending().await,
         },

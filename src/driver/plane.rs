@@ -2,8 +2,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
-use cygnet_model::plane::{DataPlane, PlaneError, PlaneKind};
+use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneKind};
 
+use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
 
@@ -66,11 +67,33 @@ impl Plane {
         }
     }
 
-    /// Ends the plane. Guards must have been released.
-    pub fn shut_down(self) -> Result<(), PlaneError> {
+    /// Looks whether the guards are still in force and puts them right; says how much had to be put right.
+    pub fn audit(&mut self) -> Result<usize, PlaneError> {
         match self {
-            Self::Kernel(_) => Ok(()),
-            Self::User(p) => p.shut_down(),
+            Self::Kernel(p) => p.audit(),
+            Self::User(p) => p.resync(),
+        }
+    }
+
+    /// What of others stands in the way of the guards.
+    pub fn obstacles(&self) -> Vec<Obstacle> {
+        match self {
+            Self::Kernel(p) => p.obstacles(),
+            Self::User(_) => Vec::new(),
+        }
+    }
+
+    /// Ends the plane: tunnels are closed, and the guards stay in force or go.
+    pub fn end(self, guards: Guards) -> Result<(), PlaneError> {
+        match (self, guards) {
+            (Self::Kernel(mut p), Guards::Keep) => p.park(),
+            (Self::Kernel(mut p), Guards::Release) => p.release(),
+            // The TUN device goes with the plane; the rules lead into a blackhole from then on.
+            (Self::User(p), Guards::Keep) => {
+                drop(p);
+                Ok(())
+            }
+            (Self::User(p), Guards::Release) => p.shut_down(),
         }
     }
 }

@@ -200,6 +200,7 @@ impl Daemon {
             data_plane_reason: self.choice.reason.clone(),
             started: rfc3339(self.started_unix),
             config_ok: self.config_ok,
+            obstacles: self.obstacle_findings(),
             half_open: u64::try_from(self.endpoint.half_open()).unwrap_or(u64::MAX),
             gateways,
             tunnels,

@@ -59,6 +59,10 @@ pub enum Kind {
     LimitChanged,
     /// The data plane refused something, or lost events.
     DataPlane,
+    /// Others had removed guards; they are in force again.
+    GuardRepaired,
+    /// Something of others decides about protected packets before the guards do.
+    GuardObstructed,
     /// A datagram was dropped; a limited number of them is told.
     DatagramDropped,
     /// Events were lost because the reader was slow.
@@ -79,6 +83,8 @@ impl Kind {
                 | Self::RekeyFailed
                 | Self::PeerDead
                 | Self::DatagramDropped
+                | Self::GuardRepaired
+                | Self::GuardObstructed
                 | Self::Lost
         )
     }
@@ -102,6 +108,8 @@ impl Kind {
             Self::BandwidthChanged => "bandwidth_changed",
             Self::LimitChanged => "limit_changed",
             Self::DataPlane => "data_plane",
+            Self::GuardRepaired => "guard_repaired",
+            Self::GuardObstructed => "guard_obstructed",
             Self::DatagramDropped => "datagram_dropped",
             Self::Lost => "lost",
             Self::Other => "other",

@@ -27,6 +27,9 @@ pub struct Snapshot {
     /// IKE SAs that wait for their peer's IKE_AUTH.
     #[serde(default)]
     pub half_open: u64,
+    /// What stands in the way of the guards, so that protected packets may not be protected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub obstacles: Vec<Finding>,
     /// VPN gateways in the order of the configuration.
     pub gateways: Vec<GatewayStatus>,
     /// Tunnels in the order of the configuration, each one that is configured.
@@ -43,6 +46,7 @@ impl Default for Snapshot {
             started: String::new(),
             config_ok: true,
             half_open: 0,
+            obstacles: Vec::new(),
             gateways: Vec::new(),
             tunnels: Vec::new(),
         }
@@ -50,9 +54,9 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Whether every tunnel that should be up is up.
+    /// Whether every tunnel that should be up is up, and nothing stands in the way of the guards.
     pub fn healthy(&self) -> bool {
-        self.tunnels.iter().all(|t| !t.wanted || t.state.is_up())
+        self.obstacles.is_empty() && self.tunnels.iter().all(|t| !t.wanted || t.state.is_up())
     }
 }
 

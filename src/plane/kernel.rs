@@ -7,20 +7,23 @@
 //! [`KernelPlane::sweep`], and guards that are taken up meanwhile replace them in place, so that no packet gets out in
 //! clear text between. States that are installed again with the same keys are taken over with their sequence numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use cygnet_model::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
+use cygnet_model::plane::{
+    DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
+};
 use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Reqid, Spi};
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
-use cygnet_xfrm::policy::{Policy, PolicyChange};
+use cygnet_xfrm::policy::{Policy, PolicyChange, PolicyKey};
 use cygnet_xfrm::sa::{Move, SaKey};
 use cygnet_xfrm::{Errno, NetlinkError, Xfrm};
 
+use super::foreign;
 use super::spd::{self, Layer, Spd};
 
 /// A packet flood must not become a flood of acquires.
@@ -40,6 +43,16 @@ pub struct KernelPlane {
     installs: u64,
     acquires: BTreeMap<ChildId, Instant>,
     nonce: u16,
+    /// Policies of other programs, as last seen.
+    foreign: Vec<Policy>,
+    /// Others changed policies since they were last seen.
+    drifted: bool,
+    /// How many policies there were when ours were last known to be in force; `None` after changes of ours.
+    counts: Option<[u32; 3]>,
+    /// When policies were last put right because others changed some, and how long that took.
+    mended: Option<(Instant, Duration)>,
+    /// Events to hand out.
+    events: VecDeque<PlaneEvent>,
 }
 
 /// What is known of a state.
@@ -77,6 +90,11 @@ impl KernelPlane {
         let mut plane = Self {
             xfrm: Xfrm::open().map_err(fail)?,
             monitor,
+            foreign: Vec::new(),
+            drifted: false,
+            counts: None,
+            mended: None,
+            events: VecDeque::new(),
             spd: Spd::default(),
             sas: BTreeMap::new(),
             by_key: BTreeMap::new(),
@@ -87,6 +105,7 @@ impl KernelPlane {
             acquires: BTreeMap::new(),
             nonce: 0,
         };
+        plane.monitor.watch(plane.xfrm.port()).map_err(fail)?;
         plane.observe_policies().map_err(fail)?;
         plane.inherited = plane.spd.inherit();
         let states = plane.xfrm.dump_sas().map_err(fail)?;
@@ -134,13 +153,70 @@ impl KernelPlane {
     pub fn resync(&mut self) -> Result<usize, PlaneError> {
         let operation = "put the kernel's policies right";
         self.observe_policies().map_err(|e| error(operation, &e))?;
-        let due = self.spd.pending().len();
+        let due = self.due().len();
         self.apply(operation).map(|()| due)
     }
 
+    /// Looks whether all policies are still in force, as far as the kernel's numbers tell, and puts right what is not.
+    /// Returns how many had to be put right.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn audit(&mut self) -> Result<usize, PlaneError> {
+        if !self.drifted && self.counts.is_some() {
+            // A kernel that does not tell is read each time.
+            let now = self.xfrm.policy_counts().ok();
+            if now == self.counts {
+                return Ok(0);
+            }
+        }
+        self.drifted = false;
+        let repaired = self.resync()?;
+        self.counts = self.xfrm.policy_counts().ok();
+        Ok(repaired)
+    }
+
+    /// Whether anything of ours was in the kernel when the plane was opened, or has been put there since.
+    pub fn holds_policies(&self) -> bool {
+        !self.spd.is_empty()
+    }
+
+    /// What other programs have in the kernel that decides about guarded packets before the guards do.
+    pub fn obstacles(&self) -> Vec<Obstacle> {
+        foreign::in_front(&self.foreign, self.spd.winners())
+    }
+
+    /// Closes all tunnels and removes all SAs. The guards stay in force, also after the process.
+    ///
+    /// # Errors
+    /// Goes on after errors and returns the first.
+    pub fn park(&mut self) -> Result<(), PlaneError> {
+        let children: BTreeSet<ChildId> =
+            self.tunnels.keys().copied().chain(self.sas.keys().map(|sa| sa.child)).collect();
+        let mut first = Ok(());
+        for child in children {
+            let closed = self.close_tunnel(child);
+            first = first.and(closed);
+        }
+        first
+    }
+
+    /// Removes everything of ours. From here on guarded packets pass as if there had been no gateway.
+    ///
+    /// # Errors
+    /// Goes on after errors and returns the first.
+    pub fn release(&mut self) -> Result<(), PlaneError> {
+        let parked = self.park();
+        self.acquires.clear();
+        self.spd.withdraw();
+        parked.and(self.apply("release the guards"))
+    }
+
     fn observe_policies(&mut self) -> Result<(), NetlinkError> {
-        let ours = self.xfrm.dump_policies()?.into_iter().filter(spd::is_ours);
+        let (ours, foreign): (Vec<Policy>, Vec<Policy>) =
+            self.xfrm.dump_policies()?.into_iter().partition(spd::is_ours);
         self.spd.observe(ours);
+        self.foreign = foreign;
         Ok(())
     }
 
@@ -152,8 +228,9 @@ impl KernelPlane {
         policies: Vec<Policy>,
         operation: &str,
     ) -> Result<(), PlaneError> {
+        let keys: Vec<PolicyKey> = policies.iter().map(|p| p.key).collect();
         let before = self.spd.wish(layer, child, policies);
-        let result = self.apply(operation);
+        let result = self.apply(operation).and_then(|()| self.refuse_taken(&keys, operation));
         if result.is_err() {
             self.spd.wish(layer, child, before);
             // If this fails too, the steps stay pending and come with the next change.
@@ -162,23 +239,54 @@ impl KernelPlane {
         result
     }
 
-    /// Does what is pending. Lost answers are made good by reading the policies once.
+    /// Does what is pending. Lost answers, and places that turn out to be taken, are made good by reading the policies
+    /// once.
     fn apply(&mut self, operation: &str) -> Result<(), PlaneError> {
         let mut result = self.apply_once();
-        if result.as_ref().is_err_and(NetlinkError::is_unsure) {
+        let read_anew = |e: &NetlinkError| e.is_unsure() || e.errno() == Some(Errno::EEXIST);
+        if result.as_ref().is_err_and(read_anew) {
             result = self.observe_policies().and_then(|()| self.apply_once());
         }
         result.map_err(|e| error(operation, &e))
     }
 
+    /// The steps that are due, but for places that somebody else has: those are obstacles, not steps.
+    fn due(&self) -> Vec<PolicyChange> {
+        let mut due = self.spd.pending();
+        due.retain(|c| !matches!(c, PolicyChange::Add(p) if self.foreign.iter().any(|f| f.key == p.key)));
+        due
+    }
+
+    /// Refuses to go on where somebody else has one of the places, and names the owner.
+    fn refuse_taken(&self, keys: &[PolicyKey], operation: &str) -> Result<(), PlaneError> {
+        match self.foreign.iter().find(|f| keys.contains(&f.key)) {
+            None => Ok(()),
+            Some(theirs) => Err(PlaneError {
+                operation: operation.to_owned(),
+                kind: PlaneErrorKind::Exists,
+                detail: format!(
+                    "another IPsec program has a policy for the same packets, {}; take them out of one of the two \
+                     configurations (ip xfrm policy shows it)",
+                    foreign::describe(theirs)
+                ),
+            }),
+        }
+    }
+
     fn apply_once(&mut self) -> Result<(), NetlinkError> {
-        let changes = self.spd.pending();
+        let changes = self.due();
         // Removals only after every addition worked: a place that has lost its policy must have another one.
         let (puts, deletes) =
-            changes.split_at(changes.partition_point(|c| matches!(c, PolicyChange::Put(_))));
+            changes.split_at(changes.partition_point(|c| !matches!(c, PolicyChange::Delete(_))));
         for step in [puts, deletes] {
             let mut failure = None;
-            for (change, result) in step.iter().zip(self.xfrm.change_policies(step)?) {
+            let results = self.xfrm.change_policies(step)?;
+            if !step.is_empty() {
+                self.counts = None;
+                // An overrun shows again when events are asked for.
+                self.drifted |= self.monitor.drain().is_err();
+            }
+            for (change, result) in step.iter().zip(results) {
                 match result {
                     Ok(()) => self.spd.applied(change),
                     Err(e) => failure = failure.or(Some(e)),
@@ -188,7 +296,9 @@ impl KernelPlane {
                 return Err(e);
             }
         }
-        self.spd.settled();
+        if self.foreign.is_empty() || self.spd.pending().is_empty() {
+            self.spd.settled();
+        }
         Ok(())
     }
 
@@ -269,18 +379,62 @@ impl KernelPlane {
             Event::Expired { state, hard } => {
                 let sa = *self.by_key.get(&state.key)?;
                 if hard {
-                    self.by_key.remove(&state.key);
-                    if let Some(installed) = self.sas.get_mut(&sa) {
-                        installed.ended = Some(state.counters);
-                    }
-                    // If it fails, packets meet a policy whose state is gone: dropped, not sent in clear text.
-                    let _ = self.refresh_tunnel(sa.child, "use another SA");
+                    self.on_gone(state.key, state.counters);
                 }
                 Some(PlaneEvent::Expired { sa, hard })
+            }
+            Event::Policies => {
+                self.drifted = true;
+                None
+            }
+            Event::StateRemoved { key } => self.on_removed(key),
+            Event::StatesFlushed => {
+                let gone: Vec<SaKey> = self.by_key.keys().copied().collect();
+                let ended: Vec<PlaneEvent> =
+                    gone.into_iter().filter_map(|key| self.on_removed(key)).collect();
+                self.events.extend(ended);
+                None
             }
             Event::Mapping { key, remote, .. } => {
                 Some(PlaneEvent::PeerMoved { sa: *self.by_key.get(&key)?, remote })
             }
+        }
+    }
+}
+
+impl KernelPlane {
+    /// The kernel has no such state any more.
+    fn on_gone(&mut self, key: SaKey, counters: SaCounters) -> Option<SaId> {
+        let sa = self.by_key.remove(&key)?;
+        if let Some(installed) = self.sas.get_mut(&sa) {
+            installed.ended = Some(counters);
+        }
+        // If it fails, packets meet a policy whose state is gone: dropped, not sent in clear text.
+        let _ = self.refresh_tunnel(sa.child, "use another SA");
+        Some(sa)
+    }
+
+    /// Somebody else removed a state: for the protocol that is the same as its end.
+    fn on_removed(&mut self, key: SaKey) -> Option<PlaneEvent> {
+        let sa = self.on_gone(key, SaCounters::default())?;
+        Some(PlaneEvent::Expired { sa, hard: true })
+    }
+
+    /// Puts policies right after others changed some.
+    fn mend(&mut self) -> Option<PlaneEvent> {
+        let began = Instant::now();
+        // Somebody who changes policies all the time must not keep us reading all the time; the audit comes anyway.
+        if self.mended.is_some_and(|(at, took)| began.duration_since(at) < took * 10) {
+            self.drifted = true;
+            return None;
+        }
+        let mended = self.resync();
+        self.mended = Some((began, began.elapsed()));
+        match mended {
+            Ok(0) => None,
+            Ok(count) => Some(PlaneEvent::Repaired { what: "policies", count }),
+            // The owner tries again, and tells why it fails.
+            Err(_) => Some(PlaneEvent::Lost),
         }
     }
 }
@@ -428,12 +582,16 @@ impl DataPlane for KernelPlane {
 
     fn next_event(&mut self) -> Option<PlaneEvent> {
         loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
             match self.monitor.next_event() {
                 Ok(Some(event)) => {
                     if let Some(event) = self.event(event) {
                         return Some(event);
                     }
                 }
+                Ok(None) if std::mem::take(&mut self.drifted) => return self.mend(),
                 Ok(None) => return None,
                 // Whatever it was, events may have gone with it.
                 Err(_) => return Some(PlaneEvent::Lost),

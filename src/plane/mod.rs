@@ -1,6 +1,8 @@
 //! Data planes and the choice between them.
 
 pub mod choose;
+mod foreign;
 pub mod kernel;
+pub mod residue;
 mod spd;
 pub mod user;

@@ -49,7 +49,8 @@ impl Spd {
     /// Takes over what the kernel holds of ours, in place of what was believed before.
     pub fn observe(&mut self, policies: impl IntoIterator<Item = Policy>) {
         self.installed = policies.into_iter().map(|p| (p.key, p)).collect();
-        self.dirty = self.candidates.keys().copied().collect();
+        // What was due stays due: a removal whose answer was lost has no candidate any more.
+        self.dirty.extend(self.candidates.keys());
     }
 
     /// Sets the wishes of a child and returns those that were there.
@@ -79,6 +80,8 @@ impl Spd {
         let (mut puts, mut deletes) = (Vec::new(), Vec::new());
         for key in &self.dirty {
             match (self.winner(key), self.installed.get(key)) {
+                // Never in the place of somebody else's.
+                (Some(want), None) => puts.push(PolicyChange::Add(*want)),
                 (Some(want), have) if have != Some(want) => puts.push(PolicyChange::Put(*want)),
                 (None, Some(_)) => deletes.push(PolicyChange::Delete(*key)),
                 _ => {}
@@ -91,7 +94,7 @@ impl Spd {
     /// Notes that the kernel took a step.
     pub fn applied(&mut self, change: &PolicyChange) {
         match change {
-            PolicyChange::Put(policy) => {
+            PolicyChange::Add(policy) | PolicyChange::Put(policy) => {
                 self.installed.insert(policy.key, *policy);
             }
             PolicyChange::Delete(key) => {
@@ -128,6 +131,23 @@ impl Spd {
             self.installed.keys().filter(|key| !self.candidates.contains_key(key)).copied().collect();
         self.dirty.extend(&orphans);
         orphans.len()
+    }
+
+    /// Withdraws every wish, so that everything of ours is due for removal.
+    pub fn withdraw(&mut self) {
+        self.wishes.clear();
+        self.candidates.clear();
+        self.dirty.extend(self.installed.keys());
+    }
+
+    /// The policies that shall be in force.
+    pub fn winners(&self) -> impl Iterator<Item = &Policy> + Clone {
+        self.candidates.values().filter_map(|at| at.values().next())
+    }
+
+    /// Whether nothing of ours is in the kernel.
+    pub fn is_empty(&self) -> bool {
+        self.installed.is_empty()
     }
 
     /// Whether a tunnel of the child is open.
@@ -321,6 +341,27 @@ mod tests {
             assert!(matches!(change, PolicyChange::Put(_)), "{change:?}");
         }
         assert_eq!((opened.len(), closed.len()), (3, 3));
+    }
+
+    #[test]
+    fn a_place_that_is_not_ours_is_never_taken() {
+        let mut spd = Spd::default();
+        spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
+        assert!(spd.pending().iter().all(|c| matches!(c, PolicyChange::Add(_))));
+    }
+
+    /// The kernel may have done what it was asked for or not: it is asked what it holds, and the rest is done again.
+    #[test]
+    fn a_removal_whose_answer_was_lost_is_due_until_it_is_seen() {
+        let mut spd = Spd::default();
+        let policies = guard(1, "10.1.0.0/16", "10.2.0.0/16");
+        spd.wish(Layer::Guard, child(1), policies.clone());
+        settle(&mut spd);
+        spd.wish(Layer::Guard, child(1), vec![]);
+        spd.observe(policies);
+        assert_eq!(spd.pending().len(), 3, "the kernel still has them");
+        spd.observe(vec![]);
+        assert!(spd.pending().is_empty());
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Shaper {
         Ok(Self { tc, ids: ClassIds::default(), gateways: vec![], plan: Plan::new() })
     }
 
+    /// The number by which the kernel names us as the cause of a change.
+    pub const fn port(&self) -> u32 {
+        self.tc.port()
+    }
+
     /// Makes the caps of `gateways` the only ones. Rates change in place; interfaces without a capped gateway get
     /// their default qdisc back. Call it again when addresses have moved.
     ///
@@ -87,7 +92,16 @@ impl Shaper {
     /// Goes on after errors and returns all: other gateways are capped all the same.
     pub fn apply(&mut self, gateways: Vec<Gateway>) -> Result<(), Vec<ShapingError>> {
         self.gateways = gateways;
+        self.mend().map(|_| ())
+    }
+
+    /// Puts right what others changed, or what went with an interface. Returns how many steps that took.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn mend(&mut self) -> Result<usize, Vec<ShapingError>> {
         let mut errors = Vec::new();
+        let mut steps = 0;
         let rates: Vec<GatewayRate> =
             self.gateways.iter().map(|g| locate(&mut self.tc, g, &mut errors)).collect();
         self.plan = plan(&rates, &mut self.ids);
@@ -98,12 +112,16 @@ impl Shaper {
         }
         for interface in interfaces {
             let want = self.plan.get(&interface);
-            if let Err(e) = bring(&mut self.tc, interface, want) {
-                let capped = want.into_iter().flat_map(|w| w.classes.values()).map(|(name, _)| name.clone());
-                errors.push(ShapingError { gateways: capped.collect(), ..e });
+            match bring(&mut self.tc, interface, want) {
+                Ok(done) => steps += done,
+                Err(e) => {
+                    let capped =
+                        want.into_iter().flat_map(|w| w.classes.values()).map(|(name, _)| name.clone());
+                    errors.push(ShapingError { gateways: capped.collect(), ..e });
+                }
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+        if errors.is_empty() { Ok(steps) } else { Err(errors) }
     }
 
     /// Changes the cap of one gateway, live. `false` if there is no gateway of that name.
@@ -176,15 +194,15 @@ fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> Gat
     GatewayRate { name: gateway.name.clone(), addresses, bandwidth_bps: gateway.bandwidth_bps }
 }
 
-/// Does what an interface needs.
-fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<(), ShapingError> {
+/// Does what an interface needs, and says how many steps that took.
+fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<usize, ShapingError> {
     let device = tc.interface(interface).map_or_else(|_| format!("interface {interface}"), |i| i.name);
     let fail = |what: &str, e: NetlinkError| ShapingError::new(format!("cannot {what} on {device}: {e}"));
     let root = match tc.root_owner(interface).map_err(|e| fail("look at the queueing disciplines", e))? {
         RootOwner::Ours => true,
         RootOwner::Default => false,
         RootOwner::Foreign(q) => {
-            let Some(want) = want else { return Ok(()) };
+            let Some(want) = want else { return Ok(0) };
             let names: Vec<&str> = want.classes.values().map(|(name, _)| name.as_str()).collect();
             return Err(ShapingError::new(format!(
                 "{device} has the queueing discipline {} {} that cygnet did not make, so the bandwidth of gateway \
@@ -204,7 +222,9 @@ fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<()
     } else {
         Observed::default()
     };
-    for step in steps(want, &have) {
+    let steps = steps(want, &have);
+    let count = steps.len();
+    for step in steps {
         let (what, result) = match step {
             Step::AddRoot => ("add an HTB", tc.add_root(interface)),
             Step::PutClass(handle, rates) => {
@@ -217,5 +237,5 @@ fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<()
         };
         result.map_err(|e| fail(what, e))?;
     }
-    Ok(())
+    Ok(count)
 }

@@ -16,6 +16,8 @@ pub(crate) const fn min_len(kind: u16) -> usize {
         c::XFRM_MSG_ACQUIRE => netlink_packet_xfrm::XFRM_USER_ACQUIRE_LEN,
         c::XFRM_MSG_EXPIRE => netlink_packet_xfrm::XFRM_USER_EXPIRE_LEN,
         c::XFRM_MSG_MAPPING => netlink_packet_xfrm::XFRM_USER_MAPPING_LEN,
+        // struct xfrm_usersa_id
+        c::XFRM_MSG_DELSA => 24,
         // Types that nobody here reads.
         _ => usize::MAX,
     }

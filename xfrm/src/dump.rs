@@ -123,8 +123,8 @@ impl Xfrm {
             .dump(&Request::new(XFRM_MSG_GETSA, 0, w), |kind, payload| Ok(SaEntry::parse(kind, payload)))
     }
 
-    /// All policies of the network namespace that can be expressed as [`Policy`]: others (of sockets, with several
-    /// templates, bound to interfaces) are none of ours.
+    /// All policies of the network namespace that can be expressed as [`Policy`]: others (of sockets, bound to
+    /// interfaces) are none of ours. One with several templates is shown with its first.
     ///
     /// # Errors
     /// Transport errors and missing rights.
@@ -158,8 +158,7 @@ pub(crate) fn parse_policy(kind: u16, payload: &[u8]) -> Option<Policy> {
     let templates = codec::find(attributes, XFRMA_TMPL).unwrap_or_default();
     let template = match templates.len() {
         0 => None,
-        netlink_packet_xfrm::XFRM_USER_TEMPLATE_LEN => Some(UserTemplate::parse(templates).ok()?),
-        _ => return None,
+        _ => Some(UserTemplate::parse(templates.get(..netlink_packet_xfrm::XFRM_USER_TEMPLATE_LEN)?).ok()?),
     };
     let action = match (info.action, &template) {
         (c::XFRM_POLICY_BLOCK, _) => PolicyAction::Block,

@@ -18,6 +18,7 @@ pub mod codec;
 mod convert;
 pub mod dump;
 pub mod error;
+pub mod host;
 pub mod link;
 pub mod monitor;
 pub mod policy;
@@ -52,5 +53,10 @@ impl Xfrm {
             socket: NetlinkSocket::open(netlink_sys::protocols::NETLINK_XFRM)?,
             dialect: sa::Dialect::default(),
         })
+    }
+
+    /// The number by which the kernel names us as the cause of a change; see [`monitor::Monitor::watch`].
+    pub const fn port(&self) -> u32 {
+        self.socket.port()
     }
 }

@@ -7,11 +7,13 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
+use cygnet_model::Spi;
 use netlink_packet_xfrm::constants::{
-    XFRM_MSG_ACQUIRE, XFRM_MSG_EXPIRE, XFRM_MSG_MAPPING, XFRMA_TMPL, XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE,
-    XFRMNLGRP_MAPPING,
+    IPPROTO_ESP, XFRM_MSG_ACQUIRE, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA, XFRM_MSG_EXPIRE, XFRM_MSG_FLUSHPOLICY,
+    XFRM_MSG_FLUSHSA, XFRM_MSG_MAPPING, XFRM_MSG_NEWPOLICY, XFRM_MSG_UPDPOLICY, XFRMA_TMPL,
+    XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING, XFRMNLGRP_POLICY, XFRMNLGRP_SA,
 };
-use netlink_packet_xfrm::{UserExpire, UserMapping, UserTemplate};
+use netlink_packet_xfrm::{UserExpire, UserMapping, UserSaId, UserTemplate};
 
 use crate::dump::SaEntry;
 use crate::error::NetlinkError;
@@ -43,13 +45,34 @@ pub enum Event {
         /// Where the packet came from.
         remote: SocketAddr,
     },
+    /// Somebody added, changed or removed policies; see [`Monitor::watch`].
+    Policies,
+    /// Somebody removed a state.
+    StateRemoved {
+        /// The state.
+        key: SaKey,
+    },
+    /// Somebody removed all states.
+    StatesFlushed,
 }
 
 impl Event {
     /// Reads a notification; `None` for those that mean nothing to us.
     pub fn parse(kind: u16, payload: &[u8]) -> Option<Self> {
+        match kind {
+            XFRM_MSG_NEWPOLICY | XFRM_MSG_UPDPOLICY | XFRM_MSG_DELPOLICY | XFRM_MSG_FLUSHPOLICY => {
+                return Some(Self::Policies);
+            }
+            XFRM_MSG_FLUSHSA => return Some(Self::StatesFlushed),
+            _ => {}
+        }
         let (fixed, attributes) = convert::split(kind, payload)?;
         match kind {
+            XFRM_MSG_DELSA => {
+                let id = UserSaId::parse(fixed).ok()?;
+                let key = SaKey { destination: convert::ip(&id.daddr, id.family)?, spi: Spi::new(id.spi)? };
+                (id.proto == IPPROTO_ESP).then_some(Self::StateRemoved { key })
+            }
             XFRM_MSG_EXPIRE => {
                 let expire = UserExpire::parse(fixed).ok()?;
                 let state = SaEntry::of(&expire.state, attributes)?;
@@ -64,7 +87,7 @@ impl Event {
                 let family = mapping.id.family;
                 let destination: IpAddr = convert::ip(&mapping.id.daddr, family)?;
                 Some(Self::Mapping {
-                    key: SaKey { destination, spi: cygnet_model::Spi::new(mapping.id.spi)? },
+                    key: SaKey { destination, spi: Spi::new(mapping.id.spi)? },
                     reqid: mapping.reqid,
                     remote: SocketAddr::new(convert::ip(&mapping.new_saddr, family)?, mapping.new_sport),
                 })
@@ -79,6 +102,8 @@ impl Event {
 pub struct Monitor {
     socket: NetlinkSocket,
     pending: VecDeque<Event>,
+    /// The socket whose changes are not told.
+    own: Option<u32>,
 }
 
 impl Monitor {
@@ -90,7 +115,43 @@ impl Monitor {
     pub fn open() -> Result<Self, NetlinkError> {
         let groups = [XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING];
         let socket = NetlinkSocket::monitor(netlink_sys::protocols::NETLINK_XFRM, &groups)?;
-        Ok(Self { socket, pending: VecDeque::new() })
+        Ok(Self { socket, pending: VecDeque::new(), own: None })
+    }
+
+    /// Starts to tell what others than the socket with the port `own` do to policies and states.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`].
+    pub fn watch(&mut self, own: u32) -> Result<(), NetlinkError> {
+        for group in [XFRMNLGRP_POLICY, XFRMNLGRP_SA] {
+            self.socket.join(netlink_sys::protocols::NETLINK_XFRM, group)?;
+        }
+        self.own = Some(own);
+        Ok(())
+    }
+
+    /// Reads off the socket what waits there, so that the notifications of own changes do not push out others'.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Overrun`] if events were lost; listening goes on.
+    pub fn drain(&mut self) -> Result<(), NetlinkError> {
+        while self.read()? {}
+        Ok(())
+    }
+
+    /// Reads one datagram; `false` if there is none.
+    fn read(&mut self) -> Result<bool, NetlinkError> {
+        let (pending, own) = (&mut self.pending, self.own);
+        self.socket.next_notice(|kind, cause, payload| {
+            if own != Some(cause)
+                && let Some(event) = Event::parse(kind, payload)
+            {
+                // One word says as much as a thousand.
+                if !(event == Event::Policies && pending.back() == Some(&event)) {
+                    pending.push_back(event);
+                }
+            }
+        })
     }
 
     /// Sets how many octets of events may wait; see [`NetlinkSocket::set_queue`].
@@ -110,8 +171,7 @@ impl Monitor {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(Some(event));
             }
-            let pending = &mut self.pending;
-            if !self.socket.next_event(|kind, payload| pending.extend(Event::parse(kind, payload)))? {
+            if !self.read()? {
                 return Ok(None);
             }
         }

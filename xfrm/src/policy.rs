@@ -11,16 +11,20 @@ use cygnet_model::Spi;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::tunnel::Mark;
 use netlink_packet_xfrm::constants::{
-    IPPROTO_ESP, XFRM_MODE_TUNNEL, XFRM_MSG_DELPOLICY, XFRM_MSG_UPDPOLICY, XFRM_POLICY_ALLOW,
-    XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRMA_MARK, XFRMA_TMPL,
+    IPPROTO_ESP, XFRM_MODE_TUNNEL, XFRM_MSG_DELPOLICY, XFRM_MSG_GETSPDINFO, XFRM_MSG_NEWPOLICY,
+    XFRM_MSG_UPDPOLICY, XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK, XFRM_POLICY_FWD, XFRM_POLICY_IN,
+    XFRM_POLICY_OUT, XFRMA_MARK, XFRMA_TMPL,
 };
 use netlink_packet_xfrm::{LifetimeConfig, Selector, UserPolicyId, UserPolicyInfo, UserTemplate};
 
-use crate::codec::Writer;
+use crate::codec::{self, Writer};
 use crate::error::NetlinkError;
 use crate::sa::emitted;
 use crate::socket::Request;
 use crate::{Xfrm, convert};
+
+/// `struct xfrmu_spdinfo` in an answer to GETSPDINFO.
+const XFRMA_SPD_INFO: u16 = 1;
 
 /// Where the kernel asks a policy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -206,6 +210,10 @@ impl Policy {
     }
 
     pub(crate) fn put_request(&self) -> Request {
+        self.request(XFRM_MSG_UPDPOLICY)
+    }
+
+    fn request(&self, kind: u16) -> Request {
         let info = UserPolicyInfo {
             selector: self.key.selector.to_kernel(),
             lifetime_cfg: LifetimeConfig::default(),
@@ -222,14 +230,16 @@ impl Policy {
         if let Some(mark) = self.key.mark {
             w.attr(XFRMA_MARK, &convert::mark_value(mark));
         }
-        Request::new(XFRM_MSG_UPDPOLICY, 0, w)
+        Request::new(kind, 0, w)
     }
 }
 
 /// One step on the kernel's SPD.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PolicyChange {
-    /// Adds a policy, or replaces the one with the same key without a gap.
+    /// Adds a policy where there is none with the same key; refused with `EEXIST` otherwise, whoever has it.
+    Add(Policy),
+    /// Replaces the policy with the same key without a gap, or adds it.
     Put(Policy),
     /// Removes a policy; one that is not there counts as removed.
     Delete(PolicyKey),
@@ -238,6 +248,7 @@ pub enum PolicyChange {
 impl PolicyChange {
     fn request(&self) -> Request {
         match self {
+            Self::Add(policy) => policy.request(XFRM_MSG_NEWPOLICY),
             Self::Put(policy) => policy.put_request(),
             Self::Delete(key) => {
                 let id = UserPolicyId {
@@ -275,6 +286,20 @@ impl Xfrm {
             }
         }
         Ok(results)
+    }
+
+    /// How many policies the network namespace has inbound, outbound and forwarding, whoever made them. Costs next to
+    /// nothing however many there are.
+    ///
+    /// # Errors
+    /// Transport errors, and an answer without the numbers.
+    pub fn policy_counts(&mut self) -> Result<[u32; 3], NetlinkError> {
+        let mut w = Writer::new();
+        w.raw(&0u32.to_ne_bytes());
+        self.socket.query(&Request::new(XFRM_MSG_GETSPDINFO, 0, w), |_, payload| {
+            let info = codec::find(payload.get(4..)?, XFRMA_SPD_INFO)?;
+            Some([codec::u32_at(info, 0)?, codec::u32_at(info, 4)?, codec::u32_at(info, 8)?])
+        })
     }
 }
 

@@ -85,6 +85,7 @@ impl Request {
 /// See the [module](self).
 pub struct NetlinkSocket {
     socket: Socket,
+    port: u32,
     sequence: u32,
     deadline: Duration,
     send: Vec<u8>,
@@ -102,6 +103,8 @@ struct Message<'a> {
     kind: u16,
     flags: u16,
     sequence: u32,
+    /// Port of the socket whose request caused it.
+    cause: u32,
     payload: &'a mut [u8],
 }
 
@@ -139,7 +142,7 @@ impl NetlinkSocket {
     fn make(protocol: isize) -> Result<Self, NetlinkError> {
         let open = |e| open_error(protocol, &e);
         let mut socket = Socket::new(protocol).map_err(open)?;
-        socket.bind_auto().map_err(open)?;
+        let port = socket.bind_auto().map_err(open)?.port_number();
         socket.set_cap_ack(true).map_err(open)?;
         socket.set_ext_ack(true).map_err(open)?;
         // Without CAP_NET_ADMIN of the first user namespace only the system's maximum can be had.
@@ -148,11 +151,25 @@ impl NetlinkSocket {
         }
         Ok(Self {
             socket,
+            port,
             sequence: 0,
             deadline: Duration::from_secs(5),
             send: Vec::with_capacity(DATAGRAM),
             receive: vec![0; RECEIVE],
         })
+    }
+
+    /// The number by which the kernel names this socket as the cause of what it notifies others of.
+    pub const fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Starts to listen to another multicast group.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`] if it cannot be joined.
+    pub fn join(&mut self, protocol: isize, group: u32) -> Result<(), NetlinkError> {
+        self.socket.add_membership(group).map_err(|e| open_error(protocol, &e))
     }
 
     /// Sets how long a call may wait for the kernel.
@@ -284,9 +301,18 @@ impl NetlinkSocket {
     /// # Errors
     /// [`NetlinkError::Overrun`] if events were lost.
     pub fn next_event(&mut self, mut read: impl FnMut(u16, &mut [u8])) -> Result<bool, NetlinkError> {
+        self.next_notice(|kind, _, payload| read(kind, payload))
+    }
+
+    /// As [`Self::next_event`], with the port of the socket whose request caused the message between type and payload;
+    /// 0 is the kernel itself.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Overrun`] if events were lost.
+    pub fn next_notice(&mut self, mut read: impl FnMut(u16, u32, &mut [u8])) -> Result<bool, NetlinkError> {
         let Some(len) = self.receive_datagram()? else { return Ok(false) };
         let result = each_message(&mut self.receive, len, |m| {
-            read(m.kind, m.payload);
+            read(m.kind, m.cause, m.payload);
             Ok(None::<()>)
         });
         wipe(&mut self.receive, len);
@@ -429,12 +455,13 @@ fn each_message<T>(
         let kind_flags = (codec::u16_at(message, 4), codec::u16_at(message, 6));
         let (Some(kind), Some(flags)) = kind_flags else { return Err(short) };
         let sequence = header(codec::u32_at(message, 8))?;
+        let cause = header(codec::u32_at(message, 12))?;
         let payload = message.get_mut(HEADER..length).ok_or(short)?;
         match kind {
             NLMSG_NOOP => {}
             NLMSG_OVERRUN => return Err(NetlinkError::Overrun),
             _ => {
-                if let Some(result) = handle(Message { kind, flags, sequence, payload })? {
+                if let Some(result) = handle(Message { kind, flags, sequence, cause, payload })? {
                     return Ok(Some(result));
                 }
             }

@@ -73,6 +73,11 @@ impl Rules {
         Ok(Self { rtnl, present, wanted: BTreeMap::new() })
     }
 
+    /// How many rules of ours there are.
+    pub fn count(&self) -> usize {
+        self.present.len()
+    }
+
     pub const fn rtnl(&self) -> &Rtnl {
         &self.rtnl
     }

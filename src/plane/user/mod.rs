@@ -344,6 +344,20 @@ impl DataPlane for UserPlane {
     }
 }
 
+/// Whether routing rules of an earlier daemon are in force.
+pub(super) fn guards_stand() -> bool {
+    Rules::open().is_ok_and(|rules| rules.count() > 0)
+}
+
+/// Removes the routing rules and routes of a daemon that has ended; says how many rules there were.
+pub(super) fn release_guards() -> Result<usize, PlaneError> {
+    let failed = |e: RtnlError| from_rtnl("release the guards of an earlier run", &e);
+    let mut rules = Rules::open().map_err(failed)?;
+    let count = rules.count();
+    rules.release().map_err(failed)?;
+    Ok(count)
+}
+
 fn set_up_family(rules: &mut Rules, family: Family, tun: u32, name: &str) -> Result<(), RtnlError> {
     for route in guard::routes(family, tun) {
         rules.rtnl().add_default_route(route)?;

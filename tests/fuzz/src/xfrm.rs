@@ -131,7 +131,11 @@ pub fn xfrm_event(data: &[u8]) {
 
 fn event_of(kind: u16, payload: &[u8]) {
     match Event::parse(kind, payload) {
-        None | Some(Event::Acquire { .. }) => {}
+        None | Some(Event::Acquire { .. } | Event::Policies | Event::StatesFlushed) => {}
+        Some(Event::StateRemoved { key }) => {
+            // `struct xfrm_usersa_id`: address, then SPI.
+            assert_eq!(payload[16..20], key.spi.to_be_bytes());
+        }
         Some(Event::Expired { state, hard }) => {
             check_entry(&state);
             // A state, then eight octets that say which limit; then the attributes.

@@ -83,6 +83,11 @@ impl Tc {
     pub fn open() -> Result<Self, NetlinkError> {
         Ok(Self { socket: NetlinkSocket::open(netlink_sys::protocols::NETLINK_ROUTE)? })
     }
+
+    /// The number by which the kernel names us as the cause of a change; see [`crate::host::HostMonitor::changes`].
+    pub const fn port(&self) -> u32 {
+        self.socket.port()
+    }
 }
 
 /// The fixed part of every message here.

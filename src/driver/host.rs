@@ -1,0 +1,91 @@
+//! The host changes under the running gateway: what others removed is put back and told, what stands in the way of the
+//! guards is told.
+
+use cygnet_xfrm::host::Change;
+
+use super::Daemon;
+use crate::observe::events::Kind;
+use crate::observe::snapshot::{Finding, Verdict};
+
+impl Daemon {
+    /// The kernel says that something changed.
+    pub(super) fn on_host_changes(&mut self) {
+        let own = self.shaper.as_ref().map(crate::shaping::apply::Shaper::port);
+        let Some(monitor) = &mut self.host else { return };
+        let changes = monitor.changes(own);
+        if changes.contains(&Change::Addresses) {
+            self.look_for_addresses();
+        }
+        if changes.contains(&Change::TrafficControl) || changes.contains(&Change::Links) {
+            self.mend_shaping();
+        }
+    }
+
+    /// Looks whether guards and caps are still in force, whatever the kernel told.
+    pub(super) fn audit(&mut self) {
+        match self.plane.audit() {
+            Ok(0) => {}
+            Ok(count) => self.on_repaired("guards", count),
+            Err(e) => {
+                tracing::error!(error = %e, "the guards could not be put right");
+                self.announce(Kind::DataPlane, &format!("the guards could not be put right: {e}"));
+            }
+        }
+        self.look_for_obstacles();
+        self.mend_shaping();
+    }
+
+    /// Tells that others had removed guards, which are in force again.
+    pub(super) fn on_repaired(&mut self, what: &str, count: usize) {
+        let message = format!(
+            "{count} {what} that another program removed or changed are in force again; until then a second guard \
+             alone stood between protected packets and the public network"
+        );
+        tracing::warn!("{message}");
+        self.announce(Kind::GuardRepaired, &message);
+    }
+
+    fn look_for_obstacles(&mut self) {
+        let now = self.plane.obstacles();
+        for new in now.iter().filter(|o| !self.obstacles.contains(o)).cloned().collect::<Vec<_>>() {
+            let message = format!("{}; {}", new.what, new.fix);
+            tracing::error!("{}", crate::observe::one_line(&message));
+            self.announce(Kind::GuardObstructed, &message);
+        }
+        self.obstacles = now;
+    }
+
+    /// What stands in the way of the guards, as findings.
+    pub(super) fn obstacle_findings(&self) -> Vec<Finding> {
+        let finding = |o: &cygnet_model::plane::Obstacle| Finding {
+            name: o.name.to_owned(),
+            verdict: Verdict::Error,
+            detail: crate::observe::one_line(&o.what),
+            fix: crate::observe::one_line(&o.fix),
+        };
+        self.obstacles.iter().map(finding).collect()
+    }
+
+    fn mend_shaping(&mut self) {
+        if self.bandwidth.values().all(Option::is_none) {
+            return;
+        }
+        let Some(shaper) = &mut self.shaper else { return };
+        match shaper.mend() {
+            Ok(0) => self.shaping_troubles.clear(),
+            Ok(_) => {
+                self.shaping_troubles.clear();
+                let message = "bandwidth levels that another program removed or changed are in force again";
+                tracing::warn!("{message}");
+                self.announce(Kind::BandwidthChanged, message);
+            }
+            Err(errors) => {
+                let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                for error in told.iter().filter(|e| !self.shaping_troubles.contains(e)) {
+                    tracing::error!(error, "a bandwidth level is not in force");
+                }
+                self.shaping_troubles = told;
+            }
+        }
+    }
+}
