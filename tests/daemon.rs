@@ -132,11 +132,6 @@ fn a_start_that_fails_changes_nothing() {
     host.sh("ip address add 192.0.2.1/24 dev out");
     let before = host.traces();
 
-    let nowhere = host.config("c", 9182, "{ interface: eth9 }");
-    let (code, err) = told(&host.run(&nowhere).output().unwrap());
-    assert!(code == Some(70) && err.contains("\"vpc-a\" has no address") && err.contains("eth9"), "{err}");
-    assert_eq!(host.traces(), before);
-
     let precious = host.path("d.sock");
     fs::write(&precious, "not a socket").unwrap();
     let (_, err) = told(&host.run(&host.config("d", 9182, "192.0.2.1")).output().unwrap());
@@ -276,6 +271,48 @@ fn an_address_may_come_later() {
     until(|| host.sh("tc qdisc show dev out").contains("htb"));
     let doctor = String::from_utf8(host.ask("a", &["doctor"]).stdout).unwrap();
     assert!(!doctor.contains("no interface has the address"), "{doctor}");
+}
+
+/// A gateway that lives on an interface follows it: missing at the start, renumbered, gone, back.
+#[test]
+fn the_address_of_an_interface_is_followed() {
+    let Some(host) = Host::new("the_address_of_an_interface_is_followed") else { return };
+    let _daemon = host.started("a", 9180, "{ interface: wan }");
+    let doctor = String::from_utf8(host.ask("a", &["doctor"]).stdout).unwrap();
+    assert!(doctor.contains("no interface of gateway vpc-a has an address"), "{doctor}");
+    let bound = || {
+        let mut all: Vec<String> = host
+            .sh("ss -Hlnu")
+            .lines()
+            .filter_map(|l| l.split_ascii_whitespace().nth(3))
+            .filter(|a| a.ends_with(":500") || a.ends_with(":4500"))
+            .map(str::to_owned)
+            .collect();
+        all.sort();
+        all.join(" ")
+    };
+    assert_eq!(bound(), "");
+    host.sh("ip link add wan type veth peer name internet; ip link set wan up; ip link set internet up");
+    for (change, sockets) in [
+        ("ip address add 192.0.2.1/24 dev wan", "192.0.2.1:4500 192.0.2.1:500"),
+        (
+            "ip address add 192.0.2.9/24 dev wan; ip address del 192.0.2.1/24 dev wan; ip address add 192.0.2.9/24 dev wan",
+            "192.0.2.9:4500 192.0.2.9:500",
+        ),
+        (
+            "ip address add 2001:db8::1/64 dev wan",
+            "192.0.2.9:4500 192.0.2.9:500 [2001:db8::1]:4500 [2001:db8::1]:500",
+        ),
+        ("ip link del wan", ""),
+    ] {
+        host.sh(change);
+        until(|| bound() == sockets);
+    }
+    host.sh("ip link add wan type veth peer name internet; ip link set wan up; ip address add 192.0.2.1/24 dev wan");
+    until(|| bound() == "192.0.2.1:4500 192.0.2.1:500");
+    until(|| host.sh("tc class show dev wan").contains("rate 100Mbit"));
+    let status = String::from_utf8(host.ask("a", &["status", "--json"]).stdout).unwrap();
+    assert!(status.contains("\"192.0.2.1\""), "{status}");
 }
 
 /// A level that is not in force or not saved is not called done.

@@ -120,7 +120,8 @@ impl Endpoint {
     }
 
     /// Takes over a set of tunnels. New active ones start at once; those that are gone are deleted at the peer; SAs of
-    /// those that changed keep the policy that they were negotiated with until they are rekeyed or reset.
+    /// those that changed keep the policy that they were negotiated with until they are rekeyed or reset. Of changed
+    /// addresses see [`Endpoint::follow_addresses`].
     pub fn set_policies(&mut self, now: Now, policies: Vec<TunnelPolicy>, out: &mut Actions) {
         let new: Policies = policies.into_iter().map(|p| (p.id, Arc::new(p))).collect();
         let gone: Vec<TunnelId> = self.policies.keys().filter(|id| !new.contains_key(id)).copied().collect();
@@ -136,7 +137,13 @@ impl Endpoint {
                 retry_at: (policy.start == Start::Active).then_some(now.mono),
             });
         }
-        self.policies = new;
+        let before = std::mem::replace(&mut self.policies, new);
+        for (id, old) in before {
+            let moved = |new: &&Arc<TunnelPolicy>| (&new.local, &new.remote) != (&old.local, &old.remote);
+            if self.policies.get(&id).filter(moved).is_some() {
+                self.follow_addresses(now, id, out);
+            }
+        }
     }
 
     /// Takes one input and appends what is to be done. The only door.
@@ -354,6 +361,7 @@ impl Endpoint {
             && at <= now.mono
         {
             self.with_sa(now, spi, out, |sa, ctx| sa.on_tick(ctx));
+            self.look_elsewhere(now, spi, out);
             // A timer that stays due would never let us out.
             if self.wakeup_of.get(&spi).is_some_and(|next| *next <= now.mono) {
                 self.wakeups.remove(&(at, spi));

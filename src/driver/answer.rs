@@ -228,6 +228,19 @@ impl Daemon {
             detail: format!("no interface has the address {address} of a gateway; its tunnels wait for it"),
             fix: format!("ip address add {address} dev INTERFACE, or correct the configuration"),
         }));
+        let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
+        findings.extend(lost.map(|(gateway, _)| Finding {
+            name: "address".to_owned(),
+            verdict: Verdict::Warning,
+            detail: format!("no interface of gateway {gateway} has an address; its tunnels wait for one"),
+            fix: "ip address shows what interfaces have".to_owned(),
+        }));
+        findings.extend(self.closed.iter().map(|address| Finding {
+            name: "address".to_owned(),
+            verdict: Verdict::Error,
+            detail: format!("UDP 500 and 4500 of {address} cannot be used; its tunnels are down"),
+            fix: "stop who uses them: ss -lnpu".to_owned(),
+        }));
         findings
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! It decides nothing about the protocol; that is `cygnet_ike`.
 
+mod addresses;
 mod answer;
 mod clock;
 mod host;
@@ -19,6 +20,7 @@ mod perform;
 mod plane;
 mod policy;
 mod publish;
+mod resolver;
 pub mod saved;
 mod sockets;
 mod tell;
@@ -29,7 +31,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
@@ -52,16 +54,16 @@ use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::residue;
 use crate::shaping::apply::{Shaper, ShapingError};
 
+use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
+use self::resolver::Resolver;
 use self::sockets::{Received, Sockets};
 
 /// How often counters are read, and rates computed from them.
 const SAMPLE: Duration = Duration::from_secs(5);
-/// How often the names of customer gateways are asked for again.
-const RESOLVE: Duration = Duration::from_secs(60);
 /// How long the peers get to confirm that tunnels are deleted before the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(3);
 /// IKE messages on their way to the loop.
@@ -84,6 +86,15 @@ struct Daemon {
     endpoint: Endpoint,
     plane: Plane,
     sockets: Sockets,
+    /// Where readers of sockets put what they receive.
+    received: mpsc::Sender<Received>,
+    /// Outer addresses at this moment.
+    outer: Outer,
+    /// Outer addresses that cannot be used.
+    closed: BTreeSet<IpAddr>,
+    resolver: Resolver,
+    /// Names of customer gateways that have no answer, and whose tunnels were told so.
+    unresolved: BTreeSet<String>,
     shaper: Option<Shaper>,
     bandwidth: BTreeMap<String, Option<u64>>,
     resolved: Resolved,
@@ -141,7 +152,7 @@ fn harden() {
 struct Inputs {
     received: mpsc::Receiver<Received>,
     asks: mpsc::Receiver<Ask>,
-    resolved: mpsc::Receiver<(String, Vec<IpAddr>)>,
+    resolved: mpsc::Receiver<resolver::Resolved>,
     plane: Option<AsyncFd<OwnedFd>>,
     host: Option<AsyncFd<OwnedFd>>,
     signals: Signals,
@@ -187,7 +198,8 @@ impl Daemon {
         let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
         let mut sockets = Sockets::default();
         let mut natt = Vec::new();
-        for address in outer_addresses(&config)? {
+        let outer = HostAddresses::read().outer(&config);
+        for address in outer.values().flatten().copied().collect::<BTreeSet<_>>() {
             let socket = sockets
                 .open(address, choice.plane, &received_tx)
                 .with_context(|| format!("cannot use address {address} of a gateway"))?;
@@ -195,11 +207,12 @@ impl Daemon {
         }
         // A start that fails must not open what an earlier life of the daemon left guarded.
         let at_failure = if residue::guards_stand() { Guards::Keep } else { Guards::Release };
+        let from_plane = received_tx.clone();
         let mut plane = Plane::open(
             choice.plane,
             Box::new(move |local, remote, bytes| {
                 // A full queue drops, as the kernel's would.
-                let _ = received_tx.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
+                let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
         let foreign = match occupy(&mut plane, &config, natt) {
@@ -223,15 +236,11 @@ impl Daemon {
         let (asks_tx, asks) = mpsc::channel(64);
         tokio::spawn(control::server::serve(control, asks_tx, events.clone()));
         let (resolved_tx, resolved) = mpsc::channel(16);
-        let names: Vec<String> = (config.customer_gateways.iter())
-            .filter_map(|c| match &c.address {
-                PeerAddress::Dns(name) => Some(name.clone()),
-                PeerAddress::Ip(_) => None,
-            })
-            .collect();
-        for name in names {
-            tokio::spawn(resolve(name, resolved_tx.clone()));
-        }
+        let names = config.customer_gateways.iter().filter_map(|c| match &c.address {
+            PeerAddress::Dns(name) => Some(name.clone()),
+            PeerAddress::Ip(_) => None,
+        });
+        let resolver = Resolver::spawn(names.collect::<BTreeSet<_>>(), &resolved_tx);
         let plane_fd = plane.port_ref().event_fd().map(watched).transpose()?;
         let host = HostMonitor::open()
             .inspect_err(|e| tracing::warn!(error = %e, "changes of the host are seen late"))
@@ -244,6 +253,11 @@ impl Daemon {
             endpoint,
             plane,
             sockets,
+            received: received_tx,
+            outer: Outer::new(),
+            closed: BTreeSet::new(),
+            resolver,
+            unresolved: BTreeSet::new(),
             shaper: None,
             bandwidth: BTreeMap::new(),
             resolved: Resolved::new(),
@@ -302,7 +316,7 @@ impl Daemon {
     }
 
     fn apply_policies(&mut self) {
-        let policies = policy::policies(&self.config, &self.resolved, self.choice.plane);
+        let policies = policy::policies(&self.config, &self.outer, &self.resolved, self.choice.plane);
         let mut actions = Vec::new();
         self.endpoint.set_policies(clock::now(), policies, &mut actions);
         self.perform(actions);
@@ -329,7 +343,7 @@ impl Daemon {
                 () = readable(inputs.plane.as_ref()) => self.plane_events(),
                 () = readable(inputs.host.as_ref()) => self.on_host_changes(),
                 Some(ask) = inputs.asks.recv() => self.answer(ask),
-                Some((name, addresses)) = inputs.resolved.recv() => self.on_resolved(name, addresses),
+                Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 _ = sampling.tick() => {
                     self.look_for_addresses();
@@ -405,36 +419,12 @@ impl Daemon {
         }
     }
 
-    fn on_resolved(&mut self, name: String, addresses: Vec<IpAddr>) {
-        if self.resolved.get(&name) != Some(&addresses) {
-            tracing::info!(name, ?addresses, "customer gateway resolved");
-            self.resolved.insert(name, addresses);
-            self.apply_policies();
-        }
-    }
-
-    /// Says which outer addresses are missing, and caps what has come meanwhile.
-    fn look_for_addresses(&mut self) {
-        let absent = policy::absent(&self.config);
-        for address in absent.difference(&self.absent) {
-            tracing::warn!(%address, "no interface has this address of a gateway; its tunnels wait for it");
-        }
-        let came: Vec<IpAddr> = self.absent.difference(&absent).copied().collect();
-        self.absent = absent;
-        for address in &came {
-            tracing::info!(%address, "an interface has this address of a gateway now");
-        }
-        if !came.is_empty() {
-            self.shape();
-        }
-    }
-
     /// Brings traffic control in line with the bandwidth levels. Gives the reasons why levels are not in force.
     fn shape(&mut self) -> Vec<ShapingError> {
         let gateways: Vec<_> = (self.config.gateways.iter())
             .map(|g| crate::shaping::apply::Gateway {
                 name: g.name.clone(),
-                addresses: policy::addresses(g),
+                addresses: self.outer.get(&g.name).cloned().unwrap_or_default(),
                 bandwidth_bps: self.bandwidth.get(&g.name).copied().flatten(),
             })
             .collect();
@@ -463,25 +453,6 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Each outer address once, also if gateways share it.
-fn outer_addresses(config: &Config) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let mut all = BTreeSet::new();
-    for gateway in &config.gateways {
-        let addresses = policy::addresses(gateway);
-        if addresses.is_empty() {
-            let interfaces: Vec<String> = gateway.addresses.iter().map(ToString::to_string).collect();
-            let name = &gateway.name;
-            bail!(
-                "gateway \"{name}\" has no address: none is on {}; see: ip address, or write the address instead of \
-                 the interface",
-                interfaces.join(", ")
-            );
-        }
-        all.extend(addresses);
-    }
-    Ok(all)
 }
 
 /// The data plane that this host has and the configuration allows.
@@ -545,21 +516,5 @@ async fn readable(fd: Option<&AsyncFd<OwnedFd>>) {
             Err(_) => std::future::pending().await,
         },
         None => std::future::pending().await,
-    }
-}
-
-/// Asks for a name again and again, sooner while it has no answer.
-async fn resolve(name: String, out: mpsc::Sender<(String, Vec<IpAddr>)>) {
-    loop {
-        let found = tokio::net::lookup_host((name.as_str(), 0)).await;
-        let mut addresses: Vec<IpAddr> = found.map(|all| all.map(|a| a.ip()).collect()).unwrap_or_default();
-        addresses.sort_unstable();
-        addresses.dedup();
-        let wait = if addresses.is_empty() { RESOLVE / 12 } else { RESOLVE };
-        // A name that stops to resolve keeps its last addresses: the peer is probably still there.
-        if !addresses.is_empty() && out.send((name.clone(), addresses)).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(wait).await;
     }
 }

@@ -51,6 +51,14 @@ impl Plane {
         }
     }
 
+    /// Takes a socket back that [`Self::add_socket`] gave.
+    pub fn remove_socket(&mut self, local: SocketAddr) -> Result<(), PlaneError> {
+        match self {
+            Self::Kernel(_) => Ok(()),
+            Self::User(p) => p.remove_socket(local),
+        }
+    }
+
     /// Removes what an earlier daemon left and nobody wants any more, once all guards are in force.
     pub fn settle(&mut self) -> Result<(), PlaneError> {
         match self {

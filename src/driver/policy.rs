@@ -1,6 +1,6 @@
 //! From the configuration to what the protocol and the data plane want to know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
@@ -9,9 +9,9 @@ use cygnet_model::id::Reqid;
 use cygnet_model::plane::PlaneKind;
 use cygnet_model::tunnel::{GuardAction, GuardSpec};
 use cygnet_model::{ChildId, TunnelId};
-use nix::ifaddrs::getifaddrs;
 
-use crate::config::model::{self, Auth, Config, GatewayAddress, PeerAddress, Tunnel};
+use super::addresses::Outer;
+use crate::config::model::{self, Auth, Config, PeerAddress, Tunnel};
 
 /// What DNS said of customer gateways.
 pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
@@ -19,49 +19,6 @@ pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
 /// A tunnel's number: its place in the configuration.
 pub fn tunnel_id(index: usize) -> TunnelId {
     TunnelId(u32::try_from(index).unwrap_or(u32::MAX))
-}
-
-/// The outer addresses of a gateway at this moment.
-pub fn addresses(gateway: &model::Gateway) -> Vec<IpAddr> {
-    let mut out = Vec::new();
-    for address in &gateway.addresses {
-        match address {
-            GatewayAddress::Ip(ip) => out.push(*ip),
-            GatewayAddress::Interface(name) => out.extend(interface_addresses(name)),
-        }
-    }
-    out
-}
-
-/// Addresses of an interface that can be reached from elsewhere.
-fn interface_addresses(name: &str) -> Vec<IpAddr> {
-    host_addresses()
-        .into_iter()
-        .filter(|(interface, _)| interface == name)
-        .map(|(_, ip)| ip)
-        .filter(|ip| match ip {
-            IpAddr::V4(a) => !a.is_link_local(),
-            IpAddr::V6(a) => !a.is_unicast_link_local(),
-        })
-        .collect()
-}
-
-/// Every address of this host with its interface.
-fn host_addresses() -> Vec<(String, IpAddr)> {
-    let Ok(all) = getifaddrs() else { return Vec::new() };
-    all.filter_map(|a| {
-        let address = a.address?;
-        let v4 = address.as_sockaddr_in().map(|s| IpAddr::V4(s.ip()));
-        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|s| IpAddr::V6(s.ip())))?;
-        Some((a.interface_name, ip))
-    })
-    .collect()
-}
-
-/// Outer addresses of gateways that no interface has at this moment.
-pub fn absent(config: &Config) -> BTreeSet<IpAddr> {
-    let here: BTreeSet<IpAddr> = host_addresses().into_iter().map(|(_, ip)| ip).collect();
-    config.gateways.iter().flat_map(addresses).filter(|ip| !here.contains(ip)).collect()
 }
 
 fn identity(id: &model::Identity) -> Identity {
@@ -74,9 +31,9 @@ fn identity(id: &model::Identity) -> Identity {
 }
 
 /// The protocol's view of every tunnel. With our own data plane ESP always travels in UDP.
-pub fn policies(config: &Config, resolved: &Resolved, plane: PlaneKind) -> Vec<TunnelPolicy> {
+pub fn policies(config: &Config, outer: &Outer, resolved: &Resolved, plane: PlaneKind) -> Vec<TunnelPolicy> {
     let make = |(index, t): (usize, &Tunnel)| {
-        let local = config.gateway(&t.gateway).map(addresses).unwrap_or_default();
+        let local = outer.get(&t.gateway).cloned().unwrap_or_default();
         let remote = match config.customer_gateway(&t.customer_gateway).map(|c| &c.address) {
             Some(PeerAddress::Ip(ip)) => vec![*ip],
             Some(PeerAddress::Dns(name)) => resolved.get(name).cloned().unwrap_or_default(),

@@ -184,7 +184,8 @@ impl Daemon {
         let gateways = (self.config.gateways.iter())
             .map(|g| {
                 let rates = self.rates.get(&g.name);
-                let addresses: Vec<String> = policy::addresses(g).iter().map(ToString::to_string).collect();
+                let addresses: Vec<String> =
+                    self.outer.get(&g.name).into_iter().flatten().map(ToString::to_string).collect();
                 GatewayStatus {
                     name: g.name.clone(),
                     address: addresses.join(", "),

@@ -3,7 +3,7 @@
 //! Reading is a task for each socket, which hands datagrams to the loop by a bounded channel: when the loop is busy the
 //! kernel's buffer fills, and then the kernel drops. Sending never waits; what does not go out is retransmitted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -13,6 +13,7 @@ use cygnet_model::plane::PlaneKind;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 /// Port of IKE.
 pub const IKE_PORT: u16 = 500;
@@ -29,7 +30,16 @@ pub type Received = (Flow, Vec<u8>);
 /// The sending halves.
 #[derive(Default)]
 pub struct Sockets {
-    by_local: BTreeMap<SocketAddr, UdpSocket>,
+    by_local: BTreeMap<SocketAddr, (UdpSocket, Option<Reader>)>,
+}
+
+/// A reading task; it ends with this.
+struct Reader(AbortHandle);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Binds one port of one address. Needs CAP_NET_BIND_SERVICE for port 500.
@@ -57,6 +67,19 @@ impl Sockets {
         plane: PlaneKind,
         received: &mpsc::Sender<Received>,
     ) -> io::Result<Option<UdpSocket>> {
+        let opened = self.open_ports(address, plane, received);
+        if opened.is_err() {
+            self.close(address);
+        }
+        opened
+    }
+
+    fn open_ports(
+        &mut self,
+        address: IpAddr,
+        plane: PlaneKind,
+        received: &mpsc::Sender<Received>,
+    ) -> io::Result<Option<UdpSocket>> {
         let mut for_plane = None;
         for port in [IKE_PORT, NATT_PORT] {
             let local = SocketAddr::new(address, port);
@@ -67,17 +90,31 @@ impl Sockets {
             {
                 return Err(e);
             }
-            self.by_local.insert(local, socket.try_clone()?);
-            match (port, plane) {
-                (NATT_PORT, PlaneKind::Userspace) => for_plane = Some(socket),
+            let sender = socket.try_clone()?;
+            let reader = match (port, plane) {
+                (NATT_PORT, PlaneKind::Userspace) => {
+                    for_plane = Some(socket);
+                    None
+                }
                 (NATT_PORT, PlaneKind::Kernel) => {
                     cygnet_xfrm::sockopt::enable_esp_in_udp(socket.as_fd())?;
-                    spawn_reader(socket, local, true, received.clone())?;
+                    Some(spawn_reader(socket, local, true, received.clone())?)
                 }
-                _ => spawn_reader(socket, local, false, received.clone())?,
-            }
+                _ => Some(spawn_reader(socket, local, false, received.clone())?),
+            };
+            self.by_local.insert(local, (sender, reader));
         }
         Ok(for_plane)
+    }
+
+    /// Closes both ports of an address, as far as they are open.
+    pub fn close(&mut self, address: IpAddr) {
+        self.by_local.retain(|local, _| local.ip() != address);
+    }
+
+    /// The addresses that are open.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.by_local.keys().map(SocketAddr::ip).collect()
     }
 
     /// Sends an IKE message, with the non-ESP marker where the port is shared with ESP.
@@ -98,7 +135,7 @@ impl Sockets {
     }
 
     fn send_raw(&self, flow: &Flow, bytes: &[u8]) -> io::Result<()> {
-        let socket = self.by_local.get(&flow.local).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let (socket, _) = self.by_local.get(&flow.local).ok_or(io::ErrorKind::AddrNotAvailable)?;
         socket.send_to(bytes, flow.remote).map(|_| ())
     }
 }
@@ -108,9 +145,9 @@ fn spawn_reader(
     local: SocketAddr,
     natt: bool,
     received: mpsc::Sender<Received>,
-) -> io::Result<()> {
+) -> io::Result<Reader> {
     let socket = tokio::net::UdpSocket::from_std(socket)?;
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let mut buffer = vec![0u8; MAX_DATAGRAM];
         loop {
             let (len, remote) = match socket.recv_from(&mut buffer).await {
@@ -134,5 +171,5 @@ fn spawn_reader(
             }
         }
     });
-    Ok(())
+    Ok(Reader(task.abort_handle()))
 }

@@ -119,10 +119,17 @@ impl Daemon {
                 self.waiters_failed(id, None, &format!("{reason}: {detail}{again}"), hint);
             }
             IkeEvent::Dropped { reason, peer } => {
+                if reason == DropReason::UnknownPeer {
+                    // Perhaps one of ours, from a new address.
+                    self.resolver.hurry_all();
+                }
                 self.counters.dropped(reason.name());
                 self.tell_dropped(reason, peer);
             }
-            IkeEvent::Retransmit(_) => self.counters.retransmits += 1,
+            IkeEvent::Retransmit(tunnel) => {
+                self.counters.retransmits += 1;
+                self.suspect_address(tunnel);
+            }
             IkeEvent::RoundTrip(_, took) => self.counters.rtt.observe(took),
         }
     }

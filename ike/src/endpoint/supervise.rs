@@ -1,6 +1,7 @@
 //! Keeping tunnels up: commands, first packets, retries, and what becomes of a tunnel when an IKE SA of it begins or ends.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
@@ -8,7 +9,7 @@ use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
 use super::Endpoint;
 use crate::error::FailureReason;
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
-use crate::policy::Start;
+use crate::policy::{Start, TunnelPolicy};
 use crate::sa::{self, ChildState, Closed, IkeSa, Next, State, Task};
 
 impl Endpoint {
@@ -106,14 +107,74 @@ impl Endpoint {
         }
     }
 
-    /// Begins an IKE SA for a tunnel unless one exists or is being negotiated by us.
+    /// The addresses of a tunnel have changed, ours or the peer's.
+    ///
+    /// What leaves from an address that we have lost, or waits for an answer of one that is not the peer's any more, is
+    /// given up and begun anew. An established SA with an address that the peer may have left is asked whether it lives;
+    /// see [`Endpoint::look_elsewhere`] for what follows if it does not.
+    pub(super) fn follow_addresses(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
+        let Some(policy) = self.policies.get(&id).cloned() else { return };
+        let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
+        for spi in spis {
+            self.with_sa(now, spi, out, |sa, ctx| {
+                let here = policy.local.contains(&sa.core.flow.local.ip());
+                let left = has_left(sa, &policy);
+                match sa.state {
+                    _ if !here => sa.drop_silently(ctx, Ending::Local),
+                    State::InitSent(_) | State::AuthSent(_) if left => sa.drop_silently(ctx, Ending::Local),
+                    State::Established(_) if left => sa.with_live(ctx, |live, _, _, _| {
+                        live.enqueue(Task::Liveness);
+                        Next::Stay
+                    }),
+                    _ => {}
+                }
+            });
+        }
+        if let Some(s) = self.supervision.get_mut(&id)
+            && s.wanted
+        {
+            // What was wrong with other addresses says nothing of these.
+            (s.failures, s.retry_at) = (0, None);
+            self.initiate(now, id, out);
+        }
+    }
+
+    /// If an established SA gets no answer from an address that is not the peer's any more, a new one is begun with the
+    /// address that is, while the old one goes on trying.
+    pub(super) fn look_elsewhere(&mut self, now: Now, spi: IkeSpi, out: &mut Actions) {
+        let Some(sa) = self.sas.get(&spi) else { return };
+        let State::Established(live) = &sa.state else { return };
+        let unanswered = live.window.outstanding.as_ref().is_some_and(|o| o.out.is_repeated());
+        let id = live.policy.id;
+        let Some(policy) = self.policies.get(&id).filter(|p| has_left(sa, p)).cloned() else { return };
+        let wanted = self.supervision.get(&id).is_some_and(|s| s.wanted && s.retry_at.is_none());
+        let others = self
+            .by_tunnel
+            .get(&id)
+            .into_iter()
+            .flatten()
+            .filter(|other| **other != spi)
+            .filter_map(|other| self.sas.get(other))
+            .any(|sa| policy.remote.contains(&sa.core.flow.remote.ip()));
+        if unanswered && wanted && !others {
+            self.begin(now, &policy, out);
+        }
+    }
+
+    /// Begins an IKE SA for a tunnel unless one exists or is being negotiated by us, or an address is not known yet.
     pub(super) fn initiate(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
         let Some(policy) = self.policies.get(&id).cloned() else { return };
-        if self.is_served(id) {
+        // Whoever looks for the addresses says why there are none, and brings them by `set_policies`.
+        if self.is_served(id) || policy.local.is_empty() || policy.remote.is_empty() {
             return;
         }
+        self.begin(now, &policy, out);
+    }
+
+    fn begin(&mut self, now: Now, policy: &Arc<TunnelPolicy>, out: &mut Actions) {
+        let id = policy.id;
         let mut effects = Vec::new();
-        match sa::initiate(&mut self.context(now, out, &mut effects), &policy) {
+        match sa::initiate(&mut self.context(now, out, &mut effects), policy) {
             Ok(sa) => self.put(now, sa, out),
             Err(reason) => {
                 let peer = (policy.local.first().copied().unwrap_or([0, 0, 0, 0].into()), 0).into();
@@ -230,9 +291,14 @@ impl Endpoint {
     }
 
     /// When both ends initiated at once there are two IKE SAs: the one with the highest SPIs stays. Both ends come to
-    /// this verdict, and who initiated a superfluous one deletes it.
+    /// this verdict, and who initiated a superfluous one deletes it. One with an address that is not the peer's any more
+    /// is superfluous beside one with an address that is.
     pub(super) fn deduplicate(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
-        let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
+        let policy = self.policies.get(&tunnel).cloned();
+        let spis = |sa: &IkeSa| {
+            let there = policy.as_ref().is_none_or(|p| !has_left(sa, p));
+            sa.live().map(|l| (there, l.channel.spi_i, l.channel.spi_r))
+        };
         let Some(best) = self.established_of(tunnel).filter_map(|(_, sa)| spis(sa)).max() else { return };
         let losers: Vec<IkeSpi> = self
             .established_of(tunnel)
@@ -248,4 +314,17 @@ impl Endpoint {
             });
         }
     }
+}
+
+/// Whether an SA goes to an address that was the peer's when it began and is not any more. A peer that was followed
+/// through a NAT to an address that nobody has configured has not left.
+fn has_left(sa: &IkeSa, now: &TunnelPolicy) -> bool {
+    let remote = sa.core.flow.remote.ip();
+    let then = match &sa.state {
+        State::InitSent(s) => &s.policy,
+        State::AuthSent(s) => &s.policy,
+        State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => &s.policy,
+        _ => return false,
+    };
+    then.remote.contains(&remote) && !now.remote.is_empty() && !now.remote.contains(&remote)
 }

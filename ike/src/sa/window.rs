@@ -41,6 +41,11 @@ impl Outgoing {
         Self { datagrams, tries: 1, wait, sent: ctx.now.mono, next: ctx.now.mono + ctx.jitter(wait) }
     }
 
+    /// Whether it was sent more than twice without an answer.
+    pub const fn is_repeated(&self) -> bool {
+        self.tries > 2
+    }
+
     /// Repeats the very same octets if it is time, or gives up.
     pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, policy: &TunnelPolicy, flow: Flow) -> Retried {
         if ctx.now.mono < self.next {

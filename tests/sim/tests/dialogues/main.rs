@@ -1,6 +1,7 @@
 //! Scenarios as dialogues of two gateways.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod addresses;
 mod attacks;
 mod bring_up;
 mod collisions;
