@@ -1,8 +1,9 @@
 //! The bandwidth of gateways on a real interface. Root, iperf3.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
 
+use std::net::UdpSocket;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cygnet::shaping::apply::{Gateway, Shaper};
 
@@ -12,6 +13,7 @@ use support::{Netns, is_root, skip};
 
 const CAPPED: &str = "192.0.2.1";
 const FREE: &str = "192.0.2.9";
+const PEER: &str = "192.0.2.2";
 
 fn gateway(mbit: Option<u64>) -> Vec<Gateway> {
     vec![Gateway {
@@ -109,6 +111,60 @@ fn applying_twice_changes_nothing_and_the_interface_is_given_back() {
 
     second.remove_all().unwrap();
     assert_eq!(a.run("tc qdisc show dev eth0"), before);
+}
+
+/// Sends datagrams of a kilo-octet as fast as the interface takes them, from `port` of the capped address.
+fn flood(port: u16, seconds: u64) {
+    let socket = UdpSocket::bind((CAPPED, port)).unwrap();
+    socket.connect((PEER, 9)).unwrap();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        // The queue is full most of the time.
+        let _ = socket.send(&[0x5A; 1000]);
+    }
+}
+
+/// How many of twenty IKE messages arrive, and the longest that one of them took.
+fn ike_through(a: &Netns, b: &Netns, port: u16, marker: &[u8]) -> (usize, Duration) {
+    let at_peer = b.enter(|| UdpSocket::bind((PEER, 600)).unwrap());
+    at_peer.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let socket = a.enter(|| UdpSocket::bind((CAPPED, port)).unwrap());
+    socket.connect((PEER, 600)).unwrap();
+    let message = [marker, &[0x21; 300][..]].concat();
+    let mut longest = Duration::ZERO;
+    let arrived = (0..20).filter(|_| {
+        let sent = Instant::now();
+        socket.send(&message).unwrap();
+        let came = at_peer.recv(&mut [0; 400]).is_ok();
+        longest = longest.max(sent.elapsed());
+        came
+    });
+    (arrived.count(), longest)
+}
+
+/// Who fills the level does not stop the exchanges that keep the tunnel up, and what waits does not wait for long.
+#[test]
+fn ike_passes_a_full_level_and_the_queue_is_short() {
+    if !is_root() {
+        return;
+    }
+    let (a, b) = pair();
+    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    shaper.apply(gateway(Some(1))).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| a.enter(|| flood(7777, 5)));
+        std::thread::sleep(Duration::from_millis(500));
+        for (port, marker) in [(500, &[][..]), (4500, &[0; 4])] {
+            let (arrived, longest) = ike_through(&a, &b, port, marker);
+            println!("port {port}: {arrived} of 20 IKE messages, the slowest in {longest:?}");
+            assert_eq!(arrived, 20, "port {port}");
+        }
+        let waiting: Vec<u32> = (0..10).map(|_| shaper.stats().unwrap()[0].stats.backlog_bytes).collect();
+        println!("octets that wait at 1 Mbit/s: {waiting:?}");
+        assert!(
+            waiting.iter().all(|octets| *octets <= 4 * 1522) && waiting.iter().any(|octets| *octets > 2000)
+        );
+    });
 }
 
 #[test]

@@ -196,7 +196,9 @@ fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> Gat
 
 /// Does what an interface needs, and says how many steps that took.
 fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<usize, ShapingError> {
-    let device = tc.interface(interface).map_or_else(|_| format!("interface {interface}"), |i| i.name);
+    let (device, mtu) = tc
+        .interface(interface)
+        .map_or_else(|_| (format!("interface {interface}"), 1500), |i| (i.name, i.mtu));
     let fail = |what: &str, e: NetlinkError| ShapingError::new(format!("cannot {what} on {device}: {e}"));
     let root = match tc.root_owner(interface).map_err(|e| fail("look at the queueing disciplines", e))? {
         RootOwner::Ours => true,
@@ -228,7 +230,7 @@ fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<us
         let (what, result) = match step {
             Step::AddRoot => ("add an HTB", tc.add_root(interface)),
             Step::PutClass(handle, rates) => {
-                ("set a class", tc.put_class(interface, &cygnet_xfrm::tc::ClassSpec { handle, rates }))
+                ("set a class", tc.put_class(interface, &cygnet_xfrm::tc::ClassSpec { handle, rates }, mtu))
             }
             Step::AddFilter(spec) => ("add a filter", tc.add_filter(interface, &spec)),
             Step::DeleteFilter(filter) => ("remove a filter", tc.delete_filter(interface, &filter)),

@@ -3,13 +3,13 @@
 //!
 //! Each gateway has one class on each interface that has an address of it, with rate = ceil = its bandwidth: nothing
 //! is borrowed, so that one gateway cannot take from another. Packets find their class by their outer source address.
-//! Everything else on the interface takes HTB's direct way and is not shaped.
+//! IKE, and everything else on the interface, takes HTB's direct way: it is not shaped and goes first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use cygnet_xfrm::tc::{Class, Filter, FilterSpec, Handle, HtbRates};
+use cygnet_xfrm::tc::{Class, Filter, FilterSpec, Handle, HtbRates, Traffic};
 
 /// HTB's arithmetic has no room for less than one frame a second.
 const LOWEST_BPS: u64 = 16_000;
@@ -79,7 +79,7 @@ impl ClassIds {
         }
         let taken: BTreeSet<u16> = self.by_name.values().copied().collect();
         let mut id = hash(name);
-        while id == 0 || taken.contains(&id) {
+        while !can_be_used(id) || taken.contains(&id) {
             id = id.wrapping_add(1);
         }
         self.by_name.insert(name.to_owned(), id);
@@ -90,6 +90,11 @@ impl ClassIds {
     pub fn retain(&mut self, names: &BTreeSet<&str>) {
         self.by_name.retain(|name, _| names.contains(name.as_str()));
     }
+}
+
+/// A class's number is also the handle of the queue in it: neither ours of the root nor the kernel's own.
+const fn can_be_used(id: u16) -> bool {
+    id != 0 && id < 0xFF00 && id != (Handle::OURS.0 >> 16) as u16
 }
 
 /// FNV-1a, folded to 16 bits.
@@ -111,7 +116,11 @@ pub fn plan(gateways: &[GatewayRate], ids: &mut ClassIds) -> Plan {
         for (address, interface) in &gateway.addresses {
             let at = out.entry(*interface).or_default();
             at.classes.insert(class, (gateway.name.clone(), rates));
-            at.filters.insert(FilterSpec { source: *address, class });
+            at.filters.insert(FilterSpec { source: *address, traffic: Traffic::All, class });
+            // Who fills the level must not keep the tunnel from being kept up: IKE does not wait, and does not count.
+            for traffic in [Traffic::Ike, Traffic::IkeBesideEsp] {
+                at.filters.insert(FilterSpec { source: *address, traffic, class: Handle::OURS });
+            }
         }
     }
     out
@@ -200,7 +209,11 @@ mod tests {
                     now.classes.push(Class { handle: *handle, rates: *rates, stats: QueueStats::default() });
                 }
                 Step::AddFilter(spec) => {
-                    assert!(now.classes.iter().any(|c| c.handle == spec.class), "filter to no class");
+                    let direct = spec.class == Handle::OURS;
+                    assert!(
+                        direct || now.classes.iter().any(|c| c.handle == spec.class),
+                        "filter to no class"
+                    );
                     now.filters.push(Filter::for_tests(*spec));
                 }
                 Step::DeleteFilter(filter) => {

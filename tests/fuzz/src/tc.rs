@@ -1,6 +1,6 @@
 //! What the kernel says about traffic control.
 
-use cygnet_xfrm::tc::{ClassSpec, FilterSpec};
+use cygnet_xfrm::tc::ClassSpec;
 use cygnet_xfrm::testing;
 
 use crate::input::is_one_line;
@@ -47,7 +47,6 @@ pub fn tc_filter(data: &[u8]) {
     let at = interface(data);
     assert_eq!(testing::read_filter(data, at.wrapping_add(1)), None);
     let Some(filter) = testing::read_filter(data, at) else { return };
-    let FilterSpec { source, class } = filter.spec;
-    let again = testing::read_filter(&testing::write_filter(at, &FilterSpec { source, class }), at);
+    let again = testing::read_filter(&testing::write_filter(at, &filter.spec), at);
     assert_eq!(again.map(|f| f.spec), Some(filter.spec));
 }

@@ -30,15 +30,16 @@ pub struct Class {
 }
 
 impl Tc {
-    /// Adds a class to our root qdisc, or changes its rates in place: packets that wait stay.
+    /// Adds a class to our root qdisc, or changes its rates in place: packets that wait stay. `mtu` is that of the
+    /// interface in octets.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn put_class(&mut self, interface: u32, spec: &ClassSpec) -> Result<(), NetlinkError> {
+    pub fn put_class(&mut self, interface: u32, spec: &ClassSpec, mtu: u32) -> Result<(), NetlinkError> {
         let w = put(interface, spec);
         self.socket.request(&Request::new(RTM_NEWTCLASS, NLM_F_CREATE | NLM_F_REPLACE, w))?;
         // After the class, so that the queue never admits what the old rate could not drain.
-        self.put_fifo(interface, spec.handle, spec.rates.queue_octets())
+        self.put_queue(interface, spec.handle, &spec.rates, mtu)
     }
 
     /// Removes a class; no filter may point to it any more. `Ok` if it is not there.

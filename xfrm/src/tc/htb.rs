@@ -8,7 +8,7 @@ const TCA_HTB_RATE64: u16 = 6;
 const TCA_HTB_CEIL64: u16 = 7;
 const VERSION: u32 = 3;
 /// With this link layer the kernel computes transmission times itself and needs no rate tables.
-const LINKLAYER_ETHERNET: u8 = 1;
+pub(super) const LINKLAYER_ETHERNET: u8 = 1;
 /// Times are given in units of 64 ns (PSCHED_SHIFT).
 const TICK_NS: u64 = 64;
 
@@ -36,12 +36,6 @@ impl HtbRates {
             burst: clamp(octets_per_ms * 4, 15_140, 4 << 20),
             quantum: clamp(octets_per_ms, 1_514, 60_000),
         }
-    }
-
-    /// Octets that a queue behind this cap may hold: 100 ms, and at least two of the largest segmentation offload
-    /// packets, since a queue that cannot hold one would drop it always.
-    pub const fn queue_octets(&self) -> u32 {
-        clamp(self.ceil_bps / 8 / 10, 2 * 65_536, 16 << 20)
     }
 
     pub(super) fn put(&self, w: &mut Writer) {
@@ -89,12 +83,12 @@ pub(super) fn put_init(w: &mut Writer) {
 }
 
 /// The time that `octets` take at `rate` octets per second.
-fn ticks(octets: u32, rate: u64) -> u32 {
+pub(super) fn ticks(octets: u32, rate: u64) -> u32 {
     let ns = u128::from(octets) * 1_000_000_000 / u128::from(rate.max(1));
     u32::try_from(ns.div_ceil(u128::from(TICK_NS))).unwrap_or(u32::MAX)
 }
 
-const fn clamp(value: u64, low: u32, high: u32) -> u32 {
+pub(super) const fn clamp(value: u64, low: u32, high: u32) -> u32 {
     if value < low as u64 {
         low
     } else if value > high as u64 {
@@ -132,6 +126,5 @@ mod tests {
     fn bursts_are_milliseconds_not_seconds() {
         assert_eq!(HtbRates::cap(10_000_000).burst, 15_140);
         assert_eq!(HtbRates::cap(1_000_000_000).burst, 500_000);
-        assert_eq!(HtbRates::cap(1_000_000_000).queue_octets(), 12_500_000);
     }
 }

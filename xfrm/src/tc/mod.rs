@@ -4,9 +4,10 @@
 //! ```text
 //!   root htb c960:            default 0: what no filter claims goes the direct way, unshaped
 //!    +-- class c960:1a2b      rate = ceil = what a gateway may send
-//!    |    +-- bfifo           bounded in octets, so that the queue cannot hold seconds of traffic
+//!    |    +-- tbf 1a2b:       cuts superpackets, and bounds what waits by time
+//!    |         +-- fq_codel   flows fair, where the kernel has it
 //!    +-- class c960:…
-//!   filters on c960:          u32: outer source address -> class
+//!   filters on c960:          u32: outer source address -> class, but its IKE -> c960: itself, the direct way
 //! ```
 //! The attributes are written here, not by netlink-packet-route: that knows neither HTB nor its statistics.
 
@@ -15,12 +16,13 @@ pub(crate) mod filter;
 mod htb;
 mod probe;
 pub(crate) mod qdisc;
+mod queue;
 mod stats;
 
 use std::fmt;
 
 pub use class::{Class, ClassSpec};
-pub use filter::{Filter, FilterSpec};
+pub use filter::{Filter, FilterSpec, Traffic};
 pub use htb::HtbRates;
 pub(crate) use probe::ClassifierProbe;
 pub use qdisc::{Qdisc, RootOwner};

@@ -5,7 +5,7 @@ use super::{ClassSpec, Handle, HtbRates, TCA_KIND, TCA_OPTIONS, Tc, TcMessage};
 use crate::codec::Writer;
 use crate::error::NetlinkError;
 use crate::socket::{NLM_F_CREATE, NLM_F_EXCL, Request};
-use crate::tc::FilterSpec;
+use crate::tc::{FilterSpec, Traffic};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWTFILTER: u16 = 44;
@@ -32,7 +32,7 @@ impl ClassifierProbe {
     pub fn run(tc: &mut Tc) -> Self {
         let words = |r: Result<(), NetlinkError>| r.map_err(|e| e.to_string());
         let class = ClassSpec { handle: Handle::class(1), rates: HtbRates::cap(1_000_000) };
-        let htb = words(tc.add_root(LOOPBACK).and_then(|()| tc.put_class(LOOPBACK, &class)));
+        let htb = words(tc.add_root(LOOPBACK).and_then(|()| tc.put_class(LOOPBACK, &class, 1500)));
         let with_htb = |r: Result<(), NetlinkError>| {
             words(r).map_err(|e| {
                 if htb.is_err() { "not asked: there is no HTB to put it on".to_owned() } else { e }
@@ -40,7 +40,13 @@ impl ClassifierProbe {
         };
         let source = std::net::IpAddr::from([127, 0, 0, 1]);
         let classifiers = vec![
-            ("u32", with_htb(tc.add_filter(LOOPBACK, &FilterSpec { source, class: class.handle }))),
+            (
+                "u32",
+                with_htb(tc.add_filter(
+                    LOOPBACK,
+                    &FilterSpec { source, traffic: Traffic::All, class: class.handle },
+                )),
+            ),
             ("fw", with_htb(tc.simple_filter("fw", 7))),
             ("flower", with_htb(tc.simple_filter("flower", 0))),
         ];

@@ -3,7 +3,7 @@
 use super::{Handle, ROOT, TCA_KIND, TCA_OPTIONS, Tc, TcMessage, htb, stats::QueueStats};
 use crate::codec;
 use crate::error::NetlinkError;
-use crate::socket::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request};
+use crate::socket::{NLM_F_CREATE, NLM_F_EXCL, Request};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
@@ -99,24 +99,6 @@ impl Tc {
         }
         let message = TcMessage { interface, handle: Handle::OURS, parent: ROOT, info: 0 };
         self.socket.request(&Request::new(RTM_DELQDISC, 0, message.writer()))
-    }
-
-    /// Puts a queue of at most `octets` into a class, or changes its length in place.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub(super) fn put_fifo(
-        &mut self,
-        interface: u32,
-        class: Handle,
-        octets: u32,
-    ) -> Result<(), NetlinkError> {
-        let message = TcMessage { interface, handle: Handle(0), parent: class, info: 0 };
-        let mut w = message.writer();
-        w.attr_text(TCA_KIND, "bfifo");
-        // struct tc_fifo_qopt, not nested attributes.
-        w.attr_u32(TCA_OPTIONS, octets);
-        self.socket.request(&Request::new(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, w))
     }
 }
 

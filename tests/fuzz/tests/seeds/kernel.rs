@@ -5,7 +5,7 @@ use cygnet_model::Spi;
 use cygnet_model::tunnel::{Direction, Mark, UdpEncap};
 use cygnet_xfrm::codec::Writer;
 use cygnet_xfrm::policy::{Policy, PolicyAction, PolicyDirection, PolicyKey, PolicySelector, PortMask};
-use cygnet_xfrm::tc::{ClassSpec, FilterSpec, Handle, HtbRates};
+use cygnet_xfrm::tc::{ClassSpec, FilterSpec, Handle, HtbRates, Traffic};
 use cygnet_xfrm::testing;
 
 use super::seed;
@@ -192,10 +192,12 @@ pub fn tc() {
         seed("tc_class", &format!("rate-{i}-narrow"), &octets);
     }
     for source in ["192.0.2.1", "2001:db8::1"] {
-        let spec = FilterSpec { source: source.parse().unwrap(), class: Handle::class(7) };
-        let octets = testing::write_filter(3, &spec);
+        let spec = |traffic| FilterSpec { source: source.parse().unwrap(), traffic, class: Handle::class(7) };
+        let octets = testing::write_filter(3, &spec(Traffic::All));
         let name = if source.contains(':') { "v6" } else { "v4" };
         seed("tc_filter", name, &octets);
+        seed("tc_filter", &format!("{name}-ike"), testing::write_filter(3, &spec(Traffic::Ike)));
+        seed("tc_filter", &format!("{name}-natt"), testing::write_filter(3, &spec(Traffic::IkeBesideEsp)));
         seed("tc_filter", &format!("{name}-cut"), &octets[..octets.len() - 20]);
         let mut foreign = octets.clone();
         foreign[12] ^= 1;
