@@ -22,7 +22,7 @@ use crate::crypto::kex::KeyExchange;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Actions, Command, Event, Flow, Input};
 use crate::policy::{Policies, Start, TunnelPolicy};
-use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Spis, State, Task};
+use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
 use crate::wire::{DecodeErrorKind, Exchange, Header};
 
@@ -77,6 +77,7 @@ pub struct Endpoint {
     /// Tunnels that were taken down by command: they stay down, whoever asks, until a command takes them up.
     held: BTreeSet<TunnelId>,
     spis: Spis,
+    parts: Parts,
     sas: BTreeMap<IkeSpi, IkeSa>,
     by_tunnel: BTreeMap<TunnelId, BTreeSet<IkeSpi>>,
     established: BTreeMap<TunnelId, u32>,
@@ -102,6 +103,7 @@ impl Endpoint {
             supervision: BTreeMap::new(),
             held: BTreeSet::new(),
             spis: Spis::default(),
+            parts: Parts::default(),
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
             established: BTreeMap::new(),
@@ -210,6 +212,12 @@ impl Endpoint {
         (self.spis.ike.len(), self.spis.esp.len())
     }
 
+    /// How many parts of configured children have numbers of their own. For tests that look for leaks.
+    #[cfg(feature = "test-util")]
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     /// One tunnel as an operator wants to see it; `None` if there is no such tunnel.
     pub fn view(&self, tunnel: TunnelId) -> Option<TunnelView> {
         let policy = self.policies.get(&tunnel)?;
@@ -242,6 +250,7 @@ impl Endpoint {
             config: &self.config,
             policies: &self.policies,
             spis: &mut self.spis,
+            parts: &mut self.parts,
             established: &self.established,
             held: &self.held,
             out,
@@ -412,7 +421,8 @@ impl Endpoint {
                 }
                 live.enqueue(Task::DeleteChild { inbound });
                 let wait = ctx.jitter(Duration::from_secs(10));
-                live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index: child.index, group: None });
+                let index = ctx.parts.configured(child);
+                live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index, group: None });
             }
             Next::Stay
         });
@@ -423,7 +433,8 @@ impl Endpoint {
         }
     }
 
-    /// Keeps count of the SAs in the data plane and closes the tunnels of children that have no outbound SA any more.
+    /// Keeps count of the SAs in the data plane, closes the tunnels of children that have no outbound SA any more, and
+    /// takes back the numbers of parts that have no SA at all.
     fn close_tunnels(&mut self, from: usize, out: &mut Actions) {
         let mut touched = BTreeSet::new();
         for action in out.iter().skip(from) {
@@ -434,18 +445,23 @@ impl Endpoint {
                 Action::RemoveSa(id) => {
                     if let Some(set) = self.installed.get_mut(&id.child)
                         && set.remove(id)
-                        && id.direction == Direction::Out
                     {
-                        touched.insert(id.child);
+                        touched.insert((id.child, id.direction));
                     }
                 }
                 _ => {}
             }
         }
-        for child in touched {
+        for (child, direction) in touched.iter().copied() {
             let Some(set) = self.installed.get(&child) else { continue };
-            if !set.iter().any(|id| id.direction == Direction::Out) {
+            if direction == Direction::Out && !set.iter().any(|id| id.direction == Direction::Out) {
                 out.push(Action::CloseTunnel(child));
+            }
+        }
+        for child in touched.into_iter().map(|(child, _)| child) {
+            if self.installed.get(&child).is_some_and(BTreeSet::is_empty) {
+                self.installed.remove(&child);
+                self.parts.release(child);
             }
         }
     }

@@ -67,13 +67,14 @@ impl Endpoint {
         }
         s.wanted = true;
         self.initiate(now, child.tunnel, out);
-        self.each_established(now, child.tunnel, out, |live, _, _, _| {
+        let of = self.parts.configured(child);
+        self.each_established(now, child.tunnel, out, |live, _, ctx, _| {
             let waits = live
                 .delayed
                 .iter()
-                .any(|(_, t)| matches!(t, Task::CreateChild { index, .. } if *index == child.index));
-            if !live.has_child(child.index) && !waits {
-                live.enqueue(Task::CreateChild { index: child.index, group: None });
+                .any(|(_, t)| matches!(t, Task::CreateChild { index, .. } if *index == of));
+            if !waits && !live.is_patient(ctx, of) {
+                live.seek(of);
             }
             Next::Stay
         });
@@ -87,9 +88,7 @@ impl Endpoint {
         self.each_established(now, id, out, |live, _, _, _| {
             let count = u16::try_from(live.policy.children.len()).unwrap_or(u16::MAX);
             for index in 0..count {
-                if !live.has_child(index) {
-                    live.enqueue(Task::CreateChild { index, group: None });
-                }
+                live.seek(index);
             }
             Next::Stay
         });

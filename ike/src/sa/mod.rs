@@ -18,7 +18,9 @@ mod init;
 mod live;
 pub(crate) mod message;
 mod natt;
+mod parts;
 mod rekey_ike;
+mod seek;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +43,8 @@ pub(crate) use init::{InitAnswered, InitSent, initiate, respond, stateless};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
 pub(crate) use message::Channel;
+pub(crate) use parts::Parts;
+pub(crate) use seek::{Ask, Seeking};
 
 /// What handlers may use of the world.
 pub(crate) struct Ctx<'a> {
@@ -50,6 +54,8 @@ pub(crate) struct Ctx<'a> {
     pub config: &'a Config,
     pub policies: &'a Policies,
     pub spis: &'a mut Spis,
+    /// Parts of configured children.
+    pub parts: &'a mut Parts,
     /// How many established IKE SAs each tunnel has.
     pub established: &'a BTreeMap<TunnelId, u32>,
     /// Tunnels that were taken down by command and accept no peer.

@@ -91,7 +91,7 @@ impl Live {
         if let State::Established(live) = &mut sa.state {
             live.children = std::mem::take(&mut self.children);
             live.lingering = std::mem::take(&mut self.lingering);
-            live.child_failures = self.child_failures;
+            live.seeking = std::mem::take(&mut self.seeking);
             let wanted = |t: &Task| !matches!(t, Task::RekeyIke { .. } | Task::DeleteIke | Task::Liveness);
             live.queue.extend(std::mem::take(&mut self.queue).into_iter().filter(wanted));
             live.delayed.extend(std::mem::take(&mut self.delayed).into_iter().filter(|(_, t)| wanted(t)));

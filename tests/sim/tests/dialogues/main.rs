@@ -3,6 +3,7 @@
 
 mod attacks;
 mod bring_up;
+mod children;
 mod collisions;
 mod ending;
 mod messages;
