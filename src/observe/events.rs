@@ -39,6 +39,8 @@ pub enum Kind {
     TunnelConnecting,
     /// A tunnel came up.
     TunnelUp,
+    /// A tunnel carries more or fewer of its configured pairs of networks than before.
+    Coverage,
     /// A tunnel went down.
     TunnelDown,
     /// An attempt failed.
@@ -92,6 +94,7 @@ impl Kind {
             Self::ConfigRefused => "config_refused",
             Self::TunnelConnecting => "tunnel_connecting",
             Self::TunnelUp => "tunnel_up",
+            Self::Coverage => "coverage",
             Self::TunnelDown => "tunnel_down",
             Self::TunnelFailed => "tunnel_failed",
             Self::IkeRekeyed => "ike_rekeyed",
