@@ -141,6 +141,12 @@ impl FailureReason {
         }
     }
 
+    /// Whether a refusal of new keys is about the algorithms, or about any CREATE_CHILD_SA at all: then a new IKE SA may
+    /// bring what a rekey does not, since its IKE_AUTH makes a child without key exchange (RFC 7296 §1.2).
+    pub const fn spares_ike_auth(self) -> bool {
+        matches!(self, Self::NoProposalChosen | Self::InvalidKe | Self::NoAdditionalSas)
+    }
+
     /// One hint for whoever operates the gateway.
     pub const fn hint(self) -> &'static str {
         match self {

@@ -12,7 +12,7 @@ use cygnet_model::suite::{EspSuite, IkeSuite};
 use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, IkeSpi, Spi, TunnelId};
 
-use crate::error::{DropReason, FailureReason};
+use crate::error::{DropReason, FailureReason, Trouble};
 
 /// Where a datagram came from or goes to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -222,6 +222,13 @@ pub enum Event {
         kind: RekeyKind,
         /// `None` if it succeeded.
         failure: Option<FailureReason>,
+    },
+    /// Something works now and will need attention.
+    Lesson {
+        /// Whose.
+        tunnel: TunnelId,
+        /// What.
+        trouble: Trouble,
     },
     /// A negotiation failed.
     Failure {

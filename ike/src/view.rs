@@ -42,6 +42,8 @@ pub struct TunnelView {
     pub coverage: Coverage,
     /// When it is tried again.
     pub retry_at: Option<Timestamp>,
+    /// What works now and will need attention, as that the two ends do not agree on PFS.
+    pub lesson: Option<Trouble>,
 }
 
 /// An IKE SA.
@@ -148,6 +150,7 @@ pub(crate) fn tunnel<'a>(
         configured: policy.children.iter().map(not_connected).collect(),
         coverage: Coverage::default(),
         retry_at,
+        lesson: None,
     };
     let (mut connecting, mut rekeying) = (false, false);
     for sa in sas {

@@ -12,6 +12,7 @@ use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Timestamp, TunnelId};
 
+use super::tell::lesson_words;
 use super::{Daemon, clock, policy};
 use crate::config::model::Start;
 use crate::observe::snapshot::{
@@ -240,7 +241,7 @@ impl Daemon {
             children: view.children.iter().map(|c| child_status(c, &memory.sas, now)).collect(),
             coverage: coverage_status(&view.coverage),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
-            warnings: Vec::new(),
+            warnings: view.lesson.iter().map(|t| crate::observe::one_line(&lesson_words(t))).collect(),
         })
     }
 }

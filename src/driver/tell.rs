@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use cygnet_ike::DropReason;
 use cygnet_ike::coverage::{MissingPair, networks};
+use cygnet_ike::error::Trouble;
 use cygnet_ike::io::{Ending, Event as IkeEvent, RekeyKind};
 use cygnet_ike::view::TunnelView;
 use cygnet_model::TunnelId;
@@ -114,6 +115,9 @@ impl Daemon {
                 self.tell_ending(child.tunnel, ending, &message);
             }
             IkeEvent::Rekeyed { tunnel, kind, failure } => self.tell_rekeyed(tunnel, kind, failure),
+            IkeEvent::Lesson { tunnel, trouble } => {
+                self.tell_tunnel(tunnel, Kind::Warning, &lesson_words(&trouble));
+            }
             IkeEvent::Failure { tunnel, peer, reason, detail, retry_in } => {
                 let again =
                     retry_in.map_or_else(String::new, |d| format!("; next try in {} s", d.as_secs().max(1)));
@@ -191,6 +195,15 @@ impl Daemon {
             }
         }
     }
+}
+
+/// What will need attention, although it works now.
+pub(super) fn lesson_words(trouble: &Trouble) -> String {
+    format!(
+        "new keys are refused: {}; until both ends agree, a new IKE SA brings them each time; {}",
+        trouble.detail,
+        trouble.reason.hint()
+    )
 }
 
 /// A pair of networks that is missing.

@@ -49,6 +49,8 @@ pub enum Kind {
     IkeRekeyed,
     /// A child got new keys.
     ChildRekeyed,
+    /// Something works now and will need attention.
+    Warning,
     /// A rekey failed.
     RekeyFailed,
     /// The peer does not answer.
@@ -79,6 +81,7 @@ impl Kind {
                 | Self::TunnelDown
                 | Self::TunnelFailed
                 | Self::RekeyFailed
+                | Self::Warning
                 | Self::PeerDead
                 | Self::DatagramDropped
                 | Self::Lost
@@ -99,6 +102,7 @@ impl Kind {
             Self::TunnelFailed => "tunnel_failed",
             Self::IkeRekeyed => "ike_rekeyed",
             Self::ChildRekeyed => "child_rekeyed",
+            Self::Warning => "warning",
             Self::RekeyFailed => "rekey_failed",
             Self::PeerDead => "peer_dead",
             Self::PeerMoved => "peer_moved",

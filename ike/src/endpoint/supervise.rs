@@ -6,10 +6,16 @@ use std::time::Duration;
 use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
 
 use super::Endpoint;
-use crate::error::FailureReason;
+use crate::error::{FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
 use crate::policy::Start;
 use crate::sa::{self, ChildState, Closed, IkeSa, Next, State, Task};
+
+/// First and longest wait between new IKE SAs that are to replace one whose keys cannot be renewed.
+const RENEWAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// How long an IKE SA stays when a newer one has its child.
+const RETIRE: Duration = Duration::from_secs(5);
 
 impl Endpoint {
     pub(super) fn on_command(&mut self, now: Now, command: Command, out: &mut Actions) {
@@ -122,6 +128,46 @@ impl Endpoint {
         }
     }
 
+    /// Begins an IKE SA beside the one named, whose keys, or whose child's keys, the peer refuses to renew. When it is
+    /// established the old one is retired (see [`Endpoint::deduplicate`]). Refusals in a row lead to ever rarer tries.
+    pub(super) fn reauthenticate(
+        &mut self,
+        now: Now,
+        old: IkeSpi,
+        tunnel: TunnelId,
+        trouble: Trouble,
+        out: &mut Actions,
+    ) {
+        let Some(policy) = self.policies.get(&tunnel).cloned() else { return };
+        self.learn(tunnel, trouble, out);
+        let Some(s) = self.supervision.get_mut(&tunnel) else { return };
+        let newer = |sa: &IkeSa| match &sa.state {
+            State::InitSent(_) | State::AuthSent(_) => true,
+            State::Established(live) => sa.core.spi != old && !live.outdated,
+            _ => false,
+        };
+        let spis = self.by_tunnel.get(&tunnel).into_iter().flatten();
+        let served = spis.filter_map(|spi| self.sas.get(spi)).any(newer);
+        if served || self.held.contains(&tunnel) || now.mono < s.renewals.1 {
+            return;
+        }
+        let wait = RENEWAL.0.saturating_mul(1 << s.renewals.0.min(10)).min(RENEWAL.1);
+        s.renewals = (s.renewals.0.saturating_add(1), now.mono + wait);
+        let mut effects = Vec::new();
+        if let Ok(sa) = sa::initiate(&mut self.context(now, out, &mut effects), &policy) {
+            self.put(now, sa, out);
+        }
+    }
+
+    /// Keeps what will need attention, and tells it once.
+    pub(super) fn learn(&mut self, tunnel: TunnelId, trouble: Trouble, out: &mut Actions) {
+        let Some(s) = self.supervision.get_mut(&tunnel) else { return };
+        if s.lesson.as_ref() != Some(&trouble) {
+            s.lesson = Some(trouble.clone());
+            out.push(Action::Tell(Event::Lesson { tunnel, trouble }));
+        }
+    }
+
     /// Whether a tunnel has an IKE SA, or we are negotiating one. Those on their way out do not count.
     pub(super) fn is_served(&self, id: TunnelId) -> bool {
         self.by_tunnel
@@ -230,12 +276,35 @@ impl Endpoint {
 
     /// When both ends initiated at once there are two IKE SAs: the one with the highest SPIs stays. Both ends come to
     /// this verdict, and who initiated a superfluous one deletes it.
+    ///
+    /// One that is outdated, because its keys cannot be renewed, goes in any case: a moment later, so that both ends use
+    /// the new one by then.
     pub(super) fn deduplicate(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
+        let outdated = |sa: &IkeSa| sa.live().is_some_and(|l| l.outdated);
+        let first = |sa: &IkeSa| sa.live().is_some_and(|l| l.has_child(0));
+        let fresh: Vec<bool> =
+            self.established_of(tunnel).filter(|(_, sa)| !outdated(sa)).map(|(_, sa)| first(sa)).collect();
+        // One that has not got the child yet does not take its place.
+        let goes = |sa: &IkeSa| outdated(sa) && fresh.iter().any(|has| *has || !first(sa));
+        let old: Vec<IkeSpi> =
+            self.established_of(tunnel).filter(|(_, sa)| goes(sa)).map(|(spi, _)| spi).collect();
+        self.retire(now, &old, out);
         let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
-        let Some(best) = self.established_of(tunnel).filter_map(|(_, sa)| spis(sa)).max() else { return };
+        let current = || self.established_of(tunnel).filter(|(_, sa)| !outdated(sa));
+        let Some((best, begun)) = current().filter_map(|(_, sa)| Some((spis(sa)?, sa.core.created))).max()
+        else {
+            return;
+        };
+        let old: Vec<IkeSpi> = current()
+            .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
+            .filter(|(_, sa)| sa.live().is_some_and(|live| live.established < begun))
+            .map(|(spi, _)| spi)
+            .collect();
+        self.retire(now, &old, out);
         let losers: Vec<IkeSpi> = self
             .established_of(tunnel)
             .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
+            .filter(|(spi, sa)| !outdated(sa) && !old.contains(spi))
             .map(|(spi, _)| spi)
             .collect();
         for loser in losers {
@@ -243,6 +312,18 @@ impl Endpoint {
                 sa.with_live(ctx, |live, _, _, _| {
                     live.queue.push_front(Task::DeleteIke);
                     Next::Deleting
+                });
+            });
+        }
+    }
+
+    /// Lets IKE SAs go a moment later.
+    fn retire(&mut self, now: Now, old: &[IkeSpi], out: &mut Actions) {
+        for spi in old {
+            self.with_sa(now, *spi, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, ctx, _| {
+                    live.retire_at.get_or_insert(ctx.now.mono + RETIRE);
+                    Next::Stay
                 });
             });
         }

@@ -16,6 +16,7 @@ use crate::crypto::keymat::{ChildKeys, IkeKeys, SkeySeed};
 use crate::crypto::prf::prf;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Ending, Event, Flow, Role};
+use crate::mismatch;
 use crate::policy::{self, TunnelPolicy};
 use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
@@ -283,7 +284,7 @@ impl AuthSent {
         match pair {
             Ok(pair) => {
                 if live.install(core, ctx, pair, None).is_some() {
-                    live.seek_rest(core, ctx, 0, Ask::Whole);
+                    live.seek_rest(core, ctx, 0);
                 }
             }
             Err(unfit) => {
@@ -291,6 +292,7 @@ impl AuthSent {
                 live.disown(this.inbound, &payloads);
                 let nets = live.asked(0, Ask::Whole).map_or_else(String::new, |(l, r)| networks(&l, &r));
                 let detail = live.answer_detail(core, "IKE_AUTH", &nets, 0, &payloads, &unfit);
+                live.refused_in_auth = unfit.reason.spares_ike_auth();
                 live.refused(core, ctx, 0, Ask::Whole, Trouble { reason: unfit.reason, detail });
             }
         }
@@ -567,6 +569,14 @@ impl InitAnswered {
                     retry_in: None,
                 });
             }
+        }
+        let offered = payloads.sa.as_deref().unwrap_or_default();
+        let ours = live.policy.children.first().map_or(&[][..], |c| &c.proposals);
+        if let Some(differs) = mismatch::pfs_ahead(ours, offered) {
+            let detail =
+                format!("the rekey of the child that {} made will fail: {differs}", core.flow.remote);
+            let trouble = Trouble { reason: FailureReason::NoProposalChosen, detail };
+            ctx.effects.push(Effect::Learned { tunnel: live.policy.id, trouble });
         }
         let sealed = live.channel.seal(Exchange::IKE_AUTH, 1, true, &answer, ctx.random);
         live.window.respond(ctx, core.flow, sealed.unwrap_or_default());

@@ -27,6 +27,10 @@ const MAX_PAIRS: usize = 2 * ChildId::LIMIT as usize;
 /// How long an old inbound SA still takes packets that were on their way.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a responder's new pair waits beside one of another IKE SA until it is sent on: long enough for the response
+/// to arrive, and for the request to be repeated if it does not.
+const SWITCH: Duration = Duration::from_secs(1);
+
 /// Without extended sequence numbers an SA ends at 2³² packets (RFC 4303 §3.3.3); it is rekeyed at three quarters.
 const SEQUENCE_LIMIT: u64 = u32::MAX as u64;
 
@@ -60,6 +64,8 @@ pub(crate) struct Child {
     pub expire_at: Timestamp,
     /// The outbound SA, while the peer may not have the inbound half of it yet.
     pub pending: Option<Box<SaSpec>>,
+    /// When it is taken into use all the same: a pair of another IKE SA has no rekey to tell the moment.
+    pub switch_at: Option<Timestamp>,
     /// The pair that this one replaces, while it is there.
     pub replaces: Option<Spi>,
     /// Our own rekey of the same pair is on its way too: nonces will decide.
@@ -362,8 +368,11 @@ impl Live {
             just_made.filter(|spi| self.children.iter().any(|c| c.inbound == *spi && c.is_to_stay()))
         });
         ctx.out.push(Action::InstallSa(inbound));
+        // Another IKE SA may carry the child still: one that this one is to replace.
+        let beside = replaces.is_none() && ctx.carries(id) && !self.children.iter().any(|c| c.id == id);
+        let switch_at = beside.then(|| ctx.now.mono + SWITCH);
         let mut pending = None;
-        if role == Role::Responder && replaces.is_some() {
+        if role == Role::Responder && (replaces.is_some() || beside) {
             pending = Some(outbound);
         } else {
             ctx.out.push(Action::InstallSa(outbound));
@@ -391,6 +400,7 @@ impl Live {
             rekey_at: ctx.now.mono + lifetime - margin,
             expire_at: ctx.now.mono + lifetime,
             pending,
+            switch_at,
             replaces,
             contested: false,
             unseen: role == Role::Responder,
@@ -456,6 +466,21 @@ impl Live {
     pub fn succeed(&mut self, ctx: &mut Ctx<'_>, old: Spi) {
         for child in self.children.iter_mut().filter(|c| c.replaces == Some(old)) {
             child.switch(ctx);
+        }
+    }
+
+    /// Starts to send on pairs that have waited long enough, or on those of `child` at once, because nothing else carries
+    /// it any more.
+    pub fn switch_waiting(&mut self, ctx: &mut Ctx<'_>, child: Option<ChildId>) {
+        let now = ctx.now.mono;
+        for c in &mut self.children {
+            let due = match child {
+                Some(id) => c.id == id && !c.contested,
+                None => c.switch_at.is_some_and(|at| at <= now),
+            };
+            if due {
+                c.switch(ctx);
+            }
         }
     }
 
@@ -530,6 +555,7 @@ impl Child {
         if self.state == ChildState::Replaced {
             return;
         }
+        self.switch_at = None;
         let spec = self.pending.take().filter(|_| self.is_to_stay());
         if let Some(spec) = spec {
             self.contested = false;

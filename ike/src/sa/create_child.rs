@@ -9,7 +9,7 @@ use cygnet_model::{ChildId, Spi};
 use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
 use super::live::{Reply, Request};
-use super::{Ask, ChildState, Core, Ctx, Live, Next, Phase, Task};
+use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
 use crate::crypto::kex::PrivateKey;
 use crate::crypto::keymat::ChildKeys;
@@ -20,6 +20,9 @@ use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
 
 /// First wait before a rekey that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
 pub(super) const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(2500));
+
+/// Wait before we rekey what the peer tried to rekey, and we refused.
+const OUR_TURN: Duration = Duration::from_secs(30);
 
 /// Our CREATE_CHILD_SA request for a child.
 pub(crate) struct CreatingChild {
@@ -216,7 +219,7 @@ impl Live {
                     self.created.push(Created { id, inbound, nonces });
                 }
             }
-            self.seek_rest(core, ctx, creating.of, creating.ask);
+            self.seek_rest(core, ctx, creating.of);
             return;
         };
         // The peer answered a question about the old pair, so it has it.
@@ -326,8 +329,12 @@ impl Live {
         let nets = networks(&creating.local, &creating.remote);
         let exchange = if creating.rekeys.is_some() { "the rekey" } else { "CREATE_CHILD_SA" };
         let detail = self.answer_detail(core, exchange, &nets, creating.of, answer, unfit);
+        let trouble = Trouble { reason, detail };
         let Some(old) = creating.rekeys else {
-            self.refused(core, ctx, creating.of, creating.ask, Trouble { reason, detail });
+            if !self.has_child(creating.of) {
+                self.reauthenticate(core, ctx, creating.of, answer, &trouble);
+            }
+            self.refused(core, ctx, creating.of, creating.ask, trouble);
             return;
         };
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: Some(reason) });
@@ -350,9 +357,28 @@ impl Live {
             c.rekey_at = ctx.now.mono + wait.max(BUSY_RETRY.0);
         }
         if busy.is_none() {
+            self.reauthenticate(core, ctx, creating.of, answer, &trouble);
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
-            ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
+            ctx.tell(Event::Failure { tunnel, peer, reason, detail: trouble.detail, retry_in: None });
         }
+    }
+
+    /// Asks for a new IKE SA beside this one, if that can bring what was refused: its IKE_AUTH makes the first child, and
+    /// negotiates no key exchange for it.
+    fn reauthenticate(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        of: u16,
+        answer: &Payloads,
+        trouble: &Trouble,
+    ) {
+        if of != 0 || answer.error().is_none() || !trouble.reason.spares_ike_auth() || self.refused_in_auth {
+            return;
+        }
+        self.outdated = true;
+        let (spi, tunnel) = (core.spi, self.policy.id);
+        ctx.effects.push(Effect::Reauthenticate { spi, tunnel, trouble: trouble.clone() });
     }
 
     /// One line about an answer of the peer that is a refusal, or that we cannot take.
@@ -415,6 +441,7 @@ impl Live {
             rekey_at: self.expire_at,
             expire_at: ctx.now.mono + super::live::REKEYED_LIFETIME,
             pending: None,
+            switch_at: None,
             replaces: None,
             contested: false,
             unseen: false,
@@ -503,6 +530,16 @@ impl Live {
         reply
     }
 
+    /// We refused new keys for a pair, which will end then. The peer has the first try to overcome that; ours, which leads
+    /// to a new IKE SA if the peer refuses it in turn, comes soon and not only when our own lifetime is over.
+    fn try_soon(&mut self, ctx: &mut Ctx<'_>, rekeys: Option<Spi>, reason: FailureReason) {
+        let at = ctx.now.mono + ctx.jitter(OUR_TURN);
+        let pair = self.children.iter_mut().find(|c| Some(c.inbound) == rekeys);
+        if let Some(c) = pair.filter(|_| reason.spares_ike_auth()) {
+            c.rekey_at = c.rekey_at.min(at);
+        }
+    }
+
     /// The peer made a pair for a child that we may be making one for ourselves: then one of the two is redundant. RFC 7296
     /// has this rule for rekeys only (§2.8.1), but without it both pairs would stay for ever. A peer that does not know it
     /// keeps both, which does no harm.
@@ -580,6 +617,7 @@ impl Live {
                 let detail = child::refusal_detail(&unfit, peer, offer);
                 let reason = unfit.reason;
                 ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
+                self.try_soon(ctx, rekeys, reason);
                 return refuse(unfit.notify, vec![]);
             }
         };

@@ -111,6 +111,12 @@ pub(crate) struct Live {
     pub created: Vec<Created>,
     /// The peer's rekey of this IKE SA, while our own is on its way.
     pub their_rekey: Option<Box<RekeyedByPeer>>,
+    /// The peer refused the first child in IKE_AUTH because of its algorithms: another IKE_AUTH will not help.
+    pub refused_in_auth: bool,
+    /// It is to be replaced by a new IKE SA, because rekeys fail.
+    pub outdated: bool,
+    /// When it is deleted, since a newer one carries the tunnel.
+    pub retire_at: Option<Timestamp>,
     pub rekey_at: Timestamp,
     pub expire_at: Timestamp,
     /// Last authenticated sign of life of the peer.
@@ -176,6 +182,9 @@ impl Live {
             delayed: Vec::new(),
             created: Vec::new(),
             their_rekey: None,
+            refused_in_auth: false,
+            outdated: false,
+            retire_at: None,
             rekey_at: now + lifetime - margin,
             expire_at: now + lifetime,
             last_in: now,
@@ -439,6 +448,8 @@ impl Live {
             .into_iter()
             .flatten()
             .chain(children)
+            .chain(self.children.iter().filter(|c| c.pending.is_some()).filter_map(|c| c.switch_at))
+            .chain(self.retire_at)
             .chain(self.window.outstanding.as_ref().map(|o| o.out.next))
             .chain(self.delayed.iter().map(|(at, _)| *at))
             .chain(self.lingering.iter().map(|(at, _)| *at))
@@ -478,6 +489,11 @@ impl Live {
             let detail =
                 "the lifetime or the message IDs of the IKE SA ended before it was rekeyed".to_owned();
             return Next::Close(Ending::Failed(FailureReason::LifetimeExpired), detail);
+        }
+        self.switch_waiting(ctx, None);
+        if self.retire_at.take_if(|at| *at <= now).is_some() && phase == Phase::Established {
+            self.queue.push_front(Task::DeleteIke);
+            return Next::Deleting;
         }
         if phase == Phase::Established {
             self.tick_lifetimes(ctx);

@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cygnet_model::Timestamp;
-use cygnet_model::selector::TrafficSelector;
+use cygnet_model::selector::{TrafficSelector, within};
 
 use super::live::Request;
 use super::{Core, Ctx, Live, Task};
 use crate::coverage::{self, Networks};
 use crate::error::{FailureReason, Trouble};
 use crate::io::Event;
-use crate::policy::Start;
+use crate::policy::{ChildPolicy, Start};
 
 /// First and longest wait before a child that failed is tried again.
 const CHILD_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -42,7 +42,7 @@ pub(crate) enum Ask {
 /// The search for what is missing of one configured child.
 #[derive(Default)]
 pub(crate) struct Seeking {
-    /// What was asked for in this round and refused, or answered with less.
+    /// What was asked for in this round and refused.
     tried: BTreeSet<Ask>,
     /// Rounds in a row that left something refused.
     failures: u32,
@@ -68,6 +68,11 @@ const fn is_piecewise(reason: FailureReason) -> bool {
     matches!(reason, FailureReason::TsUnacceptable | FailureReason::SinglePair)
 }
 
+/// Whether one pair of SAs carries all of a child, which spares looking at each pair of networks.
+fn is_whole(child: &ChildPolicy, carried: &[Networks<'_>]) -> bool {
+    carried.iter().any(|(l, r)| within(&child.local, l) && within(&child.remote, r))
+}
+
 impl Live {
     /// What is carried of a configured child by pairs that are there to stay.
     fn carried(&self, of: u16) -> Vec<Networks<'_>> {
@@ -87,11 +92,7 @@ impl Live {
         if child.local.len().saturating_mul(child.remote.len()) < 2 {
             return None;
         }
-        let whole = |(l, r): &Networks<'_>| {
-            cygnet_model::selector::within(&child.local, l)
-                && cygnet_model::selector::within(&child.remote, r)
-        };
-        if carried.iter().any(whole) {
+        if is_whole(child, &carried) {
             return None;
         }
         (0u16..).zip(&child.local).find_map(|(l, local)| {
@@ -143,19 +144,16 @@ impl Live {
     pub fn found(&mut self, of: u16) {
         let Some(child) = self.policy.children.get(usize::from(of)) else { return };
         let carried = self.carried(of);
-        let missing = coverage::pairs_of(child).any(|(l, r)| !coverage::touches(&[l], &[r], &carried));
+        let missing = !is_whole(child, &carried)
+            && coverage::pairs_of(child).any(|(l, r)| !coverage::touches(&[l], &[r], &carried));
         if !missing {
             self.seeking.remove(&of);
         }
     }
 
     /// A request of ours was answered with a pair: goes on with what that left out.
-    pub fn seek_rest(&mut self, core: &Core, ctx: &mut Ctx<'_>, of: u16, ask: Ask) {
+    pub fn seek_rest(&mut self, core: &Core, ctx: &mut Ctx<'_>, of: u16) {
         self.found(of);
-        if self.next_ask(of).is_none() && !self.seeking.contains_key(&of) {
-            return;
-        }
-        self.seeking.entry(of).or_default().tried.insert(ask);
         self.go_on(core, ctx, of, false);
     }
 

@@ -179,3 +179,81 @@ fn one_child_of_two_refused_leaves_the_tunnel_up_and_is_named() {
     assert!(failures(&lab, 0).iter().all(|f| f.contains("10.1.1.0/24 -> 10.2.1.0/24")));
     assert_eq!(view.coverage.missing[0].local, net("10.1.1.0/24"));
 }
+
+/// One end demands PFS and the other one does not: RFC 7296 §1.2 lets the first child come up all the same.
+fn pfs_at(side: usize) -> [TunnelPolicy; 2] {
+    let mut both = [policy(0, 1), policy(1, 1)];
+    both[1 - side].children[0].proposals = vec!["aes256gcm16".parse().unwrap()];
+    both
+}
+
+#[test]
+fn where_the_ends_do_not_agree_on_pfs_a_new_ike_sa_takes_over_without_a_gap_and_both_say_why() {
+    for (pfs, rekeyer) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let mut both = pfs_at(pfs);
+        both[rekeyer].children[0].lifetime = secs(600);
+        let mut lab = Lab::new(7, Link::GOOD, copies(&both));
+        lab.run(secs(1));
+        lab.assert_settled(1);
+        assert_eq!(lab.view(0).lesson, None);
+        // Three lifetimes of the shorter keys, with a packet each way in each 10 ms.
+        for _ in 0..180_000 {
+            lab.probe(0, crate::CHILD);
+            lab.probe(1, crate::CHILD);
+            lab.run(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(lab.probes.1, 0, "PFS at {pfs}, {rekeyer} rekeys: lost packets");
+        lab.run(secs(30));
+        lab.assert_coverage(&both);
+        assert!(lab.gateways[0].events.iter().any(|(_, e)| matches!(e, Event::IkeUp { .. })));
+        let words = ["the peer offers x25519", "the peer offers none"];
+        let refused = failures(&lab, 1 - rekeyer);
+        let expected = words[usize::from(rekeyer != pfs)];
+        assert!(refused.iter().any(|f| f.contains(expected)), "{refused:?}");
+        assert!(
+            failures(&lab, rekeyer).iter().any(|f| f.contains("NO_PROPOSAL_CHOSEN; we offered aes256gcm16"))
+        );
+        let lesson = lab.view(rekeyer).lesson.expect("what was learnt");
+        assert_eq!(lesson.reason, FailureReason::NoProposalChosen);
+    }
+}
+
+#[test]
+fn a_peer_that_allows_no_child_beside_the_first_gets_a_new_ike_sa_for_new_keys() {
+    let mut lab = Lab::pair(8, Link::GOOD);
+    lab.run(secs(1));
+    let before = lab.view(0).ike.unwrap().spi_i;
+    lab.tap = Some(Box::new(|side, bytes| (side == 0).then_some(bytes)));
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.run(std::time::Duration::from_millis(6));
+    lab.tap = None;
+    lab.forge(1, Exchange::CREATE_CHILD_SA, true, &notify(NotifyType::NO_ADDITIONAL_SAS));
+    lab.run(secs(20));
+    assert_ne!(lab.view(0).ike.unwrap().spi_i, before);
+    assert_eq!(lab.view(0).coverage.covered, 1);
+}
+
+/// Whatever ends the first child's keys where PFS differs, the tunnel comes back by itself.
+#[test]
+fn no_end_of_keys_leaves_a_tunnel_that_only_a_reset_brings_back() {
+    for pfs in [0, 1] {
+        for side in [0, 1] {
+            let both = pfs_at(pfs);
+            let mut lab = Lab::new(9, Link::GOOD, copies(&both));
+            lab.run(secs(1));
+            for hard in [true, false] {
+                let sa = *lab.gateways[side].plane.sas.keys().next().unwrap();
+                lab.input(side, cygnet_ike::Input::Expired { sa, hard });
+                lab.run(secs(60));
+                lab.assert_coverage(&both);
+                lab.assert_settled(1);
+            }
+            // The data plane refuses the pair of the new IKE SA too.
+            lab.gateways[side].plane.fail_next = 2;
+            lab.command(side, Command::RekeyChildren(TUNNEL));
+            lab.run(secs(120));
+            lab.assert_coverage(&both);
+            lab.assert_settled(1);
+        }
+    }
+}
