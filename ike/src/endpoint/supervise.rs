@@ -48,6 +48,9 @@ impl Endpoint {
                 }
                 if self.supervision.get(&id).is_some_and(|s| s.wanted) {
                     self.initiate(now, id, out);
+                    if let Some(s) = self.supervision.get_mut(&id) {
+                        s.retry_at = s.retry_at.filter(|_| s.failures > 0);
+                    }
                 }
             }
             Command::Shutdown => {
@@ -219,6 +222,7 @@ impl Endpoint {
         if closed.was_up {
             out.push(Action::Tell(Event::IkeDown { tunnel, spi, ending: closed.ending }));
         }
+        self.keep_one(now, tunnel, out);
         match closed.ending {
             Ending::Failed(reason) => self.failed(now, tunnel, flow.remote, reason, closed.detail, out),
             Ending::Peer => {
@@ -234,7 +238,16 @@ impl Endpoint {
                     s.retry_at = Some(now.mono + wait + Duration::from_millis(spread));
                 }
             }
-            Ending::Local | Ending::Replaced => {}
+            // One that was superfluous goes, and in the same moment the peer ends the one that was to stay.
+            Ending::Local | Ending::Replaced => {
+                let lost = policy.start != Start::OnDemand && !self.is_served(tunnel);
+                if let Some(s) = self.supervision.get_mut(&tunnel)
+                    && s.wanted
+                    && lost
+                {
+                    s.retry_at.get_or_insert(now.mono + self.config.retry.0);
+                }
+            }
         }
     }
 
@@ -312,6 +325,23 @@ impl Endpoint {
                 sa.with_live(ctx, |live, _, _, _| {
                     live.queue.push_front(Task::DeleteIke);
                     Next::Deleting
+                });
+            });
+        }
+    }
+
+    /// An IKE SA that was about to go stays if what was to carry the tunnel in its place has ended.
+    fn keep_one(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
+        let retires = |sa: &IkeSa| sa.live().is_some_and(|live| live.retire_at.is_some());
+        if self.established_of(tunnel).any(|(_, sa)| !retires(sa)) {
+            return;
+        }
+        let all: Vec<IkeSpi> = self.established_of(tunnel).map(|(spi, _)| spi).collect();
+        for spi in all {
+            self.with_sa(now, spi, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, _, _| {
+                    live.retire_at = None;
+                    Next::Stay
                 });
             });
         }

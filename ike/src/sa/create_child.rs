@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cygnet_model::selector::{TrafficSelector, same};
+use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::Group;
 use cygnet_model::{ChildId, Spi};
 
@@ -43,7 +43,7 @@ pub(crate) struct CreatingChild {
     /// Whether INVALID_KE_PAYLOAD was answered once already.
     second_try: bool,
     /// What the peer made at the same time: new keys for the same pair, or a pair for the same child.
-    theirs: Option<Created>,
+    theirs: Vec<Created>,
     /// SPIs that the peer deleted in the meantime and that we do not know: one of them may come in the answer.
     deleted: Vec<u32>,
 }
@@ -55,6 +55,9 @@ pub(crate) struct Created {
     nonces: (Vec<u8>, Vec<u8>),
 }
 
+/// Most pairs of the peer that our own one may turn out to be the same as.
+const MAX_THEIRS: usize = 64;
+
 /// Most unknown SPIs that we remember to be deleted.
 const MAX_DELETED: usize = 16;
 
@@ -62,11 +65,6 @@ impl CreatingChild {
     /// The configured child that it asks something new of.
     pub const fn seeks(&self) -> Option<u16> {
         if self.rekeys.is_none() { Some(self.of) } else { None }
-    }
-
-    /// Whether a pair has the selectors that we asked for.
-    fn is_like(&self, c: &super::Child) -> bool {
-        same(&c.local, &self.local) && same(&c.remote, &self.remote)
     }
 
     /// Remembers a deletion that may have overtaken the response.
@@ -161,7 +159,7 @@ impl Live {
             nonce,
             key,
             second_try: group.is_some(),
-            theirs: None,
+            theirs: Vec::new(),
             deleted: Vec::new(),
         };
         Some((payloads, Request::CreateChild(Box::new(creating))))
@@ -201,14 +199,15 @@ impl Live {
             }
         };
         let nonce_r = answer.nonce.as_deref().unwrap_or_default();
-        let verdict = creating.theirs.as_ref().map(|theirs| {
+        let judge = |theirs: &Created| {
             let (ni, nr) = &theirs.nonces;
             (theirs.id, theirs.inbound, collide::winner((&creating.nonce, nonce_r), (ni, nr)))
-        });
+        };
+        let verdicts: Vec<_> = creating.theirs.iter().map(judge).collect();
         let Some(old) = creating.rekeys else {
             let Some(id) = self.install(core, ctx, pair, None) else { return };
             // Two parts of one child do not make one another redundant.
-            match verdict.filter(|(theirs, ..)| *theirs == id) {
+            match verdicts.into_iter().find(|(theirs, ..)| *theirs == id) {
                 Some((_, theirs, Winner::Theirs)) => self.on_redundant(ctx, creating.inbound, theirs),
                 // The peer deletes its own one, if it does as we do; else both are used.
                 Some((.., Winner::Ours)) => {}
@@ -224,7 +223,7 @@ impl Live {
         };
         // The peer answered a question about the old pair, so it has it.
         self.on_seen(ctx, Some(old));
-        match verdict {
+        match verdicts.into_iter().next() {
             Some((id, theirs, Winner::Theirs)) => {
                 // Ours is redundant; who made it closes it (RFC 7296 §2.8.1). It is never taken into use here.
                 self.uncontest(theirs);
@@ -311,9 +310,14 @@ impl Live {
         unfit: &Unfit,
     ) {
         let reason = unfit.reason;
-        if let Some(theirs) = &creating.theirs {
+        if !creating.theirs.is_empty() {
             // What the peer asked for went through; nothing is lost.
-            self.uncontest(theirs.inbound);
+            for theirs in &creating.theirs {
+                self.uncontest(theirs.inbound);
+            }
+            if creating.rekeys.is_none() {
+                self.seek_rest(core, ctx, creating.of);
+            }
             return;
         }
         if let Some(n) = answer.notify(NotifyType::INVALID_KE_PAYLOAD)
@@ -510,7 +514,7 @@ impl Live {
         let Some(made) = made else { return reply };
         if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
             && c.rekeys.is_none()
-            && let Some(theirs) = c.theirs.as_mut().filter(|theirs| theirs.inbound == old)
+            && let Some(theirs) = c.theirs.iter_mut().find(|theirs| theirs.inbound == old)
         {
             theirs.inbound = made.inbound;
         }
@@ -518,7 +522,7 @@ impl Live {
             && let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
         {
             let new = made.inbound;
-            c.theirs = Some(made);
+            c.theirs = vec![made];
             if let Some(child) = self.children.iter_mut().find(|c| c.inbound == new) {
                 child.contested = true;
             }
@@ -548,10 +552,9 @@ impl Live {
             && c.rekeys.is_none()
             && c.of == ctx.parts.configured(theirs.id)
         {
-            // Of several parts that it makes meanwhile the one that is what we asked for counts.
-            let alike = self.children.iter().any(|made| made.inbound == theirs.inbound && c.is_like(made));
-            if alike || c.theirs.is_none() {
-                c.theirs = Some(theirs);
+            // Which of several parts that it makes meanwhile is the one that we get, if any, the answer will say.
+            if c.theirs.len() < MAX_THEIRS {
+                c.theirs.push(theirs);
             }
             return;
         }
