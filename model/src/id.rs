@@ -94,6 +94,9 @@ impl ChildId {
     /// Indices are below this, since a [`Reqid`] has room for no more. Configured children count from 0, parts of them
     /// from here downwards.
     pub const LIMIT: u16 = 1 << CHILD_BITS;
+
+    /// The last child that a [`Reqid`] can name: no configuration has it, so that a probe of the kernel may.
+    pub const LAST: Self = Self { tunnel: TunnelId((1 << TUNNEL_BITS) - 1), index: Self::LIMIT - 1 };
 }
 
 /// Bits of a reqid that number the child.
@@ -148,6 +151,7 @@ mod tests {
             let child = ChildId { tunnel: TunnelId(tunnel), index };
             assert_eq!(Reqid::of(child).unwrap().child(), Some(child));
         }
+        assert_eq!(Reqid::of(ChildId::LAST), Some(Reqid(0xCFFF_FFFF)));
         assert_eq!(Reqid(1).child(), None);
         assert_eq!(Reqid(0xD000_0000).child(), None);
         assert_eq!(Reqid::of(ChildId { tunnel: TunnelId(1 << 17), index: 0 }), None);
