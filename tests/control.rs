@@ -38,6 +38,31 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         path: None,
         ike: None,
         children: vec![],
+        coverage: CoverageStatus::default(),
+        rules: vec![],
+        warnings: vec![],
+    }
+}
+
+/// Of a rule of two remote networks the peer took one and refused the other.
+fn partly() -> TunnelStatus {
+    let nets = ["10.2.0.0/16", "10.3.0.0/16"].map(str::to_owned);
+    let missing = MissingStatus { local: "10.1.0.0/16".into(), remote: nets[1].clone(), partly: false };
+    let refused = "ts_unacceptable: 192.0.2.2:4500 answers CREATE_CHILD_SA for 10.1.0.0/16 -> 10.3.0.0/16 with \
+                   TS_UNACCEPTABLE";
+    TunnelStatus {
+        last_error: Some(refused.into()),
+        coverage: CoverageStatus { pairs: 2, covered: 1, missing: vec![missing] },
+        rules: vec![RuleStatus {
+            local: vec!["10.1.0.0/16".into()],
+            remote: nets.to_vec(),
+            state: RuleState::Up,
+            pairs: 2,
+            covered: 1,
+            last_error: Some(refused.into()),
+            retry_in_s: Some(75),
+        }],
+        ..tunnel("a-e", TunnelState::Up)
     }
 }
 
@@ -55,6 +80,8 @@ fn snapshot() -> Snapshot {
         drops: Drops { replay: 3, integrity: 0 },
         rekey_in_s: 3000,
         expires_in_s: Some(3600),
+        age_s: 600,
+        rule: 0,
     };
     let up = TunnelStatus {
         path: Some(PathStatus { local: "192.0.2.1:4500".into(), remote: "192.0.2.2:4500".into() }),
@@ -92,7 +119,7 @@ fn snapshot() -> Snapshot {
             rx_bps: 0,
             role: Role::Single,
         }],
-        tunnels: vec![up, failed, again],
+        tunnels: vec![up, failed, again, partly()],
         ..Snapshot::default()
     }
 }

@@ -17,6 +17,18 @@ use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, Spi, Timestamp, TunnelId};
 
+fn rule(local: &[&str], state: RuleState) -> RuleStatus {
+    RuleStatus {
+        local: local.iter().map(|s| (*s).to_owned()).collect(),
+        remote: vec!["10.3.0.0/16".into(), "10.4.0.0/16".into()],
+        state,
+        pairs: 2,
+        covered: 1,
+        last_error: None,
+        retry_in_s: None,
+    }
+}
+
 fn published(tunnels: usize) -> Published {
     let names: Vec<String> = (0..tunnels).map(|n| format!("t{n}")).collect();
     let mut counters = Counters::default();
@@ -54,6 +66,9 @@ fn published(tunnels: usize) -> Published {
         path: None,
         ike: None,
         children: vec![],
+        coverage: CoverageStatus { pairs: 4, covered: 1, missing: vec![] },
+        rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],
+        warnings: vec![],
     };
     let gateway = GatewayStatus {
         name: "vpc-a".into(),

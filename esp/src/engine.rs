@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use cygnet_model::plane::{PlaneError, PlaneErrorKind, SaCounters};
+use cygnet_model::selector::within;
 use cygnet_model::tunnel::{Direction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 
 use crate::inbound::InboundSa;
 use crate::outbound::OutboundSa;
-use crate::spd::{Policy, Selectors, Spd};
+use crate::spd::{Open, Policy, Selectors, Spd};
 
 /// The outer addresses of an SA with their UDP ports (RFC 3948).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,11 +78,17 @@ const fn part(spi: Spi) -> usize {
     spi.value() as usize % PARTS
 }
 
+/// An open tunnel, and the guard that it is open in: that of its own child, or of the child that it is a part of.
+struct OpenTunnel {
+    spec: TunnelSpec,
+    guard: ChildId,
+}
+
 /// Guards, tunnels and SAs.
 #[derive(Default)]
 pub struct Engine {
     guards: BTreeMap<ChildId, GuardSpec>,
-    tunnels: BTreeMap<ChildId, TunnelSpec>,
+    tunnels: BTreeMap<ChildId, OpenTunnel>,
     inbound: BTreeMap<SaId, Spi>,
     /// Each child's outbound SAs, the newest last.
     outbound: BTreeMap<ChildId, Vec<Arc<Outbound>>>,
@@ -117,7 +124,7 @@ impl Engine {
 
     /// Whether a guard may be released: its tunnel must be closed.
     pub fn may_unguard(&self, child: ChildId) -> Result<(), PlaneError> {
-        if self.tunnels.contains_key(&child) {
+        if self.open_in(child).next().is_some() {
             let what = format!("release the guard of child {}", Name(child));
             return Err(error(what, PlaneErrorKind::Other, "its tunnel is open; close that first"));
         }
@@ -135,20 +142,34 @@ impl Engine {
 
     /// Opens a tunnel, or changes an open one.
     pub fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
-        if !self.guards.contains_key(&spec.child) {
+        let Some(guard) = self.guard_around(spec) else {
             let what = format!("open the tunnel of child {}", Name(spec.child));
             return Err(error(what, PlaneErrorKind::Other, "it has no guard; guard its selectors first"));
-        }
-        self.tunnels.insert(spec.child, spec.clone());
-        self.refresh(spec.child);
+        };
+        self.tunnels.insert(spec.child, OpenTunnel { spec: spec.clone(), guard });
+        self.refresh(guard);
         Ok(())
+    }
+
+    /// The tunnels that are open in a guard.
+    fn open_in(&self, guard: ChildId) -> impl Iterator<Item = &OpenTunnel> {
+        self.tunnels.range(siblings(guard)).map(|(_, open)| open).filter(move |open| open.guard == guard)
+    }
+
+    /// The guard that a tunnel opens in: its own child's, or else the one of the same IPsec tunnel around its selectors.
+    fn guard_around(&self, spec: &TunnelSpec) -> Option<ChildId> {
+        if self.guards.contains_key(&spec.child) {
+            return Some(spec.child);
+        }
+        let around = |g: &GuardSpec| within(&spec.local, &g.local) && within(&spec.remote, &g.remote);
+        self.guards.range(siblings(spec.child)).find(|(_, g)| around(g)).map(|(id, _)| *id)
     }
 
     /// Closes a tunnel and removes its SAs.
     pub fn close_tunnel(&mut self, child: ChildId) {
-        self.tunnels.remove(&child);
+        let guard = self.tunnels.remove(&child).map_or(child, |open| open.guard);
         self.outbound.remove(&child);
-        self.refresh(child);
+        self.refresh(guard);
         let gone: Vec<SaId> = self.inbound.keys().filter(|sa| sa.child == child).copied().collect();
         for sa in gone {
             self.remove(sa);
@@ -248,13 +269,18 @@ impl Engine {
     }
 
     fn policy(&self, guard: &GuardSpec) -> Arc<Policy> {
-        let tunnel = self.tunnels.get(&guard.child);
+        let mut open: Vec<Open> = (self.open_in(guard.child))
+            .map(|t| Open {
+                selectors: Selectors { local: t.spec.local.clone(), remote: t.spec.remote.clone() },
+                outbound: self.outbound.get(&t.spec.child).and_then(|sas| sas.last()).cloned(),
+            })
+            .collect();
+        open.sort_by_key(|open| open.selectors.width());
         Arc::new(Policy {
             child: guard.child,
             guard: Selectors { local: guard.local.clone(), remote: guard.remote.clone() },
             action: guard.action,
-            tunnel: tunnel.map(|t| Selectors { local: t.local.clone(), remote: t.remote.clone() }),
-            outbound: self.outbound.get(&guard.child).and_then(|sas| sas.last()).cloned(),
+            open,
         })
     }
 
@@ -265,11 +291,18 @@ impl Engine {
 
     /// After a change of a child's tunnel or SAs.
     fn refresh(&mut self, child: ChildId) {
-        if let Some(guard) = self.guards.get(&child) {
+        let guard = self.tunnels.get(&child).map_or(child, |open| open.guard);
+        if let Some(guard) = self.guards.get(&guard) {
             let policy = self.policy(guard);
             self.tables.spd.replace(policy);
         }
     }
+}
+
+/// Every child of the same IPsec tunnel.
+const fn siblings(of: ChildId) -> std::ops::RangeInclusive<ChildId> {
+    let tunnel = of.tunnel;
+    ChildId { tunnel, index: 0 }..=ChildId { tunnel, index: u16::MAX }
 }
 
 fn error(operation: String, kind: PlaneErrorKind, detail: &str) -> PlaneError {

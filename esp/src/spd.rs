@@ -28,6 +28,12 @@ pub struct Selectors {
 }
 
 impl Selectors {
+    /// How much they mean; see [`TrafficSelector::width`].
+    pub(crate) fn width(&self) -> u32 {
+        let widest = |all: &[TrafficSelector]| all.iter().map(TrafficSelector::width).max().unwrap_or(0);
+        widest(&self.local) + widest(&self.remote)
+    }
+
     fn cover(&self, inner: &InnerHeader) -> bool {
         let (source, destination) = (inner.source_end(), inner.destination_end());
         self.local.iter().any(|s| s.matches(&source)) && self.remote.iter().any(|s| s.matches(&destination))
@@ -43,8 +49,15 @@ pub struct Policy {
     pub guard: Selectors,
     /// While no tunnel is open.
     pub action: GuardAction,
-    /// What the open tunnel carries.
-    pub tunnel: Option<Selectors>,
+    /// Its open tunnels, the narrowest first: one for the child as a whole, or one for each part that the peer took.
+    pub open: Vec<Open>,
+}
+
+/// An open tunnel inside a guard.
+#[derive(Clone)]
+pub struct Open {
+    /// What it carries.
+    pub selectors: Selectors,
     /// The newest outbound SA.
     pub outbound: Option<Arc<Outbound>>,
 }
@@ -89,8 +102,8 @@ impl Spd {
             .filter_map(|at| self.policies.get(*at as usize))
             .find(|policy| policy.guard.cover(inner))
             .ok_or(drop(DropReason::NoPolicy))?;
-        let open = policy.tunnel.as_ref().filter(|tunnel| tunnel.cover(inner)).and(policy.outbound.as_ref());
-        let Some(outbound) = open else {
+        let open = policy.open.iter().find(|open| open.selectors.cover(inner));
+        let Some(outbound) = open.and_then(|open| open.outbound.as_ref()) else {
             let acquire = (policy.action == GuardAction::Acquire).then_some(policy.child);
             return Err(Refusal { reason: DropReason::NoSa, acquire });
         };

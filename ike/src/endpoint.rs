@@ -19,10 +19,10 @@ use cygnet_model::{ChildId, IkeSpi, Now, Spi, Timestamp, TunnelId};
 use crate::cookie::Cookies;
 use crate::crypto::Random;
 use crate::crypto::kex::KeyExchange;
-use crate::error::{DropReason, FailureReason};
-use crate::io::{Action, Actions, Command, Event, Flow, Input};
+use crate::error::{DropReason, FailureReason, Trouble};
+use crate::io::{Action, Actions, Command, Event, Flow, Input, RekeyKind};
 use crate::policy::{Policies, Start, TunnelPolicy};
-use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Spis, State, Task};
+use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
 use crate::wire::{DecodeErrorKind, Exchange, Header};
 
@@ -65,6 +65,10 @@ struct Supervision {
     failures: u32,
     /// When it will be tried again.
     retry_at: Option<Timestamp>,
+    /// IKE SAs that were negotiated in a row to replace one whose keys could not be renewed, and when the next may be.
+    renewals: (u32, Timestamp),
+    /// What works now and will need attention.
+    lesson: Option<Trouble>,
 }
 
 /// Every IKE SA of this machine.
@@ -77,6 +81,7 @@ pub struct Endpoint {
     /// Tunnels that were taken down by command: they stay down, whoever asks, until a command takes them up.
     held: BTreeSet<TunnelId>,
     spis: Spis,
+    parts: Parts,
     sas: BTreeMap<IkeSpi, IkeSa>,
     by_tunnel: BTreeMap<TunnelId, BTreeSet<IkeSpi>>,
     established: BTreeMap<TunnelId, u32>,
@@ -102,6 +107,7 @@ impl Endpoint {
             supervision: BTreeMap::new(),
             held: BTreeSet::new(),
             spis: Spis::default(),
+            parts: Parts::default(),
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
             established: BTreeMap::new(),
@@ -133,8 +139,8 @@ impl Endpoint {
         for (id, policy) in &new {
             self.supervision.entry(*id).or_insert_with(|| Supervision {
                 wanted: policy.start == Start::Active,
-                failures: 0,
                 retry_at: (policy.start == Start::Active).then_some(now.mono),
+                ..Supervision::default()
             });
         }
         let before = std::mem::replace(&mut self.policies, new);
@@ -181,7 +187,7 @@ impl Endpoint {
                 });
             }
         }
-        self.close_tunnels(before, out);
+        self.close_tunnels(now, before, out);
     }
 
     /// When [`Input::Tick`] has something to do; `None` if nothing will happen by itself.
@@ -217,12 +223,20 @@ impl Endpoint {
         (self.spis.ike.len(), self.spis.esp.len())
     }
 
+    /// How many parts of configured children have numbers of their own. For tests that look for leaks.
+    #[cfg(feature = "test-util")]
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     /// One tunnel as an operator wants to see it; `None` if there is no such tunnel.
     pub fn view(&self, tunnel: TunnelId) -> Option<TunnelView> {
         let policy = self.policies.get(&tunnel)?;
         let s = self.supervision.get(&tunnel)?;
         let sas = self.by_tunnel.get(&tunnel).into_iter().flatten().filter_map(|spi| self.sas.get(spi));
-        Some(view::tunnel(policy, s.wanted, self.held.contains(&tunnel), s.failures, s.retry_at, sas))
+        let held = self.held.contains(&tunnel);
+        let view = view::tunnel(policy, s.wanted, held, s.failures, s.retry_at, sas);
+        Some(TunnelView { lesson: s.lesson.clone(), ..view })
     }
 
     /// Runs `f` on one SA and takes care of what follows from it.
@@ -249,7 +263,9 @@ impl Endpoint {
             config: &self.config,
             policies: &self.policies,
             spis: &mut self.spis,
+            parts: &mut self.parts,
             established: &self.established,
+            installed: &self.installed,
             held: &self.held,
             out,
             effects,
@@ -308,6 +324,12 @@ impl Endpoint {
                     if let Some(tunnel) = self.sas.get(&spi).and_then(IkeSa::tunnel) {
                         self.deduplicate(now, tunnel, out);
                     }
+                }
+                Effect::Reauthenticate { spi, tunnel, trouble } => {
+                    self.reauthenticate(now, spi, tunnel, trouble, out);
+                }
+                Effect::Learned { tunnel, trouble } => {
+                    self.learn(tunnel, trouble, out);
                 }
                 Effect::Established { spi, tunnel, initial_contact } => {
                     self.on_established(now, spi, tunnel, initial_contact, out);
@@ -420,7 +442,8 @@ impl Endpoint {
                 }
                 live.enqueue(Task::DeleteChild { inbound });
                 let wait = ctx.jitter(Duration::from_secs(10));
-                live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index: child.index, group: None });
+                let index = ctx.parts.configured(child);
+                live.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index, group: None });
             }
             Next::Stay
         });
@@ -431,10 +454,47 @@ impl Endpoint {
         }
     }
 
-    /// Keeps count of the SAs in the data plane and closes the tunnels of children that have no outbound SA any more.
-    fn close_tunnels(&mut self, from: usize, out: &mut Actions) {
+    /// Keeps count of the SAs in the data plane, closes the tunnels of children that have no outbound SA any more, and
+    /// takes back the numbers of parts that have no SA at all.
+    fn close_tunnels(&mut self, now: Now, from: usize, out: &mut Actions) {
+        let mut at = from;
         let mut touched = BTreeSet::new();
-        for action in out.iter().skip(from) {
+        while at < out.len() {
+            touched.extend(self.count(out.get(at..).unwrap_or_default()));
+            at = out.len();
+            let silent: Vec<ChildId> = touched
+                .iter()
+                .filter(|(_, direction)| *direction == Direction::Out)
+                .map(|(child, _)| *child)
+                .filter(|child| self.installed.get(child).is_some_and(|set| !carries(set)))
+                .collect();
+            for child in silent {
+                // A newer IKE SA may hold a pair that it has not begun to send on.
+                self.each_established(now, child.tunnel, out, |live, _, ctx, _| {
+                    live.switch_waiting(ctx, Some(child));
+                    Next::Stay
+                });
+            }
+        }
+        for (child, direction) in touched.iter().copied() {
+            let Some(set) = self.installed.get(&child) else { continue };
+            if direction == Direction::Out && !carries(set) {
+                out.push(Action::CloseTunnel(child));
+            }
+        }
+        for child in touched.into_iter().map(|(child, _)| child) {
+            if self.installed.get(&child).is_some_and(BTreeSet::is_empty) {
+                self.installed.remove(&child);
+                self.parts.release(child);
+            }
+        }
+    }
+
+    /// Counts what actions install and remove, and returns of which children something was removed. Forgets what was
+    /// learnt of failing rekeys when one succeeds.
+    fn count(&mut self, actions: &[Action]) -> BTreeSet<(ChildId, Direction)> {
+        let mut touched = BTreeSet::new();
+        for action in actions {
             match action {
                 Action::InstallSa(spec) => {
                     self.installed.entry(spec.id.child).or_default().insert(spec.id);
@@ -442,19 +502,23 @@ impl Endpoint {
                 Action::RemoveSa(id) => {
                     if let Some(set) = self.installed.get_mut(&id.child)
                         && set.remove(id)
-                        && id.direction == Direction::Out
                     {
-                        touched.insert(id.child);
+                        touched.insert((id.child, id.direction));
+                    }
+                }
+                Action::Tell(Event::Rekeyed { tunnel, kind: RekeyKind::Child, failure: None }) => {
+                    if let Some(s) = self.supervision.get_mut(tunnel) {
+                        (s.lesson, s.renewals) = (None, Default::default());
                     }
                 }
                 _ => {}
             }
         }
-        for child in touched {
-            let Some(set) = self.installed.get(&child) else { continue };
-            if !set.iter().any(|id| id.direction == Direction::Out) {
-                out.push(Action::CloseTunnel(child));
-            }
-        }
+        touched
     }
+}
+
+/// Whether packets can leave by one of these SAs.
+fn carries(set: &BTreeSet<SaId>) -> bool {
+    set.iter().any(|id| id.direction == Direction::Out)
 }

@@ -100,6 +100,10 @@ reasons! {
         UnknownIdentity = "unknown_identity",
         /// No traffic selectors in common.
         TsUnacceptable = "ts_unacceptable",
+        /// The peer takes one pair of networks into each child only (SINGLE_PAIR_REQUIRED, RFC 7296 §2.9).
+        SinglePair = "single_pair_required",
+        /// The peer has as many children as it wants (NO_ADDITIONAL_SAS).
+        NoAdditionalSas = "no_additional_sas",
         /// The peer sent what the protocol does not allow here.
         InvalidSyntax = "invalid_syntax",
         /// The peer demanded cookies again and again.
@@ -129,10 +133,18 @@ impl FailureReason {
             NotifyType::INVALID_KE_PAYLOAD => Self::InvalidKe,
             NotifyType::AUTHENTICATION_FAILED => Self::AuthenticationFailed,
             NotifyType::TS_UNACCEPTABLE => Self::TsUnacceptable,
+            NotifyType::SINGLE_PAIR_REQUIRED => Self::SinglePair,
+            NotifyType::NO_ADDITIONAL_SAS => Self::NoAdditionalSas,
             NotifyType::INVALID_SYNTAX => Self::InvalidSyntax,
             NotifyType::TEMPORARY_FAILURE => Self::TemporaryFailure,
             _ => Self::PeerError,
         }
+    }
+
+    /// Whether a refusal of new keys is about the algorithms, or about any CREATE_CHILD_SA at all: then a new IKE SA may
+    /// bring what a rekey does not, since its IKE_AUTH makes a child without key exchange (RFC 7296 §1.2).
+    pub const fn spares_ike_auth(self) -> bool {
+        matches!(self, Self::NoProposalChosen | Self::InvalidKe | Self::NoAdditionalSas)
     }
 
     /// One hint for whoever operates the gateway.
@@ -144,6 +156,12 @@ impl FailureReason {
             Self::AuthenticationFailed => "compare the PSK of both ends",
             Self::UnknownIdentity => "compare local_id and remote_id with the peer's configuration",
             Self::TsUnacceptable => "compare the SPD rules of both ends; they must mirror each other",
+            Self::SinglePair => {
+                "the peer wants one pair of networks in each child; they are asked for one by one"
+            }
+            Self::NoAdditionalSas => {
+                "the peer allows no more children; raise its limit, or merge the SPD rules"
+            }
             Self::InvalidSyntax | Self::PeerError => "look into the peer's log",
             Self::CookieLoop => "the peer seems to be under load; it will be tried again",
             Self::DataPlane => "run cygnet doctor",
@@ -154,4 +172,13 @@ impl FailureReason {
             Self::Internal => "look into the log",
         }
     }
+}
+
+/// What stands in the way of a configured child, or of a part of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trouble {
+    /// The kind.
+    pub reason: FailureReason,
+    /// One line: what was asked for, what came back.
+    pub detail: String,
 }

@@ -7,11 +7,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, IkeSuite};
 use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, IkeSpi, Spi, TunnelId};
 
-use crate::error::{DropReason, FailureReason};
+use crate::error::{DropReason, FailureReason, Trouble};
 
 /// Where a datagram came from or goes to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -195,6 +196,10 @@ pub enum Event {
         outbound: Spi,
         /// Algorithms.
         suite: EspSuite,
+        /// Selectors as negotiated, our side.
+        local: Vec<TrafficSelector>,
+        /// The peer's side.
+        remote: Vec<TrafficSelector>,
     },
     /// A pair is gone, and with it the child's connectivity unless a newer pair exists.
     ChildDown {
@@ -202,6 +207,10 @@ pub enum Event {
         child: ChildId,
         /// Inbound SPI.
         inbound: Spi,
+        /// Selectors that it had, our side.
+        local: Vec<TrafficSelector>,
+        /// The peer's side.
+        remote: Vec<TrafficSelector>,
         /// Why.
         ending: Ending,
     },
@@ -213,6 +222,13 @@ pub enum Event {
         kind: RekeyKind,
         /// `None` if it succeeded.
         failure: Option<FailureReason>,
+    },
+    /// Something works now and will need attention.
+    Lesson {
+        /// Whose.
+        tunnel: TunnelId,
+        /// What.
+        trouble: Trouble,
     },
     /// A negotiation failed.
     Failure {

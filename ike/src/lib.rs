@@ -6,10 +6,12 @@
 #![deny(clippy::indexing_slicing)]
 
 mod cookie;
+pub mod coverage;
 pub mod crypto;
 mod endpoint;
 pub mod error;
 pub mod io;
+mod mismatch;
 pub mod policy;
 mod sa;
 #[cfg(feature = "test-util")]

@@ -4,8 +4,10 @@ use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, IkeSuite};
 use cygnet_model::{ChildId, Spi, Timestamp};
 
+use crate::coverage::{self, Coverage, Networks};
+use crate::error::Trouble;
 use crate::io::{Flow, Role};
-use crate::policy::{Start, TunnelPolicy};
+use crate::policy::{ChildPolicy, Start, TunnelPolicy};
 use crate::sa::{ChildState, IkeSa, Live, State};
 
 /// State of a tunnel in the words of `cygnet status`.
@@ -15,7 +17,7 @@ pub enum TunnelState {
     Down,
     /// Being negotiated.
     Connecting,
-    /// Every child carries traffic.
+    /// An IKE SA is there and at least one child carries traffic; [`TunnelView::coverage`] tells how much.
     Up,
     /// Up, with new keys being negotiated.
     Rekeying,
@@ -34,8 +36,14 @@ pub struct TunnelView {
     pub ike: Option<IkeView>,
     /// Pairs of ESP SAs that are there to stay, the newest of a child last.
     pub children: Vec<ChildView>,
+    /// The configured children, and how each of them is.
+    pub configured: Vec<ConfiguredView>,
+    /// What the configuration protects, and what the SAs carry.
+    pub coverage: Coverage,
     /// When it is tried again.
     pub retry_at: Option<Timestamp>,
+    /// What works now and will need attention, as that the two ends do not agree on PFS.
+    pub lesson: Option<Trouble>,
 }
 
 /// An IKE SA.
@@ -61,11 +69,54 @@ pub struct IkeView {
     pub since_unix: u64,
 }
 
+/// How a configured child is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfiguredState {
+    /// It carries traffic, all of it or a part.
+    Up,
+    /// It is being negotiated, or its turn is still to come.
+    Connecting,
+    /// The peer, or the data plane, refused it.
+    Failed,
+    /// There is no IKE SA for it.
+    Down,
+}
+
+/// A configured child.
+#[derive(Clone, Debug)]
+pub struct ConfiguredView {
+    /// Our side.
+    pub local: Vec<TrafficSelector>,
+    /// The peer's side.
+    pub remote: Vec<TrafficSelector>,
+    /// How it is.
+    pub state: ConfiguredState,
+    /// Whether the peer is being asked for something of it at this moment.
+    pub seeking: bool,
+    /// How much of it is carried.
+    pub coverage: Coverage,
+    /// Why it, or the rest of it, is not carried.
+    pub trouble: Option<Trouble>,
+    /// When what is missing is asked for again.
+    pub retry_at: Option<Timestamp>,
+}
+
+impl TunnelView {
+    /// Whether nothing more will come by itself soon: everything is carried, or what is not was refused.
+    pub fn is_settled(&self) -> bool {
+        self.configured
+            .iter()
+            .all(|c| c.coverage.is_whole() || (c.state != ConfiguredState::Connecting && !c.seeking))
+    }
+}
+
 /// A pair of ESP SAs.
 #[derive(Clone, Debug)]
 pub struct ChildView {
     /// Which child.
     pub id: ChildId,
+    /// Index of the configured child that it is, or is a part of.
+    pub of: u16,
     /// SPI of packets to us.
     pub inbound: Spi,
     /// SPI of packets to the peer.
@@ -76,6 +127,8 @@ pub struct ChildView {
     pub local: Vec<TrafficSelector>,
     /// The peer's side.
     pub remote: Vec<TrafficSelector>,
+    /// When it was negotiated.
+    pub made: Timestamp,
     /// When it will be rekeyed.
     pub rekey_at: Timestamp,
     /// When it must be gone.
@@ -90,7 +143,15 @@ pub(crate) fn tunnel<'a>(
     retry_at: Option<Timestamp>,
     sas: impl Iterator<Item = &'a IkeSa>,
 ) -> TunnelView {
-    let mut view = TunnelView { state: TunnelState::Down, ike: None, children: Vec::new(), retry_at };
+    let mut view = TunnelView {
+        state: TunnelState::Down,
+        ike: None,
+        children: Vec::new(),
+        configured: policy.children.iter().map(not_connected).collect(),
+        coverage: Coverage::default(),
+        retry_at,
+        lesson: None,
+    };
     let (mut connecting, mut rekeying) = (false, false);
     for sa in sas {
         match &sa.state {
@@ -102,6 +163,8 @@ pub(crate) fn tunnel<'a>(
                 for c in live.children.iter().filter(|c| stays(c.state)) {
                     view.children.push(ChildView {
                         id: c.id,
+                        of: c.of,
+                        made: c.made,
                         inbound: c.inbound,
                         outbound: c.outbound,
                         suite: c.suite,
@@ -111,16 +174,33 @@ pub(crate) fn tunnel<'a>(
                         expire_at: c.expire_at,
                     });
                 }
+                for (c, of) in view.configured.iter_mut().zip(0u16..) {
+                    note(c, live, of);
+                }
             }
             State::InitSent(_) | State::AuthSent(_) => connecting = true,
             _ => {}
         }
     }
-    let count = policy.children.len();
-    let complete = (0..count).all(|i| view.children.iter().any(|c| usize::from(c.id.index) == i));
-    view.state = match (&view.ike, complete) {
+    for ((c, of), child) in view.configured.iter_mut().zip(0u16..).zip(&policy.children) {
+        let carried: Vec<Networks<'_>> = (view.children.iter().filter(|v| v.of == of))
+            .map(|v| (v.local.as_slice(), v.remote.as_slice()))
+            .collect();
+        c.coverage = coverage::coverage(child, &carried);
+        if !carried.is_empty() {
+            c.state = ConfiguredState::Up;
+        }
+        if c.coverage.is_whole() {
+            (c.trouble, c.retry_at) = (None, None);
+        }
+        view.coverage.add(c.coverage.clone());
+    }
+    let carries = view.configured.iter().any(|c| c.state == ConfiguredState::Up);
+    let refused = view.configured.iter().all(|c| c.state == ConfiguredState::Failed);
+    view.state = match (&view.ike, carries) {
         (Some(_), true) if rekeying => TunnelState::Rekeying,
         (Some(_), true) => TunnelState::Up,
+        (Some(_), false) if refused => TunnelState::Failed,
         (Some(_), false) => TunnelState::Connecting,
         (None, _) if connecting => {
             if failures > 0 {
@@ -137,6 +217,28 @@ pub(crate) fn tunnel<'a>(
         (None, _) => TunnelState::Down,
     };
     view
+}
+
+/// A configured child of a tunnel without an IKE SA.
+fn not_connected(child: &ChildPolicy) -> ConfiguredView {
+    ConfiguredView {
+        local: child.local.clone(),
+        remote: child.remote.clone(),
+        state: ConfiguredState::Down,
+        seeking: false,
+        coverage: Coverage::default(),
+        trouble: None,
+        retry_at: None,
+    }
+}
+
+/// Notes what an IKE SA knows of a configured child.
+fn note(c: &mut ConfiguredView, live: &Live, of: u16) {
+    let seeking = live.seeking.get(&of);
+    c.seeking |= live.is_seeking(of);
+    c.trouble = seeking.and_then(|s| s.trouble.clone());
+    c.retry_at = seeking.and_then(|s| s.retry_at);
+    c.state = if c.trouble.is_some() { ConfiguredState::Failed } else { ConfiguredState::Connecting };
 }
 
 fn ike(sa: &IkeSa, live: &Live) -> IkeView {

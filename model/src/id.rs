@@ -77,28 +77,47 @@ impl fmt::Debug for IkeSpi {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TunnelId(pub u32);
 
-/// One child of a tunnel: the set of SPD rules that a pair of ESP SAs serves. It outlives every generation of keys.
+/// One child of a tunnel: what a pair of ESP SAs serves. It outlives every generation of keys.
+///
+/// A configured child (a set of SPD rules) has one, by which its guard goes. Where a peer takes only a part of it into
+/// one pair of SAs, each part has a child of its own while it is there, with an index from the upper end
+/// (see [`ChildId::LIMIT`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ChildId {
     /// The tunnel that the child belongs to.
     pub tunnel: TunnelId,
-    /// The position of the child in the tunnel's configuration.
+    /// The position of the child in the tunnel's configuration, or the number of a part.
     pub index: u16,
 }
 
-/// The number that ties kernel policies to kernel states. Ours carry a mark in the top byte, by which a restart knows
-/// them from others' (see [`Reqid::OURS`]).
+impl ChildId {
+    /// Indices are below this, since a [`Reqid`] has room for no more. Configured children count from 0, parts of them
+    /// from here downwards.
+    pub const LIMIT: u16 = 1 << CHILD_BITS;
+
+    /// The last child that a [`Reqid`] can name: no configuration has it, so that a probe of the kernel may.
+    pub const LAST: Self = Self { tunnel: TunnelId((1 << TUNNEL_BITS) - 1), index: Self::LIMIT - 1 };
+}
+
+/// Bits of a reqid that number the child.
+const CHILD_BITS: u32 = 11;
+
+/// Bits of a reqid that number the tunnel.
+const TUNNEL_BITS: u32 = 17;
+
+/// The number that ties kernel policies to kernel states. Ours carry a mark in the top four bits, by which a restart
+/// knows them from others' (see [`Reqid::OURS`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Reqid(pub u32);
 
 impl Reqid {
-    /// Top byte of every reqid that cygnet uses.
-    pub const OURS: u32 = 0xC9 << 24;
+    /// Top four bits of every reqid that cygnet uses.
+    pub const OURS: u32 = 0xC << 28;
 
-    /// The reqid of a child: our mark, 18 bits of tunnel and 6 bits of child. `None` beyond those ranges.
+    /// The reqid of a child: our mark, 17 bits of tunnel and 11 bits of child. `None` beyond those ranges.
     pub const fn of(child: ChildId) -> Option<Self> {
-        if child.tunnel.0 < (1 << 18) && child.index < (1 << 6) {
-            Some(Self(Self::OURS | (child.tunnel.0 << 6) | child.index as u32))
+        if child.tunnel.0 < (1 << TUNNEL_BITS) && child.index < ChildId::LIMIT {
+            Some(Self(Self::OURS | (child.tunnel.0 << CHILD_BITS) | child.index as u32))
         } else {
             None
         }
@@ -106,10 +125,11 @@ impl Reqid {
 
     /// The child that a reqid of ours stands for; `None` for reqids of others.
     pub const fn child(self) -> Option<ChildId> {
-        if self.0 & 0xFF00_0000 != Self::OURS {
+        if self.0 & (0xF << 28) != Self::OURS {
             return None;
         }
-        Some(ChildId { tunnel: TunnelId((self.0 & 0x00FF_FFFF) >> 6), index: (self.0 & 0x3F) as u16 })
+        let tunnel = TunnelId((self.0 & !Self::OURS) >> CHILD_BITS);
+        Some(ChildId { tunnel, index: (self.0 & (ChildId::LIMIT as u32 - 1)) as u16 })
     }
 }
 
@@ -127,9 +147,21 @@ mod tests {
 
     #[test]
     fn reqid_round_trips_and_knows_its_own() {
-        let child = ChildId { tunnel: TunnelId(4711), index: 9 };
-        assert_eq!(Reqid::of(child).unwrap().child(), Some(child));
+        for (tunnel, index) in [(4711, 9), ((1 << 17) - 1, 2047), (0, 0)] {
+            let child = ChildId { tunnel: TunnelId(tunnel), index };
+            assert_eq!(Reqid::of(child).unwrap().child(), Some(child));
+        }
+        assert_eq!(Reqid::of(ChildId::LAST), Some(Reqid(0xCFFF_FFFF)));
         assert_eq!(Reqid(1).child(), None);
-        assert_eq!(Reqid::of(ChildId { tunnel: TunnelId(1 << 18), index: 0 }), None);
+        assert_eq!(Reqid(0xD000_0000).child(), None);
+        assert_eq!(Reqid::of(ChildId { tunnel: TunnelId(1 << 17), index: 0 }), None);
+        assert_eq!(Reqid::of(ChildId { tunnel: TunnelId(0), index: 2048 }), None);
+    }
+
+    /// Those that earlier versions made, with 0xC9 on top, are swept like any other of ours.
+    #[test]
+    fn reqids_of_earlier_versions_are_known_as_ours() {
+        assert!(Reqid(0xC900_0000).child().is_some());
+        assert!(Reqid(0xC9FF_FFFF).child().is_some());
     }
 }

@@ -215,6 +215,13 @@ impl TrafficSelector {
         Some(Self { range, protocol, ports })
     }
 
+    /// How much it means, in bits: less is narrower. Addresses count by their prefix, ports and protocol below that.
+    pub fn width(&self) -> u32 {
+        let (start, end) = (bits(self.range.start), bits(self.range.end));
+        let hosts = 128 - (end - start).leading_zeros();
+        hosts * 4 + u32::from(self.protocol == 0) * 2 + u32::from(self.any_port())
+    }
+
     /// Whether a packet's end is meant.
     pub fn matches(&self, end: &PacketEnd) -> bool {
         self.range.contains(end.addr)
@@ -277,6 +284,16 @@ pub fn narrow(
 /// narrower than what we proposed but never wider (RFC 7296 §2.9).
 pub fn within(inner: &[TrafficSelector], outer: &[TrafficSelector]) -> bool {
     inner.iter().all(|i| outer.iter().any(|o| o.covers(i)))
+}
+
+/// Whether both lists mean the same packets, as far as one selector of one list is held against one of the other.
+pub fn same(a: &[TrafficSelector], b: &[TrafficSelector]) -> bool {
+    within(a, b) && within(b, a)
+}
+
+/// Whether a packet can be meant by both lists.
+pub fn overlap(a: &[TrafficSelector], b: &[TrafficSelector]) -> bool {
+    a.iter().any(|a| b.iter().any(|b| a.intersect(b).is_some()))
 }
 
 #[cfg(test)]

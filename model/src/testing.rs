@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::id::{ChildId, Spi};
 use crate::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
+use crate::selector::{PacketEnd, TrafficSelector};
 use crate::tunnel::{Direction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 
 /// The plane of simulations.
@@ -35,6 +36,20 @@ impl MemoryPlane {
             .filter(|(id, _)| id.child == child && id.direction == Direction::Out)
             .max_by_key(|(_, (order, _))| *order)
             .map(|(_, (_, spec))| spec)
+    }
+
+    /// The outbound SA that a packet would leave by: the newest one of the open tunnel with the narrowest selectors that
+    /// match, as real planes choose.
+    pub fn carrier(&self, source: &PacketEnd, destination: &PacketEnd) -> Option<&SaSpec> {
+        let narrowest = |all: &[TrafficSelector], end: &PacketEnd| {
+            all.iter().filter(|s| s.matches(end)).map(TrafficSelector::width).min()
+        };
+        let width = |t: &TunnelSpec| {
+            let (local, remote) = (narrowest(&t.local, source)?, narrowest(&t.remote, destination)?);
+            Some(local + remote)
+        };
+        let open = self.tunnels.values().filter_map(|t| Some((width(t)?, t.child)));
+        self.outbound(open.min()?.1)
     }
 
     /// The inbound SA with an SPI.

@@ -110,14 +110,34 @@ daemons_stop() {
     for host in "${!DAEMON_PID[@]}"; do daemon_stop "$host"; done
 }
 
+# The IPv4 children of strongSwan: one of all selectors, or with PAIRS=1 one for each local selector (v4-0, v4-1, ...), as
+# peers have them that take one pair of networks into each child. CLOSE: their close_action, else as their start_action.
+swan_children() { # HOST START ESP
+    local local_ts=() n name
+    if [[ -n ${PAIRS:-} ]]; then
+        mapfile -t local_ts < <(selectors "$1")
+    else
+        local_ts=("$(selectors "$1" | paste -sd,)")
+    fi
+    for n in "${!local_ts[@]}"; do
+        name=v4${PAIRS:+-$n}
+        cat <<CONF
+      $name { local_ts = ${local_ts[n]}
+        remote_ts = $(selectors "$(other "$1")" | paste -sd,)
+        esp_proposals = $3
+        start_action = $2
+        close_action = ${CLOSE:-$2}
+        dpd_action = $([[ $2 == start ]] && echo restart || echo clear) }
+CONF
+    done
+}
+
 # strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section.
 swan_config() { # HOST START IKE ESP
-    local host=$1 peer dir=$LAB_DIR/$1.swan l4 l6 r4 r6 libipsec=yes
+    local host=$1 peer dir=$LAB_DIR/$1.swan l6 r6 libipsec=yes
     peer=$(other "$host")
     read -r _ l6 <<<"$(nets "$host")"
     read -r _ r6 <<<"$(nets "$peer")"
-    l4=$(selectors "$host" | paste -sd,)
-    r4=$(selectors "$peer" | paste -sd,)
     if [[ ${SWAN_ESP:-libipsec} == kernel ]]; then libipsec=no; fi
     mkdir -p "$dir"
     cat >"$dir/strongswan.conf" <<CONF
@@ -170,12 +190,7 @@ connections {
     remote { auth = psk
       id = $(outer "$peer") }
     children {
-      v4 { local_ts = $l4
-        remote_ts = $r4
-        esp_proposals = $4
-        start_action = $start
-        close_action = $start
-        dpd_action = $([[ $start == start ]] && echo restart || echo clear) }
+$(swan_children "$host" "$start" "$4")
       $v6
     }
   }

@@ -5,7 +5,9 @@ use clap::Args;
 use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Failure, Global, Outcome, ask, exit, unexpected};
 use crate::control::{Request, Response};
-use crate::observe::snapshot::{ChildStatus, GatewayStatus, Nat, Snapshot, TunnelState, TunnelStatus};
+use crate::observe::snapshot::{
+    ChildStatus, GatewayStatus, MissingStatus, Nat, RuleState, Snapshot, TunnelState, TunnelStatus,
+};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -13,7 +15,7 @@ use crate::observe::snapshot::{ChildStatus, GatewayStatus, Nat, Snapshot, Tunnel
   cygnet status a-b             one tunnel (or gateway) in full
   cygnet status --json | jq '.tunnels[] | select(.state != \"up\")'
 
-Exit code 0 if every tunnel that should be up is up, else 1.")]
+Exit code 0 if every tunnel that should be up is up and carries all its networks, else 1.")]
 pub struct StatusArgs {
     /// Only this gateway or tunnel
     name: Option<String>,
@@ -88,7 +90,7 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
             plain(&t.name),
             plain(&t.gateway),
             plain(&t.customer_gateway),
-            (tone(t.state), t.state.name().to_owned()),
+            state(t),
             plain(&t.since),
             plain(sum(|c| c.bytes_out)),
             plain(sum(|c| c.bytes_in)),
@@ -99,9 +101,13 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     // Long sentences would tear the table apart.
     let mut between = "\n";
     for t in &s.tunnels {
-        let error = t.last_error.as_ref().filter(|_| !t.state.is_up());
+        let whole = t.coverage.is_whole();
+        let error = t.last_error.as_ref().filter(|_| !t.state.is_up() || !whole);
         let next = next_attempt(t).map(|when| format!("next attempt {when}"));
-        let words: Vec<String> = error.cloned().into_iter().chain(next).collect();
+        let missing = missing(t).filter(|_| t.state.is_up());
+        let warnings = t.warnings.iter().cloned();
+        let words: Vec<String> =
+            missing.into_iter().chain(error.cloned()).chain(next).chain(warnings).collect();
         if !words.is_empty() {
             let name = out.paint(tone(t.state), &safe(&t.name));
             out.line(&format!("{between}{name}: {}", safe(&words.join("; "))))?;
@@ -113,6 +119,32 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
         out.line(&format!("\n{warning}"))?;
     }
     Ok(())
+}
+
+/// A tunnel's state; if it is up for a part of its networks only, for how much.
+fn state(t: &TunnelStatus) -> (Tone, String) {
+    if t.state.is_up() && !t.coverage.is_whole() {
+        let text = format!("{} {}/{}", t.state.name(), t.coverage.covered, t.coverage.pairs);
+        return (Tone::Odd, text);
+    }
+    (tone(t.state), t.state.name().to_owned())
+}
+
+/// The pairs of networks that a tunnel does not carry.
+fn missing(t: &TunnelStatus) -> Option<String> {
+    let c = &t.coverage;
+    if c.is_whole() {
+        return None;
+    }
+    let pair = |m: &MissingStatus| {
+        let partly = if m.partly { " (narrowed by the peer)" } else { "" };
+        format!("{} -> {}{partly}", m.local, m.remote)
+    };
+    let mut text = c.missing.iter().take(4).map(pair).collect::<Vec<_>>().join(", ");
+    if c.pairs - c.covered > 4 {
+        text.push_str(", …");
+    }
+    Some(format!("{} of {} pairs of networks are carried; missing: {text}", c.covered, c.pairs))
 }
 
 /// When a tunnel is tried again, if it is.
@@ -135,6 +167,12 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     if let Some(error) = &t.last_error {
         field("last error", error.clone())?;
     }
+    if let Some(missing) = missing(t) {
+        field("coverage", missing)?;
+    }
+    for warning in &t.warnings {
+        field("warning", warning.clone())?;
+    }
     if let Some(p) = &t.path {
         field("path", format!("{} -> {}", p.local, p.remote))?;
     }
@@ -153,11 +191,28 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
             field("peer", id.clone())?;
         }
     }
+    for r in t.rules.iter().filter(|r| r.state != RuleState::Up || r.covered < r.pairs) {
+        let again = r.retry_in_s.map_or_else(String::new, |s| format!(", asked for again in {}", span(s)));
+        field(
+            "rule",
+            format!("{}: {}, {} of {} pairs{again}", r.networks(), r.state.name(), r.covered, r.pairs),
+        )?;
+        if let Some(error) = &r.last_error {
+            field("", error.clone())?;
+        }
+    }
     for c in &t.children {
         field("child", format!("{} -> {}", c.local.join(" "), c.remote.join(" ")))?;
         field(
             "",
-            format!("{}_in {}_out, {}, new keys in {}", c.spi_in, c.spi_out, c.proposal, span(c.rekey_in_s)),
+            format!(
+                "{}_in {}_out, {}, {} old, new keys in {}",
+                c.spi_in,
+                c.spi_out,
+                c.proposal,
+                span(c.age_s),
+                span(c.rekey_in_s)
+            ),
         )?;
         field(
             "",

@@ -1,11 +1,12 @@
 //! Answers what is asked over the control socket.
 
 use cygnet_ike::io::RekeyKind;
-use cygnet_ike::view::TunnelState;
+use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::{Command, Input};
 use cygnet_model::TunnelId;
 use tokio::sync::oneshot;
 
+use super::tell::missing_words;
 use super::{Daemon, clock, saved};
 use crate::config::model::PlaneChoice;
 use crate::config::units;
@@ -113,9 +114,10 @@ impl Daemon {
             let name = self.tunnel_name(w.tunnel).unwrap_or_default();
             let done = match (&w.wants, &view) {
                 (_, None) => Some(unknown("tunnel", &name)),
-                (Wants::Up, Some(v)) if v.state == TunnelState::Up => {
+                (Wants::Up, Some(v)) if is_up(v) && v.coverage.is_whole() => {
                     Some(Response::done(format!("tunnel {name} is up")))
                 }
+                (Wants::Up, Some(v)) if is_up(v) && v.is_settled() => Some(partly_up(&name, v)),
                 (Wants::Down, Some(v)) if v.ike.is_none() && !self.endpoint.has_sas(w.tunnel) => {
                     Some(Response::done(format!("tunnel {name} is down")))
                 }
@@ -242,6 +244,30 @@ impl Daemon {
             fix: "stop who uses them: ss -lnpu".to_owned(),
         }));
         findings
+    }
+}
+
+const fn is_up(view: &TunnelView) -> bool {
+    matches!(view.state, TunnelState::Up | TunnelState::Rekeying)
+}
+
+/// The answer to "up" where the peer took only a part of what is configured.
+fn partly_up(name: &str, view: &TunnelView) -> Response {
+    let c = &view.coverage;
+    let missing: Vec<String> = c.missing.iter().take(8).map(missing_words).collect();
+    let why = view.configured.iter().find_map(|c| c.trouble.as_ref());
+    let (why, hint) = why.map_or((String::new(), "compare the SPD rules of both ends"), |t| {
+        (format!("; {}: {}", t.reason, t.detail), t.reason.hint())
+    });
+    Response::Error {
+        kind: ErrorKind::Failed,
+        message: format!(
+            "tunnel {name} is up for {} of {} pairs of networks; missing: {}{why}",
+            c.covered,
+            c.pairs,
+            missing.join(", ")
+        ),
+        hint: hint.to_owned(),
     }
 }
 

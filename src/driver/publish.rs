@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_ike::Input;
+use cygnet_ike::coverage::{Coverage, MissingPair};
 use cygnet_ike::io::Role;
-use cygnet_ike::view::{self, ChildView, IkeView};
+use cygnet_ike::view::{self, ChildView, ConfiguredState, ConfiguredView, IkeView};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Timestamp, TunnelId};
 
+use super::tell::lesson_words;
 use super::{Daemon, clock, policy};
 use crate::config::model::Start;
 use crate::observe::snapshot::{
-    ChildStatus, Drops, GatewayStatus, IkeRole, IkeStatus, Nat, PathStatus, Snapshot, TunnelState,
-    TunnelStatus,
+    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, MissingStatus, Nat, PathStatus,
+    RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -26,6 +28,8 @@ const PUBLISH_DELAY: Duration = Duration::from_millis(500);
 pub(super) struct TunnelMemory {
     state: TunnelState,
     since_unix: u64,
+    /// Pairs of networks that are carried.
+    covered: usize,
     pub last_error: Option<String>,
     /// Packets received per inbound SA at the last sample.
     received: BTreeMap<SaId, u64>,
@@ -38,6 +42,7 @@ impl TunnelMemory {
         Self {
             state: TunnelState::Connecting,
             since_unix: unix,
+            covered: 0,
             last_error: None,
             received: BTreeMap::new(),
             sas: BTreeMap::new(),
@@ -108,7 +113,8 @@ impl Daemon {
     /// Notes in which state a tunnel is, since when, and whether it should pass traffic and does not.
     pub(super) fn note_state(&mut self, id: TunnelId) {
         let now = clock::now();
-        let Some(state) = self.endpoint.view(id).map(|v| tunnel_state(v.state)) else { return };
+        let Some(view) = self.endpoint.view(id) else { return };
+        let state = tunnel_state(view.state);
         let Some(t) = usize::try_from(id.0).ok().and_then(|n| self.config.tunnels.get(n)) else { return };
         // Neither a tunnel that was taken down nor one that waits for its first packet is missed.
         let idle = state == TunnelState::Waiting && t.start == Start::OnDemand;
@@ -119,6 +125,9 @@ impl Daemon {
             memory.since_unix = now.unix;
         }
         memory.state = state;
+        if std::mem::replace(&mut memory.covered, view.coverage.covered) != view.coverage.covered {
+            self.tell_coverage(id, &view);
+        }
     }
 
     /// Sees to it that readers soon learn of a tunnel's change.
@@ -232,6 +241,9 @@ impl Daemon {
                 .map(|i| PathStatus { local: i.flow.local.to_string(), remote: i.flow.remote.to_string() }),
             ike: view.ike.as_ref().map(|i| ike_status(i, now, &t.remote_id.to_string())),
             children: view.children.iter().map(|c| child_status(c, &memory.sas, now)).collect(),
+            coverage: coverage_status(&view.coverage),
+            rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
+            warnings: view.lesson.iter().map(|t| crate::observe::one_line(&lesson_words(t))).collect(),
         })
     }
 }
@@ -244,6 +256,43 @@ const fn tunnel_state(state: view::TunnelState) -> TunnelState {
         view::TunnelState::Rekeying => TunnelState::Rekeying,
         view::TunnelState::Waiting => TunnelState::Waiting,
         view::TunnelState::Failed => TunnelState::Failed,
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+fn coverage_status(c: &Coverage) -> CoverageStatus {
+    let missing = |m: &MissingPair| MissingStatus {
+        local: m.local.to_string(),
+        remote: m.remote.to_string(),
+        partly: m.partly,
+    };
+    CoverageStatus {
+        pairs: count(c.pairs),
+        covered: count(c.covered),
+        missing: c.missing.iter().map(missing).collect(),
+    }
+}
+
+fn rule_status(c: &ConfiguredView, now: Timestamp) -> RuleStatus {
+    RuleStatus {
+        local: c.local.iter().map(ToString::to_string).collect(),
+        remote: c.remote.iter().map(ToString::to_string).collect(),
+        state: match c.state {
+            ConfiguredState::Up => RuleState::Up,
+            ConfiguredState::Connecting => RuleState::Connecting,
+            ConfiguredState::Failed => RuleState::Failed,
+            ConfiguredState::Down => RuleState::Down,
+        },
+        pairs: count(c.coverage.pairs),
+        covered: count(c.coverage.covered),
+        last_error: c
+            .trouble
+            .as_ref()
+            .map(|t| crate::observe::one_line(&format!("{}: {}; {}", t.reason, t.detail, t.reason.hint()))),
+        retry_in_s: c.retry_at.map(|at| at.since(now).as_secs()),
     }
 }
 
@@ -283,5 +332,7 @@ fn child_status(c: &ChildView, sas: &BTreeMap<SaId, SaCounters>, now: Timestamp)
         drops: Drops { replay: inbound.replay, integrity: inbound.integrity },
         rekey_in_s: c.rekey_at.since(now).as_secs(),
         expires_in_s: Some(c.expire_at.since(now).as_secs()),
+        age_s: now.since(c.made).as_secs(),
+        rule: c.of,
     }
 }

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use cygnet_ike::DropReason;
+use cygnet_ike::coverage::{MissingPair, networks};
+use cygnet_ike::error::Trouble;
 use cygnet_ike::io::{Ending, Event as IkeEvent, RekeyKind};
-use cygnet_ike::view::TunnelState;
+use cygnet_ike::view::TunnelView;
 use cygnet_model::TunnelId;
 
 use super::{Daemon, clock};
@@ -61,6 +63,26 @@ impl Daemon {
         self.changed(id);
     }
 
+    /// Tells how much of a tunnel's configured pairs of networks is carried, which has changed.
+    pub(super) fn tell_coverage(&mut self, id: TunnelId, view: &TunnelView) {
+        let Some(name) = self.tunnel_name(id) else { return };
+        let c = &view.coverage;
+        let mut message = format!("{} of {} pairs of networks are carried", c.covered, c.pairs);
+        let missing: Vec<String> = c.missing.iter().take(8).map(missing_words).collect();
+        if !missing.is_empty() {
+            let more = if c.pairs - c.covered > missing.len() { ", …" } else { "" };
+            message.push_str(&format!("; missing: {}{more}", missing.join(", ")));
+        }
+        let event = Event::new(clock::now().unix, Kind::Coverage, &message).tunnel(&name);
+        // On its way up a tunnel is incomplete as a matter of course.
+        if c.covered < c.pairs && view.ike.is_some() && view.is_settled() {
+            tracing::warn!(tunnel = %name, "{}", event.message);
+        } else {
+            tracing::info!(tunnel = %name, "{}", event.message);
+        }
+        self.publish_event(event);
+    }
+
     /// Takes an event of the protocol.
     pub(super) fn tell(&mut self, event: IkeEvent) {
         match event {
@@ -76,23 +98,26 @@ impl Daemon {
                     _ => self.tell_ending(tunnel, ending, &format!("IKE SA {spi} {why}")),
                 }
             }
-            IkeEvent::ChildUp { child, inbound, outbound, suite } => {
+            IkeEvent::ChildUp { child, inbound, outbound, suite, local, remote } => {
                 let view = self.endpoint.view(child.tunnel);
-                let nets = view.as_ref().and_then(|v| v.children.iter().find(|c| c.inbound == inbound));
-                let nets = nets.map_or_else(String::new, |c| format!(" {:?} === {:?}", c.local, c.remote));
-                let message = format!("up: SPIs {inbound} in, {outbound} out, {suite}:{nets}");
+                let nets = format!("{local:?} === {remote:?}");
+                let message = format!("up: SPIs {inbound} in, {outbound} out, {suite}: {nets}");
                 self.tell_tunnel(child.tunnel, Kind::TunnelUp, &message);
-                // While another child is missing, why it is missing stays to be read.
-                let whole = view.is_some_and(|v| matches!(v.state, TunnelState::Up | TunnelState::Rekeying));
+                // While something is missing, why it is missing stays to be read.
+                let whole = view.is_some_and(|v| v.ike.is_some() && v.coverage.is_whole());
                 if whole && let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
                     memory.last_error = None;
                 }
             }
-            IkeEvent::ChildDown { child, inbound, ending } => {
-                let message = format!("child {} (SPI {inbound}) {}", child.index, ending_words(ending));
+            IkeEvent::ChildDown { child, inbound, local, remote, ending } => {
+                let nets = networks(&local, &remote);
+                let message = format!("child {nets} (SPI {inbound}) {}", ending_words(ending));
                 self.tell_ending(child.tunnel, ending, &message);
             }
             IkeEvent::Rekeyed { tunnel, kind, failure } => self.tell_rekeyed(tunnel, kind, failure),
+            IkeEvent::Lesson { tunnel, trouble } => {
+                self.tell_tunnel(tunnel, Kind::Warning, &lesson_words(&trouble));
+            }
             IkeEvent::Failure { tunnel, peer, reason, detail, retry_in } => {
                 let again =
                     retry_in.map_or_else(String::new, |d| format!("; next try in {} s", d.as_secs().max(1)));
@@ -177,6 +202,21 @@ impl Daemon {
             }
         }
     }
+}
+
+/// What will need attention, although it works now.
+pub(super) fn lesson_words(trouble: &Trouble) -> String {
+    format!(
+        "new keys are refused: {}; until both ends agree, a new IKE SA brings them each time; {}",
+        trouble.detail,
+        trouble.reason.hint()
+    )
+}
+
+/// A pair of networks that is missing.
+pub(super) fn missing_words(pair: &MissingPair) -> String {
+    let partly = if pair.partly { " (narrowed by the peer)" } else { "" };
+    format!("{} -> {}{partly}", pair.local, pair.remote)
 }
 
 const fn kind_words(kind: RekeyKind) -> &'static str {

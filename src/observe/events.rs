@@ -39,6 +39,8 @@ pub enum Kind {
     TunnelConnecting,
     /// A tunnel came up.
     TunnelUp,
+    /// A tunnel carries more or fewer of its configured pairs of networks than before.
+    Coverage,
     /// A tunnel went down.
     TunnelDown,
     /// An attempt failed.
@@ -47,6 +49,8 @@ pub enum Kind {
     IkeRekeyed,
     /// A child got new keys.
     ChildRekeyed,
+    /// Something works now and will need attention.
+    Warning,
     /// A rekey failed.
     RekeyFailed,
     /// The peer does not answer.
@@ -81,6 +85,7 @@ impl Kind {
                 | Self::TunnelDown
                 | Self::TunnelFailed
                 | Self::RekeyFailed
+                | Self::Warning
                 | Self::PeerDead
                 | Self::DatagramDropped
                 | Self::GuardRepaired
@@ -98,10 +103,12 @@ impl Kind {
             Self::ConfigRefused => "config_refused",
             Self::TunnelConnecting => "tunnel_connecting",
             Self::TunnelUp => "tunnel_up",
+            Self::Coverage => "coverage",
             Self::TunnelDown => "tunnel_down",
             Self::TunnelFailed => "tunnel_failed",
             Self::IkeRekeyed => "ike_rekeyed",
             Self::ChildRekeyed => "child_rekeyed",
+            Self::Warning => "warning",
             Self::RekeyFailed => "rekey_failed",
             Self::PeerDead => "peer_dead",
             Self::PeerMoved => "peer_moved",

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::Published;
 use super::counters::{RTT_BOUNDS, RekeyKind};
+use super::snapshot::{RuleState, RuleStatus};
 
 /// Which text format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,6 +116,22 @@ fn tunnels(w: &mut Writer, p: &Published) {
         w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], u8::from(t.state.is_up()));
     }
     let name = w.family(
+        "cygnet_tunnel_coverage_ratio",
+        Type::Gauge,
+        "Configured pairs of networks that the tunnel carries, as a part of all.",
+    );
+    for t in &p.snapshot.tunnels {
+        w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], t.coverage.ratio());
+    }
+    let name = w.family("cygnet_child_up", Type::Gauge, "1 if traffic of the configured child passes.");
+    for t in &p.snapshot.tunnels {
+        for (n, rule) in t.rules.iter().enumerate() {
+            let up = u8::from(rule.state == RuleState::Up);
+            let child = child_label(n, rule);
+            w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name), ("child", &child)], up);
+        }
+    }
+    let name = w.family(
         "cygnet_sa_lifetime_remaining_seconds",
         Type::Gauge,
         "Time until the first child's keys end; 0 without any.",
@@ -174,6 +191,20 @@ fn tunnels(w: &mut Writer, p: &Published) {
             w.sample(&name, &[("tunnel", tunnel), ("reason", reason)], value);
         }
     }
+}
+
+/// A configured child by its networks. Where they are many, the first ones and the child's position, so that no two
+/// children look alike.
+fn child_label(position: usize, rule: &RuleStatus) -> String {
+    const SHOWN: usize = 8;
+    if rule.local.len() <= SHOWN && rule.remote.len() <= SHOWN {
+        return rule.networks();
+    }
+    let side = |all: &[String]| {
+        let shown = all.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(" ");
+        if all.len() > SHOWN { format!("{shown} and {} more", all.len() - SHOWN) } else { shown }
+    };
+    format!("{} -> {} (rule {position})", side(&rule.local), side(&rule.remote))
 }
 
 fn ike(w: &mut Writer, p: &Published) {

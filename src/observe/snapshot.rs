@@ -54,9 +54,11 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Whether every tunnel that should be up is up, and nothing stands in the way of the guards.
+    /// Whether every tunnel that should be up is up and carries all that is configured for it, and nothing stands in the
+    /// way of the guards.
     pub fn healthy(&self) -> bool {
-        self.obstacles.is_empty() && self.tunnels.iter().all(|t| !t.wanted || t.state.is_up())
+        let whole = |t: &TunnelStatus| t.state.is_up() && t.coverage.is_whole();
+        self.obstacles.is_empty() && self.tunnels.iter().all(|t| !t.wanted || whole(t))
     }
 }
 
@@ -121,6 +123,105 @@ pub struct TunnelStatus {
     pub ike: Option<IkeStatus>,
     /// Children that are up.
     pub children: Vec<ChildStatus>,
+    /// What the configuration protects, and what the children carry.
+    #[serde(default)]
+    pub coverage: CoverageStatus,
+    /// The configured children, and how each of them is.
+    #[serde(default)]
+    pub rules: Vec<RuleStatus>,
+    /// What works now and will need attention.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// How much of the configured pairs of networks is carried.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct CoverageStatus {
+    /// Pairs of one local and one remote network that are configured.
+    pub pairs: u64,
+    /// Pairs that the children carry as a whole.
+    pub covered: u64,
+    /// The first of the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingStatus>,
+}
+
+impl CoverageStatus {
+    /// Whether everything is carried.
+    pub const fn is_whole(&self) -> bool {
+        self.covered == self.pairs
+    }
+
+    /// Covered pairs as a part of all; 1 if none is configured.
+    pub fn ratio(&self) -> f64 {
+        if self.pairs == 0 { 1.0 } else { self.covered as f64 / self.pairs as f64 }
+    }
+}
+
+/// A pair of networks that is not carried as a whole.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct MissingStatus {
+    /// Ours.
+    pub local: String,
+    /// The peer's.
+    pub remote: String,
+    /// Whether the peer narrowed it: some of it is carried.
+    #[serde(default)]
+    pub partly: bool,
+}
+
+/// A configured child.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct RuleStatus {
+    /// Our networks.
+    pub local: Vec<String>,
+    /// The peer's.
+    pub remote: Vec<String>,
+    /// How it is.
+    pub state: RuleState,
+    /// Its pairs of networks.
+    pub pairs: u64,
+    /// Those that are carried.
+    pub covered: u64,
+    /// Why it, or the rest of it, is not carried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// When what is missing is asked for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_s: Option<u64>,
+}
+
+impl RuleStatus {
+    /// Its networks in one line.
+    pub fn networks(&self) -> String {
+        format!("{} -> {}", self.local.join(" "), self.remote.join(" "))
+    }
+}
+
+/// How a configured child is.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleState {
+    /// It carries traffic, all of it or a part.
+    Up,
+    /// It is being negotiated.
+    Connecting,
+    /// It was refused.
+    Failed,
+    /// There is no IKE SA for it.
+    Down,
+}
+
+impl RuleState {
+    /// The word in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Connecting => "connecting",
+            Self::Failed => "failed",
+            Self::Down => "down",
+        }
+    }
 }
 
 /// What a tunnel is doing.
@@ -131,7 +232,7 @@ pub enum TunnelState {
     Down,
     /// A negotiation is under way.
     Connecting,
-    /// It carries traffic.
+    /// It carries traffic; [`TunnelStatus::coverage`] tells how much of what is configured.
     Up,
     /// It carries traffic, and new keys are being made.
     Rekeying,
@@ -241,6 +342,12 @@ pub struct ChildStatus {
     /// When these keys end for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_s: Option<u64>,
+    /// How long ago these keys were made.
+    #[serde(default)]
+    pub age_s: u64,
+    /// Position in `rules` of the configured child that it is, or is a part of.
+    #[serde(default)]
+    pub rule: u16,
 }
 
 /// Packets dropped by an inbound SA.
@@ -296,6 +403,19 @@ mod tests {
         let snapshot: Snapshot = serde_json::from_str(contract).unwrap();
         let written = serde_json::to_value(&snapshot).unwrap();
         contains(&written, &expected, "");
+    }
+
+    #[test]
+    fn a_tunnel_that_carries_a_part_of_its_networks_is_up_and_not_healthy() {
+        let text = r#"{"name": "a-b", "gateway": "g", "customer_gateway": "c", "state": "up", "since": "",
+            "last_error": null, "wanted": true, "ike": null, "children": [], "coverage": {"pairs": 2, "covered": 2}}"#;
+        let tunnel: TunnelStatus = serde_json::from_str(text).unwrap();
+        let mut s = Snapshot { tunnels: vec![tunnel], ..Snapshot::default() };
+        assert!(s.healthy());
+        s.tunnels[0].coverage.covered = 1;
+        assert!(!s.healthy());
+        s.tunnels[0].wanted = false;
+        assert!(s.healthy());
     }
 
     /// Everything in `small` is in `large`.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use cygnet_model::suite::{Encr, EspSuite, Integ};
 use cygnet_model::tunnel::{Direction, SaId, SaSpec, VolumeLimits};
-use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TunnelId};
+use cygnet_model::{ChildId, Reqid, SecretBytes, Spi};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
@@ -140,7 +140,7 @@ fn try_sa(xfrm: &mut Xfrm, v6: bool, suite: EspSuite) -> Result<(), NetlinkError
     let address = |v4: &str, v6_text: &str| -> Result<IpAddr, NetlinkError> {
         if v6 { v6_text } else { v4 }.parse().map_err(|_| NetlinkError::Malformed("address"))
     };
-    let child = ChildId { tunnel: TunnelId(0x3FFFF), index: 0x3F };
+    let child = ChildId::LAST;
     let spec = SaSpec {
         id: SaId {
             child,

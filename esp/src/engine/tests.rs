@@ -210,3 +210,41 @@ proptest! {
         prop_assert_eq!(found.acquire, walked.map(|s| s.child));
     }
 }
+
+/// Peers that take one pair of networks into each child make several tunnels inside one guard.
+#[test]
+fn parts_of_a_guard_are_open_side_by_side_and_the_narrowest_carries_a_packet() {
+    let mut engine = Engine::default();
+    let whole = guard(CHILD, "10.1.0.0/16", "10.2.0.0/16");
+    engine.guard(&whole).unwrap();
+    let part = |index: u16| ChildId { index, ..CHILD };
+    let mut open = |index: u16, remote: &str, out: u32| {
+        let child = part(index);
+        let t = TunnelSpec {
+            child,
+            reqid: Reqid::of(child).unwrap(),
+            remote: vec![net(remote)],
+            ..tunnel(&whole)
+        };
+        let mut sa = spec(gcm(), Direction::Out, out);
+        sa.id.child = child;
+        engine.install(&sa).unwrap();
+        engine.open_tunnel(&t).map(|()| engine.tables())
+    };
+    open(2047, "10.2.0.0/17", 0x2000).unwrap();
+    open(2046, "10.2.128.0/17", 0x2001).unwrap();
+    open(2045, "10.2.0.7/32", 0x2002).unwrap();
+    let refused = open(2044, "10.3.0.0/16", 0x2003).map(|_| ()).unwrap_err();
+    assert!(refused.detail.contains("no guard"), "{refused}");
+    let spi = |engine: &Engine, to: &str| route(engine, &packet("10.1.0.5", to, 17, &[0; 8], None));
+    assert_eq!(spi(&engine, "10.2.0.9"), Ok(0x2000));
+    assert_eq!(spi(&engine, "10.2.200.1"), Ok(0x2001));
+    assert_eq!(spi(&engine, "10.2.0.7"), Ok(0x2002));
+    assert!(engine.unguard(CHILD).is_err(), "its parts are open");
+    engine.close_tunnel(part(2046));
+    assert_eq!(spi(&engine, "10.2.200.1"), Err(refusal(DropReason::NoSa, Some(CHILD))));
+    assert_eq!(spi(&engine, "10.2.0.9"), Ok(0x2000));
+    engine.close_tunnel(part(2047));
+    engine.close_tunnel(part(2045));
+    engine.unguard(CHILD).unwrap();
+}

@@ -7,10 +7,16 @@ use std::time::Duration;
 use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
 
 use super::Endpoint;
-use crate::error::FailureReason;
+use crate::error::{FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
 use crate::policy::{Start, TunnelPolicy};
 use crate::sa::{self, ChildState, Closed, IkeSa, Next, State, Task};
+
+/// First and longest wait between new IKE SAs that are to replace one whose keys cannot be renewed.
+const RENEWAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// How long an IKE SA stays when a newer one has its child.
+const RETIRE: Duration = Duration::from_secs(5);
 
 impl Endpoint {
     pub(super) fn on_command(&mut self, now: Now, command: Command, out: &mut Actions) {
@@ -43,6 +49,9 @@ impl Endpoint {
                 }
                 if self.supervision.get(&id).is_some_and(|s| s.wanted) {
                     self.initiate(now, id, out);
+                    if let Some(s) = self.supervision.get_mut(&id) {
+                        s.retry_at = s.retry_at.filter(|_| s.failures > 0);
+                    }
                 }
             }
             Command::Shutdown => {
@@ -68,13 +77,14 @@ impl Endpoint {
         }
         s.wanted = true;
         self.initiate(now, child.tunnel, out);
-        self.each_established(now, child.tunnel, out, |live, _, _, _| {
+        let of = self.parts.configured(child);
+        self.each_established(now, child.tunnel, out, |live, _, ctx, _| {
             let waits = live
                 .delayed
                 .iter()
-                .any(|(_, t)| matches!(t, Task::CreateChild { index, .. } if *index == child.index));
-            if !live.has_child(child.index) && !waits {
-                live.enqueue(Task::CreateChild { index: child.index, group: None });
+                .any(|(_, t)| matches!(t, Task::CreateChild { index, .. } if *index == of));
+            if !waits && !live.is_patient(ctx, of) {
+                live.seek(of);
             }
             Next::Stay
         });
@@ -88,9 +98,7 @@ impl Endpoint {
         self.each_established(now, id, out, |live, _, _, _| {
             let count = u16::try_from(live.policy.children.len()).unwrap_or(u16::MAX);
             for index in 0..count {
-                if !live.has_child(index) {
-                    live.enqueue(Task::CreateChild { index, group: None });
-                }
+                live.seek(index);
             }
             Next::Stay
         });
@@ -184,6 +192,46 @@ impl Endpoint {
         }
     }
 
+    /// Begins an IKE SA beside the one named, whose keys, or whose child's keys, the peer refuses to renew. When it is
+    /// established the old one is retired (see [`Endpoint::deduplicate`]). Refusals in a row lead to ever rarer tries.
+    pub(super) fn reauthenticate(
+        &mut self,
+        now: Now,
+        old: IkeSpi,
+        tunnel: TunnelId,
+        trouble: Trouble,
+        out: &mut Actions,
+    ) {
+        let Some(policy) = self.policies.get(&tunnel).cloned() else { return };
+        self.learn(tunnel, trouble, out);
+        let Some(s) = self.supervision.get_mut(&tunnel) else { return };
+        let newer = |sa: &IkeSa| match &sa.state {
+            State::InitSent(_) | State::AuthSent(_) => true,
+            State::Established(live) => sa.core.spi != old && !live.outdated,
+            _ => false,
+        };
+        let spis = self.by_tunnel.get(&tunnel).into_iter().flatten();
+        let served = spis.filter_map(|spi| self.sas.get(spi)).any(newer);
+        if served || self.held.contains(&tunnel) || now.mono < s.renewals.1 {
+            return;
+        }
+        let wait = RENEWAL.0.saturating_mul(1 << s.renewals.0.min(10)).min(RENEWAL.1);
+        s.renewals = (s.renewals.0.saturating_add(1), now.mono + wait);
+        let mut effects = Vec::new();
+        if let Ok(sa) = sa::initiate(&mut self.context(now, out, &mut effects), &policy) {
+            self.put(now, sa, out);
+        }
+    }
+
+    /// Keeps what will need attention, and tells it once.
+    pub(super) fn learn(&mut self, tunnel: TunnelId, trouble: Trouble, out: &mut Actions) {
+        let Some(s) = self.supervision.get_mut(&tunnel) else { return };
+        if s.lesson.as_ref() != Some(&trouble) {
+            s.lesson = Some(trouble.clone());
+            out.push(Action::Tell(Event::Lesson { tunnel, trouble }));
+        }
+    }
+
     /// Whether a tunnel has an IKE SA, or we are negotiating one. Those on their way out do not count.
     pub(super) fn is_served(&self, id: TunnelId) -> bool {
         self.by_tunnel
@@ -235,6 +283,7 @@ impl Endpoint {
         if closed.was_up {
             out.push(Action::Tell(Event::IkeDown { tunnel, spi, ending: closed.ending }));
         }
+        self.keep_one(now, tunnel, out);
         match closed.ending {
             Ending::Failed(reason) => self.failed(now, tunnel, flow.remote, reason, closed.detail, out),
             Ending::Peer => {
@@ -250,7 +299,16 @@ impl Endpoint {
                     s.retry_at = Some(now.mono + wait + Duration::from_millis(spread));
                 }
             }
-            Ending::Local | Ending::Replaced => {}
+            // One that was superfluous goes, and in the same moment the peer ends the one that was to stay.
+            Ending::Local | Ending::Replaced => {
+                let lost = policy.start != Start::OnDemand && !self.is_served(tunnel);
+                if let Some(s) = self.supervision.get_mut(&tunnel)
+                    && s.wanted
+                    && lost
+                {
+                    s.retry_at.get_or_insert(now.mono + self.config.retry.0);
+                }
+            }
         }
     }
 
@@ -291,18 +349,38 @@ impl Endpoint {
     }
 
     /// When both ends initiated at once there are two IKE SAs: the one with the highest SPIs stays. Both ends come to
-    /// this verdict, and who initiated a superfluous one deletes it. One with an address that is not the peer's any more
-    /// is superfluous beside one with an address that is.
+    /// this verdict, and who initiated a superfluous one deletes it.
+    ///
+    /// One that is outdated, because its keys cannot be renewed or because the peer has left its address, goes in any
+    /// case: a moment later, so that both ends use the new one by then.
     pub(super) fn deduplicate(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
         let policy = self.policies.get(&tunnel).cloned();
-        let spis = |sa: &IkeSa| {
-            let there = policy.as_ref().is_none_or(|p| !has_left(sa, p));
-            sa.live().map(|l| (there, l.channel.spi_i, l.channel.spi_r))
+        let left = |sa: &IkeSa| policy.as_ref().is_some_and(|p| has_left(sa, p));
+        let outdated = |sa: &IkeSa| left(sa) || sa.live().is_some_and(|l| l.outdated);
+        let first = |sa: &IkeSa| sa.live().is_some_and(|l| l.has_child(0));
+        let fresh: Vec<bool> =
+            self.established_of(tunnel).filter(|(_, sa)| !outdated(sa)).map(|(_, sa)| first(sa)).collect();
+        // One that has not got the child yet does not take its place.
+        let goes = |sa: &IkeSa| outdated(sa) && fresh.iter().any(|has| *has || !first(sa));
+        let old: Vec<IkeSpi> =
+            self.established_of(tunnel).filter(|(_, sa)| goes(sa)).map(|(spi, _)| spi).collect();
+        self.retire(now, &old, out);
+        let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
+        let current = || self.established_of(tunnel).filter(|(_, sa)| !outdated(sa));
+        let Some((best, begun)) = current().filter_map(|(_, sa)| Some((spis(sa)?, sa.core.created))).max()
+        else {
+            return;
         };
-        let Some(best) = self.established_of(tunnel).filter_map(|(_, sa)| spis(sa)).max() else { return };
+        let old: Vec<IkeSpi> = current()
+            .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
+            .filter(|(_, sa)| sa.live().is_some_and(|live| live.established < begun))
+            .map(|(spi, _)| spi)
+            .collect();
+        self.retire(now, &old, out);
         let losers: Vec<IkeSpi> = self
             .established_of(tunnel)
             .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
+            .filter(|(spi, sa)| !outdated(sa) && !old.contains(spi))
             .map(|(spi, _)| spi)
             .collect();
         for loser in losers {
@@ -310,6 +388,35 @@ impl Endpoint {
                 sa.with_live(ctx, |live, _, _, _| {
                     live.queue.push_front(Task::DeleteIke);
                     Next::Deleting
+                });
+            });
+        }
+    }
+
+    /// An IKE SA that was about to go stays if what was to carry the tunnel in its place has ended.
+    fn keep_one(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
+        let retires = |sa: &IkeSa| sa.live().is_some_and(|live| live.retire_at.is_some());
+        if self.established_of(tunnel).any(|(_, sa)| !retires(sa)) {
+            return;
+        }
+        let all: Vec<IkeSpi> = self.established_of(tunnel).map(|(spi, _)| spi).collect();
+        for spi in all {
+            self.with_sa(now, spi, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, _, _| {
+                    live.retire_at = None;
+                    Next::Stay
+                });
+            });
+        }
+    }
+
+    /// Lets IKE SAs go a moment later.
+    fn retire(&mut self, now: Now, old: &[IkeSpi], out: &mut Actions) {
+        for spi in old {
+            self.with_sa(now, *spi, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, ctx, _| {
+                    live.retire_at.get_or_insert(ctx.now.mono + RETIRE);
+                    Next::Stay
                 });
             });
         }

@@ -6,15 +6,17 @@ use std::time::Duration;
 use cygnet_model::suite::{IkeSuite, Prf};
 use cygnet_model::{SecretBytes, Spi, Timestamp};
 
-use super::child::{self, NewPair};
+use super::child::{self, NewPair, Offered};
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
 use super::window::{Outgoing, Retried, Window};
-use super::{Closed, Core, Ctx, Effect, InitAnswered, Live, State};
+use super::{Ask, Closed, Core, Ctx, Effect, InitAnswered, Live, State};
+use crate::coverage::networks;
 use crate::crypto::keymat::{ChildKeys, IkeKeys, SkeySeed};
 use crate::crypto::prf::prf;
-use crate::error::{DropReason, FailureReason};
+use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Ending, Event, Flow, Role};
+use crate::mismatch;
 use crate::policy::{self, TunnelPolicy};
 use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
@@ -255,7 +257,16 @@ impl AuthSent {
         proof: PeerAuthenticated,
     ) -> State {
         let this = *self;
-        let pair = child::accept(&this.policy, 0, this.inbound, &payloads, false, None, |_| false);
+        let first = this.policy.children.first();
+        let offered = Offered {
+            of: 0,
+            inbound: this.inbound,
+            local: first.map_or(&[], |c| &c.local),
+            remote: first.map_or(&[], |c| &c.remote),
+            with_ke: false,
+            group: None,
+        };
+        let pair = child::accept(&this.policy, &offered, &payloads, |_| false);
         let pair = pair.map(|negotiated| {
             let (prf, sk_d) = (this.suite.prf, &this.keys.sk_d);
             let keys = ChildKeys::derive(prf, sk_d, None, &this.nonce_i, &this.nonce_r, &negotiated.suite);
@@ -271,11 +282,18 @@ impl AuthSent {
             initial_contact: false,
         });
         match pair {
-            Ok(pair) => live.install(core, ctx, pair, None),
-            Err(reason) => {
+            Ok(pair) => {
+                if live.install(core, ctx, pair, None).is_some() {
+                    live.seek_rest(core, ctx, 0);
+                }
+            }
+            Err(unfit) => {
                 ctx.spis.esp.remove(&this.inbound);
                 live.disown(this.inbound, &payloads);
-                live.child_failed(core, ctx, 0, reason, "IKE_AUTH", &payloads);
+                let nets = live.asked(0, Ask::Whole).map_or_else(String::new, |(l, r)| networks(&l, &r));
+                let detail = live.answer_detail(core, "IKE_AUTH", &nets, 0, &payloads, &unfit);
+                live.refused_in_auth = unfit.reason.spares_ike_auth();
+                live.refused(core, ctx, 0, Ask::Whole, Trouble { reason: unfit.reason, detail });
             }
         }
         live.want_other_children();
@@ -522,10 +540,8 @@ impl InitAnswered {
             Ok(found) => {
                 let number = found.number;
                 let negotiated = found.negotiate(ctx);
-                answer.sa =
-                    Some(policy::answer_esp(negotiated.suite, number, negotiated.inbound.to_be_bytes()));
-                answer.tsi = Some(negotiated.remote.clone());
-                answer.tsr = Some(negotiated.local.clone());
+                let (suite, inbound) = (negotiated.suite, negotiated.inbound.to_be_bytes());
+                let (local, remote) = (negotiated.local.clone(), negotiated.remote.clone());
                 let keys = ChildKeys::derive(
                     this.suite.prf,
                     &live.sk_d,
@@ -534,18 +550,33 @@ impl InitAnswered {
                     &this.nonce_r,
                     &negotiated.suite,
                 );
-                live.install(core, ctx, NewPair { negotiated, keys, role: Role::Responder }, None);
+                let pair = NewPair { negotiated, keys, role: Role::Responder };
+                match live.install(core, ctx, pair, None) {
+                    Some(_) => {
+                        answer.sa = Some(policy::answer_esp(suite, number, inbound));
+                        (answer.tsi, answer.tsr) = (Some(remote), Some(local));
+                    }
+                    None => answer.notifies.push(Notify::new(NotifyType::NO_ADDITIONAL_SAS, vec![])),
+                }
             }
-            Err((kind, reason)) => {
-                answer.notifies.push(Notify::new(kind, vec![]));
+            Err(unfit) => {
+                answer.notifies.push(Notify::new(unfit.notify, vec![]));
                 ctx.tell(Event::Failure {
                     tunnel: Some(live.policy.id),
                     peer: core.flow.remote,
-                    reason,
-                    detail: child::refusal_detail(reason, core.flow.remote, &payloads),
+                    reason: unfit.reason,
+                    detail: child::refusal_detail(&unfit, core.flow.remote, &payloads),
                     retry_in: None,
                 });
             }
+        }
+        let offered = payloads.sa.as_deref().unwrap_or_default();
+        let ours = live.policy.children.first().map_or(&[][..], |c| &c.proposals);
+        if let Some(differs) = mismatch::pfs_ahead(ours, offered) {
+            let detail =
+                format!("the rekey of the child that {} made will fail: {differs}", core.flow.remote);
+            let trouble = Trouble { reason: FailureReason::NoProposalChosen, detail };
+            ctx.effects.push(Effect::Learned { tunnel: live.policy.id, trouble });
         }
         let sealed = live.channel.seal(Exchange::IKE_AUTH, 1, true, &answer, ctx.random);
         live.window.respond(ctx, core.flow, sealed.unwrap_or_default());

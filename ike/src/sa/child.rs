@@ -4,23 +4,32 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cygnet_model::id::Reqid;
-use cygnet_model::selector::{TrafficSelector, narrow, within};
-use cygnet_model::suite::EspSuite;
+use cygnet_model::selector::{TrafficSelector, narrow, same, within};
+use cygnet_model::suite::{EspSuite, Group};
 use cygnet_model::tunnel::{Direction, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits};
 use cygnet_model::{ChildId, Spi, Timestamp};
 
 use super::{Core, Ctx, Live, Task};
+use crate::coverage::list;
 use crate::crypto::keymat::ChildKeys;
 use crate::error::FailureReason;
 use crate::io::{Action, Ending, Event, Role};
+use crate::mismatch::{self, Differs, Mismatch};
 use crate::policy::{self, Encap, TunnelPolicy};
 use crate::wire::{NotifyType, Payloads};
 
 /// Most selectors of one side of a child that we negotiate.
 const MAX_SELECTORS: usize = 128;
 
+/// Most pairs of SAs that one IKE SA holds.
+const MAX_PAIRS: usize = 2 * ChildId::LIMIT as usize;
+
 /// How long an old inbound SA still takes packets that were on their way.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a responder's new pair waits beside one of another IKE SA until it is sent on: long enough for the response
+/// to arrive, and for the request to be repeated if it does not.
+const SWITCH: Duration = Duration::from_secs(1);
 
 /// Without extended sequence numbers an SA ends at 2³² packets (RFC 4303 §3.3.3); it is rekeyed at three quarters.
 const SEQUENCE_LIMIT: u64 = u32::MAX as u64;
@@ -41,16 +50,22 @@ pub(crate) enum ChildState {
 /// A pair of ESP SAs.
 pub(crate) struct Child {
     pub id: ChildId,
+    /// Index of the configured child that it is, or is a part of.
+    pub of: u16,
     pub inbound: Spi,
     pub outbound: Spi,
     pub suite: EspSuite,
     pub local: Vec<TrafficSelector>,
     pub remote: Vec<TrafficSelector>,
     pub state: ChildState,
+    /// When it was negotiated.
+    pub made: Timestamp,
     pub rekey_at: Timestamp,
     pub expire_at: Timestamp,
     /// The outbound SA, while the peer may not have the inbound half of it yet.
     pub pending: Option<Box<SaSpec>>,
+    /// When it is taken into use all the same: a pair of another IKE SA has no rekey to tell the moment.
+    pub switch_at: Option<Timestamp>,
     /// The pair that this one replaces, while it is there.
     pub replaces: Option<Spi>,
     /// Our own rekey of the same pair is on its way too: nonces will decide.
@@ -63,7 +78,8 @@ pub(crate) struct Child {
 
 /// A pair as negotiated, without keys.
 pub(crate) struct Negotiated {
-    pub index: u16,
+    /// Index of the configured child.
+    pub of: u16,
     pub suite: EspSuite,
     pub inbound: Spi,
     pub outbound: Spi,
@@ -81,7 +97,7 @@ pub(crate) struct NewPair {
 
 /// A configured child that fits a peer's offer.
 pub(crate) struct Found {
-    index: u16,
+    of: u16,
     suite: EspSuite,
     /// Number of the chosen proposal.
     pub number: u8,
@@ -94,16 +110,56 @@ impl Found {
     /// Reserves our SPI.
     pub fn negotiate(self, ctx: &mut Ctx<'_>) -> Negotiated {
         let inbound = ctx.spis.new_esp(ctx.random);
-        let Self { index, suite, outbound, local, remote, .. } = self;
-        Negotiated { index, suite, inbound, outbound, local, remote }
+        let Self { of, suite, outbound, local, remote, .. } = self;
+        Negotiated { of, suite, inbound, outbound, local, remote }
     }
 
     pub const fn suite(&self) -> EspSuite {
         self.suite
     }
 
-    pub const fn index(&self) -> u16 {
-        self.index
+    /// Whether a pair has the same selectors.
+    pub fn is_like(&self, c: &Child) -> bool {
+        c.of == self.of && same(&c.local, &self.local) && same(&c.remote, &self.remote)
+    }
+}
+
+/// An offer of a child that is refused, or an answer to ours that cannot be taken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Unfit {
+    /// What a responder answers.
+    pub notify: NotifyType,
+    pub reason: FailureReason,
+    /// What the two ends do not have in common.
+    pub differs: Vec<Mismatch>,
+}
+
+impl Unfit {
+    fn new(notify: NotifyType, reason: FailureReason, differs: Vec<Mismatch>) -> Self {
+        Self { notify, reason, differs }
+    }
+
+    /// The answer carries another group than the one that we sent.
+    pub fn group(sent: Group, got: u16) -> Self {
+        let offered =
+            Group::from_transform(got).map_or_else(|| format!("number {got}"), |g| g.keyword().to_owned());
+        let differs =
+            vec![Mismatch { what: Differs::KeyExchange, offered, wanted: sent.keyword().to_owned() }];
+        Self::new(NotifyType::INVALID_KE_PAYLOAD, FailureReason::InvalidKe, differs)
+    }
+
+    pub fn syntax() -> Self {
+        Self::new(NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax, Vec::new())
+    }
+
+    fn proposal(differs: Vec<Mismatch>) -> Self {
+        Self::new(NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen, differs)
+    }
+
+    fn spi(spi: [u8; 4]) -> Self {
+        let offered = format!("{:08x}", u32::from_be_bytes(spi));
+        let wanted = "one above 255 that no other pair has".to_owned();
+        Self::proposal(vec![Mismatch { what: Differs::Spi, offered, wanted }])
     }
 }
 
@@ -116,14 +172,14 @@ pub(crate) fn find(
     only: Option<u16>,
     taken: impl Fn(u16) -> bool,
     bound: impl Fn(Spi) -> bool,
-) -> Result<Found, (NotifyType, FailureReason)> {
+) -> Result<Found, Unfit> {
     let (Some(sa), Some(tsi), Some(tsr)) = (&offer.sa, &offer.tsi, &offer.tsr) else {
-        return Err((NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax));
+        return Err(Unfit::syntax());
     };
-    let mut refusal = (NotifyType::TS_UNACCEPTABLE, FailureReason::TsUnacceptable);
+    let mut refusal: Option<Unfit> = None;
     let mut best: Option<((bool, bool), Found)> = None;
-    for (c, index) in policy.children.iter().zip(0u16..) {
-        if only.is_some_and(|o| o != index) {
+    for (c, of) in policy.children.iter().zip(0u16..) {
+        if only.is_some_and(|o| o != of) {
             continue;
         }
         let local = narrow(&c.local, tsr, MAX_SELECTORS);
@@ -133,67 +189,101 @@ pub(crate) fn find(
         }
         let ke = offer.ke.as_ref().map(|k| k.group);
         let Some((suite, number, spi)) = policy::choose_esp(&c.proposals, sa, with_ke, ke) else {
-            refusal = (NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen);
+            refusal = Some(Unfit::proposal(mismatch::esp(&c.proposals, sa, with_ke)));
             continue;
         };
         // The reserved SPIs 0..=255 cannot be sent to (RFC 4303 §2.1), and one that is bound would give two SAs one name.
         let Some(outbound) = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi)) else {
-            refusal = (NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen);
+            refusal = Some(Unfit::spi(spi));
             continue;
         };
-        let score = (local == c.local && remote == c.remote, !taken(index));
+        let score = (same(&local, &c.local) && same(&remote, &c.remote), !taken(of));
         if best.as_ref().is_none_or(|(s, _)| score > *s) {
-            best = Some((score, Found { index, suite, number, outbound, local, remote }));
+            best = Some((score, Found { of, suite, number, outbound, local, remote }));
         }
     }
-    best.map(|(_, found)| found).ok_or(refusal)
+    best.map(|(_, found)| found).ok_or_else(|| {
+        refusal.unwrap_or_else(|| {
+            let ours = |side: fn(&policy::ChildPolicy) -> &Vec<TrafficSelector>| {
+                let fitting =
+                    policy.children.iter().zip(0u16..).filter(|(_, of)| only.is_none_or(|o| o == *of));
+                fitting.flat_map(|(c, _)| side(c)).copied().collect::<Vec<_>>()
+            };
+            let wanted = (&*ours(|c| &c.local), &*ours(|c| &c.remote));
+            let differs = mismatch::networks(wanted, (tsr, tsi));
+            Unfit::new(NotifyType::TS_UNACCEPTABLE, FailureReason::TsUnacceptable, differs)
+        })
+    })
+}
+
+/// What we offered for a child.
+pub(crate) struct Offered<'a> {
+    /// Index of the configured child.
+    pub of: u16,
+    pub inbound: Spi,
+    pub local: &'a [TrafficSelector],
+    pub remote: &'a [TrafficSelector],
+    /// Whether key exchange was offered, which it is not in IKE_AUTH.
+    pub with_ke: bool,
+    /// The group of our KE payload.
+    pub group: Option<u16>,
 }
 
 /// Checks a responder's answer to our offer of a child: what it chose must be ours, and its selectors within ours.
 pub(crate) fn accept(
     policy: &TunnelPolicy,
-    index: u16,
-    inbound: Spi,
+    offered: &Offered<'_>,
     answer: &Payloads,
-    with_ke: bool,
-    ke_group: Option<u16>,
     bound: impl Fn(Spi) -> bool,
-) -> Result<Negotiated, FailureReason> {
+) -> Result<Negotiated, Unfit> {
     if let Some(n) = answer.error() {
-        return Err(FailureReason::of_notify(n.kind));
+        return Err(Unfit::new(n.kind, FailureReason::of_notify(n.kind), Vec::new()));
     }
-    let child = policy.children.get(usize::from(index)).ok_or(FailureReason::Internal)?;
-    let (Some(sa), Some(tsi), Some(tsr)) = (&answer.sa, &answer.tsi, &answer.tsr) else {
-        return Err(FailureReason::InvalidSyntax);
+    let Offered { of, inbound, local, remote, with_ke, group } = *offered;
+    let child = policy.children.get(usize::from(of));
+    let (Some(sa), Some(tsi), Some(tsr), Some(child)) = (&answer.sa, &answer.tsi, &answer.tsr, child) else {
+        return Err(Unfit::syntax());
     };
-    let (suite, spi) =
-        policy::accept_esp(&child.proposals, sa, with_ke, ke_group).ok_or(FailureReason::NoProposalChosen)?;
-    let outbound = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi));
-    let outbound = outbound.ok_or(FailureReason::NoProposalChosen)?;
-    let fits = !tsi.is_empty() && !tsr.is_empty() && within(tsi, &child.local) && within(tsr, &child.remote);
+    let Some((suite, spi)) = policy::accept_esp(&child.proposals, sa, with_ke, group) else {
+        return Err(Unfit::proposal(mismatch::esp(&child.proposals, sa, with_ke)));
+    };
+    let Some(outbound) = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi)) else {
+        return Err(Unfit::spi(spi));
+    };
+    let fits = !tsi.is_empty() && !tsr.is_empty() && within(tsi, local) && within(tsr, remote);
     if !fits {
-        return Err(FailureReason::TsUnacceptable);
+        let side = |what, offered: &[_], wanted: &[_]| {
+            (!within(offered, wanted)).then(|| Mismatch {
+                what,
+                offered: list(offered),
+                wanted: list(wanted),
+            })
+        };
+        let differs = [side(Differs::OurNetworks, tsi, local), side(Differs::TheirNetworks, tsr, remote)];
+        let differs = differs.into_iter().flatten().collect();
+        return Err(Unfit::new(NotifyType::TS_UNACCEPTABLE, FailureReason::TsUnacceptable, differs));
     }
-    Ok(Negotiated { index, suite, inbound, outbound, local: tsi.clone(), remote: tsr.clone() })
+    Ok(Negotiated { of, suite, inbound, outbound, local: tsi.clone(), remote: tsr.clone() })
 }
 
 /// One line about an offer of a child that nothing fits.
-pub(crate) fn refusal_detail(reason: FailureReason, peer: SocketAddr, offer: &Payloads) -> String {
-    let list = |ts: &Option<Vec<TrafficSelector>>| {
-        let all = ts.as_deref().unwrap_or_default();
-        let mut text = all.iter().take(8).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if all.len() > 8 {
-            text.push_str(", …");
+pub(crate) fn refusal_detail(unfit: &Unfit, peer: SocketAddr, offer: &Payloads) -> String {
+    let differs = mismatch::words(&unfit.differs);
+    let nets = |ts: &Option<Vec<TrafficSelector>>| list(ts.as_deref().unwrap_or_default());
+    match unfit.reason {
+        FailureReason::TsUnacceptable => {
+            let differs = if differs.is_empty() { "no SPD rule has both".to_owned() } else { differs };
+            format!(
+                "{peer} offers its networks [{}] to our [{}]: no SPD rule of this tunnel fits; {differs}",
+                nets(&offer.tsi),
+                nets(&offer.tsr)
+            )
         }
-        text
-    };
-    match reason {
-        FailureReason::TsUnacceptable => format!(
-            "{peer} offers its networks [{}] to our [{}]: no SPD rule of this tunnel fits",
-            list(&offer.tsi),
-            list(&offer.tsr)
+        FailureReason::NoProposalChosen => format!(
+            "{peer} offers no ESP proposal that we accept for its networks [{}] to our [{}]; {differs}",
+            nets(&offer.tsi),
+            nets(&offer.tsr)
         ),
-        FailureReason::NoProposalChosen => format!("{peer} offers no ESP proposal and SPI that we accept"),
         _ => format!("{peer} offers a child that lacks a payload"),
     }
 }
@@ -201,11 +291,32 @@ pub(crate) fn refusal_detail(reason: FailureReason, peer: SocketAddr, offer: &Pa
 impl Live {
     /// Installs a pair: the inbound SA first, then the outbound one, unless the peer still has to learn of it while
     /// another pair carries the traffic (we are the responder of a rekey; see [`Live::switch_pending`]).
-    pub fn install(&mut self, core: &Core, ctx: &mut Ctx<'_>, pair: NewPair, replaces: Option<Spi>) {
+    ///
+    /// Returns the child that the pair serves; `None`, with the pair given back to the peer, if there is no number left
+    /// for it.
+    pub fn install(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        pair: NewPair,
+        replaces: Option<Spi>,
+    ) -> Option<ChildId> {
         let NewPair { negotiated: n, keys, role } = pair;
-        let id = ChildId { tunnel: self.policy.id, index: n.index };
-        let (Some(c), Some(reqid)) = (self.policy.children.get(usize::from(n.index)), Reqid::of(id)) else {
-            return;
+        let old = replaces.and_then(|spi| self.children.iter().find(|c| c.inbound == spi));
+        let id = match old {
+            Some(old) => {
+                ctx.parts.change(old.id, &n.local, &n.remote);
+                Some(old.id)
+            }
+            None => ctx.parts.place(&self.policy, n.of, &n.local, &n.remote),
+        };
+        let c = self.policy.children.get(usize::from(n.of));
+        let (Some(id), Some(reqid), Some(c)) = (id, id.and_then(Reqid::of), c) else {
+            ctx.spis.esp.remove(&n.inbound);
+            if role == Role::Initiator {
+                self.enqueue(Task::DisownChild { inbound: n.inbound });
+            }
+            return None;
         };
         let (in_keys, out_keys) = match role {
             Role::Initiator => ((keys.encr_r, keys.integ_r), (keys.encr_i, keys.integ_i)),
@@ -245,7 +356,6 @@ impl Live {
             outer_remote: flow.remote.ip(),
             mark: c.mark,
         };
-        let old = replaces.and_then(|spi| self.children.iter().find(|c| c.inbound == spi));
         // A rekey touches keys only: the tunnel stays as it is unless its selectors changed, or it was closed because the
         // old pair ended first.
         let same = old
@@ -253,13 +363,16 @@ impl Live {
         let lifetime = c.lifetime;
         // A pair that we have just made ourselves is known to be at the peer, and carries the traffic for the time being.
         let first = replaces.is_none();
-        let just_made = self.created.iter().find(|made| made.index == n.index).map(|made| made.inbound);
+        let just_made = self.created.iter().find(|made| made.id == id).map(|made| made.inbound);
         let replaces = replaces.or_else(|| {
             just_made.filter(|spi| self.children.iter().any(|c| c.inbound == *spi && c.is_to_stay()))
         });
         ctx.out.push(Action::InstallSa(inbound));
+        // Another IKE SA may carry the child still: one that this one is to replace.
+        let beside = replaces.is_none() && ctx.carries(id) && !self.children.iter().any(|c| c.id == id);
+        let switch_at = beside.then(|| ctx.now.mono + SWITCH);
         let mut pending = None;
-        if role == Role::Responder && replaces.is_some() {
+        if role == Role::Responder && (replaces.is_some() || beside) {
             pending = Some(outbound);
         } else {
             ctx.out.push(Action::InstallSa(outbound));
@@ -269,12 +382,15 @@ impl Live {
         }
         if first {
             let (inbound, outbound) = (n.inbound, n.outbound);
-            ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite });
+            let (local, remote) = (n.local.clone(), n.remote.clone());
+            ctx.tell(Event::ChildUp { child: id, inbound, outbound, suite: n.suite, local, remote });
         }
         let margin = ctx.within(lifetime / 10, lifetime / 5);
-        (self.child_failures, self.put_off) = (0, 0);
+        self.put_off = 0;
         self.children.push(Child {
             id,
+            of: n.of,
+            made: ctx.now.mono,
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
@@ -284,11 +400,19 @@ impl Live {
             rekey_at: ctx.now.mono + lifetime - margin,
             expire_at: ctx.now.mono + lifetime,
             pending,
+            switch_at,
             replaces,
             contested: false,
             unseen: role == Role::Responder,
             closes: None,
         });
+        self.found(n.of);
+        Some(id)
+    }
+
+    /// Whether there is room for another pair: the peer is authenticated, but not unbounded.
+    pub fn has_room(&self) -> bool {
+        self.children.len() < MAX_PAIRS
     }
 
     /// The peer is known to have got our response about a pair, or about all of them: it sends on that one, or asks for
@@ -345,6 +469,21 @@ impl Live {
         }
     }
 
+    /// Starts to send on pairs that have waited long enough, or on those of `child` at once, because nothing else carries
+    /// it any more.
+    pub fn switch_waiting(&mut self, ctx: &mut Ctx<'_>, child: Option<ChildId>) {
+        let now = ctx.now.mono;
+        for c in &mut self.children {
+            let due = match child {
+                Some(id) => c.id == id && !c.contested,
+                None => c.switch_at.is_some_and(|at| at <= now),
+            };
+            if due {
+                c.switch(ctx);
+            }
+        }
+    }
+
     /// Takes a pair out. The outbound SA goes at once, the inbound one after packets on their way have arrived.
     pub fn remove_child(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) -> Option<Child> {
         self.succeed(ctx, inbound);
@@ -366,9 +505,14 @@ impl Live {
         self.children.iter().any(|c| c.outbound == spi)
     }
 
-    /// Whether a child has a pair that is there to stay.
-    pub fn has_child(&self, index: u16) -> bool {
-        self.children.iter().any(|c| c.id.index == index && c.is_to_stay())
+    /// Whether anything of a configured child has a pair that is there to stay.
+    pub fn has_child(&self, of: u16) -> bool {
+        self.children.iter().any(|c| c.of == of && c.is_to_stay())
+    }
+
+    /// Whether a child, or a part of one, has a pair that is there to stay.
+    pub fn has(&self, id: ChildId) -> bool {
+        self.children.iter().any(|c| c.id == id && c.is_to_stay())
     }
 
     /// Removes everything from the data plane at once and forgets what was still to be done, before the IKE SA ends. A
@@ -383,7 +527,7 @@ impl Live {
             ctx.out.push(Action::RemoveSa(child.sa(Direction::In)));
             ctx.spis.esp.remove(&child.inbound);
             if matches!(child.state, ChildState::Active | ChildState::Rekeying) {
-                ctx.tell(Event::ChildDown { child: child.id, inbound: child.inbound, ending });
+                ctx.tell(child.down(ending));
             }
         }
         for (_, sa) in std::mem::take(&mut self.lingering) {
@@ -411,11 +555,18 @@ impl Child {
         if self.state == ChildState::Replaced {
             return;
         }
+        self.switch_at = None;
         let spec = self.pending.take().filter(|_| self.is_to_stay());
         if let Some(spec) = spec {
             self.contested = false;
             ctx.out.push(Action::InstallSa(spec));
         }
+    }
+
+    /// The event of its end.
+    pub fn down(&self, ending: Ending) -> Event {
+        let (local, remote) = (self.local.clone(), self.remote.clone());
+        Event::ChildDown { child: self.id, inbound: self.inbound, local, remote, ending }
     }
 
     /// Whether nobody has replaced it or wants it deleted.

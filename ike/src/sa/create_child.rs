@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use cygnet_model::Spi;
+use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::Group;
+use cygnet_model::{ChildId, Spi};
 
-use super::child::{self, NewPair};
+use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
 use super::live::{Reply, Request};
-use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
+use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
+use crate::coverage::networks;
 use crate::crypto::kex::PrivateKey;
 use crate::crypto::keymat::ChildKeys;
-use crate::error::FailureReason;
+use crate::error::{FailureReason, Trouble};
 use crate::io::{Ending, Event, RekeyKind, Role};
 use crate::policy;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
@@ -19,9 +21,19 @@ use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
 /// First wait before a rekey that met TEMPORARY_FAILURE is tried again (RFC 7296 §2.25 leaves it open).
 pub(super) const BUSY_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(2500));
 
+/// Wait before we rekey what the peer tried to rekey, and we refused.
+const OUR_TURN: Duration = Duration::from_secs(30);
+
 /// Our CREATE_CHILD_SA request for a child.
 pub(crate) struct CreatingChild {
-    index: u16,
+    /// Index of the configured child.
+    of: u16,
+    /// What is asked for of it, if the pair is new.
+    ask: Ask,
+    /// The selectors that we offered, our side.
+    local: Vec<TrafficSelector>,
+    /// The peer's side.
+    remote: Vec<TrafficSelector>,
     /// Inbound SPI of the pair to replace.
     rekeys: Option<Spi>,
     /// Inbound SPI of the new pair.
@@ -31,22 +43,30 @@ pub(crate) struct CreatingChild {
     /// Whether INVALID_KE_PAYLOAD was answered once already.
     second_try: bool,
     /// What the peer made at the same time: new keys for the same pair, or a pair for the same child.
-    theirs: Option<Created>,
+    theirs: Vec<Created>,
     /// SPIs that the peer deleted in the meantime and that we do not know: one of them may come in the answer.
     deleted: Vec<u32>,
 }
 
 /// A pair with the nonces of the exchange that made it.
 pub(crate) struct Created {
-    pub index: u16,
+    pub id: ChildId,
     pub inbound: Spi,
     nonces: (Vec<u8>, Vec<u8>),
 }
+
+/// Most pairs of the peer that our own one may turn out to be the same as.
+const MAX_THEIRS: usize = 64;
 
 /// Most unknown SPIs that we remember to be deleted.
 const MAX_DELETED: usize = 16;
 
 impl CreatingChild {
+    /// The configured child that it asks something new of.
+    pub const fn seeks(&self) -> Option<u16> {
+        if self.rekeys.is_none() { Some(self.of) } else { None }
+    }
+
     /// Remembers a deletion that may have overtaken the response.
     pub fn on_unknown_deleted(&mut self, outbound: u32) {
         if self.deleted.len() < MAX_DELETED {
@@ -63,10 +83,12 @@ impl Live {
         index: u16,
         group: Option<Group>,
     ) -> Option<(Payloads, Request)> {
-        if self.has_child(index) {
-            return None;
+        let ask = self.next_ask(index)?;
+        let (local, remote) = self.asked(index, ask)?;
+        if let Some(seeking) = self.seeking.get_mut(&index) {
+            seeking.retry_at = None;
         }
-        self.begin_child(ctx, index, None, group)
+        self.begin_child(ctx, (index, ask), (local, remote), None, group)
     }
 
     // -> CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, [KEi], TSi, TSr }
@@ -78,12 +100,13 @@ impl Live {
     ) -> Option<(Payloads, Request)> {
         // The peer may have replaced or deleted it while the task waited.
         let child = self.children.iter().find(|c| c.inbound == inbound && c.state == ChildState::Rekeying)?;
-        let index = child.id.index;
+        // The whole scope in use, and no more (RFC 7296 §2.9.2).
+        let (of, nets) = (child.of, (child.local.clone(), child.remote.clone()));
         if child.pending.is_some() {
             self.defer(ctx, Task::RekeyChild { inbound, group });
             return None;
         }
-        let (mut payloads, request) = self.begin_child(ctx, index, Some(inbound), group)?;
+        let (mut payloads, request) = self.begin_child(ctx, (of, Ask::Whole), nets, Some(inbound), group)?;
         payloads.notifies.push(Notify {
             protocol: Protocol::ESP,
             spi: inbound.to_be_bytes().to_vec(),
@@ -102,11 +125,12 @@ impl Live {
     fn begin_child(
         &mut self,
         ctx: &mut Ctx<'_>,
-        index: u16,
+        (of, ask): (u16, Ask),
+        (local, remote): (Vec<TrafficSelector>, Vec<TrafficSelector>),
         rekeys: Option<Spi>,
         group: Option<Group>,
     ) -> Option<(Payloads, Request)> {
-        let c = self.policy.children.get(usize::from(index))?;
+        let c = self.policy.children.get(usize::from(of))?;
         let preferred = group.or_else(|| c.proposals.first()?.groups.first().copied());
         let (key, ke) = match preferred {
             Some(g) => {
@@ -121,14 +145,23 @@ impl Live {
             sa: Some(policy::offer_esp(&c.proposals, inbound.to_be_bytes(), true)),
             ke,
             nonce: Some(nonce.clone()),
-            tsi: Some(c.local.clone()),
-            tsr: Some(c.remote.clone()),
+            tsi: Some(local.clone()),
+            tsr: Some(remote.clone()),
             ..Payloads::default()
         };
-        let second_try = group.is_some();
-        let deleted = Vec::new();
-        let creating =
-            CreatingChild { index, rekeys, inbound, nonce, key, second_try, theirs: None, deleted };
+        let creating = CreatingChild {
+            of,
+            ask,
+            local,
+            remote,
+            rekeys,
+            inbound,
+            nonce,
+            key,
+            second_try: group.is_some(),
+            theirs: Vec::new(),
+            deleted: Vec::new(),
+        };
         Some((payloads, Request::CreateChild(Box::new(creating))))
     }
 
@@ -158,45 +191,48 @@ impl Live {
     ) {
         let pair = match self.finish_child(&mut creating, answer) {
             Ok(pair) => pair,
-            Err(reason) => {
+            Err(unfit) => {
                 ctx.spis.esp.remove(&creating.inbound);
                 self.disown(creating.inbound, answer);
-                self.child_refused(core, ctx, &creating, answer, reason);
+                self.child_refused(core, ctx, &creating, answer, &unfit);
                 return;
             }
         };
         let nonce_r = answer.nonce.as_deref().unwrap_or_default();
-        let verdict = creating.theirs.as_ref().map(|theirs| {
+        let judge = |theirs: &Created| {
             let (ni, nr) = &theirs.nonces;
-            (theirs.inbound, collide::winner((&creating.nonce, nonce_r), (ni, nr)))
-        });
+            (theirs.id, theirs.inbound, collide::winner((&creating.nonce, nonce_r), (ni, nr)))
+        };
+        let verdicts: Vec<_> = creating.theirs.iter().map(judge).collect();
         let Some(old) = creating.rekeys else {
-            self.install(core, ctx, pair, None);
-            match verdict {
-                Some((theirs, Winner::Theirs)) => self.on_redundant(ctx, creating.inbound, theirs),
+            let Some(id) = self.install(core, ctx, pair, None) else { return };
+            // Two parts of one child do not make one another redundant.
+            match verdicts.into_iter().find(|(theirs, ..)| *theirs == id) {
+                Some((_, theirs, Winner::Theirs)) => self.on_redundant(ctx, creating.inbound, theirs),
                 // The peer deletes its own one, if it does as we do; else both are used.
-                Some((_, Winner::Ours)) => {}
+                Some((.., Winner::Ours)) => {}
                 None => {
                     let nonces = (creating.nonce, nonce_r.to_vec());
-                    let (index, inbound) = (creating.index, creating.inbound);
-                    self.created.retain(|made| made.index != index);
-                    self.created.push(Created { index, inbound, nonces });
+                    let inbound = creating.inbound;
+                    self.created.retain(|made| made.id != id);
+                    self.created.push(Created { id, inbound, nonces });
                 }
             }
+            self.seek_rest(core, ctx, creating.of);
             return;
         };
         // The peer answered a question about the old pair, so it has it.
         self.on_seen(ctx, Some(old));
-        match verdict {
-            Some((theirs, Winner::Theirs)) => {
+        match verdicts.into_iter().next() {
+            Some((id, theirs, Winner::Theirs)) => {
                 // Ours is redundant; who made it closes it (RFC 7296 §2.8.1). It is never taken into use here.
                 self.uncontest(theirs);
-                let child = self.redundant(ctx, pair.negotiated);
+                let child = self.redundant(ctx, id, pair.negotiated);
                 self.children.push(child);
                 self.queue.push_front(Task::DeleteChild { inbound: creating.inbound });
                 return;
             }
-            Some((theirs, Winner::Ours)) => {
+            Some((_, theirs, Winner::Ours)) => {
                 // The peer will delete its own one. We never send on it.
                 if let Some(c) = self.children.iter_mut().find(|c| c.inbound == theirs) {
                     c.state = ChildState::Replaced;
@@ -205,6 +241,7 @@ impl Live {
             }
             None => {}
         }
+        let of = creating.of;
         self.install(core, ctx, pair, Some(old));
         if let Some(c) = self.children.iter_mut().find(|c| c.inbound == old) {
             c.state = ChildState::Deleting;
@@ -215,30 +252,35 @@ impl Live {
             made.inbound = creating.inbound;
         }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
+        // An answer may be narrower than what was in use, although it must not (RFC 7296 §2.9.2).
+        if self.next_ask(of).is_some() && !self.seeking.contains_key(&of) {
+            self.enqueue(Task::CreateChild { index: of, group: None });
+        }
     }
 
     /// Checks the answer and derives the keys.
-    fn finish_child(
-        &self,
-        creating: &mut CreatingChild,
-        answer: &Payloads,
-    ) -> Result<NewPair, FailureReason> {
-        let group = creating.key.as_ref().map(|(g, _)| g.transform());
-        let negotiated =
-            child::accept(&self.policy, creating.index, creating.inbound, answer, true, group, |spi| {
-                self.is_bound(spi)
-            })?;
-        let nonce = answer.nonce.as_ref().ok_or(FailureReason::InvalidSyntax)?;
+    fn finish_child(&self, creating: &mut CreatingChild, answer: &Payloads) -> Result<NewPair, Unfit> {
+        let offered = Offered {
+            of: creating.of,
+            inbound: creating.inbound,
+            local: &creating.local,
+            remote: &creating.remote,
+            with_ke: true,
+            group: creating.key.as_ref().map(|(g, _)| g.transform()),
+        };
+        let negotiated = child::accept(&self.policy, &offered, answer, |spi| self.is_bound(spi))?;
+        let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;
         let shared = match (negotiated.suite.group, creating.key.take()) {
             (None, _) => None,
             (Some(chosen), Some((sent, key))) if chosen == sent => {
-                let ke = answer.ke.as_ref().ok_or(FailureReason::InvalidSyntax)?;
+                let ke = answer.ke.as_ref().ok_or_else(Unfit::syntax)?;
                 if ke.group != sent.transform() {
-                    return Err(FailureReason::InvalidKe);
+                    return Err(Unfit::group(sent, ke.group));
                 }
-                Some(key.finish(&ke.data).map_err(|_| FailureReason::InvalidSyntax)?)
+                Some(key.finish(&ke.data).map_err(|_| Unfit::syntax())?)
             }
-            _ => return Err(FailureReason::InvalidKe),
+            (Some(chosen), Some((sent, _))) => return Err(Unfit::group(sent, chosen.transform())),
+            (Some(_), None) => return Err(Unfit::syntax()),
         };
         let keys = ChildKeys::derive(
             self.suite.prf,
@@ -265,34 +307,46 @@ impl Live {
         ctx: &mut Ctx<'_>,
         creating: &CreatingChild,
         answer: &Payloads,
-        reason: FailureReason,
+        unfit: &Unfit,
     ) {
-        if let Some(theirs) = &creating.theirs {
+        let reason = unfit.reason;
+        if !creating.theirs.is_empty() {
             // What the peer asked for went through; nothing is lost.
-            self.uncontest(theirs.inbound);
+            for theirs in &creating.theirs {
+                self.uncontest(theirs.inbound);
+            }
+            if creating.rekeys.is_none() {
+                self.seek_rest(core, ctx, creating.of);
+            }
             return;
         }
         if let Some(n) = answer.notify(NotifyType::INVALID_KE_PAYLOAD)
             && !creating.second_try
-            && let Some(group) = self.wanted_group(creating.index, &n.data)
+            && let Some(group) = self.wanted_group(creating.of, &n.data)
         {
             self.queue.push_front(match creating.rekeys {
                 Some(inbound) => Task::RekeyChild { inbound, group: Some(group) },
-                None => Task::CreateChild { index: creating.index, group: Some(group) },
+                None => Task::CreateChild { index: creating.of, group: Some(group) },
             });
             return;
         }
+        let nets = networks(&creating.local, &creating.remote);
+        let exchange = if creating.rekeys.is_some() { "the rekey" } else { "CREATE_CHILD_SA" };
+        let detail = self.answer_detail(core, exchange, &nets, creating.of, answer, unfit);
+        let trouble = Trouble { reason, detail };
         let Some(old) = creating.rekeys else {
-            self.child_failed(core, ctx, creating.index, reason, "CREATE_CHILD_SA", answer);
+            if !self.has_child(creating.of) {
+                self.reauthenticate(core, ctx, creating.of, answer, &trouble);
+            }
+            self.refused(core, ctx, creating.of, creating.ask, trouble);
             return;
         };
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: Some(reason) });
         if answer.notify(NotifyType::CHILD_SA_NOT_FOUND).is_some() {
             // The peer has lost the pair: so do we, and make another (RFC 7296 §2.25).
             if let Some(c) = self.remove_child(ctx, old) {
-                let ending = Ending::Peer;
-                ctx.tell(Event::ChildDown { child: c.id, inbound: c.inbound, ending });
-                self.enqueue(Task::CreateChild { index: c.id.index, group: None });
+                ctx.tell(c.down(Ending::Peer));
+                self.enqueue(Task::CreateChild { index: c.of, group: None });
             }
             return;
         }
@@ -307,11 +361,60 @@ impl Live {
             c.rekey_at = ctx.now.mono + wait.max(BUSY_RETRY.0);
         }
         if busy.is_none() {
-            let detail =
-                format!("{} refuses new keys for child {}: {reason}", core.flow.remote, creating.index);
+            self.reauthenticate(core, ctx, creating.of, answer, &trouble);
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
-            ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
+            ctx.tell(Event::Failure { tunnel, peer, reason, detail: trouble.detail, retry_in: None });
         }
+    }
+
+    /// Asks for a new IKE SA beside this one, if that can bring what was refused: its IKE_AUTH makes the first child, and
+    /// negotiates no key exchange for it.
+    fn reauthenticate(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        of: u16,
+        answer: &Payloads,
+        trouble: &Trouble,
+    ) {
+        if of != 0 || answer.error().is_none() || !trouble.reason.spares_ike_auth() || self.refused_in_auth {
+            return;
+        }
+        self.outdated = true;
+        let (spi, tunnel) = (core.spi, self.policy.id);
+        ctx.effects.push(Effect::Reauthenticate { spi, tunnel, trouble: trouble.clone() });
+    }
+
+    /// One line about an answer of the peer that is a refusal, or that we cannot take.
+    pub(super) fn answer_detail(
+        &self,
+        core: &Core,
+        exchange: &str,
+        nets: &str,
+        of: u16,
+        answer: &Payloads,
+        unfit: &Unfit,
+    ) -> String {
+        let peer = core.flow.remote;
+        let Some(n) = answer.error() else {
+            let differs = crate::mismatch::words(&unfit.differs);
+            let sep = if differs.is_empty() { "" } else { "; " };
+            return format!(
+                "the answer of {peer} to {exchange} for {nets} cannot be taken: {}{sep}{differs}",
+                unfit.reason
+            );
+        };
+        let proposals = self.policy.children.get(usize::from(of)).map_or(&[][..], |c| &c.proposals);
+        let offered = match n.kind {
+            NotifyType::NO_PROPOSAL_CHOSEN | NotifyType::INVALID_KE_PAYLOAD => {
+                let all = proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let pfs = proposals.iter().any(|p| !p.groups.is_empty());
+                let pfs = if pfs { "with a key exchange group (PFS)" } else { "without one (no PFS)" };
+                format!("; we offered {all}, {pfs}")
+            }
+            _ => String::new(),
+        };
+        format!("{peer} answers {exchange} for {nets} with {}{offered}", n.kind)
     }
 
     fn wanted_group(&self, index: u16, data: &[u8]) -> Option<Group> {
@@ -328,9 +431,11 @@ impl Live {
     }
 
     /// A pair that exists only to be deleted.
-    fn redundant(&self, ctx: &Ctx<'_>, n: child::Negotiated) -> super::Child {
+    fn redundant(&self, ctx: &Ctx<'_>, id: ChildId, n: child::Negotiated) -> super::Child {
         super::Child {
-            id: cygnet_model::ChildId { tunnel: self.policy.id, index: n.index },
+            id,
+            of: n.of,
+            made: ctx.now.mono,
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
@@ -340,6 +445,7 @@ impl Live {
             rekey_at: self.expire_at,
             expire_at: ctx.now.mono + super::live::REKEYED_LIFETIME,
             pending: None,
+            switch_at: None,
             replaces: None,
             contested: false,
             unseen: false,
@@ -408,7 +514,7 @@ impl Live {
         let Some(made) = made else { return reply };
         if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
             && c.rekeys.is_none()
-            && let Some(theirs) = c.theirs.as_mut().filter(|theirs| theirs.inbound == old)
+            && let Some(theirs) = c.theirs.iter_mut().find(|theirs| theirs.inbound == old)
         {
             theirs.inbound = made.inbound;
         }
@@ -416,7 +522,7 @@ impl Live {
             && let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
         {
             let new = made.inbound;
-            c.theirs = Some(made);
+            c.theirs = vec![made];
             if let Some(child) = self.children.iter_mut().find(|c| c.inbound == new) {
                 child.contested = true;
             }
@@ -428,19 +534,32 @@ impl Live {
         reply
     }
 
+    /// We refused new keys for a pair, which will end then. The peer has the first try to overcome that; ours, which leads
+    /// to a new IKE SA if the peer refuses it in turn, comes soon and not only when our own lifetime is over.
+    fn try_soon(&mut self, ctx: &mut Ctx<'_>, rekeys: Option<Spi>, reason: FailureReason) {
+        let at = ctx.now.mono + ctx.jitter(OUR_TURN);
+        let pair = self.children.iter_mut().find(|c| Some(c.inbound) == rekeys);
+        if let Some(c) = pair.filter(|_| reason.spares_ike_auth()) {
+            c.rekey_at = c.rekey_at.min(at);
+        }
+    }
+
     /// The peer made a pair for a child that we may be making one for ourselves: then one of the two is redundant. RFC 7296
     /// has this rule for rekeys only (§2.8.1), but without it both pairs would stay for ever. A peer that does not know it
     /// keeps both, which does no harm.
     fn compare_created(&mut self, ctx: &mut Ctx<'_>, theirs: Created) {
         if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
             && c.rekeys.is_none()
-            && c.index == theirs.index
+            && c.of == ctx.parts.configured(theirs.id)
         {
-            c.theirs = Some(theirs);
+            // Which of several parts that it makes meanwhile is the one that we get, if any, the answer will say.
+            if c.theirs.len() < MAX_THEIRS {
+                c.theirs.push(theirs);
+            }
             return;
         }
         // The answer to our request came before the peer's request, which may have been under way for longer.
-        let Some(at) = self.created.iter().position(|ours| ours.index == theirs.index) else { return };
+        let Some(at) = self.created.iter().position(|ours| ours.id == theirs.id) else { return };
         let ours = self.created.swap_remove(at);
         let active = |c: &super::Child| c.inbound == ours.inbound && c.state == ChildState::Active;
         let (a, b) = (&ours.nonces, &theirs.nonces);
@@ -451,10 +570,10 @@ impl Live {
 
     /// Whether the peer may not have known, when it asked for a pair for this child, that we had made one, and we are
     /// rekeying that by now. It will see that it needs none.
-    fn is_rekeying_created(&self, index: u16) -> bool {
+    fn is_rekeying_created(&self, found: &child::Found) -> bool {
         self.created.iter().any(|made| {
             let rekeying = |c: &super::Child| c.inbound == made.inbound && c.state == ChildState::Rekeying;
-            made.index == index && self.children.iter().any(rekeying)
+            self.children.iter().any(|c| rekeying(c) && found.is_like(c))
         })
     }
 
@@ -483,7 +602,10 @@ impl Live {
         rekeys: Option<Spi>,
     ) -> (Reply, Option<Created>) {
         let refuse = |kind, data| (Reply::notify(Notify::new(kind, data)), None);
-        let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.id.index));
+        let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.of));
+        if !self.has_room() {
+            return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
+        }
         let found = match child::find(
             &self.policy,
             offer,
@@ -493,14 +615,16 @@ impl Live {
             |spi| self.is_bound(spi),
         ) {
             Ok(found) => found,
-            Err((kind, reason)) => {
+            Err(unfit) => {
                 let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
-                let detail = child::refusal_detail(reason, peer, offer);
+                let detail = child::refusal_detail(&unfit, peer, offer);
+                let reason = unfit.reason;
                 ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
-                return refuse(kind, vec![]);
+                self.try_soon(ctx, rekeys, reason);
+                return refuse(unfit.notify, vec![]);
             }
         };
-        if rekeys.is_none() && self.is_rekeying_created(found.index()) {
+        if rekeys.is_none() && self.is_rekeying_created(&found) {
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
         }
         let Some(ni) = &offer.nonce else { return refuse(NotifyType::INVALID_SYNTAX, vec![]) };
@@ -521,7 +645,6 @@ impl Live {
         }
         let nr = ctx.nonce();
         let number = found.number;
-        let index = found.index();
         let negotiated = found.negotiate(ctx);
         let keys = ChildKeys::derive(self.suite.prf, &self.sk_d, shared.as_ref(), ni, &nr, &negotiated.suite);
         let inbound = negotiated.inbound;
@@ -533,9 +656,10 @@ impl Live {
             tsr: Some(negotiated.local.clone()),
             ..Payloads::default()
         };
-        self.install(core, ctx, NewPair { negotiated, keys, role: Role::Responder }, rekeys);
-        // The peer made what we were about to ask for.
-        self.queue.retain(|t| !matches!(t, Task::CreateChild { index: i, .. } if *i == index));
-        (Reply::with(payloads), Some(Created { index, inbound, nonces: (ni.clone(), nr) }))
+        let pair = NewPair { negotiated, keys, role: Role::Responder };
+        let Some(id) = self.install(core, ctx, pair, rekeys) else {
+            return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
+        };
+        (Reply::with(payloads), Some(Created { id, inbound, nonces: (ni.clone(), nr) }))
     }
 }

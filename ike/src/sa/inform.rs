@@ -7,7 +7,7 @@ use super::auth::FATAL;
 use super::live::{Reply, Request};
 use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
 use crate::error::FailureReason;
-use crate::io::{Ending, Event};
+use crate::io::Ending;
 use crate::policy::Start;
 use crate::wire::{Delete, NotifyType, Payloads};
 
@@ -45,9 +45,9 @@ impl Live {
     /// The peer has confirmed that a pair is gone.
     pub(super) fn on_child_deleted(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
         if let Some(child) = self.remove_child(ctx, inbound)
-            && !self.has_child(child.id.index)
+            && !self.has(child.id)
         {
-            ctx.tell(Event::ChildDown { child: child.id, inbound, ending: Ending::Local });
+            ctx.tell(child.down(Ending::Local));
         }
     }
 
@@ -65,8 +65,9 @@ impl Live {
         }
         let old = std::mem::replace(&mut child.state, ChildState::Deleting);
         child.expire_at = ctx.now.mono + super::live::REKEYED_LIFETIME;
-        let index = child.id.index;
+        let of = child.of;
         let sa = child.sa(Direction::Out);
+        let down = child.down(Ending::Failed(FailureReason::LifetimeExpired));
         let never_used = child.pending.take().is_some();
         self.succeed(ctx, inbound);
         if !never_used {
@@ -74,10 +75,9 @@ impl Live {
         }
         self.enqueue(Task::DeleteChild { inbound });
         let was_in_use = matches!(old, ChildState::Active | ChildState::Rekeying);
-        if was_in_use && !self.has_child(index) {
-            let ending = Ending::Failed(FailureReason::LifetimeExpired);
-            ctx.tell(Event::ChildDown { child: sa.child, inbound, ending });
-            self.enqueue(Task::CreateChild { index, group: None });
+        if was_in_use && !self.has(sa.child) {
+            ctx.tell(down);
+            self.enqueue(Task::CreateChild { index: of, group: None });
         }
     }
 
@@ -152,17 +152,20 @@ impl Live {
             }
             return None;
         };
-        let (inbound, state, id) = (child.inbound, child.state, child.id);
+        let (inbound, state) = (child.inbound, child.state);
         let ours_on_its_way = matches!(
             self.window.outstanding.as_ref().map(|o| &o.request),
             Some(Request::DeleteChild { inbound: i }) if *i == inbound
         );
-        self.remove_child(ctx, inbound);
-        if !self.has_child(id.index) && matches!(state, ChildState::Active | ChildState::Rekeying) {
-            ctx.tell(Event::ChildDown { child: id, inbound, ending: Ending::Peer });
+        if let Some(child) = self.remove_child(ctx, inbound)
+            && !self.has(child.id)
+            && matches!(state, ChildState::Active | ChildState::Rekeying)
+        {
+            ctx.tell(child.down(Ending::Peer));
             if self.policy.start == Start::Active {
-                let at = ctx.now.mono + ctx.jitter(RECREATE);
-                self.enqueue_at(at, Task::CreateChild { index: id.index, group: None });
+                let wait = self.remake_wait(child.of, ctx.now.mono.since(child.made), RECREATE);
+                let at = ctx.now.mono + ctx.jitter(wait);
+                self.enqueue_at(at, Task::CreateChild { index: child.of, group: None });
             }
         }
         (!ours_on_its_way).then_some(inbound)

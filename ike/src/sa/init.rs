@@ -12,6 +12,7 @@ use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
 use crate::crypto::kex::PrivateKey;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow, Role};
+use crate::mismatch;
 use crate::policy::{self, Encap, TunnelPolicy};
 use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Writer};
 
@@ -390,12 +391,17 @@ pub(crate) fn respond(
     let chosen =
         candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0, ke.group)?)));
     let Some((policy, (suite, number, _))) = chosen else {
+        let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
         stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
         ctx.tell(Event::Failure {
             tunnel: candidates.first().map(|p| p.id).filter(|_| candidates.len() == 1),
             peer: flow.remote,
             reason: FailureReason::NoProposalChosen,
-            detail: format!("{} offers no IKE proposal that we accept", flow.remote),
+            detail: format!(
+                "{} offers no IKE proposal that we accept; {}",
+                flow.remote,
+                mismatch::words(&mismatch::ike(&ours, sa))
+            ),
             retry_in: None,
         });
         return None;

@@ -2,7 +2,7 @@
 //!
 //! Exchanges that we start are [`Task`]s in a queue; with a window of one the next begins when the one before has ended.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
 use super::window::{Outgoing, Outstanding, Place, Retried, Window};
-use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, State};
+use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, Seeking, State};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
-use crate::policy::{Start, TunnelPolicy};
+use crate::policy::TunnelPolicy;
 use crate::wire::{Exchange, Header, Notify, NotifyType, Payloads};
 
 /// A NAT forgets a mapping after as little as 30 s (RFC 3948 §4 proposes 20 s).
@@ -30,13 +30,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long a replaced IKE SA waits for its deletion.
 pub(super) const REKEYED_LIFETIME: Duration = Duration::from_secs(90);
 
-/// First and longest wait before a child that failed is tried again.
-const CHILD_RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-
 /// An exchange that we want to start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Task {
-    /// A new pair for a child; the group answers an INVALID_KE_PAYLOAD.
+    /// A new pair for what is missing of a configured child; the group answers an INVALID_KE_PAYLOAD.
     CreateChild { index: u16, group: Option<Group> },
     /// New keys for a pair, named by its inbound SPI.
     RekeyChild { inbound: Spi, group: Option<Group> },
@@ -114,12 +111,19 @@ pub(crate) struct Live {
     pub created: Vec<Created>,
     /// The peer's rekey of this IKE SA, while our own is on its way.
     pub their_rekey: Option<Box<RekeyedByPeer>>,
+    /// The peer refused the first child in IKE_AUTH because of its algorithms: another IKE_AUTH will not help.
+    pub refused_in_auth: bool,
+    /// It is to be replaced by a new IKE SA, because rekeys fail.
+    pub outdated: bool,
+    /// When it is deleted, since a newer one carries the tunnel.
+    pub retire_at: Option<Timestamp>,
     pub rekey_at: Timestamp,
     pub expire_at: Timestamp,
     /// Last authenticated sign of life of the peer.
     pub last_in: Timestamp,
     last_out: Timestamp,
-    pub child_failures: u32,
+    /// What is missing of configured children, and why.
+    pub seeking: BTreeMap<u16, Seeking>,
     /// Times in a row that the peer put a rekey off.
     pub put_off: u32,
     /// When authentication or the rekey that made this SA ended.
@@ -178,11 +182,14 @@ impl Live {
             delayed: Vec::new(),
             created: Vec::new(),
             their_rekey: None,
+            refused_in_auth: false,
+            outdated: false,
+            retire_at: None,
             rekey_at: now + lifetime - margin,
             expire_at: now + lifetime,
             last_in: now,
             last_out: now,
-            child_failures: 0,
+            seeking: BTreeMap::new(),
             put_off: 0,
             established: now,
             established_unix: ctx.now.unix,
@@ -422,34 +429,6 @@ impl Live {
         }
     }
 
-    /// Notes that a child could not be made, and when it will be tried again.
-    pub fn child_failed(
-        &mut self,
-        core: &Core,
-        ctx: &mut Ctx<'_>,
-        index: u16,
-        reason: FailureReason,
-        exchange: &str,
-        answer: &Payloads,
-    ) {
-        let wait = CHILD_RETRY.0.saturating_mul(1 << self.child_failures.min(10)).min(CHILD_RETRY.1);
-        self.child_failures = self.child_failures.saturating_add(1);
-        let wait = ctx.jitter(wait);
-        let again = self.policy.start == Start::Active || reason == FailureReason::TemporaryFailure;
-        if again {
-            self.enqueue_at(ctx.now.mono + wait, Task::CreateChild { index, group: None });
-        }
-        let what = answer.error().map_or_else(|| reason.to_string(), |n| n.kind.to_string());
-        let detail = format!("{} answers {exchange} for child {index} with {what}", core.flow.remote);
-        ctx.tell(Event::Failure {
-            tunnel: Some(self.policy.id),
-            peer: core.flow.remote,
-            reason,
-            detail,
-            retry_in: again.then_some(wait),
-        });
-    }
-
     /// How long to wait after TEMPORARY_FAILURE to a rekey: longer each time, for minutes in all (RFC 7296 §2.25).
     pub fn busy_wait(&mut self, ctx: &mut Ctx<'_>) -> Duration {
         let factor = 1 << self.put_off.min(5);
@@ -469,6 +448,8 @@ impl Live {
             .into_iter()
             .flatten()
             .chain(children)
+            .chain(self.children.iter().filter(|c| c.pending.is_some()).filter_map(|c| c.switch_at))
+            .chain(self.retire_at)
             .chain(self.window.outstanding.as_ref().map(|o| o.out.next))
             .chain(self.delayed.iter().map(|(at, _)| *at))
             .chain(self.lingering.iter().map(|(at, _)| *at))
@@ -508,6 +489,11 @@ impl Live {
             let detail =
                 "the lifetime or the message IDs of the IKE SA ended before it was rekeyed".to_owned();
             return Next::Close(Ending::Failed(FailureReason::LifetimeExpired), detail);
+        }
+        self.switch_waiting(ctx, None);
+        if self.retire_at.take_if(|at| *at <= now).is_some() && phase == Phase::Established {
+            self.queue.push_front(Task::DeleteIke);
+            return Next::Deleting;
         }
         if phase == Phase::Established {
             self.tick_lifetimes(ctx);

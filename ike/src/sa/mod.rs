@@ -18,19 +18,22 @@ mod init;
 mod live;
 pub(crate) mod message;
 mod natt;
+mod parts;
 mod rekey_ike;
+mod seek;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cygnet_model::{IkeSpi, Now, Spi, Timestamp, TunnelId};
+use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_model::{ChildId, IkeSpi, Now, Spi, Timestamp, TunnelId};
 
 use crate::crypto::Random;
 use crate::crypto::kex::KeyExchange;
 use crate::endpoint::Config;
-use crate::error::{DropReason, FailureReason};
+use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Ending, Event, Flow, Role};
 use crate::policy::{Policies, TunnelPolicy};
 use crate::wire::{Exchange, Header};
@@ -41,6 +44,8 @@ pub(crate) use init::{InitAnswered, InitSent, initiate, respond, stateless};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
 pub(crate) use message::Channel;
+pub(crate) use parts::Parts;
+pub(crate) use seek::{Ask, Seeking};
 
 /// What handlers may use of the world.
 pub(crate) struct Ctx<'a> {
@@ -50,8 +55,12 @@ pub(crate) struct Ctx<'a> {
     pub config: &'a Config,
     pub policies: &'a Policies,
     pub spis: &'a mut Spis,
+    /// Parts of configured children.
+    pub parts: &'a mut Parts,
     /// How many established IKE SAs each tunnel has.
     pub established: &'a BTreeMap<TunnelId, u32>,
+    /// SAs in the data plane.
+    pub installed: &'a BTreeMap<ChildId, BTreeSet<SaId>>,
     /// Tunnels that were taken down by command and accept no peer.
     pub held: &'a BTreeSet<TunnelId>,
     pub out: &'a mut Actions,
@@ -62,6 +71,11 @@ pub(crate) struct Ctx<'a> {
 pub(crate) enum Effect {
     /// Take a new IKE SA in.
     Spawn(Box<IkeSa>),
+    /// New keys were refused for a reason that a new IKE SA overcomes, since its IKE_AUTH negotiates no key exchange for
+    /// the child (RFC 7296 §1.2): negotiate one beside this.
+    Reauthenticate { spi: IkeSpi, tunnel: TunnelId, trouble: Trouble },
+    /// Something that works now and will need attention.
+    Learned { tunnel: TunnelId, trouble: Trouble },
     /// This IKE SA is established by authentication (not by rekey).
     Established { spi: IkeSpi, tunnel: TunnelId, initial_contact: bool },
 }
@@ -75,6 +89,11 @@ impl Ctx<'_> {
     /// Counts a dropped datagram.
     pub fn dropped(&mut self, reason: DropReason, flow: Flow) {
         self.tell(Event::Dropped { reason, peer: flow.remote });
+    }
+
+    /// Whether an SA is in place by which packets of a child leave.
+    pub fn carries(&self, child: ChildId) -> bool {
+        self.installed.get(&child).is_some_and(|set| set.iter().any(|sa| sa.direction == Direction::Out))
     }
 
     /// `base` ± 10 %.

@@ -13,10 +13,10 @@ use super::window::Window;
 use super::{Core, Ctx, Effect, IkeSa, Live, Next, State, Task};
 use crate::crypto::kex::PrivateKey;
 use crate::crypto::keymat::{IkeKeys, SkeySeed};
-use crate::error::FailureReason;
+use crate::error::{FailureReason, Trouble};
 use crate::io::{Event, RekeyKind, Role};
-use crate::policy;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads};
+use crate::{mismatch, policy};
 
 /// Our request for a new IKE SA.
 pub(crate) struct RekeyingIke {
@@ -91,7 +91,8 @@ impl Live {
         if let State::Established(live) = &mut sa.state {
             live.children = std::mem::take(&mut self.children);
             live.lingering = std::mem::take(&mut self.lingering);
-            live.child_failures = self.child_failures;
+            live.seeking = std::mem::take(&mut self.seeking);
+            live.refused_in_auth = self.refused_in_auth;
             let wanted = |t: &Task| !matches!(t, Task::RekeyIke { .. } | Task::DeleteIke | Task::Liveness);
             live.queue.extend(std::mem::take(&mut self.queue).into_iter().filter(wanted));
             live.delayed.extend(std::mem::take(&mut self.delayed).into_iter().filter(|(_, t)| wanted(t)));
@@ -215,7 +216,16 @@ impl Live {
         let wait = busy.unwrap_or(left / 4);
         self.enqueue_at(ctx.now.mono + wait.max(BUSY_RETRY.0), Task::RekeyIke { group: None });
         if busy.is_none() {
-            let detail = format!("{} refuses to rekey the IKE SA: {reason}", core.flow.remote);
+            let offered =
+                self.policy.proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let detail =
+                format!("{} refuses to rekey the IKE SA: {reason}; we offered {offered}", core.flow.remote);
+            if answer.error().is_some() && reason.spares_ike_auth() {
+                self.outdated = true;
+                let (spi, tunnel, trouble) =
+                    (core.spi, self.policy.id, Trouble { reason, detail: detail.clone() });
+                ctx.effects.push(Effect::Reauthenticate { spi, tunnel, trouble });
+            }
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
             ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: Some(wait) });
         }
@@ -235,6 +245,11 @@ impl Live {
         };
         let chosen = policy::choose_ike(&self.policy.proposals, proposals, 8, ke.group);
         let Some((suite, number, peer_spi)) = chosen else {
+            let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
+            let reason = FailureReason::NoProposalChosen;
+            let differs = mismatch::words(&mismatch::ike(&self.policy.proposals, proposals));
+            let detail = format!("{peer} offers no IKE proposal that we accept for the rekey; {differs}");
+            ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
             return refuse(NotifyType::NO_PROPOSAL_CHOSEN, vec![]);
         };
         if ke.group != suite.group.transform() {

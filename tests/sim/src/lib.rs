@@ -18,7 +18,7 @@ use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::wire::{Exchange, Identity, Payloads};
 use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
 use cygnet_model::plane::DataPlane;
-use cygnet_model::selector::TrafficSelector;
+use cygnet_model::selector::{PacketEnd, TrafficSelector, narrow, within};
 use cygnet_model::suite::Group;
 use cygnet_model::testing::MemoryPlane;
 use cygnet_model::{ChildId, Now, SecretBytes, Timestamp, TunnelId};
@@ -175,6 +175,46 @@ pub struct Lab {
 pub fn net(text: &str) -> TrafficSelector {
     let (addr, len) = text.split_once('/').expect("a CIDR");
     TrafficSelector::cidr(addr.parse().expect("an address"), len.parse().expect("a length")).expect("a CIDR")
+}
+
+/// Policies once more, for a laboratory to keep: keys are not copied by accident.
+pub fn copies(both: &[TunnelPolicy; 2]) -> [TunnelPolicy; 2] {
+    [0, 1].map(|side| {
+        let p = &both[side];
+        TunnelPolicy {
+            name: p.name.clone(),
+            local: p.local.clone(),
+            remote: p.remote.clone(),
+            local_id: p.local_id.clone(),
+            remote_id: p.remote_id.clone(),
+            psk: p.psk.duplicate(),
+            proposals: p.proposals.clone(),
+            children: p.children.clone(),
+            ..*p
+        }
+    })
+}
+
+/// Every pair of networks that a policy protects: ours, the peer's.
+pub fn pairs(policy: &TunnelPolicy) -> Vec<(TrafficSelector, TrafficSelector)> {
+    let of = |c: &ChildPolicy| {
+        let pairs = c.local.iter().flat_map(|l| c.remote.iter().map(|r| (*l, *r)));
+        pairs.collect::<Vec<_>>()
+    };
+    policy.children.iter().flat_map(of).collect()
+}
+
+/// A policy whose peer takes one pair of networks into each child: the same networks, in as many children as there are
+/// pairs.
+pub fn single_pairs(mut policy: TunnelPolicy) -> TunnelPolicy {
+    let one = |c: &ChildPolicy| {
+        let all = pairs(&TunnelPolicy { children: vec![c.clone()], ..self::policy(0, 0) });
+        all.into_iter()
+            .map(|(l, r)| ChildPolicy { local: vec![l], remote: vec![r], ..c.clone() })
+            .collect::<Vec<_>>()
+    };
+    policy.children = policy.children.iter().flat_map(one).collect();
+    policy
 }
 
 /// Outer addresses of the two gateways.
@@ -543,11 +583,81 @@ impl Lab {
         }
     }
 
+    /// Whether a packet from the first address of `local` to that of `remote` gets from a gateway to the other one.
+    pub fn passes(&self, side: usize, local: &TrafficSelector, remote: &TrafficSelector) -> bool {
+        let end = |s: &TrafficSelector| PacketEnd {
+            addr: s.range.start(),
+            protocol: if s.protocol == 0 { 17 } else { s.protocol },
+            port: Some(s.ports.0),
+        };
+        let (source, destination) = (end(local), end(remote));
+        let Some(out) = self.gateways[side].plane.carrier(&source, &destination) else { return false };
+        let Some(inbound) = self.gateways[1 - side].plane.inbound(out.id.spi) else { return false };
+        let inside = inbound.inner_remote.iter().any(|s| s.matches(&source))
+            && inbound.inner_local.iter().any(|s| s.matches(&destination));
+        inside && inbound.encr_key.ct_eq(out.encr_key.expose())
+    }
+
+    /// The reference: what two policies have in common passes, each pair of networks both ways, and nothing else is open.
+    /// Each gateway's own account of its coverage says the same. To be asked when it has been quiet for a while.
+    pub fn assert_coverage(&self, policies: &[TunnelPolicy; 2]) {
+        let seed = self.seed;
+        for side in 0..2 {
+            let (ours, theirs) = (&policies[side].children, &policies[1 - side].children);
+            let (mut whole, mut all) = (0, 0);
+            for own in ours {
+                all += own.local.len() * own.remote.len();
+                let mut common: Vec<(TrafficSelector, TrafficSelector)> = Vec::new();
+                for peer in theirs {
+                    let (l, r) = (
+                        narrow(&own.local, &peer.remote, usize::MAX),
+                        narrow(&own.remote, &peer.local, usize::MAX),
+                    );
+                    common.extend(l.iter().flat_map(|l| r.iter().map(|r| (*l, *r))));
+                }
+                let configured = |(l, r): &&(_, _)| own.local.contains(l) && own.remote.contains(r);
+                whole += common.iter().filter(configured).count();
+                // Of thousands of pairs that look alike a few tell as much as all.
+                for (l, r) in common.iter().step_by(1 + common.len() / 64) {
+                    assert!(self.passes(side, l, r), "seed {seed}: {l} -> {r} does not pass at {side}");
+                }
+                for (l, r) in
+                    own.local.iter().take(8).flat_map(|l| own.remote.iter().take(8).map(move |r| (l, r)))
+                {
+                    let agreed =
+                        common.iter().any(|(a, b)| l.intersect(a).is_some() && r.intersect(b).is_some());
+                    assert!(
+                        agreed || !self.passes(side, l, r),
+                        "seed {seed}: {l} -> {r} passes at {side}, which the other end does not allow"
+                    );
+                }
+            }
+            let coverage = self.view(side).coverage;
+            assert_eq!((coverage.covered, coverage.pairs), (whole, all), "seed {seed}: {coverage:?}");
+        }
+        self.assert_inside(policies);
+    }
+
+    /// At any moment: no tunnel is open for more than its gateway's configuration protects.
+    pub fn assert_inside(&self, policies: &[TunnelPolicy; 2]) {
+        for (g, policy) in self.gateways.iter().zip(policies) {
+            for t in g.plane.tunnels.values() {
+                let fits = |c: &ChildPolicy| within(&t.local, &c.local) && within(&t.remote, &c.remote);
+                assert!(
+                    policy.children.iter().any(fits),
+                    "seed {}: {t:?} is wider than its rules",
+                    self.seed
+                );
+            }
+        }
+    }
+
     /// What must hold when nothing is up: no SA, no timer that keeps one, nothing in the data plane.
     pub fn assert_gone(&self, side: usize) {
         let g = &self.gateways[side];
         assert_eq!(g.endpoint.sa_count(), 0, "seed {}: IKE SAs of gateway {side}", self.seed);
         assert_eq!(g.endpoint.reserved(), (0, 0), "seed {}: SPIs of gateway {side}", self.seed);
+        assert_eq!(g.endpoint.parts(), 0, "seed {}: numbers of parts at gateway {side}", self.seed);
         assert!(g.plane.sas.is_empty() && g.plane.tunnels.is_empty(), "seed {}: {side}", self.seed);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cygnet_ike::policy::Start;
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_model::{ChildId, SecretBytes};
-use cygnet_sim::{Lab, Link, TUNNEL, net, policy};
+use cygnet_sim::{Lab, Link, TUNNEL, net, policy, single_pairs};
 
 /// How many seeds. `CYGNET_SIM_SEEDS=n` overrides it, `CYGNET_SIM_FIRST=n` starts elsewhere.
 fn seeds(default: u64) -> std::ops::Range<u64> {
@@ -50,6 +50,12 @@ struct Plan {
     both_active: bool,
     /// So many selectors that IKE_AUTH and CREATE_CHILD_SA come in fragments, and nothing larger passes.
     wide: bool,
+    /// One rule of several networks at one end; this end takes one pair of them into each child.
+    split: Option<usize>,
+    /// A network of gateway 1 that its peer does not have in its rules, where there are several.
+    missing: bool,
+    /// Only this end demands PFS. One child: others would never come up.
+    pfs: Option<usize>,
     wrong: Option<Wrong>,
 }
 
@@ -64,11 +70,18 @@ impl Plan {
         let wrong = [Wrong::Psk, Wrong::Proposal, Wrong::Selectors];
         let wrong = (seed % 25 == 7).then(|| wrong[(seed / 25 % 3) as usize]);
         let nat = seed % 5 == 2;
+        let pfs = (seed % 13 == 4 && wrong.is_none()).then_some((seed / 13 % 2) as usize);
+        let wide = seed % 7 == 3 && pfs.is_none();
+        let split =
+            (seed % 6 == 5 && !wide && pfs.is_none() && wrong.is_none()).then_some((seed / 6 % 2) as usize);
         Self {
-            children: 1 + (seed % 3) as u8,
+            children: if pfs.is_some() { 1 } else { 1 + (seed % 3) as u8 },
             nat,
             both_active: seed % 4 == 1 && !nat && wrong.is_none(),
-            wide: seed % 7 == 3,
+            wide,
+            split,
+            missing: split.is_some() && seed % 18 == 5,
+            pfs,
             wrong,
         }
     }
@@ -90,12 +103,41 @@ impl Plan {
                 (c.local, c.remote) = (nets(side), nets(1 - side));
             }
         }
+        if let Some(end) = self.split {
+            // Child c of n has n + 1 networks at gateway 1's side.
+            let more = 1 + self.children;
+            for (c, n) in p.children.iter_mut().zip(0..) {
+                let many = |but: bool| {
+                    let nets = (0..more).map(|k| net(&format!("10.{}.{n}.0/24", 20 + k)));
+                    nets.skip(usize::from(but)).collect::<Vec<_>>()
+                };
+                if side == 0 {
+                    c.remote = many(self.missing);
+                } else {
+                    c.local = many(false);
+                }
+            }
+            if side == end {
+                p = single_pairs(p);
+            }
+        }
+        if self.pfs.is_some_and(|end| end != side) {
+            p.children.iter_mut().for_each(|c| c.proposals = vec!["aes256gcm16".parse().unwrap()]);
+        }
         if side == 1
             && let Some(wrong) = self.wrong
         {
             wrong.apply(&mut p);
         }
         p
+    }
+
+    /// How many pairs of SAs there are when everything is up.
+    fn parts(&self, policies: &[TunnelPolicy; 2]) -> usize {
+        match self.split {
+            Some(end) => policies[end].children.len(),
+            None => usize::from(self.children),
+        }
     }
 
     /// Something happens that is no weather.
@@ -127,7 +169,7 @@ impl Plan {
                 }
             }
             14 => {
-                let index = lab.below(u64::from(self.children)) as u16;
+                let index = lab.below(self.policy(side).children.len() as u64) as u16;
                 lab.input(side, Input::Acquire(ChildId { tunnel: TUNNEL, index }));
             }
             // The NAT forgets, and gives new ports.
@@ -144,10 +186,12 @@ fn storm(seed: u64) {
         lab.tap = Some(Box::new(|_, bytes| (bytes.len() <= PATH).then_some(bytes)));
     }
     lab.run(Duration::from_secs(20));
+    let policies = [plan.policy(0), plan.policy(1)];
     for _ in 0..6 {
         plan.happen(&mut lab);
         let pause = 1 + lab.below(4000);
         lab.run(Duration::from_millis(pause));
+        lab.assert_inside(&policies);
     }
     // The weather clears; whatever was half done must end.
     lab.link = Link::GOOD;
@@ -160,7 +204,16 @@ fn storm(seed: u64) {
         assert!(woken < 150, "seed {seed}: {woken} timers in five quiet minutes at gateway {side}");
     }
     match plan.wrong {
-        None => lab.assert_settled(usize::from(plan.children)),
+        None => {
+            // Where keys are renewed by new IKE SAs, one may be on its way at the moment of asking.
+            if plan.pfs.is_some() && lab.gateways[0].endpoint.sa_count() != 1 {
+                lab.run(Duration::from_secs(60));
+            }
+            if !plan.missing {
+                lab.assert_settled(plan.parts(&policies));
+            }
+            lab.assert_coverage(&policies);
+        }
         Some(wrong) => assert_refused(&lab, seed, wrong),
     }
 

@@ -4,6 +4,7 @@
 mod addresses;
 mod attacks;
 mod bring_up;
+mod children;
 mod collisions;
 mod ending;
 mod messages;

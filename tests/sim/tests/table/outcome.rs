@@ -49,6 +49,7 @@ fn tell(event: &Event) -> Option<String> {
         Event::ChildDown { ending, .. } => format!("child down ({})", how(*ending)),
         Event::Rekeyed { kind, failure: None, .. } => format!("{} rekeyed", kind.name()),
         Event::Rekeyed { kind, failure: Some(f), .. } => format!("{} not rekeyed ({f})", kind.name()),
+        Event::Lesson { trouble, .. } => format!("lesson {}", trouble.reason),
         Event::Failure { reason, retry_in, .. } => {
             format!("failure {reason}{}", if retry_in.is_some() { ", retry" } else { "" })
         }
