@@ -205,6 +205,9 @@ impl Live {
             }
             (Next::Stay, Phase::Established) => {
                 self.pump(core, ctx);
+                if self.window.outstanding.is_none() && self.queue.is_empty() {
+                    self.seek_missing(ctx, core.role);
+                }
                 State::Established(self)
             }
             (Next::Rekeyed, _) | (Next::Stay, Phase::Rekeyed) => {

@@ -10,11 +10,12 @@ use std::time::Duration;
 use cygnet_model::Timestamp;
 use cygnet_model::selector::{TrafficSelector, within};
 
+use super::inform::RECREATE;
 use super::live::Request;
 use super::{Core, Ctx, Live, Task};
 use crate::coverage::{self, Networks};
 use crate::error::{FailureReason, Trouble};
-use crate::io::Event;
+use crate::io::{Event, Role};
 use crate::policy::{ChildPolicy, Start};
 
 /// First and longest wait before a child that failed is tried again.
@@ -127,6 +128,30 @@ impl Live {
             _ => false,
         };
         asked || self.queue.iter().any(|t| matches!(t, Task::CreateChild { index, .. } if *index == of))
+    }
+
+    /// Sees to it that what is missing of a child is asked for some time. Whatever took the child away has usually seen
+    /// to that already, and sooner; but exchanges that cross may each count on the pair that the other one ends.
+    pub fn seek_missing(&mut self, ctx: &mut Ctx<'_>, role: Role) {
+        let ours = match self.policy.start {
+            Start::Active => true,
+            // Taken up by command, or by the peer, whose business it is then.
+            Start::Passive => role == Role::Initiator,
+            // The next packet asks.
+            Start::OnDemand => false,
+        };
+        if !ours || self.outdated {
+            return;
+        }
+        let count = u16::try_from(self.policy.children.len()).unwrap_or(u16::MAX);
+        for of in 0..count {
+            let later = |(_, task): &(Timestamp, Task)| matches!(task, Task::CreateChild { index, .. } if *index == of);
+            if self.delayed.iter().any(later) || self.is_patient(ctx, of) || self.next_ask(of).is_none() {
+                continue;
+            }
+            let at = ctx.now.mono + ctx.jitter(RECREATE);
+            self.enqueue_at(at, Task::CreateChild { index: of, group: None });
+        }
     }
 
     /// Begins a round at once, whatever was refused before.
