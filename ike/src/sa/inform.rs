@@ -12,7 +12,7 @@ use crate::policy::Start;
 use crate::wire::{Delete, NotifyType, Payloads};
 
 /// Wait before a child that the peer deleted is made again.
-pub(super) const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
+const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
 
 // -> INFORMATIONAL { D(inbound SPI) }
 pub(super) fn begin_disown_child(inbound: Spi) -> (Payloads, Request) {

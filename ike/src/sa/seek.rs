@@ -10,7 +10,6 @@ use std::time::Duration;
 use cygnet_model::Timestamp;
 use cygnet_model::selector::{TrafficSelector, within};
 
-use super::inform::RECREATE;
 use super::live::Request;
 use super::{Core, Ctx, Live, Task};
 use crate::coverage::{self, Networks};
@@ -30,6 +29,10 @@ const HOPELESS: usize = 8;
 /// A part that lived shorter than this and was deleted by the peer is made again only after a wait that grows: a peer
 /// that keeps one part of a child would otherwise go round for ever.
 pub(super) const SETTLED: Duration = Duration::from_secs(60);
+
+/// How long something may be missing before we ask for it without another reason. Longer than a peer takes that asks for
+/// one pair after the other.
+const MEND: Duration = Duration::from_secs(10);
 
 /// What one request asks for of a configured child.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -130,7 +133,7 @@ impl Live {
         asked || self.queue.iter().any(|t| matches!(t, Task::CreateChild { index, .. } if *index == of))
     }
 
-    /// Sees to it that what is missing of a child is asked for some time. Whatever took the child away has usually seen
+    /// Sees to it that a child of which nothing is carried is asked for some time. Whatever took the child away has usually seen
     /// to that already, and sooner; but exchanges that cross may each count on the pair that the other one ends.
     pub fn seek_missing(&mut self, ctx: &mut Ctx<'_>, role: Role) {
         let ours = match self.policy.start {
@@ -146,10 +149,12 @@ impl Live {
         let count = u16::try_from(self.policy.children.len()).unwrap_or(u16::MAX);
         for of in 0..count {
             let later = |(_, task): &(Timestamp, Task)| matches!(task, Task::CreateChild { index, .. } if *index == of);
-            if self.delayed.iter().any(later) || self.is_patient(ctx, of) || self.next_ask(of).is_none() {
+            let waits = self.delayed.iter().any(later) || self.is_patient(ctx, of);
+            // Of what is carried in part, the rest is sought by whoever made that part.
+            if waits || !self.carried(of).is_empty() || self.next_ask(of).is_none() {
                 continue;
             }
-            let at = ctx.now.mono + ctx.jitter(RECREATE);
+            let at = ctx.now.mono + ctx.jitter(MEND);
             self.enqueue_at(at, Task::CreateChild { index: of, group: None });
         }
     }
