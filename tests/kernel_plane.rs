@@ -63,7 +63,7 @@ impl Site {
 
     fn guard(&mut self, action: GuardAction) {
         let (local, remote) = self.inner();
-        let spec = GuardSpec { child: child(), reqid: reqid(), local, remote, action, mark: None };
+        let spec = GuardSpec { child: child(), reqid: reqid(), local, remote, action, mark: None, weight: 0 };
         self.plane.guard(&spec).unwrap();
     }
 
@@ -78,6 +78,7 @@ impl Site {
             outer_local,
             outer_remote,
             mark: None,
+            weight: 0,
         };
         self.plane.open_tunnel(&spec).unwrap();
     }
@@ -281,6 +282,7 @@ fn selectors_that_the_kernel_cannot_have_are_refused_whole() {
         remote: vec![remote[0], opaque],
         action: GuardAction::Drop,
         mark: None,
+        weight: 0,
     };
     let e = a.plane.guard(&spec).unwrap_err();
     assert_eq!(e.kind, PlaneErrorKind::Unsupported);

@@ -106,11 +106,16 @@ impl Engine {
 
     /// Takes selectors under guard, or changes a guard.
     pub fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
-        if spec.local.is_empty() || spec.remote.is_empty() {
+        self.guard_all(std::slice::from_ref(spec))
+    }
+
+    /// The same for many children in one step. After an error nothing has changed.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        if let Some(spec) = specs.iter().find(|spec| spec.local.is_empty() || spec.remote.is_empty()) {
             let what = format!("guard child {}", Name(spec.child));
             return Err(error(what, PlaneErrorKind::Other, "it has no selectors on one side"));
         }
-        self.guards.insert(spec.child, spec.clone());
+        self.guards.extend(specs.iter().map(|spec| (spec.child, spec.clone())));
         self.rebuild();
         Ok(())
     }
@@ -126,8 +131,19 @@ impl Engine {
 
     /// Releases a guard.
     pub fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        self.may_unguard(child)?;
-        if self.guards.remove(&child).is_some() {
+        self.unguard_all(&[child])
+    }
+
+    /// Releases many guards in one step. After an error nothing has changed.
+    pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
+        for child in children {
+            self.may_unguard(*child)?;
+        }
+        let before = self.guards.len();
+        for child in children {
+            self.guards.remove(child);
+        }
+        if self.guards.len() != before {
             self.rebuild();
         }
         Ok(())

@@ -44,6 +44,9 @@ pub struct GuardSpec {
     pub action: GuardAction,
     /// Policies and states apply to packets with this mark only.
     pub mark: Option<Mark>,
+    /// Which of several children with equal selectors is preferred: the lower one, 0 for a primary; among equals the lower
+    /// child.
+    pub weight: u8,
 }
 
 /// An open tunnel: selectors as negotiated, and the outer addresses.
@@ -63,6 +66,8 @@ pub struct TunnelSpec {
     pub outer_remote: IpAddr,
     /// As in the guard.
     pub mark: Option<Mark>,
+    /// As in the guard.
+    pub weight: u8,
 }
 
 /// Direction of an SA, as seen from here.

@@ -33,7 +33,7 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
 use cygnet_model::plane::{PlaneError, PlaneEvent};
-use cygnet_model::{Spi, TunnelId};
+use cygnet_model::{ChildId, Spi, TunnelId};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -385,6 +385,8 @@ impl Daemon {
                 PlaneEvent::Acquire(child) => self.input(Input::Acquire(child)),
                 PlaneEvent::Expired { sa, hard } => self.input(Input::Expired { sa, hard }),
                 PlaneEvent::PeerMoved { sa, remote } => self.input(Input::PeerMoved { sa, remote }),
+                // The plane has told the log more than the event holds.
+                PlaneEvent::Repaired { .. } | PlaneEvent::InFront { .. } => {}
                 PlaneEvent::Lost => {
                     tracing::warn!("events of the data plane were lost; its state is read anew");
                     if let Err(e) = self.plane.resync() {
@@ -480,9 +482,7 @@ fn occupy(
     natt: Vec<(IpAddr, Option<UdpSocket>)>,
 ) -> Result<Vec<Spi>, PlaneError> {
     // Guards first: from here on nothing that belongs into a tunnel leaves without one.
-    for guard in policy::guards(config) {
-        plane.port().guard(&guard)?;
-    }
+    plane.guard_all(&policy::guards(config))?;
     plane.settle()?;
     let mut foreign = Vec::new();
     for (address, socket) in natt {
@@ -497,12 +497,12 @@ fn occupy(
 /// Takes back what [`occupy`] and the tunnels did. Goes on after errors, logs them and gives the first.
 fn release(mut plane: Plane, config: &Config) -> Result<(), PlaneError> {
     let mut first = Ok(());
-    for guard in policy::guards(config) {
-        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
-        if let Err(e) = result {
-            tracing::error!(error = %e, "a guard could not be released");
-            first = first.and(Err(e));
-        }
+    let children: Vec<ChildId> = policy::guards(config).iter().map(|guard| guard.child).collect();
+    let mut results: Vec<_> = children.iter().map(|child| plane.port().close_tunnel(*child)).collect();
+    results.push(plane.unguard_all(&children));
+    for error in results.into_iter().filter_map(Result::err) {
+        tracing::error!(%error, "a guard could not be released");
+        first = first.and(Err(error));
     }
     first.and(plane.shut_down())
 }

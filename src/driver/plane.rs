@@ -2,7 +2,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
+use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, PlaneError, PlaneKind};
+use cygnet_model::tunnel::GuardSpec;
 
 use crate::plane::kernel::KernelPlane;
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
@@ -47,6 +49,22 @@ impl Plane {
         match self {
             Self::Kernel(_) => Ok(()),
             Self::User(p) => p.add_socket(local, socket),
+        }
+    }
+
+    /// Takes the selectors of many children under guard.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        match self {
+            Self::Kernel(p) => specs.iter().try_for_each(|spec| p.guard(spec)),
+            Self::User(p) => p.guard_all(specs),
+        }
+    }
+
+    /// Releases the guards of many children; their tunnels must be closed.
+    pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
+        match self {
+            Self::Kernel(p) => children.iter().try_for_each(|child| p.unguard(*child)),
+            Self::User(p) => p.unguard_all(children),
         }
     }
 

@@ -281,6 +281,7 @@ mod tests {
             remote: vec![ts(remote)],
             action: GuardAction::Drop,
             mark: None,
+            weight: 0,
         };
         guard_policies(&spec, 0).unwrap()
     }
@@ -294,6 +295,7 @@ mod tests {
             outer_local: "192.0.2.1".parse().unwrap(),
             outer_remote: "192.0.2.2".parse().unwrap(),
             mark: None,
+            weight: 0,
         };
         tunnel_policies(&spec, None).unwrap()
     }

@@ -17,6 +17,7 @@ fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
         remote: vec![net(remote)],
         action: GuardAction::Acquire,
         mark: None,
+        weight: 0,
     }
 }
 
@@ -29,6 +30,7 @@ fn tunnel(guard: &GuardSpec) -> TunnelSpec {
         outer_local: ip("192.0.2.1"),
         outer_remote: ip("192.0.2.2"),
         mark: None,
+        weight: 0,
     }
 }
 

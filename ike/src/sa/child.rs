@@ -244,6 +244,7 @@ impl Live {
             outer_local: flow.local.ip(),
             outer_remote: flow.remote.ip(),
             mark: c.mark,
+            weight: 0,
         };
         let old = replaces.and_then(|spi| self.children.iter().find(|c| c.inbound == spi));
         // A rekey touches keys only: the tunnel stays as it is unless its selectors changed, or it was closed because the

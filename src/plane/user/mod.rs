@@ -14,21 +14,24 @@
 //! is always encapsulated in UDP (RFC 3948): only UDP has segmentation and receive offload, and the kernel's calls, not
 //! ciphers, are what a packet costs.
 //!
-//! Guards are routing rules, see `guard`. What goes into the TUN and finds no SA is dropped and counted.
+//! Guards are routing rules and routes, see `layout`; a third thread puts them back when others remove them. What goes into the TUN and finds no SA is dropped and counted.
 
 mod batch;
 mod egress;
-mod guard;
 mod ingress;
+mod layout;
+mod mend;
+mod placement;
+mod rules;
 mod shared;
 mod socket;
+mod tree;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use arc_swap::ArcSwap;
@@ -38,10 +41,13 @@ use cygnet_model::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, Pla
 use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 use cygnet_xfrm::link::RtnlError;
-use cygnet_xfrm::route::{Family, Rule};
+use cygnet_xfrm::route::Family;
+use cygnet_xfrm::routing::Watch;
 use nix::errno::Errno;
 
-use self::guard::Rules;
+pub use self::layout::forgeable;
+use self::placement::Placement;
+pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
 pub use self::shared::IkeSink;
 use self::shared::{Drops, Events, Shared};
 use self::socket::EspSocket;
@@ -81,13 +87,10 @@ pub struct Offloads {
 pub struct UserPlane {
     engine: Engine,
     shared: Arc<Shared>,
-    rules: Rules,
-    guards: BTreeMap<ChildId, Vec<Rule>>,
-    /// Why there is no IPv6, if so.
-    no_v6: Option<RtnlError>,
+    placement: Arc<Mutex<Placement>>,
+    /// Whether the kernel has IPv6.
+    has_v6: bool,
     offload: bool,
-    tun_name: String,
-    tun_index: u32,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -97,20 +100,14 @@ impl UserPlane {
     /// [`UserPlane::settle`].
     pub fn new(config: &UserPlaneConfig, ike_sink: IkeSink) -> Result<Self, PlaneError> {
         let operation = "set up the userspace data plane";
-        let mut rules = Rules::open().map_err(|e| from_rtnl(operation, &e))?;
         let wanted = if config.offload { TunOffload::TcpUdp } else { TunOffload::None };
         let name = &config.tun_name;
         let tun = Tun::create(name, wanted).map_err(|e| from_io(&format!("create TUN device {name}"), &e))?;
-        let link = rules.rtnl().set_up(name, config.mtu.into()).map_err(|e| from_rtnl(operation, &e))?;
-        let mut no_v6 = None;
-        for family in Family::ALL {
-            let result = set_up_family(&mut rules, family, link.index, name);
-            match (family, result) {
-                (_, Ok(())) => {}
-                (Family::V4, Err(e)) => return Err(from_rtnl(operation, &e)),
-                (Family::V6, Err(e)) => no_v6 = Some(e),
-            }
-        }
+        let failed = |e: RtnlError| from_rtnl(operation, &e);
+        let mut placement = Placement::new(name, config.mtu).map_err(failed)?;
+        let has_v6 = placement.has_family(Family::V6).map_err(failed)?;
+        let watch = Watch::open(layout::OWNER, placement.tun_index()).map_err(failed)?;
+        let placement = Arc::new(Mutex::new(placement));
         let io_failed = |e: io::Error| from_io(operation, &e);
         let shared = Arc::new(Shared {
             tun,
@@ -119,25 +116,28 @@ impl UserPlane {
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
             ike_sink,
-            wake: [shared::event_fd().map_err(io_failed)?, shared::event_fd().map_err(io_failed)?],
+            wake: [
+                shared::event_fd().map_err(io_failed)?,
+                shared::event_fd().map_err(io_failed)?,
+                shared::event_fd().map_err(io_failed)?,
+            ],
             stop: AtomicBool::new(false),
         });
         let mut plane = Self {
             engine: Engine::default(),
             shared: Arc::clone(&shared),
-            rules,
-            guards: BTreeMap::new(),
-            no_v6,
+            placement: Arc::clone(&placement),
+            has_v6,
             offload: config.offload,
-            tun_name: name.clone(),
-            tun_index: link.index,
             threads: Vec::new(),
         };
-        // If the second thread cannot be started, dropping `plane` ends the first.
+        // If one thread cannot be started, dropping `plane` ends those before it.
         let egress = egress::Egress::new(Arc::clone(&shared), config.offload);
         plane.spawn("esp-egress", move || egress.run()).map_err(io_failed)?;
-        let ingress = ingress::Ingress::new(shared);
+        let ingress = ingress::Ingress::new(Arc::clone(&shared));
         plane.spawn("esp-ingress", move || ingress.run()).map_err(io_failed)?;
+        let mend = mend::Mend::new(shared, placement, watch);
+        plane.spawn("guard-mend", move || mend.run()).map_err(io_failed)?;
         Ok(plane)
     }
 
@@ -153,8 +153,7 @@ impl UserPlane {
     pub fn add_socket(&mut self, local: SocketAddr, socket: UdpSocket) -> Result<(), PlaneError> {
         let operation = format!("use UDP socket {local}");
         let socket = EspSocket::new(local, socket, self.offload).map_err(|e| from_io(&operation, &e))?;
-        let old = if self.has_socket(local) { guard::bypass(local) } else { Vec::new() };
-        self.rules.replace(&old, &guard::bypass(local)).map_err(|e| from_rtnl(&operation, &e))?;
+        self.placement().bypass(local, true).map_err(|e| from_rtnl(&operation, &e))?;
         self.change_sockets(|sockets| {
             sockets.retain(|s| s.local() != local);
             sockets.push(Arc::new(socket));
@@ -167,7 +166,7 @@ impl UserPlane {
         if self.has_socket(local) {
             self.change_sockets(|sockets| sockets.retain(|s| s.local() != local));
             let operation = format!("give up UDP socket {local}");
-            self.rules.replace(&guard::bypass(local), &[]).map_err(|e| from_rtnl(&operation, &e))?;
+            self.placement().bypass(local, false).map_err(|e| from_rtnl(&operation, &e))?;
         }
         Ok(())
     }
@@ -186,25 +185,31 @@ impl UserPlane {
     /// Removes rules that an earlier process left and nobody has asked for since: to be called once every configured
     /// guard is in force.
     pub fn settle(&mut self) -> Result<(), PlaneError> {
-        self.rules.settle().map_err(|e| from_rtnl("remove guards of an earlier run", &e))
+        self.placement().settle().map_err(|e| from_rtnl("remove guards of an earlier run", &e))
     }
 
     /// Puts back rules and routes of ours that others have removed (a network manager that tidies up, say), and tells
     /// how many rules that were. Until then protected traffic may have passed around the tunnel.
     pub fn resync(&mut self) -> Result<usize, PlaneError> {
-        let operation = "restore the guards' rules and routes";
-        let failed = |e: RtnlError| from_rtnl(operation, &e);
-        let families = if self.no_v6.is_none() { &Family::ALL[..] } else { &[Family::V4] };
-        for route in families.iter().flat_map(|family| guard::routes(*family, self.tun_index)) {
-            self.rules.rtnl().add_default_route(route).map_err(failed)?;
-        }
-        self.rules.repair().map_err(failed)
+        self.placement().repair().map_err(|e| from_rtnl("restore the guards' rules and routes", &e))
+    }
+
+    /// Rules of others that see packets before the guards do and may lead them around the tunnel, as `ip rule` shows
+    /// them.
+    pub fn in_front(&self) -> Result<Vec<String>, PlaneError> {
+        let rules =
+            self.placement().in_front().map_err(|e| from_rtnl("read the rules before the guards", &e))?;
+        Ok(rules.iter().map(ToString::to_string).collect())
+    }
+
+    fn placement(&self) -> MutexGuard<'_, Placement> {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops the plane and releases every guard: from here on the kernel routes protected traffic like any other.
     pub fn shut_down(mut self) -> Result<(), PlaneError> {
         self.stop();
-        self.rules.release().map_err(|e| from_rtnl("release the guards", &e))
+        self.placement().release().map_err(|e| from_rtnl("release the guards", &e))
     }
 
     fn stop(&mut self) {
@@ -235,22 +240,53 @@ impl UserPlane {
         self.shared.tables.store(Arc::new(self.engine.tables()));
     }
 
-    /// The rules of a guard, or why there are none.
-    fn rules_of(&self, spec: &GuardSpec) -> Result<Vec<Rule>, PlaneError> {
+    /// Whether routing rules can say a guard, or why not.
+    fn may_guard(&self, spec: &GuardSpec) -> Result<(), PlaneError> {
         let refuse = |detail: String| PlaneError {
             operation: "guard selectors by routing rules".to_owned(),
             kind: PlaneErrorKind::Unsupported,
             detail,
         };
-        let rules = guard::of_guard(spec, &self.tun_name).ok_or_else(|| {
-            refuse(format!("they take more than {} rules; use prefixes instead of ranges", guard::MAX_RULES))
+        let sorted = layout::sort(spec).ok_or_else(|| {
+            refuse(format!("they take more than {} rules; use prefixes instead of ranges", layout::MAX_PAIRS))
         })?;
-        match &self.no_v6 {
-            Some(why) if rules.iter().any(|rule| rule.family == Family::V6) => {
-                Err(refuse(format!("this host has no IPv6 ({why})")))
-            }
-            _ => Ok(rules),
+        if sorted.has(Family::V6) && !self.has_v6 {
+            return Err(refuse("this host has no IPv6".to_owned()));
         }
+        Ok(())
+    }
+
+    /// Takes the selectors of many children under guard in one step, which costs little more than one alone. After an
+    /// error all is as before.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        for spec in specs {
+            self.may_guard(spec)?;
+        }
+        let before: Vec<(ChildId, Option<GuardSpec>)> =
+            specs.iter().map(|spec| (spec.child, self.engine.guard_of(spec.child).cloned())).collect();
+        // Policy before rules: a packet that the rules lead into the TUN shall find its guard there.
+        self.engine.guard_all(specs)?;
+        self.publish();
+        let result = self.placement().guard(specs, &[]);
+        if let Err(error) = result {
+            let (old, new): (Vec<_>, Vec<_>) = before.into_iter().partition(|(_, old)| old.is_some());
+            self.engine.guard_all(&old.into_iter().filter_map(|(_, old)| old).collect::<Vec<_>>())?;
+            self.engine.unguard_all(&new.into_iter().map(|(child, _)| child).collect::<Vec<_>>())?;
+            self.publish();
+            return Err(from_rtnl("guard selectors by routing rules", &error));
+        }
+        Ok(())
+    }
+
+    /// Releases the guards of many children in one step. Their tunnels must be closed.
+    pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
+        for child in children {
+            self.engine.may_unguard(*child)?;
+        }
+        self.placement().guard(&[], children).map_err(|e| from_rtnl("release guards", &e))?;
+        self.engine.unguard_all(children)?;
+        self.publish();
+        Ok(())
     }
 }
 
@@ -266,33 +302,11 @@ impl DataPlane for UserPlane {
     }
 
     fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
-        let new = self.rules_of(spec)?;
-        let before = self.engine.guard_of(spec.child).cloned();
-        // Policy before rules: a packet that the rules lead into the TUN shall find its guard there.
-        self.engine.guard(spec)?;
-        self.publish();
-        let old = self.guards.get(&spec.child).map_or(&[][..], Vec::as_slice);
-        if let Err(error) = self.rules.replace(old, &new) {
-            match before {
-                Some(before) => self.engine.guard(&before)?,
-                None => self.engine.unguard(spec.child)?,
-            }
-            self.publish();
-            return Err(from_rtnl("guard selectors by routing rules", &error));
-        }
-        self.guards.insert(spec.child, new);
-        Ok(())
+        self.guard_all(std::slice::from_ref(spec))
     }
 
     fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        self.engine.may_unguard(child)?;
-        if let Some(old) = self.guards.get(&child) {
-            self.rules.replace(old, &[]).map_err(|e| from_rtnl("release a guard", &e))?;
-            self.guards.remove(&child);
-        }
-        self.engine.unguard(child)?;
-        self.publish();
-        Ok(())
+        self.unguard_all(&[child])
     }
 
     fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
@@ -342,13 +356,6 @@ impl DataPlane for UserPlane {
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.shared.events.as_fd())
     }
-}
-
-fn set_up_family(rules: &mut Rules, family: Family, tun: u32, name: &str) -> Result<(), RtnlError> {
-    for route in guard::routes(family, tun) {
-        rules.rtnl().add_default_route(route)?;
-    }
-    rules.replace(&[], &guard::frame(family, name))
 }
 
 fn kind_of(errno: Option<i32>) -> PlaneErrorKind {
