@@ -10,9 +10,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::user::UserPlane;
-use cygnet_model::plane::{DataPlane, PlaneEvent};
+use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent};
 use cygnet_model::suite::{Encr, EspSuite, Integ};
-use cygnet_model::tunnel::{Direction, GuardAction, GuardSpec, NewAddresses, UdpEncap, VolumeLimits};
+use cygnet_model::tunnel::{Direction, GuardAction, GuardSpec, Mark, NewAddresses, UdpEncap, VolumeLimits};
 use cygnet_model::{ChildId, Reqid, TunnelId};
 use netns::{CHILD, Lab, OUTER, guard, net, open, possible, sa};
 
@@ -256,6 +256,26 @@ fn packets_between_ends_of_different_guards_go_their_ordinary_way() {
     };
     assert!(seen("10.3.0.2") && seen("10.4.0.2"));
     assert!(!seen("10.2.0.2"));
+}
+
+#[test]
+fn guards_that_only_marks_tell_apart_are_refused_and_both_named() {
+    if !possible("guards_that_only_marks_tell_apart_are_refused_and_both_named") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let marked = |n, value| GuardSpec {
+        child: ChildId { tunnel: TunnelId(n), index: 0 },
+        mark: Some(Mark { value, mask: u32::MAX }),
+        ..guard(0)
+    };
+    plane.guard(&marked(4, 1)).unwrap();
+    let error = plane.guard(&marked(5, 2)).unwrap_err();
+    assert_eq!(error.kind, PlaneErrorKind::Unsupported);
+    let text = error.to_string();
+    assert!(text.contains("child 5.0") && text.contains("child 4.0") && text.contains("userspace"), "{text}");
+    plane.guard(&marked(5, 1)).unwrap();
 }
 
 #[test]

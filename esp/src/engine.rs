@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use cygnet_model::plane::{PlaneError, PlaneErrorKind, SaCounters};
-use cygnet_model::tunnel::{Direction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
+use cygnet_model::selector::within;
+use cygnet_model::tunnel::{Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 
 use crate::inbound::InboundSa;
 use crate::outbound::OutboundSa;
-use crate::spd::{Policy, Selectors, Spd};
+use crate::spd::{Layer, MAX_PAIRS, Policy, Selectors, Spd};
 
 /// The outer addresses of an SA with their UDP ports (RFC 3948).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -115,8 +116,17 @@ impl Engine {
             let what = format!("guard child {}", Name(spec.child));
             return Err(error(what, PlaneErrorKind::Other, "it has no selectors on one side"));
         }
-        self.guards.extend(specs.iter().map(|spec| (spec.child, spec.clone())));
-        self.rebuild();
+        if let Some(spec) = specs.iter().find(|spec| !Spd::accepts(of_guard(spec))) {
+            return Err(too_many(format!("guard child {}", Name(spec.child))));
+        }
+        for spec in specs {
+            // The new one first: nobody sees the table in between, but it costs nothing.
+            self.tables.spd.enter(Layer::Guard, spec.child, spec.weight, of_guard(spec));
+            if let Some(old) = self.guards.insert(spec.child, spec.clone()) {
+                self.tables.spd.withdraw(Layer::Guard, old.child, old.weight, of_guard(&old));
+            }
+            self.refresh(spec.child);
+        }
         Ok(())
     }
 
@@ -139,33 +149,52 @@ impl Engine {
         for child in children {
             self.may_unguard(*child)?;
         }
-        let before = self.guards.len();
         for child in children {
-            self.guards.remove(child);
-        }
-        if self.guards.len() != before {
-            self.rebuild();
+            if let Some(old) = self.guards.remove(child) {
+                self.tables.spd.withdraw(Layer::Guard, old.child, old.weight, of_guard(&old));
+                self.refresh(*child);
+            }
         }
         Ok(())
     }
 
-    /// Opens a tunnel, or changes an open one.
+    /// Opens a tunnel, or changes an open one. Its selectors must be guarded, by its own child or by another of the same
+    /// tunnel.
     pub fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
-        if !self.guards.contains_key(&spec.child) {
-            let what = format!("open the tunnel of child {}", Name(spec.child));
-            return Err(error(what, PlaneErrorKind::Other, "it has no guard; guard its selectors first"));
+        let what = || format!("open the tunnel of child {}", Name(spec.child));
+        if !self.is_guarded(spec) {
+            return Err(error(what(), PlaneErrorKind::Other, "it has no guard; guard its selectors first"));
         }
-        self.tunnels.insert(spec.child, spec.clone());
+        if !Spd::accepts(of_tunnel(spec)) {
+            return Err(too_many(what()));
+        }
+        // Who has a guard is as preferred as that.
+        let weight = self.guards.get(&spec.child).map_or(spec.weight, |guard| guard.weight);
+        self.tables.spd.enter(Layer::Tunnel, spec.child, weight, of_tunnel(spec));
+        if let Some(old) = self.tunnels.insert(spec.child, TunnelSpec { weight, ..spec.clone() }) {
+            self.tables.spd.withdraw(Layer::Tunnel, old.child, old.weight, of_tunnel(&old));
+        }
         self.refresh(spec.child);
         Ok(())
     }
 
+    fn is_guarded(&self, spec: &TunnelSpec) -> bool {
+        let siblings = ChildId { index: 0, ..spec.child }..=ChildId { index: u16::MAX, ..spec.child };
+        let covers =
+            |guard: &GuardSpec| within(&spec.local, &guard.local) && within(&spec.remote, &guard.remote);
+        self.guards.contains_key(&spec.child) || self.guards.range(siblings).any(|(_, guard)| covers(guard))
+    }
+
     /// Closes a tunnel and removes its SAs.
     pub fn close_tunnel(&mut self, child: ChildId) {
-        self.tunnels.remove(&child);
+        if let Some(old) = self.tunnels.remove(&child) {
+            self.tables.spd.withdraw(Layer::Tunnel, old.child, old.weight, of_tunnel(&old));
+        }
         self.outbound.remove(&child);
         self.refresh(child);
-        let gone: Vec<SaId> = self.inbound.keys().filter(|sa| sa.child == child).copied().collect();
+        let first = Spi::new(256).map(|spi| SaId { child, direction: Direction::In, spi });
+        let of_child = first.into_iter().flat_map(|first| self.inbound.range(first..));
+        let gone: Vec<SaId> = of_child.map(|(sa, _)| *sa).take_while(|sa| sa.child == child).collect();
         for sa in gone {
             self.remove(sa);
         }
@@ -263,29 +292,29 @@ impl Engine {
         out.extend(self.outbound.values().flatten().map(|o| (o.sa.id(), o.sa.counters())));
     }
 
-    fn policy(&self, guard: &GuardSpec) -> Arc<Policy> {
-        let tunnel = self.tunnels.get(&guard.child);
-        Arc::new(Policy {
-            child: guard.child,
-            guard: Selectors { local: guard.local.clone(), remote: guard.remote.clone() },
-            action: guard.action,
-            tunnel: tunnel.map(|t| Selectors { local: t.local.clone(), remote: t.remote.clone() }),
-            outbound: self.outbound.get(&guard.child).and_then(|sas| sas.last()).cloned(),
-        })
-    }
-
-    /// After a change of guards.
-    fn rebuild(&mut self) {
-        self.tables.spd = Spd::new(self.guards.values().map(|guard| self.policy(guard)).collect());
-    }
-
-    /// After a change of a child's tunnel or SAs.
+    /// After a change of a child's guard, tunnel or SAs.
     fn refresh(&mut self, child: ChildId) {
-        if let Some(guard) = self.guards.get(&child) {
-            let policy = self.policy(guard);
-            self.tables.spd.replace(policy);
-        }
+        let guard = self.guards.get(&child);
+        let outbound = self.outbound.get(&child).and_then(|sas| sas.last()).cloned();
+        let known = guard.is_some() || outbound.is_some();
+        let action = guard.map_or(GuardAction::Drop, |guard| guard.action);
+        self.tables.spd.set_policy(child, known.then_some(Policy { action, outbound }));
     }
+}
+
+fn of_guard(spec: &GuardSpec) -> Selectors<'_> {
+    Selectors { local: &spec.local, remote: &spec.remote }
+}
+
+fn of_tunnel(spec: &TunnelSpec) -> Selectors<'_> {
+    Selectors { local: &spec.local, remote: &spec.remote }
+}
+
+fn too_many(operation: String) -> PlaneError {
+    let detail = format!(
+        "its selectors fall apart into more than {MAX_PAIRS} pairs of prefixes; use prefixes, not ranges"
+    );
+    PlaneError { operation, kind: PlaneErrorKind::Unsupported, detail }
 }
 
 fn error(operation: String, kind: PlaneErrorKind, detail: &str) -> PlaneError {

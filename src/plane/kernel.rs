@@ -294,6 +294,7 @@ impl DataPlane for KernelPlane {
         let operation = format!("guard {}", name(spec.child));
         self.nonce = self.nonce.wrapping_add(1);
         let policies = spd::guard_policies(spec, self.nonce).map_err(|e| error(&operation, &e))?;
+        self.spd.weigh(spec.child, spec.weight);
         self.change(Layer::Guard, spec.child, policies, &operation)
     }
 
@@ -306,6 +307,9 @@ impl DataPlane for KernelPlane {
         let operation = format!("open the tunnel of {}", name(spec.child));
         let policies = spd::tunnel_policies(spec, self.newest_outbound(spec.child))
             .map_err(|e| error(&operation, &e))?;
+        if !self.spd.has(Layer::Guard, spec.child) {
+            self.spd.weigh(spec.child, spec.weight);
+        }
         self.change(Layer::Tunnel, spec.child, policies, &operation)?;
         self.tunnels.insert(spec.child, spec.clone());
         if self.inherited.remove(&spec.child) {

@@ -119,6 +119,64 @@ fn narrowed_tunnels_leave_the_rest_to_the_guard() {
     assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
 }
 
+/// Two children, the second with an open tunnel and an outbound SA of this SPI.
+fn guarded_beside_open(first: &GuardSpec, second: &GuardSpec, spi: u32) -> Engine {
+    let mut engine = Engine::default();
+    engine.guard_all(&[first.clone(), second.clone()]).unwrap();
+    open_out(&mut engine, second, spi);
+    engine
+}
+
+fn open_out(engine: &mut Engine, guard: &GuardSpec, spi: u32) {
+    engine.open_tunnel(&tunnel(guard)).unwrap();
+    let mut sa = spec(gcm(), Direction::Out, spi);
+    sa.id.child = guard.child;
+    engine.install(&sa).unwrap();
+}
+
+const OTHER: ChildId = ChildId { tunnel: TunnelId(7), index: 0 };
+
+#[test]
+fn a_narrow_guard_blocks_even_when_a_wider_tunnel_is_open() {
+    let narrow = guard(CHILD, "10.1.0.0/16", "10.2.0.0/24");
+    let engine = guarded_beside_open(&narrow, &guard(OTHER, "10.0.0.0/8", "10.0.0.0/8"), 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
+}
+
+#[test]
+fn a_narrow_tunnel_is_used_inside_a_wider_guard_that_comes_first() {
+    let wide = guard(CHILD, "10.0.0.0/8", "10.0.0.0/8");
+    let engine = guarded_beside_open(&wide, &guard(OTHER, "10.1.0.0/16", "10.2.0.0/16"), 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+}
+
+#[test]
+fn among_equal_selectors_an_open_tunnel_goes_before_a_guard_and_the_preferred_one_first() {
+    let primary = guard(OTHER, "10.1.0.0/16", "10.2.0.0/16");
+    let backup = GuardSpec { weight: 1, ..guard(CHILD, "10.1.0.0/16", "10.2.0.0/16") };
+    let mut engine = guarded_beside_open(&primary, &backup, 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000), "the backup alone is open");
+    open_out(&mut engine, &primary, 0x3000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x3000), "both are open");
+    engine.close_tunnel(OTHER);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+    engine.close_tunnel(CHILD);
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(OTHER))));
+}
+
+#[test]
+fn a_part_of_a_tunnel_opens_inside_the_guard_of_another_and_nowhere_else() {
+    let mut engine = Engine::default();
+    engine.guard(&guard(CHILD, "10.1.0.0/16", "10.2.0.0/16")).unwrap();
+    let part = ChildId { index: 9, ..CHILD };
+    open_out(&mut engine, &guard(part, "10.1.0.0/16", "10.2.0.0/16"), 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+    let outside = guard(ChildId { index: 10, ..CHILD }, "10.1.0.0/16", "10.0.0.0/8");
+    assert!(engine.open_tunnel(&tunnel(&outside)).is_err());
+    engine.close_tunnel(part);
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
+}
+
 #[test]
 fn the_sas_own_selectors_count_too() {
     let mut engine = open();
@@ -183,10 +241,11 @@ fn families_do_not_mix() {
 }
 
 proptest! {
-    /// The index finds what a walk over all guards finds: the first in order that covers the packet.
+    /// The index finds what a walk over all guards finds: the narrowest pair that covers the packet, then the lower weight,
+    /// then the lower child.
     #[test]
     fn lookup_agrees_with_a_walk(
-        guards in prop::collection::vec((0u8..4, 22u8..=32, 0u8..4, 22u8..=32), 1..12),
+        guards in prop::collection::vec((0u8..4, 22u8..=32, 0u8..4, 22u8..=32, 0u8..2), 1..12),
         from in 0u16..1024,
         to in 0u16..1024,
     ) {
@@ -195,8 +254,9 @@ proptest! {
         };
         let mut engine = Engine::default();
         let mut specs = Vec::new();
-        for (i, (local, local_len, remote, remote_len)) in (0u16..).zip(guards) {
+        for (i, (local, local_len, remote, remote_len, weight)) in (0u16..).zip(guards) {
             let mut spec = guard(ChildId { tunnel: TunnelId(0), index: i }, "10.0.0.0/8", "10.0.0.0/8");
+            spec.weight = weight;
             spec.local = vec![block(local, local_len)];
             spec.remote = vec![block(remote, remote_len), block((remote + 1) % 4, remote_len)];
             engine.guard(&spec).unwrap();
@@ -205,9 +265,11 @@ proptest! {
         let addr = |n: u16| format!("10.0.{}.{}", n >> 8, n & 0xFF);
         let inner = packet(&addr(from), &addr(to), 17, &[0; 8], None);
         let header = InnerHeader::parse(&inner).unwrap();
-        let walked = specs.iter().find(|s| {
-            s.local.iter().any(|l| l.matches(&header.source_end())) && s.remote.iter().any(|r| r.matches(&header.destination_end()))
-        });
+        let covering = specs.iter().flat_map(|s| {
+            s.local.iter().flat_map(move |l| s.remote.iter().map(move |r| (s, l, r)))
+        }).filter(|(_, l, r)| l.matches(&header.source_end()) && r.matches(&header.destination_end()));
+        let free = |s: &TrafficSelector| 32 - s.range.prefix_len().unwrap();
+        let walked = covering.min_by_key(|(s, l, r)| (free(l) + free(r), s.weight, s.child)).map(|(s, _, _)| s);
         let found = route(&engine, &inner).unwrap_err();
         prop_assert_eq!(found.acquire, walked.map(|s| s.child));
     }

@@ -16,6 +16,7 @@
 //!
 //! Guards are routing rules and routes, see `layout`; a third thread puts them back when others remove them. What goes into the TUN and finds no SA is dropped and counted.
 
+mod apart;
 mod batch;
 mod egress;
 mod ingress;
@@ -27,6 +28,7 @@ mod shared;
 mod socket;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -45,6 +47,7 @@ use cygnet_xfrm::route::Family;
 use cygnet_xfrm::routing::Watch;
 use nix::errno::Errno;
 
+pub use self::apart::indistinguishable;
 pub use self::layout::forgeable;
 use self::placement::Placement;
 pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
@@ -256,12 +259,33 @@ impl UserPlane {
         Ok(())
     }
 
+    /// Whether the guards with these put in place can be told apart in the TUN, or which cannot.
+    fn may_tell_apart(&self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        let new: BTreeSet<ChildId> = specs.iter().map(|spec| spec.child).collect();
+        let kept = self.engine.guards().filter(|guard| !new.contains(&guard.child));
+        match indistinguishable(kept.chain(specs)).first() {
+            None => Ok(()),
+            Some((a, b)) => {
+                let name = |child: &ChildId| format!("{}.{}", child.tunnel.0, child.index);
+                Err(PlaneError {
+                    operation: format!("guard child {}", name(b)),
+                    kind: PlaneErrorKind::Unsupported,
+                    detail: format!(
+                        "data plane userspace cannot tell its packets from those of child {}: the selectors meet and only                          the marks differ, which a TUN device does not keep; give them other selectors, or use data plane                          kernel",
+                        name(a)
+                    ),
+                })
+            }
+        }
+    }
+
     /// Takes the selectors of many children under guard in one step, which costs little more than one alone. After an
     /// error all is as before.
     pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
         for spec in specs {
             self.may_guard(spec)?;
         }
+        self.may_tell_apart(specs)?;
         let before: Vec<(ChildId, Option<GuardSpec>)> =
             specs.iter().map(|spec| (spec.child, self.engine.guard_of(spec.child).cloned())).collect();
         // Policy before rules: a packet that the rules lead into the TUN shall find its guard there.
