@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use cygnet::plane::user::UserPlane;
 use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent};
 use cygnet_model::suite::{Encr, EspSuite, Integ};
-use cygnet_model::tunnel::{Direction, GuardAction, GuardSpec, Mark, NewAddresses, UdpEncap, VolumeLimits};
-use cygnet_model::{ChildId, Reqid, TunnelId};
+use cygnet_model::tunnel::{
+    Direction, GuardAction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, UdpEncap, VolumeLimits,
+};
+use cygnet_model::{ChildId, Reqid, Spi, TunnelId};
 use netns::{CHILD, Lab, OUTER, guard, net, open, possible, sa};
 
 const GCM: EspSuite = EspSuite { encr: Encr::AesGcm16_256, integ: None, group: None, esn: true };
@@ -256,6 +258,36 @@ fn packets_between_ends_of_different_guards_go_their_ordinary_way() {
     };
     assert!(seen("10.3.0.2") && seen("10.4.0.2"));
     assert!(!seen("10.2.0.2"));
+}
+
+/// Over IPv6 AES-CBC with SHA-512 would need 1512 octets for a packet of 1400.
+#[test]
+fn the_device_promises_what_the_suite_can_carry() {
+    if !possible("the_device_promises_what_the_suite_can_carry") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let mtu = || {
+        let text = lab.ns("gw-a").run("ip link show dev cygtest0");
+        text.split("mtu ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse::<u32>().unwrap()
+    };
+    plane.guard(&guard(0)).unwrap();
+    plane.open_tunnel(&netns::tunnel(0)).unwrap();
+    let cbc = EspSuite { encr: Encr::AesCbc256, integ: Some(Integ::HmacSha512_256), group: None, esn: false };
+    let mut long = sa(0, Direction::Out, cbc);
+    (long.local, long.remote) = ("2001:db8:a::1".parse().unwrap(), "2001:db8:b::1".parse().unwrap());
+    plane.install(&long).unwrap();
+    assert_eq!(mtu(), 1390);
+    plane
+        .install(&SaSpec {
+            id: SaId { spi: Spi::new(4711).unwrap(), ..long.id },
+            ..sa(0, Direction::Out, GCM)
+        })
+        .unwrap();
+    assert_eq!(mtu(), 1390, "the old SA is still there");
+    plane.remove(long.id).unwrap();
+    assert_eq!(mtu(), 1400);
 }
 
 #[test]

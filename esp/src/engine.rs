@@ -35,6 +35,18 @@ pub struct Outbound {
     pub path: OuterPath,
 }
 
+/// Octets that every path is supposed to carry in one packet.
+const OUTER_MTU: usize = 1500;
+const UDP_HEADER_LEN: usize = 8;
+
+impl Outbound {
+    /// The longest inner packet that fits an outer one of [`OUTER_MTU`].
+    fn largest_inner(&self) -> usize {
+        let ip_header = if self.path.remote.is_ipv4() { 20 } else { 40 };
+        self.sa.layout().max_inner(OUTER_MTU - ip_header - UDP_HEADER_LEN)
+    }
+}
+
 /// An inbound SA and where its packets should come from.
 #[derive(Clone)]
 pub struct Inbound {
@@ -86,6 +98,8 @@ pub struct Engine {
     inbound: BTreeMap<SaId, Spi>,
     /// Each child's outbound SAs, the newest last.
     outbound: BTreeMap<ChildId, Vec<Arc<Outbound>>>,
+    /// How many outbound SAs carry inner packets up to a length.
+    largest: BTreeMap<usize, usize>,
     tables: Tables,
 }
 
@@ -190,7 +204,9 @@ impl Engine {
         if let Some(old) = self.tunnels.remove(&child) {
             self.tables.spd.withdraw(Layer::Tunnel, old.child, old.weight, of_tunnel(&old));
         }
-        self.outbound.remove(&child);
+        for outbound in self.outbound.remove(&child).unwrap_or_default() {
+            self.forget_length(&outbound);
+        }
         self.refresh(child);
         let first = Spi::new(256).map(|spi| SaId { child, direction: Direction::In, spi });
         let of_child = first.into_iter().flat_map(|first| self.inbound.range(first..));
@@ -235,7 +251,9 @@ impl Engine {
                     return Ok(());
                 }
                 let sa = Arc::new(OutboundSa::new(spec, 0).map_err(refuse_sa)?);
-                sas.push(Arc::new(Outbound { sa, path }));
+                let outbound = Arc::new(Outbound { sa, path });
+                *self.largest.entry(outbound.largest_inner()).or_default() += 1;
+                sas.push(outbound);
                 self.refresh(id.child);
             }
         }
@@ -256,6 +274,7 @@ impl Engine {
                 if sas.is_empty() {
                     self.outbound.remove(&sa.child);
                 }
+                self.forget_length(&gone);
                 self.refresh(sa.child);
                 gone.sa.counters()
             }
@@ -273,7 +292,14 @@ impl Engine {
             Direction::Out => {
                 let sas = self.outbound.get_mut(&sa.child);
                 let entry = sas.and_then(|sas| sas.iter_mut().find(|o| o.sa.id() == sa));
-                entry.map(|outbound| *outbound = Arc::new(Outbound { sa: Arc::clone(&outbound.sa), path }))
+                let moved = entry.map(|outbound| {
+                    let new = Arc::new(Outbound { sa: Arc::clone(&outbound.sa), path });
+                    (std::mem::replace(outbound, Arc::clone(&new)), new)
+                });
+                moved.map(|(old, new)| {
+                    *self.largest.entry(new.largest_inner()).or_default() += 1;
+                    self.forget_length(&old);
+                })
             }
         };
         found.ok_or_else(|| {
@@ -281,6 +307,21 @@ impl Engine {
         })?;
         self.refresh(sa.child);
         Ok(())
+    }
+
+    /// The longest inner packet that every outbound SA can carry over a path of 1500 octets; `None` without an SA.
+    pub fn largest_inner(&self) -> Option<usize> {
+        self.largest.keys().next().copied()
+    }
+
+    fn forget_length(&mut self, outbound: &Outbound) {
+        let length = outbound.largest_inner();
+        if let Some(count) = self.largest.get_mut(&length) {
+            *count -= 1;
+            if *count == 0 {
+                self.largest.remove(&length);
+            }
+        }
     }
 
     /// Appends the counters of every SA.

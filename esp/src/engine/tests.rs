@@ -7,7 +7,7 @@ use super::*;
 use crate::DropReason;
 use crate::inner::InnerHeader;
 use crate::spd::Refusal;
-use crate::testing::{CHILD, gcm, ip, net, packet, spec, udp4, udp6};
+use crate::testing::{CHILD, gcm, ip, net, packet, spec, suites, udp4, udp6};
 
 fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
     GuardSpec {
@@ -232,6 +232,29 @@ fn ports_of_encapsulation_are_the_paths_ports() {
     let tables = engine.tables();
     let (_, path) = tables.spd.route(&InnerHeader::parse(&udp4(1)).unwrap()).unwrap();
     assert_eq!((path.local.port(), path.remote.port()), (4501, 31_000));
+}
+
+/// AES-CBC with a long ICV over IPv6 has the largest overhead: 1400 octets would make packets of 1504 and 1512.
+#[test]
+fn the_largest_packet_follows_from_the_suites_in_use() {
+    let mut engine = open();
+    let before = engine.largest_inner().unwrap();
+    assert!(before > 1400, "{before}");
+    let v6 = |mut sa: SaSpec| {
+        (sa.local, sa.remote) = (ip("2001:db8::1"), ip("2001:db8::2"));
+        sa
+    };
+    for (spi, suite) in (0x5000..).zip(suites()) {
+        let sa = v6(spec(suite, Direction::Out, spi));
+        engine.install(&sa).unwrap();
+        let largest = engine.largest_inner().unwrap();
+        let sealed = crate::Layout::of(suite).sealed_len(largest);
+        assert!(largest <= before && 40 + 8 + sealed <= 1500, "{suite}: {largest}");
+        engine.remove(sa.id);
+        assert_eq!(engine.largest_inner(), Some(before), "{suite}");
+    }
+    engine.close_tunnel(CHILD);
+    assert_eq!(engine.largest_inner(), None);
 }
 
 #[test]

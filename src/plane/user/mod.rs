@@ -61,8 +61,8 @@ use crate::sys::tun::{Tun, TunOffload};
 pub struct UserPlaneConfig {
     /// Name of the TUN device, at most 15 octets.
     pub tun_name: String,
-    /// MTU of the TUN device in octets. The kernel tells senders of longer packets about it, and TCP's segment size
-    /// follows from it. 1400 leaves room for every suite over IPv6 with an outer MTU of 1500.
+    /// Largest MTU of the TUN device in octets. The kernel tells senders of longer packets about it, and TCP's segment size
+    /// follows from it. While an SA is installed whose packets would exceed 1500 octets with it, the device gets less.
     pub mtu: u16,
     /// Whether to use the kernel's offloads where they exist. Off for comparison and for finding faults.
     pub offload: bool,
@@ -94,6 +94,8 @@ pub struct UserPlane {
     /// Whether the kernel has IPv6.
     has_v6: bool,
     offload: bool,
+    /// As configured.
+    mtu: u16,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -132,6 +134,7 @@ impl UserPlane {
             placement: Arc::clone(&placement),
             has_v6,
             offload: config.offload,
+            mtu: config.mtu,
             threads: Vec::new(),
         };
         // If one thread cannot be started, dropping `plane` ends those before it.
@@ -243,6 +246,14 @@ impl UserPlane {
         self.shared.tables.store(Arc::new(self.engine.tables()));
     }
 
+    /// Publishes after a change of SAs, and makes the device say what they carry.
+    fn publish_sas(&self) -> Result<(), PlaneError> {
+        self.publish();
+        let room = self.engine.largest_inner().and_then(|largest| u16::try_from(largest).ok());
+        let mtu = room.map_or(self.mtu, |room| room.min(self.mtu));
+        self.placement().set_mtu(mtu).map_err(|e| from_rtnl("set the MTU of the TUN device", &e))
+    }
+
     /// Whether routing rules can say a guard, or why not.
     fn may_guard(&self, spec: &GuardSpec) -> Result<(), PlaneError> {
         let refuse = |detail: String| PlaneError {
@@ -341,26 +352,23 @@ impl DataPlane for UserPlane {
 
     fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError> {
         self.engine.close_tunnel(child);
-        self.publish();
-        Ok(())
+        self.publish_sas()
     }
 
     fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
         self.engine.install(spec)?;
-        self.publish();
-        Ok(())
+        self.publish_sas()
     }
 
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
         let counters = self.engine.remove(sa);
-        self.publish();
+        self.publish_sas()?;
         Ok(counters)
     }
 
     fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError> {
         self.engine.migrate(sa, to)?;
-        self.publish();
-        Ok(())
+        self.publish_sas()
     }
 
     fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {

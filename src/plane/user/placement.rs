@@ -48,6 +48,15 @@ impl Placement {
         self.tun_index
     }
 
+    /// Changes the MTU of the TUN device.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), RtnlError> {
+        if mtu != self.mtu {
+            self.rtnl.set_up(&self.tun, mtu.into())?;
+            self.mtu = mtu;
+        }
+        Ok(())
+    }
+
     /// Sets guards and takes others away, in one step. After an error all is as before.
     pub fn guard<'a>(
         &mut self,
