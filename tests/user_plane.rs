@@ -13,7 +13,7 @@ use cygnet::plane::user::UserPlane;
 use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent};
 use cygnet_model::suite::{Encr, EspSuite, Integ};
 use cygnet_model::tunnel::{
-    Direction, GuardAction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, UdpEncap, VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, Spi, TunnelId};
 use netns::{CHILD, Lab, OUTER, guard, net, open, possible, sa};
@@ -288,6 +288,34 @@ fn the_device_promises_what_the_suite_can_carry() {
     assert_eq!(mtu(), 1390, "the old SA is still there");
     plane.remove(long.id).unwrap();
     assert_eq!(mtu(), 1400);
+}
+
+#[test]
+fn neighbours_are_reached_directly_under_a_guard_of_everything() {
+    if !possible("neighbours_are_reached_directly_under_a_guard_of_everything") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let (host, gw) = (lab.ns("host-a"), lab.ns("gw-a"));
+    let mut all = guard(0);
+    all.remote = vec![net("0.0.0.0/0"), net("::/0")];
+    let reaches = || {
+        [("10.1.0.1", "10.1.0.2"), ("fd01::1", "fd01::2")].map(|(ours, theirs)| {
+            host.pings(theirs, ours, 56)
+                && gw.pings(ours, theirs, 56)
+                && gw.output(&format!("ping -q -c 1 -W 1 {theirs}")).status.success()
+        })
+    };
+    plane.guard(&all).unwrap();
+    assert_eq!(reaches(), [false, false]);
+    all.bypass = Bypass::Attached;
+    plane.guard(&all).unwrap();
+    assert_eq!(reaches(), [true, true]);
+    for (from, to) in HOSTS {
+        assert!(!host.pings(from, to, 56));
+    }
+    assert_eq!(lab.leaked(), 0, "the tunnel is closed");
 }
 
 #[test]

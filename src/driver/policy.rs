@@ -149,6 +149,7 @@ pub fn guards(config: &Config) -> Vec<GuardSpec> {
                 action,
                 mark: t.mark,
                 weight: 0,
+                bypass: t.bypass,
             });
         }
     }

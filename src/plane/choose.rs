@@ -7,6 +7,7 @@ use cygnet_model::plane::PlaneKind;
 use cygnet_xfrm::probe::{Feature, KernelReport, NOT_ASKED};
 use serde::Serialize;
 
+use super::user::{LAST_PRIORITY, rules_in_front};
 use crate::observe::snapshot::{Finding, Verdict};
 
 /// What the configuration asks for (`daemon.data_plane`).
@@ -149,7 +150,14 @@ impl HostReport {
     pub fn gather(wish: Wish) -> Self {
         let kernel = cygnet_xfrm::probe::probe();
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let warnings = warnings(Path::new("/proc/sys/net"));
+        let mut warnings = warnings(Path::new("/proc/sys/net"));
+        // Without the right to look there is nothing to say.
+        warnings.extend(rules_in_front().unwrap_or_default().into_iter().map(|rule| {
+            format!(
+                "the routing rule \"{rule}\" stands before the guards and may lead protected packets around the tunnel; give \
+                 it a priority above {LAST_PRIORITY}"
+            )
+        }));
         Self::of(wish, &kernel, &tun(), release.trim(), warnings)
     }
 

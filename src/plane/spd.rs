@@ -298,6 +298,7 @@ fn neighbour_discovery() -> impl Iterator<Item = Policy> {
 
 #[cfg(test)]
 mod tests {
+    use cygnet_model::tunnel::Bypass;
     use cygnet_model::{TrafficSelector, TunnelId};
 
     use super::*;
@@ -320,6 +321,7 @@ mod tests {
             action: GuardAction::Drop,
             mark: None,
             weight: 0,
+            bypass: Bypass::None,
         };
         guard_policies(&spec, 0).unwrap()
     }

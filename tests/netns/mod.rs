@@ -19,7 +19,7 @@ use cygnet_model::plane::DataPlane;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, Integ};
 use cygnet_model::tunnel::{
-    Direction, GuardAction, GuardSpec, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TunnelId};
 use nix::sched::{CloneFlags, setns};
@@ -244,6 +244,7 @@ pub fn guard(side: usize) -> GuardSpec {
         action: GuardAction::Acquire,
         mark: None,
         weight: 0,
+        bypass: Bypass::None,
     }
 }
 

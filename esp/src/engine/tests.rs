@@ -1,5 +1,5 @@
 use cygnet_model::selector::TrafficSelector;
-use cygnet_model::tunnel::{GuardAction, UdpEncap};
+use cygnet_model::tunnel::{Bypass, GuardAction, UdpEncap};
 use cygnet_model::{Reqid, TunnelId};
 use proptest::prelude::*;
 
@@ -18,6 +18,7 @@ fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
         action: GuardAction::Acquire,
         mark: None,
         weight: 0,
+        bypass: Bypass::None,
     }
 }
 

@@ -57,7 +57,7 @@ fn meet(a: &GuardSpec, b: &GuardSpec) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cygnet_model::tunnel::GuardAction;
+    use cygnet_model::tunnel::{Bypass, GuardAction};
     use cygnet_model::{Reqid, TrafficSelector, TunnelId};
     use proptest::prelude::*;
 
@@ -78,6 +78,7 @@ mod tests {
             action: GuardAction::Drop,
             mark: mark.map(|value| Mark { value, mask: u32::MAX }),
             weight: 0,
+            bypass: Bypass::None,
         }
     }
 

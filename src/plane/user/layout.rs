@@ -5,9 +5,10 @@
 //!
 //! ```text
 //!   1  iif lo, from our address, UDP 500 and 4500    leave      IKE and ESP themselves
-//!   2  without a source, to REMOTE                   TUN        see below
-//!   3  iif lo                                        go to 6    sent by this host: cannot be forged
 //!      iif TUN                                       go to 6    decrypted
+//!   2  between LOCAL and an attached network in it   leave      see `bypassed`; what a narrower guard means: TUN
+//!      without a source, to REMOTE                   TUN        see below
+//!   3  iif lo                                        go to 6    sent by this host: cannot be forged
 //!   4  from LOCAL∩REMOTE to LOCAL∩REMOTE             go to 6    could be either way
 //!   5  from REMOTE to LOCAL                          blackhole  claims to come from the tunnel, does not
 //!   6  from LOCAL to REMOTE                          TUN
@@ -34,7 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use cygnet_model::selector::{IpRange, TrafficSelector, within};
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{Bypass, GuardSpec};
 use cygnet_xfrm::route::{Family, Prefix, Route, Via};
 use cygnet_xfrm::rule::{Rule, Verdict};
 
@@ -42,6 +43,8 @@ use super::tree::Tree;
 
 /// `rtm_protocol` of every rule and route of ours.
 pub(super) const OWNER: u8 = 0xC9;
+/// The kernel's own (`RT_TABLE_MAIN`).
+const MAIN: u32 = 254;
 /// The table that leads everything into the TUN.
 pub(super) const TABLE: u32 = 0xC9C9;
 /// Destinations of look-ups without a source (IPv4).
@@ -72,6 +75,8 @@ pub(super) struct Host<'a> {
     pub sockets: &'a BTreeSet<SocketAddr>,
     /// Addresses of this host, without those of the loopback network and link-local ones.
     pub own: &'a BTreeSet<IpAddr>,
+    /// These addresses and the networks that are attached with them, as prefixes.
+    pub attached: &'a BTreeSet<Prefix>,
 }
 
 /// Tables in use, so that a prefix keeps its table.
@@ -108,6 +113,9 @@ impl TableNumbers {
 #[derive(Default)]
 struct Rules {
     bypass: BTreeSet<Rule>,
+    /// What narrower guards protect of that which is bypassed next.
+    narrower: BTreeSet<Rule>,
+    attached: BTreeSet<Rule>,
     sourceless: BTreeSet<Rule>,
     either: Kind,
     inward: Kind,
@@ -197,6 +205,9 @@ impl Layout {
         }
         layout.tables(outward, Way::Outward, host, tables);
         layout.tables(inward, Way::Inward, host, tables);
+        for guard in &accepted {
+            layout.bypassed(guard, &accepted, host);
+        }
         let mut sources = BTreeMap::new();
         for guard in accepted {
             layout.sourceless(guard, host, &mut sources);
@@ -252,6 +263,70 @@ impl Layout {
                     }
                 }
             }
+        }
+    }
+
+    /// What is reached directly although a guard covers it ([`Bypass::Attached`]).
+    fn bypassed(&mut self, guard: &GuardSpec, all: &[&GuardSpec], host: &Host<'_>) {
+        if guard.bypass == Bypass::None {
+            return;
+        }
+        let range = |(addr, len): &Prefix| IpRange::cidr(*addr, *len);
+        for network in host.attached {
+            let Some(near) = range(network) else { continue };
+            // A local selector of everything names no network of ours.
+            let is_local = |l: &&TrafficSelector| l.range.prefix_len() != Some(0) && l.range.covers(&near);
+            let covering = guard.remote.iter().filter(|remote| remote.range.covers(&near));
+            let Some(covering) = covering.map(|remote| free_bits(&remote.range)).max() else { continue };
+            if !guard.local.iter().any(|l| is_local(&l)) {
+                continue;
+            }
+            for local in guard.local.iter().filter(|local| local.range.same_family(&near)) {
+                let width = covering + free_bits(&local.range);
+                for (from, to) in [(local.range, near), (near, local.range)] {
+                    self.let_by(from, to, width, all);
+                }
+            }
+        }
+    }
+
+    /// Lets packets from one range to another by, but for those of selectors narrower than `width` bits.
+    fn let_by(&mut self, from: IpRange, to: IpRange, width: u32, all: &[&GuardSpec]) {
+        for guard in all {
+            let narrow =
+                guard.local.iter().flat_map(|l| guard.remote.iter().map(move |r| (l, r))).filter(|(l, r)| {
+                    l.range.intersect(&from).is_some()
+                        && r.range.intersect(&to).is_some()
+                        && free_bits(&l.range) + free_bits(&r.range) < width
+                });
+            for (local, remote) in narrow {
+                for rule in between(local, remote, Verdict::Table(TABLE), guard).unwrap_or_default() {
+                    self.of(&rule).narrower.insert(rule);
+                }
+            }
+        }
+        for (source, destination) in
+            from.prefixes().into_iter().flat_map(|f| to.prefixes().into_iter().map(move |t| (f, t)))
+        {
+            let family = Family::of(source.0);
+            let rule = Rule {
+                source: some(source),
+                destination: some(destination),
+                ..Rule::new(family, 0, Verdict::Nop, OWNER)
+            };
+            let rules = self.of(&rule);
+            // The source would be chosen inside, so the look-up without one is let by, too.
+            match family {
+                Family::V4 => {
+                    let nowhere = Some((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 32));
+                    rules.attached.insert(Rule { source: nowhere, ..rule.clone() });
+                }
+                Family::V6 => {
+                    let main = Rule { verdict: Verdict::Table(MAIN), find_source: true, ..rule.clone() };
+                    rules.attached.insert(main);
+                }
+            }
+            rules.attached.insert(rule);
         }
     }
 
@@ -326,7 +401,7 @@ impl Rules {
         let tree = |kind: &Kind| Tree::new(kind.plain.iter().cloned().collect(), leaf);
         let (either, inward, outward) = (tree(&self.either), tree(&self.inward), tree(&self.outward));
         let len = |tree: &Tree| u32::try_from(tree.len()).ok();
-        let either_at = first + 4;
+        let either_at = first + 7;
         let inward_at = either_at + len(&either)?;
         // One for the special rules of each.
         let outward_at = inward_at + 1 + len(&inward)?;
@@ -342,11 +417,15 @@ impl Rules {
         let leave = Verdict::Goto(exit);
         let mut out: Vec<Rule> = Vec::new();
         out.extend(self.bypass.iter().map(at(first, Some(leave))));
-        out.extend(self.sourceless.iter().map(at(first + 1, None)));
-        for iif in ["lo", tun] {
-            out.push(Rule { iif: Some(iif.to_owned()), ..any(first + 2, to_outward) });
-        }
-        out.extend(self.either.special.iter().map(at(first + 3, Some(to_outward))));
+        out.push(Rule { iif: Some(tun.to_owned()), ..any(first + 1, to_outward) });
+        out.extend(self.narrower.iter().map(at(first + 2, None)));
+        out.extend(self.attached.iter().map(|rule| {
+            let verdict = if rule.verdict == Verdict::Nop { leave } else { rule.verdict };
+            Rule { priority: first + 3, verdict, ..rule.clone() }
+        }));
+        out.extend(self.sourceless.iter().map(at(first + 4, None)));
+        out.push(Rule { iif: Some("lo".to_owned()), ..any(first + 5, to_outward) });
+        out.extend(self.either.special.iter().map(at(first + 6, Some(to_outward))));
         let hit = |rule: Rule| match rule.verdict {
             Verdict::Nop => Rule { verdict: to_outward, ..rule },
             _ => rule,
@@ -471,6 +550,16 @@ fn between(
             .map(|(s, d)| rule(s, d))
             .collect(),
     )
+}
+
+/// How wide a range is: the bits in which its addresses differ.
+fn free_bits(range: &IpRange) -> u32 {
+    match (range.start(), range.end()) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => 32 - (u32::from(a) ^ u32::from(b)).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => 128 - (u128::from(a) ^ u128::from(b)).leading_zeros(),
+        // A range has one family.
+        _ => 0,
+    }
 }
 
 /// The kernel does not show prefixes of length 0, and has none.

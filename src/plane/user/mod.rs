@@ -50,7 +50,7 @@ use nix::errno::Errno;
 pub use self::apart::indistinguishable;
 pub use self::layout::forgeable;
 use self::placement::Placement;
-pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
+pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY, rules_in_front};
 pub use self::shared::IkeSink;
 use self::shared::{Drops, Events, Shared};
 use self::socket::EspSocket;

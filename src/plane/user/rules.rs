@@ -17,6 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::route::{Family, Route};
 use cygnet_xfrm::routing::Routing;
@@ -291,9 +292,7 @@ impl Rules {
         let mut out = Vec::new();
         for (family, _) in self.families.iter().filter(|(_, windows)| windows.open.is_some()) {
             let rules = self.routing.rules(*family)?;
-            out.extend(rules.into_iter().filter(|r| {
-                r.owner != OWNER && (1..FIRST_PRIORITY).contains(&r.priority) && r.verdict != Verdict::Nop
-            }));
+            out.extend(rules.into_iter().filter(is_in_front));
         }
         Ok(out)
     }
@@ -303,18 +302,35 @@ impl Rules {
         Ok(!self.routing.rules(family)?.is_empty())
     }
 
-    /// The addresses of this host that packets of its own may have.
-    pub fn own_addresses(&mut self) -> Result<BTreeSet<IpAddr>, RtnlError> {
+    /// The addresses of this host that packets of its own may have, with the networks attached by them.
+    pub fn own_addresses(&mut self) -> Result<BTreeSet<OwnAddress>, RtnlError> {
         let mut out = BTreeSet::new();
         for family in Family::ALL {
-            let found = self.routing.addresses(family)?.into_iter().map(|own| own.address);
-            out.extend(found.filter(|addr| match addr {
+            out.extend(self.routing.addresses(family)?.into_iter().filter(|own| match own.address {
                 IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
                 IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
             }));
         }
         Ok(out)
     }
+}
+
+/// Rules that see packets before the guards of whatever process is in force in this network namespace, as `ip rule` shows
+/// them; none where there are no guards.
+pub fn rules_in_front() -> Result<Vec<String>, RtnlError> {
+    let mut routing = Routing::open()?;
+    let mut out = Vec::new();
+    for family in Family::ALL {
+        let rules = routing.rules(family)?;
+        if rules.iter().any(|rule| rule.owner == OWNER) {
+            out.extend(rules.iter().filter(|rule| is_in_front(rule)).map(ToString::to_string));
+        }
+    }
+    Ok(out)
+}
+
+fn is_in_front(rule: &Rule) -> bool {
+    rule.owner != OWNER && (1..FIRST_PRIORITY).contains(&rule.priority) && rule.verdict != Verdict::Nop
 }
 
 fn ours(routing: &mut Routing, family: Family) -> Result<Vec<Rule>, RtnlError> {

@@ -114,7 +114,8 @@ impl World {
     fn new(guards: &[GuardSpec], own: &[&str], sockets: &[&str]) -> Self {
         let own: BTreeSet<IpAddr> = own.iter().map(|a| a.parse().unwrap()).collect();
         let sockets = sockets.iter().map(|a| SocketAddr::new(a.parse().unwrap(), 4500)).collect();
-        let host = Host { tun: TUN, tun_index: 7, sockets: &sockets, own: &own };
+        let attached = own.iter().flat_map(|addr| [(*addr, 24), (*addr, 32)]).collect();
+        let host = Host { tun: TUN, tun_index: 7, sockets: &sockets, own: &own, attached: &attached };
         Self { layout: Layout::new(guards, &host, &mut TableNumbers::default()), own }
     }
 
@@ -140,6 +141,7 @@ fn guard(n: usize, local: &[TrafficSelector], remote: &[TrafficSelector]) -> Gua
         action: GuardAction::Drop,
         mark: None,
         weight: 0,
+        bypass: Bypass::None,
     }
 }
 
@@ -187,6 +189,37 @@ fn the_hosts_own_way_to_the_internet_stays_its_own_unless_the_outer_address_is_g
     assert_eq!(World::new(&guards, &own, &["192.0.2.1"]).end(lookup("lo", "-", "203.0.113.9")), End::Main);
     let inside = World::new(&guards, &["10.1.0.1"], &["10.1.0.1"]);
     assert!(matches!(inside.end(lookup("lo", "-", "203.0.113.9")), End::Tun(_)));
+}
+
+#[test]
+fn neighbours_are_reached_directly_under_a_guard_of_everything_unless_a_narrower_one_protects_them() {
+    let mut all = nets(1, "10.1.0.0/16", "0.0.0.0/0");
+    let own = ["10.1.0.1"];
+    let end = |guards: &[GuardSpec], l| World::new(guards, &own, &own).end(l);
+    let there = lookup("lo", "10.1.0.1", "10.1.0.2");
+    assert_eq!(end(&[all.clone()], there), End::Tun(None));
+    all.bypass = Bypass::Attached;
+    let guards = [all, nets(2, "10.1.0.0/16", "10.1.0.128/25"), nets(3, "10.1.0.7/32", "10.1.0.0/16")];
+    for (from, to) in [
+        ("10.1.0.1", "10.1.0.2"),
+        ("10.1.0.2", "10.1.0.1"),
+        ("-", "10.1.0.2"),
+        ("10.1.0.1", "10.1.9.9"),
+        ("10.1.9.9", "10.1.0.2"),
+    ] {
+        for iif in ["lan", "lo"] {
+            assert_eq!(end(&guards, lookup(iif, from, to)), End::Main, "{from} to {to}");
+        }
+    }
+    for (from, to) in [
+        ("10.1.0.2", "10.1.0.200"),
+        ("10.1.0.7", "10.1.0.2"),
+        ("10.1.0.2", "203.0.113.1"),
+        ("10.1.9.9", "10.1.8.8"),
+    ] {
+        assert_eq!(end(&guards, lookup("lan", from, to)), End::Tun(None), "{from} to {to}");
+    }
+    assert_eq!(end(&guards, lookup("lan", "203.0.113.1", "10.1.0.2")), End::Dropped);
 }
 
 #[test]
