@@ -20,7 +20,7 @@ pub fn indistinguishable<'a>(guards: impl IntoIterator<Item = &'a GuardSpec>) ->
         begins.extend(guard.remote.iter().map(|remote| (remote.range.start(), remote.range.end(), at)));
     }
     begins.sort_unstable();
-    let mut open: BTreeMap<Option<(u32, u32)>, BTreeSet<(IpAddr, usize)>> = BTreeMap::new();
+    let mut open: BTreeMap<MarkKey, Open> = BTreeMap::new();
     let mut found: BTreeMap<usize, usize> = BTreeMap::new();
     for (start, end, at) in begins {
         let Some(guard) = guards.get(at) else { continue };
@@ -44,7 +44,12 @@ pub fn indistinguishable<'a>(guards: impl IntoIterator<Item = &'a GuardSpec>) ->
     found.into_iter().filter_map(|(later, earlier)| child(earlier).zip(child(later))).collect()
 }
 
-fn key(mark: Option<Mark>) -> Option<(u32, u32)> {
+/// Value and mask; guards without a mark are alike.
+type MarkKey = Option<(u32, u32)>;
+/// Ends of ranges that have begun, with the guards that they belong to.
+type Open = BTreeSet<(IpAddr, usize)>;
+
+fn key(mark: Option<Mark>) -> MarkKey {
     mark.map(|mark| (mark.value & mark.mask, mark.mask))
 }
 
