@@ -13,7 +13,7 @@ use cygnet::shaping::apply::{Gateway, Shaper};
 use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
 use cygnet_model::suite::{Encr, EspSuite};
 use cygnet_model::tunnel::{
-    Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
 use cygnet_xfrm::{probe, sockopt};
@@ -63,7 +63,16 @@ impl Site {
 
     fn guard(&mut self, action: GuardAction) {
         let (local, remote) = self.inner();
-        let spec = GuardSpec { child: child(), reqid: reqid(), local, remote, action, mark: None };
+        let spec = GuardSpec {
+            child: child(),
+            reqid: reqid(),
+            local,
+            remote,
+            action,
+            mark: None,
+            weight: 0,
+            bypass: Bypass::None,
+        };
         self.plane.guard(&spec).unwrap();
     }
 
@@ -78,6 +87,7 @@ impl Site {
             outer_local,
             outer_remote,
             mark: None,
+            weight: 0,
         };
         self.plane.open_tunnel(&spec).unwrap();
     }
@@ -397,6 +407,8 @@ fn selectors_that_the_kernel_cannot_have_are_refused_whole() {
         remote: vec![remote[0], opaque],
         action: GuardAction::Drop,
         mark: None,
+        weight: 0,
+        bypass: Bypass::None,
     };
     let e = a.plane.guard(&spec).unwrap_err();
     assert_eq!(e.kind, PlaneErrorKind::Unsupported);

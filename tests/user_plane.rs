@@ -10,9 +10,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::user::UserPlane;
-use cygnet_model::plane::{DataPlane, PlaneEvent};
+use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent};
 use cygnet_model::suite::{Encr, EspSuite, Integ};
-use cygnet_model::tunnel::{Direction, GuardAction, NewAddresses, UdpEncap, VolumeLimits};
+use cygnet_model::tunnel::{
+    Bypass, Direction, GuardAction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, UdpEncap, VolumeLimits,
+};
+use cygnet_model::{ChildId, Reqid, Spi, TunnelId};
 use netns::{CHILD, Lab, OUTER, guard, net, open, possible, sa};
 
 const GCM: EspSuite = EspSuite { encr: Encr::AesGcm16_256, integ: None, group: None, esn: true };
@@ -134,23 +137,244 @@ fn guards_outlive_tunnels_and_stale_ones_are_settled() {
 }
 
 #[test]
-fn rules_and_routes_that_others_removed_come_back() {
-    if !possible("rules_and_routes_that_others_removed_come_back") {
+fn rules_and_routes_that_others_removed_come_back_at_once() {
+    if !possible("rules_and_routes_that_others_removed_come_back_at_once") {
         return;
     }
     let lab = Lab::new();
     let [mut plane, _other] = lab.tunnel(GCM, true);
     let (a, gw) = (lab.ns("host-a"), lab.ns("gw-a"));
     gw.run("ip rule add from 10.9.0.0/16 priority 3401 lookup main");
-    gw.run("ip rule del from 10.1.0.0/16 to 10.2.0.0/16 lookup 51657");
-    gw.run("ip route flush table 51657");
-    assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
-    assert_eq!(plane.resync().unwrap(), 1);
-    assert!(a.pings("10.1.0.2", "10.2.0.2", 56));
+    for damage in [
+        "ip rule del from 10.1.0.0/16 to 10.2.0.0/16 lookup 51657",
+        "ip rule del iif lo proto 201",
+        "ip route flush table 51657",
+        "ip -6 route flush table 51657",
+        "ip link set cygtest0 down",
+        "ip -6 rule flush proto 201",
+        "ip rule flush proto 201",
+    ] {
+        while plane.next_event().is_some() {}
+        gw.run(damage);
+        let begin = Instant::now();
+        let event = loop {
+            match plane.next_event() {
+                Some(PlaneEvent::Repaired { count, .. }) => break Some(count),
+                _ if begin.elapsed() > Duration::from_secs(2) => break None,
+                _ => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        println!("{damage}: {event:?} after {:?}", begin.elapsed());
+        assert!(event.is_some_and(|count| count > 0), "{damage}");
+        for (from, to) in HOSTS {
+            assert!(a.pings(from, to, 56), "{damage}");
+        }
+    }
     assert_eq!(plane.resync().unwrap(), 0);
     plane.close_tunnel(CHILD).unwrap();
     plane.shut_down().unwrap();
     assert!(gw.run("ip rule").contains("10.9.0.0/16"), "a rule of somebody else stays");
+}
+
+#[test]
+fn a_rule_of_others_before_the_guards_is_told() {
+    if !possible("a_rule_of_others_before_the_guards_is_told") {
+        return;
+    }
+    let lab = Lab::new();
+    let [mut plane, _other] = lab.tunnel(GCM, true);
+    assert_eq!(plane.obstacles(), []);
+    let gw = lab.ns("gw-a");
+    let mut expect = |count| {
+        let begin = Instant::now();
+        while plane.next_event() != Some(PlaneEvent::InFront { count }) {
+            assert!(begin.elapsed() < Duration::from_secs(5), "{count}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        plane.obstacles()
+    };
+    gw.run("ip rule add from 10.1.0.0/16 priority 100 lookup main");
+    let told = expect(1);
+    assert!(told.len() == 1 && told[0].what.ends_with("100: from 10.1.0.0/16 lookup 254"), "{told:?}");
+    gw.run("ip rule del priority 100");
+    assert_eq!(expect(0), []);
+}
+
+/// A socket that is bound to no address is routed before it has a source.
+#[test]
+fn own_packets_without_a_source_go_by_the_tunnel_or_not_at_all() {
+    if !possible("own_packets_without_a_source_go_by_the_tunnel_or_not_at_all") {
+        return;
+    }
+    let lab = Lab::new();
+    let [mut plane, _other] = lab.tunnel(GCM, true);
+    let gw = lab.ns("gw-a");
+    let talk = || {
+        for (any, to) in [("0.0.0.0", "10.2.0.2"), ("::", "fd02::2")] {
+            gw.inside(move || {
+                let socket = UdpSocket::bind(addr(any, 0)).unwrap();
+                (0..20).for_each(|_| drop(socket.send_to(b"secret", addr(to, 9))));
+            });
+        }
+        ["10.2.0.2", "fd02::2"]
+            .map(|to| gw.output(&format!("ping -q -c 2 -i 0.05 -W 1 {to}")).status.success())
+    };
+    assert_eq!(talk(), [true, true], "with the tunnel's own source");
+    assert_eq!(lab.leaked(), 0);
+    plane.close_tunnel(CHILD).unwrap();
+    assert_eq!(talk(), [false, false]);
+    assert_eq!(lab.leaked(), 0, "while the tunnel is closed");
+
+    // The address moves; the guard follows it.
+    gw.run("ip addr del 10.1.0.1/24 dev lan");
+    gw.run("ip addr add 10.1.0.77/24 dev lan");
+    let begin = Instant::now();
+    while !gw.run("ip route show table 51658").contains("10.1.0.77") {
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    talk();
+    assert_eq!(lab.leaked(), 0, "after the address moved");
+}
+
+/// Forwarding is decided by both ends: the remote network of one guard is not the remote network of another's hosts.
+#[test]
+fn packets_between_ends_of_different_guards_go_their_ordinary_way() {
+    if !possible("packets_between_ends_of_different_guards_go_their_ordinary_way") {
+        return;
+    }
+    let lab = Lab::new();
+    let [mut plane, _other] = lab.tunnel(GCM, true);
+    let pair = |n: u32, local: &str, remote: &str| {
+        let child = ChildId { tunnel: TunnelId(n), index: 0 };
+        let reqid = Reqid::of(child).unwrap();
+        GuardSpec { child, reqid, local: vec![net(local)], remote: vec![net(remote)], ..guard(0) }
+    };
+    plane.guard_all(&[pair(2, "10.1.7.0/24", "10.3.0.0/16"), pair(3, "10.8.0.0/16", "10.4.0.0/16")]).unwrap();
+    let a = lab.ns("host-a");
+    let seen = |to: &str| {
+        let before = lab.leaked();
+        a.pings("10.1.0.2", to, 56);
+        lab.leaked() > before
+    };
+    assert!(seen("10.3.0.2") && seen("10.4.0.2"));
+    assert!(!seen("10.2.0.2"));
+}
+
+/// Over IPv6 AES-CBC with SHA-512 would need 1512 octets for a packet of 1400.
+#[test]
+fn the_device_promises_what_the_suite_can_carry() {
+    if !possible("the_device_promises_what_the_suite_can_carry") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let mtu = || {
+        let text = lab.ns("gw-a").run("ip link show dev cygtest0");
+        text.split("mtu ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse::<u32>().unwrap()
+    };
+    plane.guard(&guard(0)).unwrap();
+    plane.open_tunnel(&netns::tunnel(0)).unwrap();
+    let cbc = EspSuite { encr: Encr::AesCbc256, integ: Some(Integ::HmacSha512_256), group: None, esn: false };
+    let mut long = sa(0, Direction::Out, cbc);
+    (long.local, long.remote) = ("2001:db8:a::1".parse().unwrap(), "2001:db8:b::1".parse().unwrap());
+    plane.install(&long).unwrap();
+    assert_eq!(mtu(), 1390);
+    plane
+        .install(&SaSpec {
+            id: SaId { spi: Spi::new(4711).unwrap(), ..long.id },
+            ..sa(0, Direction::Out, GCM)
+        })
+        .unwrap();
+    assert_eq!(mtu(), 1390, "the old SA is still there");
+    plane.remove(long.id).unwrap();
+    assert_eq!(mtu(), 1400);
+}
+
+#[test]
+fn neighbours_are_reached_directly_under_a_guard_of_everything() {
+    if !possible("neighbours_are_reached_directly_under_a_guard_of_everything") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let (host, gw) = (lab.ns("host-a"), lab.ns("gw-a"));
+    let mut all = guard(0);
+    all.remote = vec![net("0.0.0.0/0"), net("::/0")];
+    let reaches = || {
+        [("10.1.0.1", "10.1.0.2"), ("fd01::1", "fd01::2")].map(|(ours, theirs)| {
+            host.pings(theirs, ours, 56)
+                && gw.pings(ours, theirs, 56)
+                && gw.output(&format!("ping -q -c 1 -W 1 {theirs}")).status.success()
+        })
+    };
+    plane.guard(&all).unwrap();
+    assert_eq!(reaches(), [false, false]);
+    all.bypass = Bypass::Attached;
+    plane.guard(&all).unwrap();
+    assert_eq!(reaches(), [true, true]);
+    for (from, to) in HOSTS {
+        assert!(!host.pings(from, to, 56));
+    }
+    assert_eq!(lab.leaked(), 0, "the tunnel is closed");
+}
+
+#[test]
+fn guards_that_only_marks_tell_apart_are_refused_and_both_named() {
+    if !possible("guards_that_only_marks_tell_apart_are_refused_and_both_named") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let marked = |n, value| GuardSpec {
+        child: ChildId { tunnel: TunnelId(n), index: 0 },
+        mark: Some(Mark { value, mask: u32::MAX }),
+        ..guard(0)
+    };
+    plane.guard(&marked(4, 1)).unwrap();
+    let error = plane.guard(&marked(5, 2)).unwrap_err();
+    assert_eq!(error.kind, PlaneErrorKind::Unsupported);
+    let text = error.to_string();
+    assert!(text.contains("child 5.0") && text.contains("child 4.0") && text.contains("userspace"), "{text}");
+    plane.guard(&marked(5, 1)).unwrap();
+}
+
+#[test]
+fn ten_thousand_guards_are_put_in_force_and_released_in_seconds() {
+    if !possible("ten_thousand_guards_are_put_in_force_and_released_in_seconds") {
+        return;
+    }
+    let lab = Lab::new();
+    for distinct_locals in [false, true] {
+        let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+        let guards: Vec<GuardSpec> = (0..10_000)
+            .map(|n| {
+                let child = ChildId { tunnel: TunnelId(n), index: 0 };
+                let (b, c) = (n / 256, n % 256);
+                let local =
+                    if distinct_locals { format!("10.{b}.{c}.0/24") } else { "10.1.0.0/16".to_owned() };
+                GuardSpec {
+                    child,
+                    reqid: Reqid::of(child).unwrap(),
+                    local: vec![net(&local)],
+                    remote: vec![net(&format!("172.{}.{c}.0/24", 100 + b))],
+                    ..guard(0)
+                }
+            })
+            .collect();
+        let begin = Instant::now();
+        plane.guard_all(&guards).unwrap();
+        plane.settle().unwrap();
+        let start = begin.elapsed();
+        let rules = lab.ns("gw-a").run("ip rule").lines().count();
+        let children: Vec<ChildId> = guards.iter().map(|guard| guard.child).collect();
+        let begin = Instant::now();
+        plane.unguard_all(&children).unwrap();
+        plane.shut_down().unwrap();
+        let end = begin.elapsed();
+        println!("distinct locals {distinct_locals}: {rules} rules, start {start:?}, end {end:?}");
+        assert!(start < Duration::from_secs(8) && end < Duration::from_secs(8), "{start:?} {end:?}");
+    }
 }
 
 /// The kernel refuses to cut trains into datagrams that exceed the path's MTU; it may fragment single ones.

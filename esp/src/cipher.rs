@@ -5,6 +5,8 @@
 //! (RFC 4106 §3.1, RFC 7634 §2), for CBC it is encrypted under a key of its own, so that nobody can foresee it (RFC 3602
 //! §3). Two hosts that share an SA therefore repeat no IV as long as they share no sequence number.
 
+use std::hint::black_box;
+
 use aes::{Aes128, Aes256};
 use cbc::{Decryptor, Encryptor};
 use cipher::{Block, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit};
@@ -12,6 +14,7 @@ use cygnet_model::SecretBytes;
 use cygnet_model::suite::{Encr, EspSuite, Integ};
 use ring::{aead, hmac};
 use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
 
 use crate::error::{DropReason, SaError};
 use crate::packet::HEADER_LEN;
@@ -134,6 +137,35 @@ impl Cipher {
                 key.decrypt(&iv, text)?;
                 Ok(text.len())
             }
+        }
+    }
+}
+
+/// Keys of ended SAs leave no copy on the heap. The keys of `aes` wipe themselves; those of `ring` cannot be wiped, but
+/// overwritten by others. (Copies that were on the stack while a key was made are beyond reach.)
+impl Drop for Cipher {
+    fn drop(&mut self) {
+        self.wipe();
+        match self {
+            Self::Aead { key, .. } => _ = black_box(&**key),
+            Self::Cbc { mac, .. } => _ = black_box(&*mac),
+        }
+    }
+}
+
+impl Cipher {
+    /// Puts keys of zeros in the place of those of `ring`.
+    fn wipe(&mut self) {
+        const NOTHING: [u8; 64] = [0; 64];
+        match self {
+            Self::Aead { key, salt, .. } => {
+                let nothing = NOTHING.get(..key.algorithm().key_len()).unwrap_or(&NOTHING);
+                if let Ok(nothing) = aead::UnboundKey::new(key.algorithm(), nothing) {
+                    **key = aead::LessSafeKey::new(nothing);
+                }
+                salt.zeroize();
+            }
+            Self::Cbc { mac, .. } => *mac = hmac::Key::new(mac.algorithm(), &NOTHING),
         }
     }
 }

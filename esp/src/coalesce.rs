@@ -232,8 +232,14 @@ impl Shape {
     fn of(packet: &[u8], inner: &InnerHeader) -> Option<Self> {
         let version = packet.first()? >> 4;
         let plain_ip = match version {
-            // No options, and neither a fragment nor followed by fragments.
-            4 => inner.header_len == 20 && *packet.get(6)? & 0x3F == 0 && *packet.get(7)? == 0,
+            // No options, and neither a fragment nor followed by fragments. A superpacket gets a new header checksum, so
+            // a damaged header must not come into one.
+            4 => {
+                inner.header_len == 20
+                    && *packet.get(6)? & 0x3F == 0
+                    && *packet.get(7)? == 0
+                    && Sum::default().octets(packet.get(..20)?).is_valid()
+            }
             _ => inner.header_len == 40,
         };
         if !plain_ip {

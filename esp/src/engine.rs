@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use cygnet_model::plane::{PlaneError, PlaneErrorKind, SaCounters};
 use cygnet_model::selector::within;
-use cygnet_model::tunnel::{Direction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
+use cygnet_model::tunnel::{Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 
 use crate::inbound::InboundSa;
 use crate::outbound::OutboundSa;
-use crate::spd::{Open, Policy, Selectors, Spd};
+use crate::spd::{Layer, MAX_PAIRS, Policy, Selectors, Spd};
 
 /// The outer addresses of an SA with their UDP ports (RFC 3948).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -33,6 +33,18 @@ pub struct Outbound {
     pub sa: Arc<OutboundSa>,
     /// Its outer addresses.
     pub path: OuterPath,
+}
+
+/// Octets that every path is supposed to carry in one packet.
+const OUTER_MTU: usize = 1500;
+const UDP_HEADER_LEN: usize = 8;
+
+impl Outbound {
+    /// The longest inner packet that fits an outer one of [`OUTER_MTU`].
+    fn largest_inner(&self) -> usize {
+        let ip_header = if self.path.remote.is_ipv4() { 20 } else { 40 };
+        self.sa.layout().max_inner(OUTER_MTU - ip_header - UDP_HEADER_LEN)
+    }
 }
 
 /// An inbound SA and where its packets should come from.
@@ -78,20 +90,16 @@ const fn part(spi: Spi) -> usize {
     spi.value() as usize % PARTS
 }
 
-/// An open tunnel, and the guard that it is open in: that of its own child, or of the child that it is a part of.
-struct OpenTunnel {
-    spec: TunnelSpec,
-    guard: ChildId,
-}
-
 /// Guards, tunnels and SAs.
 #[derive(Default)]
 pub struct Engine {
     guards: BTreeMap<ChildId, GuardSpec>,
-    tunnels: BTreeMap<ChildId, OpenTunnel>,
+    tunnels: BTreeMap<ChildId, TunnelSpec>,
     inbound: BTreeMap<SaId, Spi>,
     /// Each child's outbound SAs, the newest last.
     outbound: BTreeMap<ChildId, Vec<Arc<Outbound>>>,
+    /// How many outbound SAs carry inner packets up to a length.
+    largest: BTreeMap<usize, usize>,
     tables: Tables,
 }
 
@@ -113,18 +121,32 @@ impl Engine {
 
     /// Takes selectors under guard, or changes a guard.
     pub fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
-        if spec.local.is_empty() || spec.remote.is_empty() {
+        self.guard_all(std::slice::from_ref(spec))
+    }
+
+    /// The same for many children in one step. After an error nothing has changed.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        if let Some(spec) = specs.iter().find(|spec| spec.local.is_empty() || spec.remote.is_empty()) {
             let what = format!("guard child {}", Name(spec.child));
             return Err(error(what, PlaneErrorKind::Other, "it has no selectors on one side"));
         }
-        self.guards.insert(spec.child, spec.clone());
-        self.rebuild();
+        if let Some(spec) = specs.iter().find(|spec| !Spd::accepts(of_guard(spec))) {
+            return Err(too_many(format!("guard child {}", Name(spec.child))));
+        }
+        for spec in specs {
+            // The new one first: nobody sees the table in between, but it costs nothing.
+            self.tables.spd.enter(Layer::Guard, spec.child, spec.weight, of_guard(spec));
+            if let Some(old) = self.guards.insert(spec.child, spec.clone()) {
+                self.tables.spd.withdraw(Layer::Guard, old.child, old.weight, of_guard(&old));
+            }
+            self.refresh(spec.child);
+        }
         Ok(())
     }
 
     /// Whether a guard may be released: its tunnel must be closed.
     pub fn may_unguard(&self, child: ChildId) -> Result<(), PlaneError> {
-        if self.open_in(child).next().is_some() {
+        if self.tunnels.contains_key(&child) {
             let what = format!("release the guard of child {}", Name(child));
             return Err(error(what, PlaneErrorKind::Other, "its tunnel is open; close that first"));
         }
@@ -133,44 +155,62 @@ impl Engine {
 
     /// Releases a guard.
     pub fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        self.may_unguard(child)?;
-        if self.guards.remove(&child).is_some() {
-            self.rebuild();
+        self.unguard_all(&[child])
+    }
+
+    /// Releases many guards in one step. After an error nothing has changed.
+    pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
+        for child in children {
+            self.may_unguard(*child)?;
+        }
+        for child in children {
+            if let Some(old) = self.guards.remove(child) {
+                self.tables.spd.withdraw(Layer::Guard, old.child, old.weight, of_guard(&old));
+                self.refresh(*child);
+            }
         }
         Ok(())
     }
 
-    /// Opens a tunnel, or changes an open one.
+    /// Opens a tunnel, or changes an open one. Its selectors must be guarded, by its own child or by another of the same
+    /// tunnel.
     pub fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
-        let Some(guard) = self.guard_around(spec) else {
-            let what = format!("open the tunnel of child {}", Name(spec.child));
-            return Err(error(what, PlaneErrorKind::Other, "it has no guard; guard its selectors first"));
-        };
-        self.tunnels.insert(spec.child, OpenTunnel { spec: spec.clone(), guard });
-        self.refresh(guard);
+        let what = || format!("open the tunnel of child {}", Name(spec.child));
+        if !self.is_guarded(spec) {
+            return Err(error(what(), PlaneErrorKind::Other, "it has no guard; guard its selectors first"));
+        }
+        if !Spd::accepts(of_tunnel(spec)) {
+            return Err(too_many(what()));
+        }
+        // Who has a guard is as preferred as that.
+        let weight = self.guards.get(&spec.child).map_or(spec.weight, |guard| guard.weight);
+        self.tables.spd.enter(Layer::Tunnel, spec.child, weight, of_tunnel(spec));
+        if let Some(old) = self.tunnels.insert(spec.child, TunnelSpec { weight, ..spec.clone() }) {
+            self.tables.spd.withdraw(Layer::Tunnel, old.child, old.weight, of_tunnel(&old));
+        }
+        self.refresh(spec.child);
         Ok(())
     }
 
-    /// The tunnels that are open in a guard.
-    fn open_in(&self, guard: ChildId) -> impl Iterator<Item = &OpenTunnel> {
-        self.tunnels.range(siblings(guard)).map(|(_, open)| open).filter(move |open| open.guard == guard)
-    }
-
-    /// The guard that a tunnel opens in: its own child's, or else the one of the same IPsec tunnel around its selectors.
-    fn guard_around(&self, spec: &TunnelSpec) -> Option<ChildId> {
-        if self.guards.contains_key(&spec.child) {
-            return Some(spec.child);
-        }
-        let around = |g: &GuardSpec| within(&spec.local, &g.local) && within(&spec.remote, &g.remote);
-        self.guards.range(siblings(spec.child)).find(|(_, g)| around(g)).map(|(id, _)| *id)
+    fn is_guarded(&self, spec: &TunnelSpec) -> bool {
+        let siblings = ChildId { index: 0, ..spec.child }..=ChildId { index: u16::MAX, ..spec.child };
+        let covers =
+            |guard: &GuardSpec| within(&spec.local, &guard.local) && within(&spec.remote, &guard.remote);
+        self.guards.contains_key(&spec.child) || self.guards.range(siblings).any(|(_, guard)| covers(guard))
     }
 
     /// Closes a tunnel and removes its SAs.
     pub fn close_tunnel(&mut self, child: ChildId) {
-        let guard = self.tunnels.remove(&child).map_or(child, |open| open.guard);
-        self.outbound.remove(&child);
-        self.refresh(guard);
-        let gone: Vec<SaId> = self.inbound.keys().filter(|sa| sa.child == child).copied().collect();
+        if let Some(old) = self.tunnels.remove(&child) {
+            self.tables.spd.withdraw(Layer::Tunnel, old.child, old.weight, of_tunnel(&old));
+        }
+        for outbound in self.outbound.remove(&child).unwrap_or_default() {
+            self.forget_length(&outbound);
+        }
+        self.refresh(child);
+        let first = Spi::new(256).map(|spi| SaId { child, direction: Direction::In, spi });
+        let of_child = first.into_iter().flat_map(|first| self.inbound.range(first..));
+        let gone: Vec<SaId> = of_child.map(|(sa, _)| *sa).take_while(|sa| sa.child == child).collect();
         for sa in gone {
             self.remove(sa);
         }
@@ -211,7 +251,9 @@ impl Engine {
                     return Ok(());
                 }
                 let sa = Arc::new(OutboundSa::new(spec, 0).map_err(refuse_sa)?);
-                sas.push(Arc::new(Outbound { sa, path }));
+                let outbound = Arc::new(Outbound { sa, path });
+                *self.largest.entry(outbound.largest_inner()).or_default() += 1;
+                sas.push(outbound);
                 self.refresh(id.child);
             }
         }
@@ -232,6 +274,7 @@ impl Engine {
                 if sas.is_empty() {
                     self.outbound.remove(&sa.child);
                 }
+                self.forget_length(&gone);
                 self.refresh(sa.child);
                 gone.sa.counters()
             }
@@ -249,7 +292,14 @@ impl Engine {
             Direction::Out => {
                 let sas = self.outbound.get_mut(&sa.child);
                 let entry = sas.and_then(|sas| sas.iter_mut().find(|o| o.sa.id() == sa));
-                entry.map(|outbound| *outbound = Arc::new(Outbound { sa: Arc::clone(&outbound.sa), path }))
+                let moved = entry.map(|outbound| {
+                    let new = Arc::new(Outbound { sa: Arc::clone(&outbound.sa), path });
+                    (std::mem::replace(outbound, Arc::clone(&new)), new)
+                });
+                moved.map(|(old, new)| {
+                    *self.largest.entry(new.largest_inner()).or_default() += 1;
+                    self.forget_length(&old);
+                })
             }
         };
         found.ok_or_else(|| {
@@ -257,6 +307,21 @@ impl Engine {
         })?;
         self.refresh(sa.child);
         Ok(())
+    }
+
+    /// The longest inner packet that every outbound SA can carry over a path of 1500 octets; `None` without an SA.
+    pub fn largest_inner(&self) -> Option<usize> {
+        self.largest.keys().next().copied()
+    }
+
+    fn forget_length(&mut self, outbound: &Outbound) {
+        let length = outbound.largest_inner();
+        if let Some(count) = self.largest.get_mut(&length) {
+            *count -= 1;
+            if *count == 0 {
+                self.largest.remove(&length);
+            }
+        }
     }
 
     /// Appends the counters of every SA.
@@ -268,41 +333,29 @@ impl Engine {
         out.extend(self.outbound.values().flatten().map(|o| (o.sa.id(), o.sa.counters())));
     }
 
-    fn policy(&self, guard: &GuardSpec) -> Arc<Policy> {
-        let mut open: Vec<Open> = (self.open_in(guard.child))
-            .map(|t| Open {
-                selectors: Selectors { local: t.spec.local.clone(), remote: t.spec.remote.clone() },
-                outbound: self.outbound.get(&t.spec.child).and_then(|sas| sas.last()).cloned(),
-            })
-            .collect();
-        open.sort_by_key(|open| open.selectors.width());
-        Arc::new(Policy {
-            child: guard.child,
-            guard: Selectors { local: guard.local.clone(), remote: guard.remote.clone() },
-            action: guard.action,
-            open,
-        })
-    }
-
-    /// After a change of guards.
-    fn rebuild(&mut self) {
-        self.tables.spd = Spd::new(self.guards.values().map(|guard| self.policy(guard)).collect());
-    }
-
-    /// After a change of a child's tunnel or SAs.
+    /// After a change of a child's guard, tunnel or SAs.
     fn refresh(&mut self, child: ChildId) {
-        let guard = self.tunnels.get(&child).map_or(child, |open| open.guard);
-        if let Some(guard) = self.guards.get(&guard) {
-            let policy = self.policy(guard);
-            self.tables.spd.replace(policy);
-        }
+        let guard = self.guards.get(&child);
+        let outbound = self.outbound.get(&child).and_then(|sas| sas.last()).cloned();
+        let known = guard.is_some() || outbound.is_some();
+        let action = guard.map_or(GuardAction::Drop, |guard| guard.action);
+        self.tables.spd.set_policy(child, known.then_some(Policy { action, outbound }));
     }
 }
 
-/// Every child of the same IPsec tunnel.
-const fn siblings(of: ChildId) -> std::ops::RangeInclusive<ChildId> {
-    let tunnel = of.tunnel;
-    ChildId { tunnel, index: 0 }..=ChildId { tunnel, index: u16::MAX }
+fn of_guard(spec: &GuardSpec) -> Selectors<'_> {
+    Selectors { local: &spec.local, remote: &spec.remote }
+}
+
+fn of_tunnel(spec: &TunnelSpec) -> Selectors<'_> {
+    Selectors { local: &spec.local, remote: &spec.remote }
+}
+
+fn too_many(operation: String) -> PlaneError {
+    let detail = format!(
+        "its selectors fall apart into more than {MAX_PAIRS} pairs of prefixes; use prefixes, not ranges"
+    );
+    PlaneError { operation, kind: PlaneErrorKind::Unsupported, detail }
 }
 
 fn error(operation: String, kind: PlaneErrorKind, detail: &str) -> PlaneError {

@@ -36,15 +36,17 @@ pub enum DropReason {
     Sequence,
     /// The packet does not fit the buffer or the path.
     TooBig,
-    /// The socket refused it for now (its queue was full, or the network is unreachable).
+    /// The socket refused it (the network is unreachable, say).
     Socket,
+    /// The socket's queue was full, and others must not wait for it.
+    SocketFull,
     /// The TUN refused it.
     Tun,
 }
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Truncated,
         Self::UnknownSpi,
         Self::Replay,
@@ -61,6 +63,7 @@ impl DropReason {
         Self::Sequence,
         Self::TooBig,
         Self::Socket,
+        Self::SocketFull,
         Self::Tun,
     ];
 
@@ -83,6 +86,7 @@ impl DropReason {
             Self::Sequence => "sequence",
             Self::TooBig => "too_big",
             Self::Socket => "socket",
+            Self::SocketFull => "socket_full",
             Self::Tun => "tun",
         }
     }

@@ -1,11 +1,16 @@
 //! The outbound policy database (RFC 4301 §4.4.1): which child an inner packet belongs to.
 //!
-//! Policies are tried in the order of their children, as configured, and the first whose guard covers the packet
-//! decides; a closed tunnel's packet never falls through to a later policy. To find the candidates without walking all
-//! policies, the addresses are cut at every border of a remote selector, and each piece lists the policies that reach
-//! into it.
+//! Guards and open tunnels are entries of the same table. The narrowest entry that covers a packet decides, whatever it
+//! is: a guard of 10.1.0.0/16 means that this network shall not go by the tunnel of 10.0.0.0/8 either. Among equally
+//! narrow ones an open tunnel goes before a guard, then the lower weight, then the lower child. A closed tunnel's packet
+//! never falls through to a wider one.
+//!
+//! To find it without walking all entries, they are sorted by their *shape* (the lengths of both prefixes; ranges are cut
+//! into prefixes first), narrow shapes first. A look-up asks one hash table for each shape; a configuration has a handful
+//! of shapes, however many tunnels it has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,51 +18,115 @@ use cygnet_model::ChildId;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::tunnel::GuardAction;
 
+use self::mix::Mix;
 use crate::engine::{Outbound, OuterPath};
 use crate::error::DropReason;
 use crate::inner::InnerHeader;
 use crate::outbound::Admitted;
 
+mod mix;
+
 /// Selectors of both ends; every combination is meant.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Selectors {
+#[derive(Clone, Copy, Debug)]
+pub struct Selectors<'a> {
     /// Our side.
-    pub local: Vec<TrafficSelector>,
+    pub local: &'a [TrafficSelector],
     /// The peer's side.
-    pub remote: Vec<TrafficSelector>,
+    pub remote: &'a [TrafficSelector],
 }
 
-impl Selectors {
-    /// How much they mean; see [`TrafficSelector::width`].
-    pub(crate) fn width(&self) -> u32 {
-        let widest = |all: &[TrafficSelector]| all.iter().map(TrafficSelector::width).max().unwrap_or(0);
-        widest(&self.local) + widest(&self.remote)
-    }
+/// More pairs of prefixes than this are refused for one child.
+pub const MAX_PAIRS: usize = 4096;
 
-    fn cover(&self, inner: &InnerHeader) -> bool {
-        let (source, destination) = (inner.source_end(), inner.destination_end());
-        self.local.iter().any(|s| s.matches(&source)) && self.remote.iter().any(|s| s.matches(&destination))
+impl Selectors<'_> {
+    /// The pairs of prefixes that selectors fall apart into; `None` if there are more than [`MAX_PAIRS`].
+    fn pairs(&self) -> Option<Vec<(Shape, Key, Pair)>> {
+        let mut out = Vec::new();
+        for local in self.local {
+            for remote in self.remote.iter().filter(|remote| remote.range.same_family(&local.range)) {
+                let (sources, destinations) = (local.range.prefixes(), remote.range.prefixes());
+                if out.len() + sources.len() * destinations.len() > MAX_PAIRS {
+                    return None;
+                }
+                let pair = Pair { local: *local, remote: *remote };
+                for (source, local_len) in sources {
+                    out.extend(destinations.iter().map(|(destination, remote_len)| {
+                        let shape = Shape::new(source.is_ipv6(), local_len, *remote_len);
+                        (shape, (number(source), number(*destination)), pair)
+                    }));
+                }
+            }
+        }
+        Some(out)
     }
 }
+
+/// One local and one remote selector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Pair {
+    local: TrafficSelector,
+    remote: TrafficSelector,
+}
+
+impl Pair {
+    fn covers(&self, inner: &InnerHeader) -> bool {
+        self.local.matches(&inner.source_end()) && self.remote.matches(&inner.destination_end())
+    }
+}
+
+/// What an entry stands for; those that come first win among equally narrow ones.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Layer {
+    /// While a tunnel is open.
+    Tunnel,
+    /// While the child is configured.
+    Guard,
+}
+
+/// Where an entry stands among those with prefixes of the same length: lower wins.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Rank {
+    any_protocol: bool,
+    ports: u32,
+    layer: Layer,
+    weight: u8,
+    child: ChildId,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Entry {
+    rank: Rank,
+    pair: Pair,
+}
+
+/// Lengths of both prefixes. Ordered from narrow to wide.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Shape {
+    free_bits: u16,
+    v6: bool,
+    local_len: u8,
+    remote_len: u8,
+}
+
+impl Shape {
+    fn new(v6: bool, local_len: u8, remote_len: u8) -> Self {
+        let both = if v6 { 256 } else { 64 };
+        let free_bits = both - u16::from(local_len) - u16::from(remote_len);
+        Self { free_bits, v6, local_len, remote_len }
+    }
+}
+
+/// Both networks of a pair of prefixes, their bits at the top.
+type Key = (u128, u128);
+type Places = HashMap<Key, Vec<Entry>, BuildHasherDefault<Mix>>;
+/// Split into parts so that a change copies one part only.
+const PARTS: usize = 64;
 
 /// What is done with the packets of one child.
 #[derive(Clone)]
 pub struct Policy {
-    /// The child.
-    pub child: ChildId,
-    /// What never leaves in clear text.
-    pub guard: Selectors,
     /// While no tunnel is open.
     pub action: GuardAction,
-    /// Its open tunnels, the narrowest first: one for the child as a whole, or one for each part that the peer took.
-    pub open: Vec<Open>,
-}
-
-/// An open tunnel inside a guard.
-#[derive(Clone)]
-pub struct Open {
-    /// What it carries.
-    pub selectors: Selectors,
     /// The newest outbound SA.
     pub outbound: Option<Arc<Outbound>>,
 }
@@ -71,98 +140,138 @@ pub struct Refusal {
     pub acquire: Option<ChildId>,
 }
 
-/// All policies, ready for lookup. Made anew when a policy changes, cheap to clone when only SAs do.
-#[derive(Clone, Default)]
+/// All entries, ready for lookup. Cheap to clone; a change copies a small part.
+#[derive(Clone)]
 pub struct Spd {
-    policies: Vec<Arc<Policy>>,
-    index: Arc<Index>,
+    shapes: Vec<(Shape, Vec<Arc<Places>>)>,
+    policies: Vec<Arc<HashMap<ChildId, Policy>>>,
+}
+
+impl Default for Spd {
+    fn default() -> Self {
+        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS] }
+    }
 }
 
 impl Spd {
-    /// Takes policies in the order in which they shall be tried.
-    pub fn new(policies: Vec<Arc<Policy>>) -> Self {
-        let index = Arc::new(Index::new(&policies));
-        Self { policies, index }
+    /// Whether selectors can be entered: they do not fall apart into too many prefixes.
+    pub(crate) fn accepts(selectors: Selectors<'_>) -> bool {
+        selectors.pairs().is_some()
     }
 
-    /// Puts `policy` in the place of the one for the same child. Its guard must be the same as before.
-    pub(crate) fn replace(&mut self, policy: Arc<Policy>) {
-        if let Some(place) = self.policies.iter_mut().find(|p| p.child == policy.child) {
-            *place = policy;
+    /// Enters the selectors of a child; those that [`Self::accepts`] refuses are not entered.
+    pub(crate) fn enter(&mut self, layer: Layer, child: ChildId, weight: u8, selectors: Selectors<'_>) {
+        for (shape, key, pair) in selectors.pairs().unwrap_or_default() {
+            let at = match self.shapes.binary_search_by_key(&shape, |(shape, _)| *shape) {
+                Ok(at) => at,
+                Err(at) => {
+                    self.shapes.insert(at, (shape, vec![Arc::default(); PARTS]));
+                    at
+                }
+            };
+            let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
+            let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
+            let entries = Arc::make_mut(part).entry(key).or_default();
+            let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
+            let at = entries.partition_point(|e| e.rank < entry.rank);
+            entries.insert(at, entry);
         }
+    }
+
+    /// Takes back what [`Self::enter`] entered with the same arguments.
+    pub(crate) fn withdraw(&mut self, layer: Layer, child: ChildId, weight: u8, selectors: Selectors<'_>) {
+        for (shape, key, pair) in selectors.pairs().unwrap_or_default() {
+            let Ok(at) = self.shapes.binary_search_by_key(&shape, |(shape, _)| *shape) else { continue };
+            let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
+            let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
+            let part = Arc::make_mut(part);
+            let Some(entries) = part.get_mut(&key) else { continue };
+            let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
+            if let Some(at) = entries.iter().position(|e| *e == entry) {
+                entries.remove(at);
+            }
+            if entries.is_empty() {
+                part.remove(&key);
+            }
+        }
+        self.shapes.retain(|(_, parts)| parts.iter().any(|part| !part.is_empty()));
+    }
+
+    /// Sets what is done with a child's packets, or forgets the child.
+    pub(crate) fn set_policy(&mut self, child: ChildId, policy: Option<Policy>) {
+        let at = child.tunnel.0 as usize % PARTS;
+        let Some(part) = self.policies.get_mut(at).map(Arc::make_mut) else { return };
+        match policy {
+            Some(policy) => part.insert(child, policy),
+            None => part.remove(&child),
+        };
+    }
+
+    fn policy(&self, child: ChildId) -> Option<&Policy> {
+        self.policies.get(child.tunnel.0 as usize % PARTS)?.get(&child)
     }
 
     /// The way of an inner packet: an SA that admits it, and the outer addresses.
     pub fn route(&self, inner: &InnerHeader) -> Result<(Admitted<'_>, &OuterPath), Refusal> {
         let drop = |reason| Refusal { reason, acquire: None };
-        let policy = self
-            .index
-            .candidates(inner.dst)
-            .iter()
-            .filter_map(|at| self.policies.get(*at as usize))
-            .find(|policy| policy.guard.cover(inner))
-            .ok_or(drop(DropReason::NoPolicy))?;
-        let open = policy.open.iter().find(|open| open.selectors.cover(inner));
-        let Some(outbound) = open.and_then(|open| open.outbound.as_ref()) else {
-            let acquire = (policy.action == GuardAction::Acquire).then_some(policy.child);
-            return Err(Refusal { reason: DropReason::NoSa, acquire });
+        let rank = self.decisive(inner).ok_or(drop(DropReason::NoPolicy))?;
+        let policy = self.policy(rank.child);
+        let open = policy.filter(|_| rank.layer == Layer::Tunnel).and_then(|policy| policy.outbound.as_ref());
+        let Some(outbound) = open else {
+            let asks = policy.is_some_and(|policy| policy.action == GuardAction::Acquire);
+            return Err(Refusal { reason: DropReason::NoSa, acquire: asks.then_some(rank.child) });
         };
         Ok((outbound.sa.admit(inner).map_err(drop)?, &outbound.path))
     }
-}
 
-/// For each family, the pieces of the address space in ascending order: first address, and the policies that matter.
-#[derive(Default)]
-struct Index {
-    v4: Vec<(u128, Box<[u32]>)>,
-    v6: Vec<(u128, Box<[u32]>)>,
-}
-
-impl Index {
-    fn new(policies: &[Arc<Policy>]) -> Self {
-        Self { v4: pieces(policies, IpAddr::is_ipv4), v6: pieces(policies, IpAddr::is_ipv6) }
-    }
-
-    fn candidates(&self, addr: IpAddr) -> &[u32] {
-        let pieces = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
-        let at = pieces.partition_point(|(start, _)| *start <= number(addr));
-        at.checked_sub(1).and_then(|i| pieces.get(i)).map_or(&[], |(_, list)| list)
-    }
-}
-
-fn pieces(policies: &[Arc<Policy>], family: fn(&IpAddr) -> bool) -> Vec<(u128, Box<[u32]>)> {
-    // At each border: who begins and who ends there. A policy may have several overlapping selectors, so ends are
-    // counted.
-    let mut borders: BTreeMap<u128, Vec<(u32, i32)>> = BTreeMap::new();
-    for (at, policy) in (0u32..).zip(policies) {
-        for range in policy.guard.remote.iter().map(|s| s.range).filter(|r| family(&r.start())) {
-            borders.entry(number(range.start())).or_default().push((at, 1));
-            if let Some(after) = number(range.end()).checked_add(1) {
-                borders.entry(after).or_default().push((at, -1));
+    /// The entry that decides about a packet.
+    fn decisive(&self, inner: &InnerHeader) -> Option<Rank> {
+        let (source, destination) = (number(inner.src), number(inner.dst));
+        let v6 = inner.dst.is_ipv6();
+        let mut best: Option<(u16, Rank)> = None;
+        for (shape, parts) in self.shapes.iter().filter(|(shape, _)| shape.v6 == v6) {
+            if best.is_some_and(|(free_bits, _)| free_bits < shape.free_bits) {
+                break;
+            }
+            let key = (masked(source, shape.local_len), masked(destination, shape.remote_len));
+            let Some(entries) = parts.get(part_of(key)).and_then(|part| part.get(&key)) else { continue };
+            let Some(entry) = entries.iter().find(|entry| entry.pair.covers(inner)) else { continue };
+            if best.is_none_or(|(_, rank)| entry.rank < rank) {
+                best = Some((shape.free_bits, entry.rank));
             }
         }
+        best.map(|(_, rank)| rank)
     }
-    let mut depth: BTreeMap<u32, i32> = BTreeMap::new();
-    let mut active = BTreeSet::new();
-    let mut out = Vec::with_capacity(borders.len());
-    for (start, changes) in borders {
-        for (at, change) in changes {
-            let depth = depth.entry(at).or_default();
-            *depth += change;
-            if *depth > 0 {
-                active.insert(at)
-            } else {
-                active.remove(&at)
-            };
-        }
-        out.push((start, active.iter().copied().collect()));
-    }
-    out
 }
 
+fn rank(layer: Layer, child: ChildId, weight: u8, pair: &Pair) -> Rank {
+    let span = |selector: &TrafficSelector| {
+        let (first, last) = selector.ports;
+        u32::from(last.saturating_sub(first))
+    };
+    Rank {
+        any_protocol: pair.local.protocol == 0 && pair.remote.protocol == 0,
+        ports: span(&pair.local) + span(&pair.remote),
+        layer,
+        weight,
+        child,
+    }
+}
+
+fn part_of((source, destination): Key) -> usize {
+    // The bits that prefixes keep are at the top.
+    let mixed = mix::mix(mix::mix(0, source), destination);
+    usize::try_from(mixed % PARTS as u64).unwrap_or(0)
+}
+
+/// The address with its bits at the top.
 fn number(addr: IpAddr) -> u128 {
     match addr {
-        IpAddr::V4(a) => u128::from(u32::from(a)),
+        IpAddr::V4(a) => u128::from(u32::from(a)) << 96,
         IpAddr::V6(a) => u128::from(a),
     }
+}
+
+fn masked(address: u128, len: u8) -> u128 {
+    if len == 0 { 0 } else { address & (u128::MAX << (128 - u32::from(len.min(128)))) }
 }

@@ -60,15 +60,21 @@ pub enum PlaneEvent {
         /// Where it came from.
         remote: SocketAddr,
     },
-    /// Events were lost (socket overrun): whoever relies on them reads the counters of all SAs.
-    Lost,
-    /// Somebody else removed or changed what keeps guarded packets from leaving in clear text; it is in force again.
+    /// Others had removed parts of the guards, and they were put back. Until then protected packets may have passed
+    /// around the tunnel.
     Repaired {
-        /// What it was, in the plural: "policies".
+        /// What it was, as in "routing rules and routes".
         what: &'static str,
-        /// How many.
+        /// How many of them.
         count: usize,
     },
+    /// Rules of others stand before the guards and may take packets away from them.
+    InFront {
+        /// How many; 0 when they are gone.
+        count: usize,
+    },
+    /// Events were lost (socket overrun): whoever relies on them reads the counters of all SAs.
+    Lost,
 }
 
 /// Something of others that stands in the way of the guards. It is told, not touched.

@@ -20,6 +20,18 @@ pub enum GuardAction {
     Acquire,
 }
 
+/// What of this host's surroundings is reached directly although a guard covers it: a guard of everything (0.0.0.0/0) would
+/// otherwise lead a host's packets to its neighbours, and to this host, into the tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Bypass {
+    /// Nothing.
+    #[default]
+    None,
+    /// Between the local selectors and this host's own addresses and attached networks inside them. Not where another
+    /// selector, narrower than the one that covers them, protects the packets.
+    Attached,
+}
+
 /// A kernel mark as value and mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mark {
@@ -44,6 +56,11 @@ pub struct GuardSpec {
     pub action: GuardAction,
     /// Policies and states apply to packets with this mark only.
     pub mark: Option<Mark>,
+    /// Which of several children with equal selectors is preferred: the lower one, 0 for a primary; among equals the lower
+    /// child.
+    pub weight: u8,
+    /// What is reached directly nevertheless.
+    pub bypass: Bypass,
 }
 
 /// An open tunnel: selectors as negotiated, and the outer addresses.
@@ -63,6 +80,8 @@ pub struct TunnelSpec {
     pub outer_remote: IpAddr,
     /// As in the guard.
     pub mark: Option<Mark>,
+    /// As in the guard.
+    pub weight: u8,
 }
 
 /// Direction of an SA, as seen from here.

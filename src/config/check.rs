@@ -85,6 +85,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Ident
         esp: t.esp,
         mark: t.mark,
         allow_internet: t.allow_internet,
+        bypass: t.bypass,
     })
 }
 

@@ -224,8 +224,17 @@ pub static TUNNEL: Section = Section {
             "Policies and states apply to packets with this mark only: VALUE or VALUE/MASK.",
         ),
         may("allow_internet", Kind::Bool, "false", "Permits 0.0.0.0/0 and ::/0 in SPD rules."),
+        may(
+            "bypass",
+            Kind::Words(BYPASSES),
+            "attached",
+            "What is reached directly although the remote networks cover it: our own addresses and attached networks \
+             inside the local ones, or nothing. For data plane userspace.",
+        ),
     ],
 };
+/// Values of `tunnels[].bypass`.
+pub const BYPASSES: &[&str] = &["attached", "none"];
 /// Values of `tunnels[].start`.
 pub const STARTS: &[&str] = &["active", "passive", "on-demand"];
 

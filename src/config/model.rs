@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::proposal::{EspProposal, IkeProposal};
-use cygnet_model::tunnel::Mark;
+use cygnet_model::tunnel::{Bypass, Mark};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
 pub use super::identity::Identity;
@@ -190,6 +190,8 @@ pub struct Tunnel {
     pub mark: Option<Mark>,
     /// Whether /0 may stand in the rules.
     pub allow_internet: bool,
+    /// What is reached directly although the rules cover it.
+    pub bypass: Bypass,
 }
 
 /// Who begins.

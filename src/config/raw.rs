@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cygnet_model::IpRange;
-use cygnet_model::tunnel::Mark;
+use cygnet_model::tunnel::{Bypass, Mark};
 use zeroize::Zeroizing;
 
 use super::decode::{Item, Reader, Spanned};
@@ -84,6 +84,7 @@ pub struct RawTunnel {
     pub esp: EspParams,
     pub mark: Option<Mark>,
     pub allow_internet: bool,
+    pub bypass: Bypass,
 }
 
 /// `tunnels[].auth`, of which one form was given.
@@ -306,6 +307,8 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
     let reference = |key| r.get(key).and_then(|i: Item<'_>| i.parse("a name", identity::object_name));
     let start = r.get("start").and_then(|i| i.word(fields::STARTS)).unwrap_or(0);
     let start = [Start::Active, Start::Passive, Start::OnDemand][start];
+    let bypass = r.get("bypass").and_then(|i| i.word(fields::BYPASSES)).unwrap_or(0);
+    let bypass = [Bypass::Attached, Bypass::None][bypass];
     Some(RawTunnel {
         at: item.at(),
         name: name(&r),
@@ -320,6 +323,7 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
         esp: esp(r.get("esp"), start),
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
+        bypass,
     })
 }
 

@@ -1,6 +1,7 @@
 //! A resolved configuration as data again, in the words of the file: what is in effect, with every default filled in.
 //! Keys never show; a key in the file itself is written as a note where it stands.
 
+use cygnet_model::tunnel::Bypass;
 use serde_json::{Value, json};
 
 use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, Limit, PlaneChoice, Tunnel};
@@ -67,6 +68,7 @@ fn tunnel(t: &Tunnel) -> Value {
         "remote_id": t.remote_id.to_string(),
         "mark": t.mark.map(|m| format!("{:#x}/{:#x}", m.value, m.mask)),
         "allow_internet": t.allow_internet,
+        "bypass": match t.bypass { Bypass::Attached => "attached", Bypass::None => "none" },
         "spd": t.spd.iter().map(|r| json!({
             "local": r.local.to_string(),
             "remote": r.remote.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -1,6 +1,7 @@
 //! The host changes under the running gateway: what others removed is put back and told, what stands in the way of the
 //! guards is told.
 
+use cygnet_model::plane::PlaneKind;
 use cygnet_xfrm::host::Change;
 
 use super::Daemon;
@@ -31,7 +32,9 @@ impl Daemon {
                 self.announce(Kind::DataPlane, &format!("the guards could not be put right: {e}"));
             }
         }
-        self.look_for_obstacles();
+        if self.choice.plane == PlaneKind::Kernel {
+            self.look_for_obstacles();
+        }
         self.mend_shaping();
     }
 
@@ -45,7 +48,8 @@ impl Daemon {
         self.announce(Kind::GuardRepaired, &message);
     }
 
-    fn look_for_obstacles(&mut self) {
+    /// Tells what of others stands in the way of the guards, once.
+    pub(super) fn look_for_obstacles(&mut self) {
         let now = self.plane.obstacles();
         for new in now.iter().filter(|o| !self.obstacles.contains(o)).cloned().collect::<Vec<_>>() {
             let message = format!("{}; {}", new.what, new.fix);

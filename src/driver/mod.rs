@@ -408,6 +408,7 @@ impl Daemon {
                 PlaneEvent::Expired { sa, hard } => self.input(Input::Expired { sa, hard }),
                 PlaneEvent::PeerMoved { sa, remote } => self.input(Input::PeerMoved { sa, remote }),
                 PlaneEvent::Repaired { what, count } => self.on_repaired(what, count),
+                PlaneEvent::InFront { .. } => self.look_for_obstacles(),
                 PlaneEvent::Lost => {
                     tracing::warn!("events of the data plane were lost; its state is read anew");
                     if let Err(e) = self.plane.resync() {
@@ -485,9 +486,7 @@ fn occupy(
     natt: Vec<(IpAddr, Option<UdpSocket>)>,
 ) -> Result<Vec<Spi>, PlaneError> {
     // Guards first: from here on nothing that belongs into a tunnel leaves without one.
-    for guard in policy::guards(config) {
-        plane.port().guard(&guard)?;
-    }
+    plane.guard_all(&policy::guards(config))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
     let mut foreign = Vec::new();

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneKind};
+use cygnet_model::tunnel::GuardSpec;
 
 use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
@@ -51,6 +52,14 @@ impl Plane {
         }
     }
 
+    /// Takes the selectors of many children under guard.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        match self {
+            Self::Kernel(p) => specs.iter().try_for_each(|spec| p.guard(spec)),
+            Self::User(p) => p.guard_all(specs),
+        }
+    }
+
     /// Takes a socket back that [`Self::add_socket`] gave.
     pub fn remove_socket(&mut self, local: SocketAddr) -> Result<(), PlaneError> {
         match self {
@@ -79,7 +88,8 @@ impl Plane {
     pub fn audit(&mut self) -> Result<usize, PlaneError> {
         match self {
             Self::Kernel(p) => p.audit(),
-            Self::User(p) => p.resync(),
+            // It looks by itself, and tells by events.
+            Self::User(_) => Ok(0),
         }
     }
 
@@ -87,7 +97,7 @@ impl Plane {
     pub fn obstacles(&self) -> Vec<Obstacle> {
         match self {
             Self::Kernel(p) => p.obstacles(),
-            Self::User(_) => Vec::new(),
+            Self::User(p) => p.obstacles(),
         }
     }
 

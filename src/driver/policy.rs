@@ -98,7 +98,16 @@ pub fn guards(config: &Config) -> Vec<GuardSpec> {
             let Some(reqid) = Reqid::of(child) else { continue };
             let action =
                 if t.start == model::Start::OnDemand { GuardAction::Acquire } else { GuardAction::Drop };
-            out.push(GuardSpec { child, reqid, local: c.local, remote: c.remote, action, mark: t.mark });
+            out.push(GuardSpec {
+                child,
+                reqid,
+                local: c.local,
+                remote: c.remote,
+                action,
+                mark: t.mark,
+                weight: 0,
+                bypass: t.bypass,
+            });
         }
     }
     out

@@ -183,7 +183,11 @@ impl KernelPlane {
 
     /// What other programs have in the kernel that decides about guarded packets before the guards do.
     pub fn obstacles(&self) -> Vec<Obstacle> {
-        foreign::in_front(&self.foreign, self.spd.winners())
+        if self.foreign.is_empty() {
+            return Vec::new();
+        }
+        let ours: Vec<Policy> = self.spd.winners().collect();
+        foreign::in_front(&self.foreign, ours.iter())
     }
 
     /// Closes all tunnels and removes all SAs. The guards stay in force, also after the process.
@@ -448,6 +452,7 @@ impl DataPlane for KernelPlane {
         let operation = format!("guard {}", name(spec.child));
         self.nonce = self.nonce.wrapping_add(1);
         let policies = spd::guard_policies(spec, self.nonce).map_err(|e| error(&operation, &e))?;
+        self.spd.weigh(spec.child, spec.weight);
         self.change(Layer::Guard, spec.child, policies, &operation)
     }
 
@@ -460,6 +465,9 @@ impl DataPlane for KernelPlane {
         let operation = format!("open the tunnel of {}", name(spec.child));
         let policies = spd::tunnel_policies(spec, self.newest_outbound(spec.child))
             .map_err(|e| error(&operation, &e))?;
+        if !self.spd.has(Layer::Guard, spec.child) {
+            self.spd.weigh(spec.child, spec.weight);
+        }
         self.change(Layer::Tunnel, spec.child, policies, &operation)?;
         self.tunnels.insert(spec.child, spec.clone());
         if self.inherited.remove(&spec.child) {

@@ -2,8 +2,9 @@
 //! where several meet, and the steps from what the kernel holds.
 //!
 //! The kernel has one place for each (direction, selector, mark). Guards and tunnels of the same child usually meet
-//! there, and those of two children may. An open tunnel goes before a guard; among equals the lower child number
-//! wins. Between different selectors the narrower one wins whatever it is, since a guard of 10.1.0.0/16 means that
+//! there, and those of two children may. An open tunnel goes before a guard; among equals the lower weight wins, then
+//! the lower child number. Packets of either tunnel come in there, so the inbound policy of a place that two open tunnels
+//! share takes ESP of any reqid: a template names one reqid or none. Between different selectors the narrower one wins whatever it is, since a guard of 10.1.0.0/16 means that
 //! this network shall not go by the tunnel of 10.0.0.0/8 either.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,8 @@ use cygnet_xfrm::policy::{
 
 /// Our priorities are `BASE..=BASE + 0xFFFF`; lower numbers go first. Others' are usually below a million.
 const BASE: u32 = 0x00C9_0000;
+/// In a template: ESP of any reqid will do.
+const ANY_REQID: u32 = 0;
 /// Selectors that one child may have; times three directions in the kernel.
 const SELECTORS: usize = 1024;
 /// Outer source of templates that are there to ask for a tunnel; no ESP is ever sent from it.
@@ -40,7 +43,9 @@ pub enum Layer {
 #[derive(Default, Debug)]
 pub struct Spd {
     wishes: BTreeMap<(Layer, ChildId), Vec<Policy>>,
-    candidates: BTreeMap<PolicyKey, BTreeMap<(Layer, ChildId), Policy>>,
+    candidates: BTreeMap<PolicyKey, BTreeMap<(Layer, u8, ChildId), Policy>>,
+    /// How much each child is preferred; 0 for those that are not here.
+    weights: BTreeMap<ChildId, u8>,
     installed: BTreeMap<PolicyKey, Policy>,
     dirty: BTreeSet<PolicyKey>,
 }
@@ -53,12 +58,35 @@ impl Spd {
         self.dirty.extend(self.candidates.keys());
     }
 
+    /// Sets the weight of a child, for the wishes that it has and those to come.
+    pub fn weigh(&mut self, child: ChildId, weight: u8) {
+        let before = self.weight(child);
+        if before == weight {
+            return;
+        }
+        for layer in [Layer::Tunnel, Layer::Inherited, Layer::Guard] {
+            for policy in self.wishes.get(&(layer, child)).into_iter().flatten() {
+                let Some(at) = self.candidates.get_mut(&policy.key) else { continue };
+                if let Some(policy) = at.remove(&(layer, before, child)) {
+                    at.insert((layer, weight, child), policy);
+                }
+                self.dirty.insert(policy.key);
+            }
+        }
+        self.weights.insert(child, weight);
+    }
+
+    fn weight(&self, child: ChildId) -> u8 {
+        self.weights.get(&child).copied().unwrap_or(0)
+    }
+
     /// Sets the wishes of a child and returns those that were there.
     pub fn wish(&mut self, layer: Layer, child: ChildId, policies: Vec<Policy>) -> Vec<Policy> {
+        let weight = self.weight(child);
         let before = self.wishes.remove(&(layer, child)).unwrap_or_default();
         for policy in &before {
             if let Some(at) = self.candidates.get_mut(&policy.key) {
-                at.remove(&(layer, child));
+                at.remove(&(layer, weight, child));
                 if at.is_empty() {
                     self.candidates.remove(&policy.key);
                 }
@@ -66,7 +94,7 @@ impl Spd {
             self.dirty.insert(policy.key);
         }
         for policy in &policies {
-            self.candidates.entry(policy.key).or_default().insert((layer, child), *policy);
+            self.candidates.entry(policy.key).or_default().insert((layer, weight, child), *policy);
             self.dirty.insert(policy.key);
         }
         if !policies.is_empty() {
@@ -81,8 +109,8 @@ impl Spd {
         for key in &self.dirty {
             match (self.winner(key), self.installed.get(key)) {
                 // Never in the place of somebody else's.
-                (Some(want), None) => puts.push(PolicyChange::Add(*want)),
-                (Some(want), have) if have != Some(want) => puts.push(PolicyChange::Put(*want)),
+                (Some(want), None) => puts.push(PolicyChange::Add(want)),
+                (Some(want), have) if have != Some(&want) => puts.push(PolicyChange::Put(want)),
                 (None, Some(_)) => deletes.push(PolicyChange::Delete(*key)),
                 _ => {}
             }
@@ -141,8 +169,8 @@ impl Spd {
     }
 
     /// The policies that shall be in force.
-    pub fn winners(&self) -> impl Iterator<Item = &Policy> + Clone {
-        self.candidates.values().filter_map(|at| at.values().next())
+    pub fn winners(&self) -> impl Iterator<Item = Policy> {
+        self.candidates.keys().filter_map(|key| self.winner(key))
     }
 
     /// Whether nothing of ours is in the kernel.
@@ -155,8 +183,15 @@ impl Spd {
         self.wishes.contains_key(&(layer, child))
     }
 
-    fn winner(&self, key: &PolicyKey) -> Option<&Policy> {
-        self.candidates.get(key)?.values().next()
+    /// The policy for a place: that of the first in order, but inbound for all open tunnels that meet there.
+    fn winner(&self, key: &PolicyKey) -> Option<Policy> {
+        let candidates = self.candidates.get(key)?;
+        let first = *candidates.values().next()?;
+        let mut open = candidates.iter().filter(|((layer, ..), _)| *layer != Layer::Guard);
+        let is_shared = key.direction != PolicyDirection::Out
+            && open.any(|(_, other)| other.reqid != first.reqid)
+            && matches!(first.action, PolicyAction::Protect { .. });
+        Some(if is_shared { Policy { reqid: ANY_REQID, ..first } } else { first })
     }
 }
 
@@ -166,6 +201,9 @@ pub fn is_ours(policy: &Policy) -> bool {
         || (policy.action == PolicyAction::Allow
             && policy.priority == BASE
             && policy.key.selector.protocol == 58)
+        || (policy.reqid == ANY_REQID
+            && matches!(policy.action, PolicyAction::Protect { .. })
+            && (BASE..=BASE + 0xFFFF).contains(&policy.priority))
 }
 
 /// The policies of a guard. `nonce` makes the address of an acquiring template, which must differ from earlier ones to
@@ -280,6 +318,7 @@ fn neighbour_discovery() -> impl Iterator<Item = Policy> {
 
 #[cfg(test)]
 mod tests {
+    use cygnet_model::tunnel::Bypass;
     use cygnet_model::{TrafficSelector, TunnelId};
 
     use super::*;
@@ -301,6 +340,8 @@ mod tests {
             remote: vec![ts(remote)],
             action: GuardAction::Drop,
             mark: None,
+            weight: 0,
+            bypass: Bypass::None,
         };
         guard_policies(&spec, 0).unwrap()
     }
@@ -314,6 +355,7 @@ mod tests {
             outer_local: "192.0.2.1".parse().unwrap(),
             outer_remote: "192.0.2.2".parse().unwrap(),
             mark: None,
+            weight: 0,
         };
         tunnel_policies(&spec, None).unwrap()
     }
@@ -341,6 +383,38 @@ mod tests {
             assert!(matches!(change, PolicyChange::Put(_)), "{change:?}");
         }
         assert_eq!((opened.len(), closed.len()), (3, 3));
+    }
+
+    /// Reqids of the kernel's policies by direction: out, in, forward.
+    fn reqids(spd: &Spd) -> [u32; 3] {
+        [PolicyDirection::Out, PolicyDirection::In, PolicyDirection::Forward]
+            .map(|direction| spd.installed.values().find(|p| p.key.direction == direction).unwrap().reqid)
+    }
+
+    #[test]
+    fn the_preferred_of_two_equal_tunnels_sends_and_both_are_heard() {
+        let of = |n| Reqid::of(child(n)).unwrap().0;
+        let mut spd = Spd::default();
+        spd.weigh(child(1), 1);
+        for n in [1, 2] {
+            spd.wish(Layer::Guard, child(n), guard(n, "10.1.0.0/16", "10.2.0.0/16"));
+        }
+        settle(&mut spd);
+        assert_eq!(reqids(&spd), [of(2); 3]);
+        spd.wish(Layer::Tunnel, child(1), tunnel(1, "10.1.0.0/16", "10.2.0.0/16"));
+        settle(&mut spd);
+        assert_eq!(reqids(&spd), [of(1); 3], "the backup alone is open");
+        spd.wish(Layer::Tunnel, child(2), tunnel(2, "10.1.0.0/16", "10.2.0.0/16"));
+        let steps = settle(&mut spd);
+        assert!(steps.iter().all(|step| matches!(step, PolicyChange::Put(_))));
+        assert_eq!(reqids(&spd), [of(2), ANY_REQID, ANY_REQID]);
+        assert!(spd.installed.values().all(is_ours));
+        spd.weigh(child(2), 2);
+        settle(&mut spd);
+        assert_eq!(reqids(&spd), [of(1), ANY_REQID, ANY_REQID], "the weights changed places");
+        spd.wish(Layer::Tunnel, child(1), vec![]);
+        settle(&mut spd);
+        assert_eq!(reqids(&spd), [of(2); 3]);
     }
 
     #[test]
@@ -423,7 +497,13 @@ mod tests {
         for n in [7, 8] {
             spd.wish(Layer::Inherited, child(n), vec![]);
         }
-        assert!(settle(&mut spd).iter().all(|c| matches!(c, PolicyChange::Delete(_))));
+        let steps = settle(&mut spd);
+        let deleted = steps.iter().filter(|step| matches!(step, PolicyChange::Delete(_))).count();
+        assert_eq!(
+            (steps.len(), deleted),
+            (5, 3),
+            "one inbound and one forward place are heard by one tunnel again"
+        );
         assert_eq!(spd.installed.len(), 3);
         assert_eq!(spd.condemn_orphans(), 0);
     }

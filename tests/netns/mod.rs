@@ -19,7 +19,7 @@ use cygnet_model::plane::DataPlane;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, Integ};
 use cygnet_model::tunnel::{
-    Direction, GuardAction, GuardSpec, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TunnelId};
 use nix::sched::{CloneFlags, setns};
@@ -243,13 +243,15 @@ pub fn guard(side: usize) -> GuardSpec {
         remote: vec![net(INNER_V4[1 - side]), net(INNER_V6[1 - side])],
         action: GuardAction::Acquire,
         mark: None,
+        weight: 0,
+        bypass: Bypass::None,
     }
 }
 
 pub fn tunnel(side: usize) -> TunnelSpec {
-    let GuardSpec { child, reqid, local, remote, mark, .. } = guard(side);
+    let GuardSpec { child, reqid, local, remote, mark, weight, .. } = guard(side);
     let (outer_local, outer_remote) = (outer(side), outer(1 - side));
-    TunnelSpec { child, reqid, local, remote, outer_local, outer_remote, mark }
+    TunnelSpec { child, reqid, local, remote, outer_local, outer_remote, mark, weight }
 }
 
 pub fn outer(side: usize) -> IpAddr {
@@ -265,7 +267,7 @@ pub fn open(plane: &mut UserPlane, side: usize, suite: EspSuite) {
 
 pub fn sa(side: usize, direction: Direction, suite: EspSuite) -> SaSpec {
     let sender = if direction == Direction::Out { side } else { 1 - side };
-    let TunnelSpec { child, reqid, local, remote, outer_local, outer_remote, mark } = tunnel(side);
+    let TunnelSpec { child, reqid, local, remote, outer_local, outer_remote, mark, .. } = tunnel(side);
     SaSpec {
         id: SaId { child, direction, spi: Spi::new(0xC000_0001 + sender as u32).unwrap() },
         reqid,

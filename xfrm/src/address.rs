@@ -1,16 +1,18 @@
-//! Which interface has an address. Only what traffic control needs to find its place; links, addresses and routes
-//! that are *made* are another module's business.
+//! Which addresses this host has, and which interface has one. Links, addresses and routes that are *made* are another
+//! module's business.
 
 use std::net::IpAddr;
 
 use crate::codec::{self, Writer};
 use crate::error::NetlinkError;
+use crate::route::{Family, Prefix};
 use crate::socket::Request;
 use crate::tc::Tc;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
-const RTM_NEWADDR: u16 = 20;
+pub(crate) const RTM_NEWADDR: u16 = 20;
+pub(crate) const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -31,6 +33,35 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether packets on it never leave the host.
     pub loopback: bool,
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct OwnAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The attached network: on a point-to-point link the other end.
+    pub network: Prefix,
+    /// Index of the interface that has it.
+    pub interface: u32,
+}
+
+impl OwnAddress {
+    pub(crate) fn list_request(family: Family) -> Request {
+        let mut w = Writer::new();
+        w.raw(&[family.number(), 0, 0, 0, 0, 0, 0, 0]);
+        Request::new(RTM_GETADDR, 0, w)
+    }
+
+    /// Reads the payload of an RTM_NEWADDR message.
+    pub(crate) fn parse(payload: &[u8]) -> Option<Self> {
+        let family = Family::from_number(codec::u8_at(payload, 0)?)?;
+        let prefix_len = codec::u8_at(payload, 1)?;
+        let attributes = payload.get(IFADDRMSG..)?;
+        let other = family.address(codec::find(attributes, IFA_ADDRESS)?)?;
+        let address = codec::find(attributes, IFA_LOCAL).map_or(Some(other), |own| family.address(own))?;
+        Some(Self { address, network: (other, prefix_len), interface: codec::u32_at(payload, 4)? })
+    }
 }
 
 impl Tc {

@@ -24,6 +24,8 @@ pub mod monitor;
 pub mod policy;
 pub mod probe;
 pub mod route;
+pub mod routing;
+pub mod rule;
 pub mod sa;
 pub mod socket;
 pub mod sockopt;

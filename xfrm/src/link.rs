@@ -30,6 +30,14 @@ pub struct RtnlError {
 }
 
 impl RtnlError {
+    pub(crate) fn refused(operation: &str, error: &crate::NetlinkError) -> Self {
+        Self {
+            operation: operation.to_owned(),
+            errno: error.errno().map(|errno| errno as i32),
+            detail: error.to_string(),
+        }
+    }
+
     pub(crate) fn new(operation: &str, detail: impl ToString) -> Self {
         Self { operation: operation.to_owned(), errno: None, detail: detail.to_string() }
     }

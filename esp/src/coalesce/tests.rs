@@ -178,3 +178,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_damaged_ipv4_header_is_not_made_good_by_joining() {
+    let mut packets: Vec<Vec<u8>> = (0..4).map(|i| tcp(false, &seg(i * 100, 100))).collect();
+    for damaged in 0..4 {
+        let whole = packets.clone();
+        // The time to live: nothing but the header checksum covers it.
+        packets.iter_mut().for_each(|packet| packet[10] ^= 0x40);
+        packets[damaged][10] ^= 0x01;
+        let trains = join(&mut Coalescer::new(Joins::TcpUdp), &packets);
+        assert_eq!(trains.len(), 4, "each passes alone, as it came");
+        assert!(
+            trains.iter().zip(&packets).all(|((_, bytes, count), packet)| bytes == packet && *count == 1)
+        );
+        packets = whole;
+    }
+    assert_eq!(join(&mut Coalescer::new(Joins::TcpUdp), &packets).len(), 1);
+}

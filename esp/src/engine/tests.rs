@@ -1,5 +1,5 @@
 use cygnet_model::selector::TrafficSelector;
-use cygnet_model::tunnel::{GuardAction, UdpEncap};
+use cygnet_model::tunnel::{Bypass, GuardAction, UdpEncap};
 use cygnet_model::{Reqid, TunnelId};
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::DropReason;
 use crate::inner::InnerHeader;
 use crate::spd::Refusal;
-use crate::testing::{CHILD, gcm, ip, net, packet, spec, udp4, udp6};
+use crate::testing::{CHILD, gcm, ip, net, packet, spec, suites, udp4, udp6};
 
 fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
     GuardSpec {
@@ -17,6 +17,8 @@ fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
         remote: vec![net(remote)],
         action: GuardAction::Acquire,
         mark: None,
+        weight: 0,
+        bypass: Bypass::None,
     }
 }
 
@@ -29,6 +31,7 @@ fn tunnel(guard: &GuardSpec) -> TunnelSpec {
         outer_local: ip("192.0.2.1"),
         outer_remote: ip("192.0.2.2"),
         mark: None,
+        weight: 0,
     }
 }
 
@@ -117,6 +120,64 @@ fn narrowed_tunnels_leave_the_rest_to_the_guard() {
     assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
 }
 
+/// Two children, the second with an open tunnel and an outbound SA of this SPI.
+fn guarded_beside_open(first: &GuardSpec, second: &GuardSpec, spi: u32) -> Engine {
+    let mut engine = Engine::default();
+    engine.guard_all(&[first.clone(), second.clone()]).unwrap();
+    open_out(&mut engine, second, spi);
+    engine
+}
+
+fn open_out(engine: &mut Engine, guard: &GuardSpec, spi: u32) {
+    engine.open_tunnel(&tunnel(guard)).unwrap();
+    let mut sa = spec(gcm(), Direction::Out, spi);
+    sa.id.child = guard.child;
+    engine.install(&sa).unwrap();
+}
+
+const OTHER: ChildId = ChildId { tunnel: TunnelId(7), index: 0 };
+
+#[test]
+fn a_narrow_guard_blocks_even_when_a_wider_tunnel_is_open() {
+    let narrow = guard(CHILD, "10.1.0.0/16", "10.2.0.0/24");
+    let engine = guarded_beside_open(&narrow, &guard(OTHER, "10.0.0.0/8", "10.0.0.0/8"), 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
+}
+
+#[test]
+fn a_narrow_tunnel_is_used_inside_a_wider_guard_that_comes_first() {
+    let wide = guard(CHILD, "10.0.0.0/8", "10.0.0.0/8");
+    let engine = guarded_beside_open(&wide, &guard(OTHER, "10.1.0.0/16", "10.2.0.0/16"), 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+}
+
+#[test]
+fn among_equal_selectors_an_open_tunnel_goes_before_a_guard_and_the_preferred_one_first() {
+    let primary = guard(OTHER, "10.1.0.0/16", "10.2.0.0/16");
+    let backup = GuardSpec { weight: 1, ..guard(CHILD, "10.1.0.0/16", "10.2.0.0/16") };
+    let mut engine = guarded_beside_open(&primary, &backup, 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000), "the backup alone is open");
+    open_out(&mut engine, &primary, 0x3000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x3000), "both are open");
+    engine.close_tunnel(OTHER);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+    engine.close_tunnel(CHILD);
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(OTHER))));
+}
+
+#[test]
+fn a_part_of_a_tunnel_opens_inside_the_guard_of_another_and_nowhere_else() {
+    let mut engine = Engine::default();
+    engine.guard(&guard(CHILD, "10.1.0.0/16", "10.2.0.0/16")).unwrap();
+    let part = ChildId { index: 9, ..CHILD };
+    open_out(&mut engine, &guard(part, "10.1.0.0/16", "10.2.0.0/16"), 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000));
+    let outside = guard(ChildId { index: 10, ..CHILD }, "10.1.0.0/16", "10.0.0.0/8");
+    assert!(engine.open_tunnel(&tunnel(&outside)).is_err());
+    engine.close_tunnel(part);
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
+}
+
 #[test]
 fn the_sas_own_selectors_count_too() {
     let mut engine = open();
@@ -174,6 +235,29 @@ fn ports_of_encapsulation_are_the_paths_ports() {
     assert_eq!((path.local.port(), path.remote.port()), (4501, 31_000));
 }
 
+/// AES-CBC with a long ICV over IPv6 has the largest overhead: 1400 octets would make packets of 1504 and 1512.
+#[test]
+fn the_largest_packet_follows_from_the_suites_in_use() {
+    let mut engine = open();
+    let before = engine.largest_inner().unwrap();
+    assert!(before > 1400, "{before}");
+    let v6 = |mut sa: SaSpec| {
+        (sa.local, sa.remote) = (ip("2001:db8::1"), ip("2001:db8::2"));
+        sa
+    };
+    for (spi, suite) in (0x5000..).zip(suites()) {
+        let sa = v6(spec(suite, Direction::Out, spi));
+        engine.install(&sa).unwrap();
+        let largest = engine.largest_inner().unwrap();
+        let sealed = crate::Layout::of(suite).sealed_len(largest);
+        assert!(largest <= before && 40 + 8 + sealed <= 1500, "{suite}: {largest}");
+        engine.remove(sa.id);
+        assert_eq!(engine.largest_inner(), Some(before), "{suite}");
+    }
+    engine.close_tunnel(CHILD);
+    assert_eq!(engine.largest_inner(), None);
+}
+
 #[test]
 fn families_do_not_mix() {
     let engine = open();
@@ -181,10 +265,11 @@ fn families_do_not_mix() {
 }
 
 proptest! {
-    /// The index finds what a walk over all guards finds: the first in order that covers the packet.
+    /// The index finds what a walk over all guards finds: the narrowest pair that covers the packet, then the lower weight,
+    /// then the lower child.
     #[test]
     fn lookup_agrees_with_a_walk(
-        guards in prop::collection::vec((0u8..4, 22u8..=32, 0u8..4, 22u8..=32), 1..12),
+        guards in prop::collection::vec((0u8..4, 22u8..=32, 0u8..4, 22u8..=32, 0u8..2), 1..12),
         from in 0u16..1024,
         to in 0u16..1024,
     ) {
@@ -193,8 +278,9 @@ proptest! {
         };
         let mut engine = Engine::default();
         let mut specs = Vec::new();
-        for (i, (local, local_len, remote, remote_len)) in (0u16..).zip(guards) {
+        for (i, (local, local_len, remote, remote_len, weight)) in (0u16..).zip(guards) {
             let mut spec = guard(ChildId { tunnel: TunnelId(0), index: i }, "10.0.0.0/8", "10.0.0.0/8");
+            spec.weight = weight;
             spec.local = vec![block(local, local_len)];
             spec.remote = vec![block(remote, remote_len), block((remote + 1) % 4, remote_len)];
             engine.guard(&spec).unwrap();
@@ -203,9 +289,11 @@ proptest! {
         let addr = |n: u16| format!("10.0.{}.{}", n >> 8, n & 0xFF);
         let inner = packet(&addr(from), &addr(to), 17, &[0; 8], None);
         let header = InnerHeader::parse(&inner).unwrap();
-        let walked = specs.iter().find(|s| {
-            s.local.iter().any(|l| l.matches(&header.source_end())) && s.remote.iter().any(|r| r.matches(&header.destination_end()))
-        });
+        let covering = specs.iter().flat_map(|s| {
+            s.local.iter().flat_map(move |l| s.remote.iter().map(move |r| (s, l, r)))
+        }).filter(|(_, l, r)| l.matches(&header.source_end()) && r.matches(&header.destination_end()));
+        let free = |s: &TrafficSelector| 32 - s.range.prefix_len().unwrap();
+        let walked = covering.min_by_key(|(s, l, r)| (free(l) + free(r), s.weight, s.child)).map(|(s, _, _)| s);
         let found = route(&engine, &inner).unwrap_err();
         prop_assert_eq!(found.acquire, walked.map(|s| s.child));
     }

@@ -26,7 +26,8 @@ pub(super) const WAKE: usize = 0;
 const READ_LEN: usize = VNET_LEN + 65_536;
 /// At most one acquire a child in this time.
 const ACQUIRE_EVERY: Duration = Duration::from_secs(1);
-/// How long a full socket may hold up the thread before packets are dropped.
+/// How long a full socket may hold up the thread before packets are dropped, if there is no other socket whose packets
+/// would wait with it.
 const SEND_PATIENCE: Duration = Duration::from_millis(100);
 
 pub(super) struct Egress {
@@ -144,6 +145,7 @@ impl Egress {
             return;
         }
         let sockets = self.shared.sockets.load();
+        let patience = if sockets.len() == 1 { SEND_PATIENCE } else { Duration::ZERO };
         for run in self.batch.trains().chunk_by(|a, b| a.path.local == b.path.local) {
             let socket = run.first().and_then(|train| sockets.iter().find(|s| s.local() == train.path.local));
             let Some(socket) = socket else {
@@ -153,6 +155,7 @@ impl Egress {
             let mut pipe = Pipe {
                 shared: &self.shared,
                 socket,
+                patience,
                 arena: self.batch.arena(),
                 sender: &mut self.sender,
                 outgoing: &mut self.outgoing,
@@ -167,6 +170,7 @@ impl Egress {
 struct Pipe<'a> {
     shared: &'a Shared,
     socket: &'a EspSocket,
+    patience: Duration,
     arena: &'a [u8],
     sender: &'a mut Sender,
     outgoing: &'a mut Vec<Outgoing>,
@@ -221,7 +225,7 @@ impl Pipe<'_> {
         }
     }
 
-    /// Sends from `outgoing[from]` on and waits for a full socket.
+    /// Sends from `outgoing[from]` on and waits for a full socket as long as there is patience.
     fn send_patiently(&mut self, from: usize) -> Result<usize, Errno> {
         let begin = Instant::now();
         loop {
@@ -230,7 +234,7 @@ impl Pipe<'_> {
                 Ok(sent) => return Ok(sent),
                 Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
                     Errno::EINTR => {}
-                    Errno::EAGAIN if begin.elapsed() < SEND_PATIENCE && !self.shared.stopping() => {
+                    Errno::EAGAIN if begin.elapsed() < self.patience && !self.shared.stopping() => {
                         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
                         let _ = poll(&mut fds, PollTimeout::from(10u8));
                     }
@@ -241,7 +245,11 @@ impl Pipe<'_> {
     }
 
     fn refused(&self, error: Errno, packets: usize) {
-        let reason = if error == Errno::EMSGSIZE { DropReason::TooBig } else { DropReason::Socket };
+        let reason = match error {
+            Errno::EMSGSIZE => DropReason::TooBig,
+            Errno::EAGAIN | Errno::ENOBUFS => DropReason::SocketFull,
+            _ => DropReason::Socket,
+        };
         self.shared.drops.count(reason, packets);
     }
 }

@@ -14,34 +14,45 @@
 //! is always encapsulated in UDP (RFC 3948): only UDP has segmentation and receive offload, and the kernel's calls, not
 //! ciphers, are what a packet costs.
 //!
-//! Guards are routing rules, see `guard`. What goes into the TUN and finds no SA is dropped and counted.
+//! Guards are routing rules and routes, see `layout`; a third thread puts them back when others remove them. What goes into the TUN and finds no SA is dropped and counted.
 
+mod apart;
 mod batch;
 mod egress;
-mod guard;
 mod ingress;
+mod layout;
+mod mend;
+mod placement;
+mod rules;
 mod shared;
 mod socket;
+mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use arc_swap::ArcSwap;
 use cygnet_esp::DropReason;
 use cygnet_esp::engine::{Engine, Tables};
-use cygnet_model::plane::{DataPlane, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
+use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
 use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 use cygnet_xfrm::link::RtnlError;
-use cygnet_xfrm::route::{Family, Rule};
+use cygnet_xfrm::route::Family;
+use cygnet_xfrm::routing::Watch;
+use cygnet_xfrm::rule::Rule;
 use nix::errno::Errno;
 
-use self::guard::Rules;
+pub use self::apart::indistinguishable;
+pub use self::layout::forgeable;
+use self::placement::Placement;
+use self::rules::Rules;
+pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
 pub use self::shared::IkeSink;
 use self::shared::{Drops, Events, Shared};
 use self::socket::EspSocket;
@@ -52,8 +63,8 @@ use crate::sys::tun::{Tun, TunOffload};
 pub struct UserPlaneConfig {
     /// Name of the TUN device, at most 15 octets.
     pub tun_name: String,
-    /// MTU of the TUN device in octets. The kernel tells senders of longer packets about it, and TCP's segment size
-    /// follows from it. 1400 leaves room for every suite over IPv6 with an outer MTU of 1500.
+    /// Largest MTU of the TUN device in octets. The kernel tells senders of longer packets about it, and TCP's segment size
+    /// follows from it. While an SA is installed whose packets would exceed 1500 octets with it, the device gets less.
     pub mtu: u16,
     /// Whether to use the kernel's offloads where they exist. Off for comparison and for finding faults.
     pub offload: bool,
@@ -81,13 +92,12 @@ pub struct Offloads {
 pub struct UserPlane {
     engine: Engine,
     shared: Arc<Shared>,
-    rules: Rules,
-    guards: BTreeMap<ChildId, Vec<Rule>>,
-    /// Why there is no IPv6, if so.
-    no_v6: Option<RtnlError>,
+    placement: Arc<Mutex<Placement>>,
+    /// Whether the kernel has IPv6.
+    has_v6: bool,
     offload: bool,
-    tun_name: String,
-    tun_index: u32,
+    /// As configured.
+    mtu: u16,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -97,20 +107,14 @@ impl UserPlane {
     /// [`UserPlane::settle`].
     pub fn new(config: &UserPlaneConfig, ike_sink: IkeSink) -> Result<Self, PlaneError> {
         let operation = "set up the userspace data plane";
-        let mut rules = Rules::open().map_err(|e| from_rtnl(operation, &e))?;
         let wanted = if config.offload { TunOffload::TcpUdp } else { TunOffload::None };
         let name = &config.tun_name;
         let tun = Tun::create(name, wanted).map_err(|e| from_io(&format!("create TUN device {name}"), &e))?;
-        let link = rules.rtnl().set_up(name, config.mtu.into()).map_err(|e| from_rtnl(operation, &e))?;
-        let mut no_v6 = None;
-        for family in Family::ALL {
-            let result = set_up_family(&mut rules, family, link.index, name);
-            match (family, result) {
-                (_, Ok(())) => {}
-                (Family::V4, Err(e)) => return Err(from_rtnl(operation, &e)),
-                (Family::V6, Err(e)) => no_v6 = Some(e),
-            }
-        }
+        let failed = |e: RtnlError| from_rtnl(operation, &e);
+        let mut placement = Placement::new(name, config.mtu).map_err(failed)?;
+        let has_v6 = placement.has_family(Family::V6).map_err(failed)?;
+        let watch = Watch::open(layout::OWNER, placement.tun_index()).map_err(failed)?;
+        let placement = Arc::new(Mutex::new(placement));
         let io_failed = |e: io::Error| from_io(operation, &e);
         let shared = Arc::new(Shared {
             tun,
@@ -119,25 +123,29 @@ impl UserPlane {
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
             ike_sink,
-            wake: [shared::event_fd().map_err(io_failed)?, shared::event_fd().map_err(io_failed)?],
+            wake: [
+                shared::event_fd().map_err(io_failed)?,
+                shared::event_fd().map_err(io_failed)?,
+                shared::event_fd().map_err(io_failed)?,
+            ],
             stop: AtomicBool::new(false),
         });
         let mut plane = Self {
             engine: Engine::default(),
             shared: Arc::clone(&shared),
-            rules,
-            guards: BTreeMap::new(),
-            no_v6,
+            placement: Arc::clone(&placement),
+            has_v6,
             offload: config.offload,
-            tun_name: name.clone(),
-            tun_index: link.index,
+            mtu: config.mtu,
             threads: Vec::new(),
         };
-        // If the second thread cannot be started, dropping `plane` ends the first.
+        // If one thread cannot be started, dropping `plane` ends those before it.
         let egress = egress::Egress::new(Arc::clone(&shared), config.offload);
         plane.spawn("esp-egress", move || egress.run()).map_err(io_failed)?;
-        let ingress = ingress::Ingress::new(shared);
+        let ingress = ingress::Ingress::new(Arc::clone(&shared));
         plane.spawn("esp-ingress", move || ingress.run()).map_err(io_failed)?;
+        let mend = mend::Mend::new(shared, placement, watch);
+        plane.spawn("guard-mend", move || mend.run()).map_err(io_failed)?;
         Ok(plane)
     }
 
@@ -153,8 +161,7 @@ impl UserPlane {
     pub fn add_socket(&mut self, local: SocketAddr, socket: UdpSocket) -> Result<(), PlaneError> {
         let operation = format!("use UDP socket {local}");
         let socket = EspSocket::new(local, socket, self.offload).map_err(|e| from_io(&operation, &e))?;
-        let old = if self.has_socket(local) { guard::bypass(local) } else { Vec::new() };
-        self.rules.replace(&old, &guard::bypass(local)).map_err(|e| from_rtnl(&operation, &e))?;
+        self.placement().bypass(local, true).map_err(|e| from_rtnl(&operation, &e))?;
         self.change_sockets(|sockets| {
             sockets.retain(|s| s.local() != local);
             sockets.push(Arc::new(socket));
@@ -167,7 +174,7 @@ impl UserPlane {
         if self.has_socket(local) {
             self.change_sockets(|sockets| sockets.retain(|s| s.local() != local));
             let operation = format!("give up UDP socket {local}");
-            self.rules.replace(&guard::bypass(local), &[]).map_err(|e| from_rtnl(&operation, &e))?;
+            self.placement().bypass(local, false).map_err(|e| from_rtnl(&operation, &e))?;
         }
         Ok(())
     }
@@ -186,25 +193,35 @@ impl UserPlane {
     /// Removes rules that an earlier process left and nobody has asked for since: to be called once every configured
     /// guard is in force.
     pub fn settle(&mut self) -> Result<(), PlaneError> {
-        self.rules.settle().map_err(|e| from_rtnl("remove guards of an earlier run", &e))
+        self.placement().settle().map_err(|e| from_rtnl("remove guards of an earlier run", &e))
     }
 
     /// Puts back rules and routes of ours that others have removed (a network manager that tidies up, say), and tells
     /// how many rules that were. Until then protected traffic may have passed around the tunnel.
     pub fn resync(&mut self) -> Result<usize, PlaneError> {
-        let operation = "restore the guards' rules and routes";
-        let failed = |e: RtnlError| from_rtnl(operation, &e);
-        let families = if self.no_v6.is_none() { &Family::ALL[..] } else { &[Family::V4] };
-        for route in families.iter().flat_map(|family| guard::routes(*family, self.tun_index)) {
-            self.rules.rtnl().add_default_route(route).map_err(failed)?;
-        }
-        self.rules.repair().map_err(failed)
+        self.placement().repair().map_err(|e| from_rtnl("restore the guards' rules and routes", &e))
+    }
+
+    /// Rules of others that see packets before the guards do and may lead them around the tunnel.
+    pub fn obstacles(&self) -> Vec<Obstacle> {
+        // What cannot be read now is told by the thread that looks all the time.
+        let rules = self.placement().in_front().unwrap_or_default();
+        let obstacle = |rule: &Rule| Obstacle {
+            name: "rule_in_front",
+            what: format!("a routing rule of another program is asked before the guards about some of their packets: {rule}"),
+            fix: format!("give it a priority above {LAST_PRIORITY}, or let it match nothing of the tunnels"),
+        };
+        rules.iter().take(16).map(obstacle).collect()
+    }
+
+    fn placement(&self) -> MutexGuard<'_, Placement> {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops the plane and releases every guard: from here on the kernel routes protected traffic like any other.
     pub fn shut_down(mut self) -> Result<(), PlaneError> {
         self.stop();
-        self.rules.release().map_err(|e| from_rtnl("release the guards", &e))
+        self.placement().release().map_err(|e| from_rtnl("release the guards", &e))
     }
 
     fn stop(&mut self) {
@@ -235,22 +252,82 @@ impl UserPlane {
         self.shared.tables.store(Arc::new(self.engine.tables()));
     }
 
-    /// The rules of a guard, or why there are none.
-    fn rules_of(&self, spec: &GuardSpec) -> Result<Vec<Rule>, PlaneError> {
+    /// Publishes after a change of SAs, and makes the device say what they carry.
+    fn publish_sas(&self) -> Result<(), PlaneError> {
+        self.publish();
+        let room = self.engine.largest_inner().and_then(|largest| u16::try_from(largest).ok());
+        let mtu = room.map_or(self.mtu, |room| room.min(self.mtu));
+        self.placement().set_mtu(mtu).map_err(|e| from_rtnl("set the MTU of the TUN device", &e))
+    }
+
+    /// Whether routing rules can say a guard, or why not.
+    fn may_guard(&self, spec: &GuardSpec) -> Result<(), PlaneError> {
         let refuse = |detail: String| PlaneError {
             operation: "guard selectors by routing rules".to_owned(),
             kind: PlaneErrorKind::Unsupported,
             detail,
         };
-        let rules = guard::of_guard(spec, &self.tun_name).ok_or_else(|| {
-            refuse(format!("they take more than {} rules; use prefixes instead of ranges", guard::MAX_RULES))
+        let sorted = layout::sort(spec).ok_or_else(|| {
+            refuse(format!("they take more than {} rules; use prefixes instead of ranges", layout::MAX_PAIRS))
         })?;
-        match &self.no_v6 {
-            Some(why) if rules.iter().any(|rule| rule.family == Family::V6) => {
-                Err(refuse(format!("this host has no IPv6 ({why})")))
-            }
-            _ => Ok(rules),
+        if sorted.has(Family::V6) && !self.has_v6 {
+            return Err(refuse("this host has no IPv6".to_owned()));
         }
+        Ok(())
+    }
+
+    /// Whether the guards with these put in place can be told apart in the TUN, or which cannot.
+    fn may_tell_apart(&self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        let new: BTreeSet<ChildId> = specs.iter().map(|spec| spec.child).collect();
+        let kept = self.engine.guards().filter(|guard| !new.contains(&guard.child));
+        match indistinguishable(kept.chain(specs)).first() {
+            None => Ok(()),
+            Some((a, b)) => {
+                let name = |child: &ChildId| format!("{}.{}", child.tunnel.0, child.index);
+                Err(PlaneError {
+                    operation: format!("guard child {}", name(b)),
+                    kind: PlaneErrorKind::Unsupported,
+                    detail: format!(
+                        "data plane userspace cannot tell its packets from those of child {}: the selectors meet and only                          the marks differ, which a TUN device does not keep; give them other selectors, or use data plane                          kernel",
+                        name(a)
+                    ),
+                })
+            }
+        }
+    }
+
+    /// Takes the selectors of many children under guard in one step, which costs little more than one alone. After an
+    /// error all is as before.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        for spec in specs {
+            self.may_guard(spec)?;
+        }
+        self.may_tell_apart(specs)?;
+        let before: Vec<(ChildId, Option<GuardSpec>)> =
+            specs.iter().map(|spec| (spec.child, self.engine.guard_of(spec.child).cloned())).collect();
+        // Policy before rules: a packet that the rules lead into the TUN shall find its guard there.
+        self.engine.guard_all(specs)?;
+        self.publish();
+        let result = self.placement().guard(specs, &[]);
+        if let Err(error) = result {
+            let (old, new): (Vec<_>, Vec<_>) = before.into_iter().partition(|(_, old)| old.is_some());
+            self.engine.guard_all(&old.into_iter().filter_map(|(_, old)| old).collect::<Vec<_>>())?;
+            self.engine.unguard_all(&new.into_iter().map(|(child, _)| child).collect::<Vec<_>>())?;
+            self.publish();
+            return Err(from_rtnl("guard selectors by routing rules", &error));
+        }
+        Ok(())
+    }
+
+    /// Releases the guards of many children in one step. Their tunnels must be closed.
+    pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
+        for child in children {
+            self.engine.may_unguard(*child)?;
+        }
+        self.placement().guard(&[], children).map_err(|e| from_rtnl("release guards", &e))?;
+        self.engine.unguard_all(children)?;
+        self.publish();
+        Ok(())
     }
 }
 
@@ -266,33 +343,11 @@ impl DataPlane for UserPlane {
     }
 
     fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
-        let new = self.rules_of(spec)?;
-        let before = self.engine.guard_of(spec.child).cloned();
-        // Policy before rules: a packet that the rules lead into the TUN shall find its guard there.
-        self.engine.guard(spec)?;
-        self.publish();
-        let old = self.guards.get(&spec.child).map_or(&[][..], Vec::as_slice);
-        if let Err(error) = self.rules.replace(old, &new) {
-            match before {
-                Some(before) => self.engine.guard(&before)?,
-                None => self.engine.unguard(spec.child)?,
-            }
-            self.publish();
-            return Err(from_rtnl("guard selectors by routing rules", &error));
-        }
-        self.guards.insert(spec.child, new);
-        Ok(())
+        self.guard_all(std::slice::from_ref(spec))
     }
 
     fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        self.engine.may_unguard(child)?;
-        if let Some(old) = self.guards.get(&child) {
-            self.rules.replace(old, &[]).map_err(|e| from_rtnl("release a guard", &e))?;
-            self.guards.remove(&child);
-        }
-        self.engine.unguard(child)?;
-        self.publish();
-        Ok(())
+        self.unguard_all(&[child])
     }
 
     fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
@@ -303,26 +358,23 @@ impl DataPlane for UserPlane {
 
     fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError> {
         self.engine.close_tunnel(child);
-        self.publish();
-        Ok(())
+        self.publish_sas()
     }
 
     fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
         self.engine.install(spec)?;
-        self.publish();
-        Ok(())
+        self.publish_sas()
     }
 
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
         let counters = self.engine.remove(sa);
-        self.publish();
+        self.publish_sas()?;
         Ok(counters)
     }
 
     fn migrate(&mut self, sa: SaId, to: NewAddresses) -> Result<(), PlaneError> {
         self.engine.migrate(sa, to)?;
-        self.publish();
-        Ok(())
+        self.publish_sas()
     }
 
     fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
@@ -346,23 +398,16 @@ impl DataPlane for UserPlane {
 
 /// Whether routing rules of an earlier daemon are in force.
 pub(super) fn guards_stand() -> bool {
-    Rules::open().is_ok_and(|rules| rules.count() > 0)
+    Rules::open("").is_ok_and(|rules| rules.count() > 0)
 }
 
 /// Removes the routing rules and routes of a daemon that has ended; says how many rules there were.
 pub(super) fn release_guards() -> Result<usize, PlaneError> {
     let failed = |e: RtnlError| from_rtnl("release the guards of an earlier run", &e);
-    let mut rules = Rules::open().map_err(failed)?;
+    let mut rules = Rules::open("").map_err(failed)?;
     let count = rules.count();
     rules.release().map_err(failed)?;
     Ok(count)
-}
-
-fn set_up_family(rules: &mut Rules, family: Family, tun: u32, name: &str) -> Result<(), RtnlError> {
-    for route in guard::routes(family, tun) {
-        rules.rtnl().add_default_route(route)?;
-    }
-    rules.replace(&[], &guard::frame(family, name))
 }
 
 fn kind_of(errno: Option<i32>) -> PlaneErrorKind {

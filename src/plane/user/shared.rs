@@ -29,12 +29,12 @@ pub(super) struct Shared {
     pub drops: Drops,
     pub ike_sink: IkeSink,
     /// Wakes each thread out of its poll.
-    pub wake: [EventFd; 2],
+    pub wake: [EventFd; 3],
     pub stop: AtomicBool,
 }
 
 impl Shared {
-    /// Makes both threads look at the sockets and at `stop` again.
+    /// Makes the threads look at the sockets and at `stop` again.
     pub fn wake(&self) {
         for wake in &self.wake {
             // Fails only when the counter is at its limit, and then the thread is awake.

@@ -1,0 +1,165 @@
+//! Where the guards of the plane stand in the kernel: what is guarded, and the rules and routes that follow from it and
+//! from this host's addresses. Shared by the plane's owner, who changes the guards, and by the thread that mends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use cygnet_model::ChildId;
+use cygnet_model::tunnel::GuardSpec;
+use cygnet_xfrm::address::OwnAddress;
+use cygnet_xfrm::link::{Rtnl, RtnlError};
+use cygnet_xfrm::route::{Family, Prefix};
+use cygnet_xfrm::rule::Rule;
+
+use super::layout::{Host, Layout};
+use super::rules::Rules;
+use super::tree::masked;
+
+/// See the [module](self).
+pub(super) struct Placement {
+    rtnl: Rtnl,
+    rules: Rules,
+    tun: String,
+    tun_index: u32,
+    mtu: u16,
+    guards: BTreeMap<ChildId, GuardSpec>,
+    sockets: BTreeSet<SocketAddr>,
+    own: BTreeSet<OwnAddress>,
+}
+
+impl Placement {
+    /// Takes up the TUN device and takes note of what an earlier process left.
+    pub fn new(tun: &str, mtu: u16) -> Result<Self, RtnlError> {
+        let rtnl = Rtnl::open()?;
+        let mut rules = Rules::open(tun)?;
+        let link = rtnl.set_up(tun, mtu.into())?;
+        let own = rules.own_addresses()?;
+        Ok(Self {
+            rtnl,
+            rules,
+            tun: tun.to_owned(),
+            tun_index: link.index,
+            mtu,
+            guards: BTreeMap::new(),
+            sockets: BTreeSet::new(),
+            own,
+        })
+    }
+
+    pub const fn tun_index(&self) -> u32 {
+        self.tun_index
+    }
+
+    /// Changes the MTU of the TUN device.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), RtnlError> {
+        if mtu != self.mtu {
+            self.rtnl.set_up(&self.tun, mtu.into())?;
+            self.mtu = mtu;
+        }
+        Ok(())
+    }
+
+    /// Sets guards and takes others away, in one step. After an error all is as before.
+    pub fn guard<'a>(
+        &mut self,
+        set: impl IntoIterator<Item = &'a GuardSpec>,
+        take: &[ChildId],
+    ) -> Result<(), RtnlError> {
+        let mut before = BTreeMap::new();
+        for child in take {
+            before.insert(*child, self.guards.remove(child));
+        }
+        for guard in set {
+            let old = self.guards.insert(guard.child, guard.clone());
+            before.entry(guard.child).or_insert(old);
+        }
+        let result = self.lay_out();
+        if result.is_err() {
+            for (child, old) in before {
+                match old {
+                    Some(old) => self.guards.insert(child, old),
+                    None => self.guards.remove(&child),
+                };
+            }
+        }
+        result
+    }
+
+    /// Keeps IKE and ESP of one of our addresses out of the tunnels, or no longer. After an error all is as before.
+    pub fn bypass(&mut self, local: SocketAddr, wanted: bool) -> Result<(), RtnlError> {
+        let changed = if wanted { self.sockets.insert(local) } else { self.sockets.remove(&local) };
+        if !changed {
+            return Ok(());
+        }
+        let result = self.lay_out();
+        if result.is_err() {
+            if wanted {
+                self.sockets.remove(&local)
+            } else {
+                self.sockets.insert(local)
+            };
+        }
+        result
+    }
+
+    fn lay_out(&mut self) -> Result<(), RtnlError> {
+        let Self { rules, tun, tun_index, guards, sockets, own, .. } = self;
+        let addresses: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
+        let attached = own.iter().flat_map(|own| [(own.address, u8::MAX), own.network]).map(prefix).collect();
+        let host = Host { tun, tun_index: *tun_index, sockets, own: &addresses, attached: &attached };
+        let layout = Layout::new(guards.values(), &host, &mut rules.tables);
+        rules.apply(&layout)
+    }
+
+    /// Follows changes of this host's addresses.
+    pub fn follow_addresses(&mut self) -> Result<(), RtnlError> {
+        let now = self.rules.own_addresses()?;
+        if now == self.own {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.own, now);
+        let result = self.lay_out();
+        if result.is_err() {
+            self.own = before;
+        }
+        result
+    }
+
+    /// Puts back what others have taken away: the device's state, routes, rules. Says how many rules and routes.
+    pub fn repair(&mut self) -> Result<usize, RtnlError> {
+        let link = self.rtnl.link(&self.tun)?;
+        if link
+            .is_some_and(|link| link.index == self.tun_index && (!link.up || link.mtu != u32::from(self.mtu)))
+        {
+            self.rtnl.set_up(&self.tun, self.mtu.into())?;
+        }
+        self.rules.repair()
+    }
+
+    /// See [`Rules::settle`].
+    pub fn settle(&mut self) -> Result<(), RtnlError> {
+        self.rules.settle()
+    }
+
+    /// Removes all rules and routes of ours.
+    pub fn release(&mut self) -> Result<(), RtnlError> {
+        self.guards.clear();
+        self.rules.release()
+    }
+
+    /// See [`Rules::in_front`].
+    pub fn in_front(&mut self) -> Result<Vec<Rule>, RtnlError> {
+        self.rules.in_front()
+    }
+
+    /// Whether this host has addresses of a family at all.
+    pub fn has_family(&mut self, family: Family) -> Result<bool, RtnlError> {
+        self.rules.has_family(family)
+    }
+}
+
+/// A prefix without host bits and no longer than an address.
+fn prefix((addr, len): Prefix) -> Prefix {
+    let len = len.min(if addr.is_ipv4() { 32 } else { 128 });
+    (masked(addr, len), len)
+}

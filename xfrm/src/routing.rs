@@ -1,0 +1,189 @@
+//! Rules and routes by the thousand: read in one dump, changed in windows, each change acknowledged; and news of changes
+//! by others.
+
+use std::os::fd::BorrowedFd;
+
+use crate::NetlinkSocket;
+use crate::address::{OwnAddress, RTM_DELADDR, RTM_NEWADDR};
+use crate::codec;
+use crate::error::{Errno, NetlinkError};
+use crate::link::RtnlError;
+use crate::route::{Family, RTM_DELROUTE, RTM_NEWROUTE, Route};
+use crate::rule::{RTM_DELRULE, RTM_NEWRULE, Rule};
+use crate::socket::Request;
+
+/// Requests that are made at a time; each has a buffer of 4 KiB.
+const CHUNK: usize = 1024;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+/// Multicast groups of `linux/rtnetlink.h`: links; addresses, routes and rules of IPv4; the same of IPv6.
+const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+/// Where `struct ifinfomsg` has the index.
+const LINK_INDEX_AT: usize = 4;
+
+/// Rules and routes of the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct Routing {
+    socket: NetlinkSocket,
+}
+
+impl Routing {
+    /// Opens a socket.
+    pub fn open() -> Result<Self, RtnlError> {
+        let socket = NetlinkSocket::open(netlink_sys::protocols::NETLINK_ROUTE);
+        Ok(Self { socket: socket.map_err(|e| RtnlError::refused("open a routing socket", &e))? })
+    }
+
+    /// All rules of a family, whoever owns them, in the order in which the kernel walks them.
+    pub fn rules(&mut self, family: Family) -> Result<Vec<Rule>, RtnlError> {
+        let request = Rule::list_request(family);
+        let found = self.socket.dump(&request, |kind, payload| {
+            Ok((kind == RTM_NEWRULE).then(|| Rule::parse(payload)).flatten())
+        });
+        present(found).map_err(|e| RtnlError::refused("list routing rules", &e))
+    }
+
+    /// The routes of a family with an owner's mark, of all tables.
+    pub fn routes(&mut self, family: Family, owner: u8) -> Result<Vec<Route>, RtnlError> {
+        let request = Route::list_request(family, owner);
+        let found = self.socket.dump(&request, |kind, payload| {
+            let route = (kind == RTM_NEWROUTE).then(|| Route::parse(payload)).flatten();
+            // Kernels before 4.20 do not filter.
+            Ok(route.filter(|route| route.owner == owner))
+        });
+        present(found).map_err(|e| RtnlError::refused("list routes", &e))
+    }
+
+    /// Adds rules in this order. Stops at the first that the kernel refuses; those before it stay.
+    pub fn add_rules(&mut self, rules: &[Rule]) -> Result<(), RtnlError> {
+        self.each(rules, Rule::add_request, &[], |rule| format!("add rule \"{rule}\""))
+    }
+
+    /// Removes rules in this order; those that are gone already are fine.
+    pub fn remove_rules(&mut self, rules: &[Rule]) -> Result<(), RtnlError> {
+        self.each(rules, Rule::remove_request, &[Errno::ENOENT], |rule| format!("remove rule \"{rule}\""))
+    }
+
+    /// Adds routes; those that are there already are fine.
+    pub fn add_routes(&mut self, routes: &[Route]) -> Result<(), RtnlError> {
+        self.each(routes, Route::add_request, &[Errno::EEXIST], |route| format!("add {route:?}"))
+    }
+
+    /// Removes routes; those that are gone already are fine.
+    pub fn remove_routes(&mut self, routes: &[Route]) -> Result<(), RtnlError> {
+        let fine = [Errno::ESRCH, Errno::ENOENT, Errno::ENODEV];
+        self.each(routes, Route::remove_request, &fine, |route| format!("remove {route:?}"))
+    }
+
+    /// The addresses of this host in a family, those of loopback links too.
+    pub fn addresses(&mut self, family: Family) -> Result<Vec<OwnAddress>, RtnlError> {
+        let found = self.socket.dump(&OwnAddress::list_request(family), |kind, payload| {
+            Ok((kind == RTM_NEWADDR).then(|| OwnAddress::parse(payload)).flatten())
+        });
+        present(found).map_err(|e| RtnlError::refused("list addresses", &e))
+    }
+
+    fn each<T>(
+        &mut self,
+        items: &[T],
+        request: fn(&T) -> Request,
+        fine: &[Errno],
+        name: fn(&T) -> String,
+    ) -> Result<(), RtnlError> {
+        for chunk in items.chunks(CHUNK) {
+            let requests: Vec<Request> = chunk.iter().map(request).collect();
+            let results = self.socket.submit(&requests);
+            let results = results.map_err(|e| RtnlError::refused("change rules and routes", &e))?;
+            for (item, result) in chunk.iter().zip(results) {
+                match result {
+                    Err(e) if !e.errno().is_some_and(|errno| fine.contains(&errno)) => {
+                        return Err(RtnlError::refused(&name(item), &e));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A kernel without IPv6 has no tables of it.
+fn present<T>(found: Result<Vec<T>, NetlinkError>) -> Result<Vec<T>, NetlinkError> {
+    match found {
+        Err(e) if matches!(e.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// What others may have done to us.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum News {
+    /// A rule came or went.
+    Rules,
+    /// A route with the owner's mark went.
+    Routes,
+    /// Something about the watched link changed.
+    Link,
+    /// An address of this host came or went.
+    Addresses,
+    /// News were lost.
+    Lost,
+}
+
+/// Listens to changes of rules, routes, links and addresses. Changes that we make ourselves are told, too.
+#[derive(Debug)]
+pub struct Watch {
+    socket: NetlinkSocket,
+    owner: u8,
+    link: u32,
+}
+
+impl Watch {
+    /// Starts to listen in the current network namespace, for routes of `owner` and the link with index `link`.
+    pub fn open(owner: u8, link: u32) -> Result<Self, RtnlError> {
+        let socket = NetlinkSocket::monitor(netlink_sys::protocols::NETLINK_ROUTE, &GROUPS);
+        Ok(Self {
+            socket: socket.map_err(|e| RtnlError::refused("listen to routing changes", &e))?,
+            owner,
+            link,
+        })
+    }
+
+    /// Readable when there may be news.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+
+    /// Everything that was told since the last call, each kind once. Never blocks.
+    pub fn news(&mut self) -> Vec<News> {
+        let (owner, link) = (self.owner, self.link);
+        let mut news = Vec::new();
+        let mut note = |what| {
+            if !news.contains(&what) {
+                news.push(what);
+            }
+        };
+        loop {
+            let read = self.socket.next_event(|kind, payload| match kind {
+                RTM_NEWRULE | RTM_DELRULE => note(News::Rules),
+                RTM_DELROUTE if Route::parse(payload).is_some_and(|route| route.owner == owner) => {
+                    note(News::Routes);
+                }
+                RTM_NEWLINK | RTM_DELLINK if codec::u32_at(payload, LINK_INDEX_AT) == Some(link) => {
+                    note(News::Link);
+                }
+                RTM_NEWADDR | RTM_DELADDR => note(News::Addresses),
+                _ => {}
+            });
+            match read {
+                Ok(true) => {}
+                Ok(false) => return news,
+                Err(_) => {
+                    note(News::Lost);
+                    return news;
+                }
+            }
+        }
+    }
+}
