@@ -15,11 +15,13 @@
 pub mod address;
 pub mod algo;
 pub mod codec;
+pub mod conntrack;
 mod convert;
 pub mod dump;
 pub mod error;
 pub mod link;
 pub mod monitor;
+pub mod nft;
 pub mod policy;
 pub mod probe;
 pub mod route;
