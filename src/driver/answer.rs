@@ -210,7 +210,7 @@ impl Daemon {
     }
 
     /// What the daemon knows of its host.
-    fn findings(&self) -> Vec<Finding> {
+    fn findings(&mut self) -> Vec<Finding> {
         let wish = match self.config.daemon.data_plane {
             PlaneChoice::Auto => Wish::Auto,
             PlaneChoice::Kernel => Wish::Kernel,
@@ -221,6 +221,7 @@ impl Daemon {
         report.data_plane = self.choice.plane.name().to_owned();
         report.data_plane_reason.clone_from(&self.choice.reason);
         let mut findings = report.findings();
+        findings.extend(self.plane.wall().findings());
         findings.extend(self.absent.iter().map(|address| Finding {
             name: "address".to_owned(),
             verdict: Verdict::Warning,

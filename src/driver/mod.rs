@@ -24,7 +24,7 @@ mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -134,6 +134,7 @@ struct Inputs {
     asks: mpsc::Receiver<Ask>,
     resolved: mpsc::Receiver<(String, Vec<IpAddr>)>,
     plane: Option<AsyncFd<OwnedFd>>,
+    wall: Option<AsyncFd<OwnedFd>>,
     signals: Signals,
 }
 
@@ -185,7 +186,8 @@ impl Daemon {
         let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
         let mut sockets = Sockets::default();
         let mut natt = Vec::new();
-        for address in outer_addresses(&config)? {
+        let own = outer_addresses(&config)?;
+        for address in own.iter().copied() {
             let socket = sockets
                 .open(address, choice.plane, &received_tx)
                 .with_context(|| format!("cannot use address {address} of a gateway"))?;
@@ -193,6 +195,7 @@ impl Daemon {
         }
         let mut plane = Plane::open(
             choice.plane,
+            own,
             Box::new(move |local, remote, bytes| {
                 // A full queue drops, as the kernel's would.
                 let _ = received_tx.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
@@ -228,12 +231,8 @@ impl Daemon {
         for name in names {
             tokio::spawn(resolve(name, resolved_tx.clone()));
         }
-        let plane_fd = match plane.port_ref().event_fd() {
-            // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
-            #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
-            Some(fd) => Some(AsyncFd::new(fd.try_clone_to_owned()?)?),
-            None => None,
-        };
+        let plane_fd = watched(plane.port_ref().event_fd())?;
+        let wall_fd = watched(plane.wall_fd())?;
 
         let mut daemon = Self {
             path: path.to_owned(),
@@ -260,7 +259,7 @@ impl Daemon {
             config,
         };
         daemon.configure();
-        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd, signals }))
+        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd, wall: wall_fd, signals }))
     }
 
     /// Brings everything but the data plane in line with the configuration.
@@ -321,11 +320,13 @@ impl Daemon {
                     }
                 }
                 () = plane_ready(inputs.plane.as_ref()) => self.plane_events(),
+                () = plane_ready(inputs.wall.as_ref()) => self.check_wall(false),
                 Some(ask) = inputs.asks.recv() => self.answer(ask),
                 Some((name, addresses)) = inputs.resolved.recv() => self.on_resolved(name, addresses),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 _ = sampling.tick() => {
                     self.look_for_addresses();
+                    self.check_wall(true);
                     self.sample();
                 }
                 () = sleep_until(self.publish_at) => self.publish(),
@@ -393,6 +394,21 @@ impl Daemon {
                     self.sample();
                 }
             }
+        }
+    }
+
+    /// Puts the wall back if others changed it; see [`crate::plane::wall::Wall::check`].
+    fn check_wall(&mut self, thorough: bool) {
+        if self.plane.wall().check(thorough) {
+            let stands = self.plane.wall().stands();
+            let message = if stands {
+                "somebody changed the table inet cygnet of nf_tables, which keeps protected packets from leaving in \
+                 clear text; it was put back"
+            } else {
+                "somebody changed the table inet cygnet of nf_tables, and it could not be put back; see: cygnet doctor"
+            };
+            tracing::warn!("{message}");
+            self.announce(Kind::GuardRepaired, message);
         }
     }
 
@@ -481,7 +497,7 @@ fn occupy(
 ) -> Result<Vec<Spi>, PlaneError> {
     // Guards first: from here on nothing that belongs into a tunnel leaves without one.
     for guard in policy::guards(config) {
-        plane.port().guard(&guard)?;
+        plane.guard(&guard)?;
     }
     plane.settle()?;
     let mut foreign = Vec::new();
@@ -498,13 +514,20 @@ fn occupy(
 fn release(mut plane: Plane, config: &Config) -> Result<(), PlaneError> {
     let mut first = Ok(());
     for guard in policy::guards(config) {
-        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
+        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.unguard(guard.child));
         if let Err(e) = result {
             tracing::error!(error = %e, "a guard could not be released");
             first = first.and(Err(e));
         }
     }
     first.and(plane.shut_down())
+}
+
+/// A descriptor of the plane, for the loop to wait on.
+fn watched(fd: Option<BorrowedFd<'_>>) -> std::io::Result<Option<AsyncFd<OwnedFd>>> {
+    // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
+    #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
+    fd.map(|fd| AsyncFd::new(fd.try_clone_to_owned()?)).transpose()
 }
 
 /// Waits until the plane has events; for ever if it tells of none.

@@ -15,7 +15,7 @@ use super::{Daemon, clock, policy};
 use crate::config::model::Start;
 use crate::observe::snapshot::{
     ChildStatus, Drops, GatewayStatus, IkeRole, IkeStatus, Nat, PathStatus, Snapshot, TunnelState,
-    TunnelStatus,
+    TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -195,7 +195,15 @@ impl Daemon {
                 }
             })
             .collect();
+        let wall = self.plane.wall();
+        let wall = WallStatus {
+            in_force: wall.stands(),
+            drops: wall.drops().into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+            repairs: wall.repairs(),
+            gaps: wall.gaps().map(str::to_owned).collect(),
+        };
         Snapshot {
+            wall,
             data_plane: self.choice.plane.name().to_owned(),
             data_plane_reason: self.choice.reason.clone(),
             started: rfc3339(self.started_unix),

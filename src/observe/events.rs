@@ -59,6 +59,8 @@ pub enum Kind {
     LimitChanged,
     /// The data plane refused something, or lost events.
     DataPlane,
+    /// Others changed what keeps protected packets from leaving in clear text; it was put back.
+    GuardRepaired,
     /// A datagram was dropped; a limited number of them is told.
     DatagramDropped,
     /// Events were lost because the reader was slow.
@@ -78,6 +80,7 @@ impl Kind {
                 | Self::TunnelFailed
                 | Self::RekeyFailed
                 | Self::PeerDead
+                | Self::GuardRepaired
                 | Self::DatagramDropped
                 | Self::Lost
         )
@@ -102,6 +105,7 @@ impl Kind {
             Self::BandwidthChanged => "bandwidth_changed",
             Self::LimitChanged => "limit_changed",
             Self::DataPlane => "data_plane",
+            Self::GuardRepaired => "guard_repaired",
             Self::DatagramDropped => "datagram_dropped",
             Self::Lost => "lost",
             Self::Other => "other",

@@ -1,5 +1,7 @@
 //! The one status type. The command line, the console and the exporter all show this, in these words.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form; it grows when a reader of the old form would be misled.
@@ -27,6 +29,9 @@ pub struct Snapshot {
     /// IKE SAs that wait for their peer's IKE_AUTH.
     #[serde(default)]
     pub half_open: u64,
+    /// What stands behind NAT and foreign rules.
+    #[serde(default)]
+    pub wall: WallStatus,
     /// VPN gateways in the order of the configuration.
     pub gateways: Vec<GatewayStatus>,
     /// Tunnels in the order of the configuration, each one that is configured.
@@ -43,6 +48,7 @@ impl Default for Snapshot {
             started: String::new(),
             config_ok: true,
             half_open: 0,
+            wall: WallStatus::default(),
             gateways: Vec::new(),
             tunnels: Vec::new(),
         }
@@ -54,6 +60,22 @@ impl Snapshot {
     pub fn healthy(&self) -> bool {
         self.tunnels.iter().all(|t| !t.wanted || t.state.is_up())
     }
+}
+
+/// The last guard: what keeps protected packets from leaving in clear text whatever others have configured.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct WallStatus {
+    /// Whether it is in force.
+    pub in_force: bool,
+    /// Packets that it dropped, by reason: `nat` or `bypass`.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// How often others' changes to it had to be undone.
+    #[serde(default)]
+    pub repairs: u64,
+    /// What it does not defend on this host.
+    #[serde(default)]
+    pub gaps: Vec<String>,
 }
 
 /// A VPN gateway.

@@ -4,3 +4,4 @@ pub mod choose;
 pub mod kernel;
 mod spd;
 pub mod user;
+pub mod wall;
