@@ -9,7 +9,7 @@
 //! above; this crate turns one request into one kernel object and reads the kernel's objects back.
 //!
 //! Layers: [`codec`] (attributes) and [`socket`] (transport) below; [`sa`], [`policy`], [`monitor`] for XFRM; [`tc`]
-//! for shaping; [`probe`] says what this kernel offers.
+//! for shaping; [`nft`] and [`conntrack`] for what stands behind NAT; [`probe`] says what this kernel offers.
 #![deny(clippy::indexing_slicing)]
 
 pub mod address;
