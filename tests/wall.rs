@@ -2,7 +2,12 @@
 //!
 //! Two hosts on one wire without any tunnel: whatever is protected is about to leave in clear text, and nothing may.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tools of tests, outside of test functions"
+)]
 
 mod netns;
 

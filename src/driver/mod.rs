@@ -510,11 +510,12 @@ fn occupy(
     Ok(foreign)
 }
 
-/// Takes back what [`occupy`] and the tunnels did. Goes on after errors, logs them and gives the first.
+/// Takes back what [`occupy`] and the tunnels did, the wall at last and as a whole. Goes on after errors, logs them and
+/// gives the first.
 fn release(mut plane: Plane, config: &Config) -> Result<(), PlaneError> {
     let mut first = Ok(());
     for guard in policy::guards(config) {
-        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.unguard(guard.child));
+        let result = plane.port().close_tunnel(guard.child).and_then(|()| plane.port().unguard(guard.child));
         if let Err(e) = result {
             tracing::error!(error = %e, "a guard could not be released");
             first = first.and(Err(e));

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
-use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, PlaneError, PlaneKind};
 use cygnet_model::tunnel::GuardSpec;
 
@@ -43,7 +42,7 @@ impl Plane {
         Ok(Self { esp, wall: Wall::open(protection, own) })
     }
 
-    /// The calls that both kinds have. Guards go by [`Self::guard`] and [`Self::unguard`], or the wall misses them.
+    /// The calls that both kinds have. Guards go by [`Self::guard`], or the wall misses them.
     pub fn port(&mut self) -> &mut dyn DataPlane {
         match &mut self.esp {
             Esp::Kernel(p) => p.as_mut(),
@@ -68,13 +67,6 @@ impl Plane {
     pub fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
         self.port().guard(spec)?;
         self.wall.guard(spec);
-        Ok(())
-    }
-
-    /// Releases a guard.
-    pub fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        self.port().unguard(child)?;
-        self.wall.unguard(child);
         Ok(())
     }
 

@@ -131,7 +131,9 @@ impl Wall {
             }
             return false;
         };
-        if !touched && !(thorough && self.is_damaged(*rules)) {
+        let rules = *rules;
+        let damaged = touched || (thorough && self.is_damaged(rules));
+        if !damaged {
             return false;
         }
         self.repairs += 1;
