@@ -188,20 +188,28 @@ impl Wall {
         };
         let mut out = Vec::new();
         for (reason, count) in self.drops().into_iter().filter(|(_, count)| *count > 0) {
-            let (what, fix) = match reason {
+            let (verdict, what, fix) = match reason {
+                want::ICMP_ERROR => (
+                    Verdict::Ok,
+                    "errors about protected packets, from an address that no tunnel covers, would have carried parts of \
+                     them",
+                    "",
+                ),
                 want::NAT => (
+                    Verdict::Warning,
                     "a NAT rule, or an answer to a translated connection, took them out of their tunnel",
                     "exclude the networks of the tunnels in the NAT rules; see: nft list ruleset, iptables-save -t nat, \
                      conntrack -L",
                 ),
                 _ => (
+                    Verdict::Warning,
                     "a routing rule, a policy or a mark of others led them around their tunnel",
                     "see: ip rule, ip xfrm policy, ip route get DESTINATION from SOURCE",
                 ),
             };
             let detail =
                 format!("{count} packets were about to leave in clear text and were dropped: {what}");
-            out.push(finding(Verdict::Warning, detail, fix));
+            out.push(finding(verdict, detail, fix));
         }
         out.extend(self.gaps().map(|gap| {
             let (detail, fix) = gap.split_once("; ").unwrap_or((gap, ""));

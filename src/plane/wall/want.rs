@@ -13,6 +13,7 @@
 //!       neighbour discovery                                                   → let go
 //!       IKE or ESP of one of our addresses (as first sent, before any NAT)    → let go
 //!       (source, destination) protected                                       → count `bypass`, drop
+//!       an ICMP error about such a packet, by conntrack's tuples              → count `icmp-error`, drop
 //!       the same before it was translated, by conntrack's tuples              → count `nat`, drop
 //! ```
 //!
@@ -40,8 +41,10 @@ pub const SHAPES: usize = 256;
 pub const NAT: &str = "nat";
 /// Counted by the last guard: nothing translated the packet, but it was about to leave around its tunnel.
 pub const BYPASS: &str = "bypass";
+/// Counted by the last guard: an ICMP error about a protected packet, from an address of this host that is not protected.
+pub const ICMP_ERROR: &str = "icmp-error";
 /// All reasons, in the order in which they are shown.
-pub const REASONS: [&str; 2] = [BYPASS, NAT];
+pub const REASONS: [&str; 3] = [BYPASS, ICMP_ERROR, NAT];
 
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
@@ -60,6 +63,8 @@ const IKE_PORTS: [u16; 2] = [500, 4500];
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 136);
 /// `NF_CT_STATE_INVALID_BIT | NF_CT_STATE_UNTRACKED_BIT`: no entry of conntrack.
 const NO_ENTRY: u32 = 1 | 64;
+/// `NF_CT_STATE_BIT(IP_CT_RELATED)`: of ICMP packets, the errors about a connection.
+const RELATED: u32 = 4;
 
 /// How packets that are going to be protected are known.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -280,8 +285,13 @@ impl Shape {
             let to = next();
             out.extend([Expr::Meta(Meta::Mark, to), Expr::Mask(to, self.mark.to_ne_bytes().to_vec())]);
         }
-        if self.upper != Upper::Nothing {
-            out.push(Expr::Meta(Meta::Protocol, next()));
+        match (self.upper, look) {
+            (Upper::Nothing, _) => {}
+            // An ICMP error is about a packet of its connection's protocol.
+            (Upper::Protocol | Upper::Ports(..), Look::Tuples { .. }) => {
+                out.push(Expr::Ct(Ct::Protocol, next()));
+            }
+            _ => out.push(Expr::Meta(Meta::Protocol, next())),
         }
         let transport = |offset, len, to| Expr::Payload { base: Base::Transport, offset, len, to };
         match self.upper {
@@ -343,23 +353,41 @@ impl Shape {
             exprs.push(Expr::Nat(kind, self.ip, register(ADDRESS)));
             out.push(Change::Rule { chain, exprs });
         }
-        for (look, reason) in [
-            (Look::Header, BYPASS),
+        let tuples = [
             // As it was sent; as it was sent, to where it was redirected; an answer before its source is put back.
-            (
-                Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Destination(Tuple::Original)),
-                NAT,
-            ),
-            (Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Source(Tuple::Reply)), NAT),
-            (Look::tuples(Tuple::Reply, Of::Source(Tuple::Reply), Of::Source(Tuple::Original)), NAT),
-        ] {
+            Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Destination(Tuple::Original)),
+            Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Source(Tuple::Reply)),
+            Look::tuples(Tuple::Reply, Of::Source(Tuple::Reply), Of::Source(Tuple::Original)),
+        ];
+        let rules = std::iter::once((Look::Header, BYPASS))
+            .chain(tuples.map(|look| (look, ICMP_ERROR)))
+            .chain(tuples.map(|look| (look, NAT)));
+        for (look, reason) in rules {
             let mut exprs = self.not_decrypted(protection, GUARD);
+            if reason == ICMP_ERROR {
+                exprs.extend(self.icmp_error());
+            }
             exprs.extend(self.look_up(look));
             exprs.push(Expr::Count(reason.to_owned()));
             exprs.push(Expr::Verdict(Verdict::Drop));
             out.push(Change::Rule { chain: GUARD, exprs });
         }
         out
+    }
+
+    /// The packet is an ICMP error about a connection.
+    fn icmp_error(&self) -> [Expr; 5] {
+        let protocol = match self.ip {
+            Ip::V4 => ICMP,
+            Ip::V6 => ICMPV6,
+        };
+        [
+            Expr::Ct(Ct::State, SCRATCH),
+            Expr::Mask(SCRATCH, RELATED.to_ne_bytes().to_vec()),
+            Expr::Differs(SCRATCH, vec![0; 4]),
+            Expr::Meta(Meta::Protocol, SCRATCH),
+            Expr::Equals(SCRATCH, vec![protocol]),
+        ]
     }
 
     /// For guards whose sides are the same: the packet does not come out of a tunnel.
