@@ -308,12 +308,8 @@ impl Wall {
         }
         let Some(nft) = &mut self.nft else { return false };
         let mut refusal = None;
-        for (nat, keeping) in [
-            (true, Keeping::OwnedAndPersistent),
-            (true, Keeping::Shared),
-            (false, Keeping::OwnedAndPersistent),
-            (false, Keeping::Shared),
-        ] {
+        let keeping = keeping();
+        for nat in [true, false] {
             let frame = Frame { nat, keeping, ..self.frame.clone() };
             let mut changes = frame.make(&self.counted);
             for shape in shapes.iter().take(want::SHAPES) {
@@ -418,6 +414,14 @@ impl Wall {
             }
         }
     }
+}
+
+/// What this kernel can do to keep others from changing a table. Tried with a table that does not outlive the question, so
+/// that the wall need not be sent twice.
+fn keeping() -> Keeping {
+    let question = [Change::Table(Keeping::OwnedAndPersistent), Change::RemoveTable];
+    let able = Nft::open(want::PROBE).is_ok_and(|mut nft| nft.commit(&question).is_ok());
+    if able { Keeping::OwnedAndPersistent } else { Keeping::Shared }
 }
 
 fn count_rules(changes: &[Change]) -> usize {

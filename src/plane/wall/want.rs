@@ -32,6 +32,8 @@ use cygnet_xfrm::policy::expand;
 
 /// Our table.
 pub const TABLE: &str = "cygnet";
+/// A table that is made and removed in one transaction, to see what this kernel can do.
+pub const PROBE: &str = "cygnet-probe";
 /// Pairs of one guard; also the limit of both planes.
 const PAIRS: usize = 4096;
 /// Sets of one family: each costs every unprotected packet some look-ups.
