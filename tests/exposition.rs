@@ -81,6 +81,12 @@ fn published(tunnels: usize) -> Published {
     let snapshot = Snapshot {
         data_plane: "kernel".into(),
         daemon_version: "0.0.0".into(),
+        wall: WallStatus {
+            in_force: true,
+            drops: [("bypass".into(), 0), ("nat".into(), 3)].into(),
+            repairs: 1,
+            gaps: vec![],
+        },
         gateways: vec![gateway],
         tunnels: names.iter().map(tunnel).collect(),
         ..Snapshot::default()

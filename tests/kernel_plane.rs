@@ -280,8 +280,16 @@ fn the_place_of_another_program_is_refused_with_its_owner() {
     );
     let before = a.netns.run("ip xfrm policy");
     let (local, remote) = a.inner();
-    let spec =
-        GuardSpec { child: child(), reqid: reqid(), local, remote, action: GuardAction::Drop, mark: None };
+    let spec = GuardSpec {
+        child: child(),
+        reqid: reqid(),
+        local,
+        remote,
+        action: GuardAction::Drop,
+        mark: None,
+        weight: 0,
+        bypass: Bypass::None,
+    };
     let e = a.plane.guard(&spec).unwrap_err();
     assert_eq!(e.kind, PlaneErrorKind::Exists);
     assert!(e.detail.contains("10.1.0.0/16 to 10.2.0.0/16 (out, priority 399999, reqid 7)"), "{e}");

@@ -81,6 +81,17 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
         out.line(&format!("{} {}", out.paint(Tone::Bad, "error:"), safe(&o.detail)))?;
         out.line(&format!("       {}\n", safe(&o.fix)))?;
     }
+    // Nothing is said of a wall that stands and had nothing to do.
+    for (reason, count) in s.wall.drops.iter().filter(|(_, count)| **count > 0) {
+        let words = format!(
+            "kept from leaving in clear text ({}): {count} packets; see: cygnet doctor\n",
+            safe(reason)
+        );
+        out.line(&out.paint(Tone::Odd, &words))?;
+    }
+    for gap in &s.wall.gaps {
+        out.line(&out.paint(Tone::Odd, &format!("not defended: {}\n", safe(gap))))?;
+    }
     let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
     out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;
     out.line("")?;

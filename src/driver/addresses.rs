@@ -105,6 +105,8 @@ impl Daemon {
         for address in &came {
             tracing::info!(%address, "an interface has this address of a gateway now");
         }
+        // Before anything is sent from a new one.
+        self.plane.wall().follow(all.iter().copied());
         let changed = outer != self.outer;
         self.outer = outer;
         let opened = self.follow_sockets(&all);

@@ -212,7 +212,7 @@ impl Daemon {
     }
 
     /// What the daemon knows of its host.
-    fn findings(&self) -> Vec<Finding> {
+    fn findings(&mut self) -> Vec<Finding> {
         let wish = match self.config.daemon.data_plane {
             PlaneChoice::Auto => Wish::Auto,
             PlaneChoice::Kernel => Wish::Kernel,
@@ -224,6 +224,7 @@ impl Daemon {
         report.data_plane_reason.clone_from(&self.choice.reason);
         let mut findings = report.findings();
         findings.extend(self.obstacle_findings());
+        findings.extend(self.plane.wall().findings());
         findings.extend(self.absent.iter().map(|address| Finding {
             name: "address".to_owned(),
             verdict: Verdict::Warning,

@@ -35,7 +35,23 @@ impl Daemon {
         if self.choice.plane == PlaneKind::Kernel {
             self.look_for_obstacles();
         }
+        self.check_wall(true);
         self.mend_shaping();
+    }
+
+    /// Puts the wall back if others changed it; see [`crate::plane::wall::Wall::check`].
+    pub(super) fn check_wall(&mut self, thorough: bool) {
+        if self.plane.wall().check(thorough) {
+            let stands = self.plane.wall().stands();
+            let message = if stands {
+                "somebody changed the table inet cygnet of nf_tables, which keeps protected packets from leaving in \
+                 clear text; it was put back"
+            } else {
+                "somebody changed the table inet cygnet of nf_tables, and it could not be put back; see: cygnet doctor"
+            };
+            tracing::warn!("{message}");
+            self.announce(Kind::GuardRepaired, message);
+        }
     }
 
     /// Tells that others had removed guards, which are in force again.

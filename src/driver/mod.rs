@@ -155,6 +155,7 @@ struct Inputs {
     resolved: mpsc::Receiver<resolver::Resolved>,
     plane: Option<AsyncFd<OwnedFd>>,
     host: Option<AsyncFd<OwnedFd>>,
+    wall: Option<AsyncFd<OwnedFd>>,
     signals: Signals,
 }
 
@@ -198,8 +199,8 @@ impl Daemon {
         let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
         let mut sockets = Sockets::default();
         let mut natt = Vec::new();
-        let outer = HostAddresses::read().outer(&config);
-        for address in outer.values().flatten().copied().collect::<BTreeSet<_>>() {
+        let own: BTreeSet<IpAddr> = HostAddresses::read().outer(&config).into_values().flatten().collect();
+        for address in own.iter().copied() {
             let socket = sockets
                 .open(address, choice.plane, &received_tx)
                 .with_context(|| format!("cannot use address {address} of a gateway"))?;
@@ -210,6 +211,7 @@ impl Daemon {
         let from_plane = received_tx.clone();
         let mut plane = Plane::open(
             choice.plane,
+            own,
             Box::new(move |local, remote, bytes| {
                 // A full queue drops, as the kernel's would.
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
@@ -246,6 +248,7 @@ impl Daemon {
             .inspect_err(|e| tracing::warn!(error = %e, "changes of the host are seen late"))
             .ok();
         let host_fd = host.as_ref().map(|h| watched(h.fd())).transpose()?;
+        let wall_fd = plane.wall_fd().map(watched).transpose()?;
 
         let mut daemon = Self {
             path: path.to_owned(),
@@ -280,7 +283,9 @@ impl Daemon {
             config,
         };
         daemon.configure();
-        Ok((daemon, Inputs { received, asks, resolved, plane: plane_fd, host: host_fd, signals }))
+        let inputs =
+            Inputs { received, asks, resolved, plane: plane_fd, host: host_fd, wall: wall_fd, signals };
+        Ok((daemon, inputs))
     }
 
     /// Brings everything but the data plane in line with the configuration.
@@ -342,6 +347,7 @@ impl Daemon {
                 }
                 () = readable(inputs.plane.as_ref()) => self.plane_events(),
                 () = readable(inputs.host.as_ref()) => self.on_host_changes(),
+                () = readable(inputs.wall.as_ref()) => self.check_wall(false),
                 Some(ask) = inputs.asks.recv() => self.answer(ask),
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
@@ -471,7 +477,8 @@ fn choose_plane(config: &Config) -> anyhow::Result<Choice> {
 /// of a daemon.
 pub fn guard(config: &Config) -> anyhow::Result<usize> {
     let choice = choose_plane(config)?;
-    let mut plane = Plane::open(choice.plane, Box::new(|_, _, _| {}))?;
+    let own: BTreeSet<IpAddr> = HostAddresses::read().outer(config).into_values().flatten().collect();
+    let mut plane = Plane::open(choice.plane, own, Box::new(|_, _, _| {}))?;
     let result = occupy(&mut plane, config, Vec::new());
     // Guards in force are better than none, whatever went wrong with one of them.
     plane.end(Guards::Keep)?;

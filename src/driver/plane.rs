@@ -1,6 +1,7 @@
-//! The data plane that was chosen, with what each kind needs besides [`DataPlane`].
+//! The data plane that was chosen, with what each kind needs besides [`DataPlane`], and the wall behind it.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::BorrowedFd;
 
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneKind};
 use cygnet_model::tunnel::GuardSpec;
@@ -8,9 +9,15 @@ use cygnet_model::tunnel::GuardSpec;
 use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
+use crate::plane::wall::{Protection, Wall};
 
-/// One of the two.
-pub enum Plane {
+/// One of the two planes, and the wall.
+pub struct Plane {
+    esp: Esp,
+    wall: Wall,
+}
+
+enum Esp {
     /// The kernel forwards ESP.
     Kernel(Box<KernelPlane>),
     /// We do.
@@ -18,100 +25,126 @@ pub enum Plane {
 }
 
 impl Plane {
-    /// Opens the plane. `ike_sink` gets the IKE messages that our own plane finds among ESP.
-    pub fn open(kind: PlaneKind, ike_sink: IkeSink) -> Result<Self, PlaneError> {
-        Ok(match kind {
-            PlaneKind::Kernel => Self::Kernel(Box::new(KernelPlane::open()?)),
+    /// Opens the plane. `own` are the outer addresses; `ike_sink` gets the IKE messages that our own plane finds among
+    /// ESP.
+    pub fn open(
+        kind: PlaneKind,
+        own: impl IntoIterator<Item = IpAddr>,
+        ike_sink: IkeSink,
+    ) -> Result<Self, PlaneError> {
+        let (esp, protection) = match kind {
+            PlaneKind::Kernel => (Esp::Kernel(Box::new(KernelPlane::open()?)), Protection::Route),
             PlaneKind::Userspace => {
-                Self::User(Box::new(UserPlane::new(&UserPlaneConfig::default(), ike_sink)?))
+                let config = UserPlaneConfig::default();
+                let plane = UserPlane::new(&config, ike_sink)?;
+                (Esp::User(Box::new(plane)), Protection::Device(config.tun_name))
             }
-        })
+        };
+        Ok(Self { esp, wall: Wall::open(protection, own) })
     }
 
-    /// The calls that both kinds have.
+    /// The calls that both kinds have. Guards go by [`Self::guard_all`], or the wall misses them.
     pub fn port(&mut self) -> &mut dyn DataPlane {
-        match self {
-            Self::Kernel(p) => p.as_mut(),
-            Self::User(p) => p.as_mut(),
+        match &mut self.esp {
+            Esp::Kernel(p) => p.as_mut(),
+            Esp::User(p) => p.as_mut(),
         }
     }
 
     /// The same, for questions.
     pub fn port_ref(&self) -> &dyn DataPlane {
-        match self {
-            Self::Kernel(p) => p.as_ref(),
-            Self::User(p) => p.as_ref(),
+        match &self.esp {
+            Esp::Kernel(p) => p.as_ref(),
+            Esp::User(p) => p.as_ref(),
         }
     }
 
-    /// Gives our own plane a 4500 socket to read.
-    pub fn add_socket(&mut self, local: SocketAddr, socket: UdpSocket) -> Result<(), PlaneError> {
-        match self {
-            Self::Kernel(_) => Ok(()),
-            Self::User(p) => p.add_socket(local, socket),
-        }
+    /// The wall.
+    pub const fn wall(&mut self) -> &mut Wall {
+        &mut self.wall
     }
 
     /// Takes the selectors of many children under guard.
     pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
-        match self {
-            Self::Kernel(p) => specs.iter().try_for_each(|spec| p.guard(spec)),
-            Self::User(p) => p.guard_all(specs),
+        match &mut self.esp {
+            Esp::Kernel(p) => specs.iter().try_for_each(|spec| p.guard(spec))?,
+            Esp::User(p) => p.guard_all(specs)?,
+        }
+        specs.iter().for_each(|spec| self.wall.guard(spec));
+        Ok(())
+    }
+
+    /// Gives our own plane a 4500 socket to read.
+    pub fn add_socket(&mut self, local: SocketAddr, socket: UdpSocket) -> Result<(), PlaneError> {
+        match &mut self.esp {
+            Esp::Kernel(_) => Ok(()),
+            Esp::User(p) => p.add_socket(local, socket),
         }
     }
 
     /// Takes a socket back that [`Self::add_socket`] gave.
     pub fn remove_socket(&mut self, local: SocketAddr) -> Result<(), PlaneError> {
-        match self {
-            Self::Kernel(_) => Ok(()),
-            Self::User(p) => p.remove_socket(local),
+        match &mut self.esp {
+            Esp::Kernel(_) => Ok(()),
+            Esp::User(p) => p.remove_socket(local),
         }
     }
 
-    /// Removes what an earlier daemon left and nobody wants any more, once all guards are in force.
+    /// Removes what an earlier daemon left and nobody wants any more, once all guards are in force, and builds the wall.
     pub fn settle(&mut self) -> Result<(), PlaneError> {
-        match self {
-            Self::Kernel(p) => p.sweep().map(|_| ()),
-            Self::User(p) => p.settle(),
+        self.wall.settle();
+        match &mut self.esp {
+            Esp::Kernel(p) => p.sweep().map(|_| ()),
+            Esp::User(p) => p.settle(),
         }
     }
 
     /// Puts right what others changed, after events were lost.
     pub fn resync(&mut self) -> Result<(), PlaneError> {
-        match self {
-            Self::Kernel(p) => p.resync().map(|_| ()),
-            Self::User(p) => p.resync().map(|_| ()),
+        match &mut self.esp {
+            Esp::Kernel(p) => p.resync().map(|_| ()),
+            Esp::User(p) => p.resync().map(|_| ()),
         }
     }
 
     /// Looks whether the guards are still in force and puts them right; says how much had to be put right.
     pub fn audit(&mut self) -> Result<usize, PlaneError> {
-        match self {
-            Self::Kernel(p) => p.audit(),
+        match &mut self.esp {
+            Esp::Kernel(p) => p.audit(),
             // It looks by itself, and tells by events.
-            Self::User(_) => Ok(0),
+            Esp::User(_) => Ok(0),
         }
     }
 
     /// What of others stands in the way of the guards.
     pub fn obstacles(&self) -> Vec<Obstacle> {
-        match self {
-            Self::Kernel(p) => p.obstacles(),
-            Self::User(p) => p.obstacles(),
+        match &self.esp {
+            Esp::Kernel(p) => p.obstacles(),
+            Esp::User(p) => p.obstacles(),
         }
     }
 
-    /// Ends the plane: tunnels are closed, and the guards stay in force or go.
+    /// Becomes readable when the wall may have been changed by others.
+    pub fn wall_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.wall.event_fd()
+    }
+
+    /// Ends the plane: tunnels are closed, and the guards stay in force or go, the wall behind them at last.
     pub fn end(self, guards: Guards) -> Result<(), PlaneError> {
-        match (self, guards) {
-            (Self::Kernel(mut p), Guards::Keep) => p.park(),
-            (Self::Kernel(mut p), Guards::Release) => p.release(),
+        let Self { esp, mut wall } = self;
+        let ended = match (esp, guards) {
+            (Esp::Kernel(mut p), Guards::Keep) => p.park(),
+            (Esp::Kernel(mut p), Guards::Release) => p.release(),
             // The TUN device goes with the plane; the rules lead into a blackhole from then on.
-            (Self::User(p), Guards::Keep) => {
+            (Esp::User(p), Guards::Keep) => {
                 drop(p);
                 Ok(())
             }
-            (Self::User(p), Guards::Release) => p.shut_down(),
+            (Esp::User(p), Guards::Release) => p.shut_down(),
+        };
+        match guards {
+            Guards::Keep => ended,
+            Guards::Release => ended.and(wall.release()),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{Daemon, clock, policy};
 use crate::config::model::Start;
 use crate::observe::snapshot::{
     ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, MissingStatus, Nat, PathStatus,
-    RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus,
+    RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -205,7 +205,15 @@ impl Daemon {
                 }
             })
             .collect();
+        let wall = self.plane.wall();
+        let wall = WallStatus {
+            in_force: wall.stands(),
+            drops: wall.drops().into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+            repairs: wall.repairs(),
+            gaps: wall.gaps().map(str::to_owned).collect(),
+        };
         Snapshot {
+            wall,
             data_plane: self.choice.plane.name().to_owned(),
             data_plane_reason: self.choice.reason.clone(),
             started: rfc3339(self.started_unix),

@@ -87,8 +87,8 @@ impl Kind {
                 | Self::RekeyFailed
                 | Self::Warning
                 | Self::PeerDead
-                | Self::DatagramDropped
                 | Self::GuardRepaired
+                | Self::DatagramDropped
                 | Self::GuardObstructed
                 | Self::Lost
         )

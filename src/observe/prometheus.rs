@@ -255,6 +255,18 @@ fn daemon(w: &mut Writer, p: &Published) {
     for (stat, value) in &p.counters.xfrm_stats {
         w.sample(&name, &[("name", stat)], value);
     }
+    let help = "Packets that were about to leave in clear text around their tunnel.";
+    let name = w.family("cygnet_guard_drops", Type::Counter, help);
+    for (reason, count) in &p.snapshot.wall.drops {
+        w.sample(&name, &[("reason", reason)], count);
+    }
+    let help = "How often a change of others to the last guard was undone.";
+    let name = w.family("cygnet_guard_repairs", Type::Counter, help);
+    w.sample(&name, &[], p.snapshot.wall.repairs);
+    let help =
+        "1 if the last guard behind NAT and foreign rules is in force, with nothing that it does not defend.";
+    let name = w.family("cygnet_guard_whole", Type::Gauge, help);
+    w.sample(&name, &[], u8::from(p.snapshot.wall.in_force && p.snapshot.wall.gaps.is_empty()));
     let name = w.family("cygnet_data_plane", Type::Info, "Who handles ESP.");
     w.sample(&name, &[("plane", &p.snapshot.data_plane)], 1);
     let help = "1 if the last configuration that was asked for is in effect.";

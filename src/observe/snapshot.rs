@@ -1,5 +1,7 @@
 //! The one status type. The command line, the console and the exporter all show this, in these words.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of the JSON form; it grows when a reader of the old form would be misled.
@@ -30,6 +32,9 @@ pub struct Snapshot {
     /// What stands in the way of the guards, so that protected packets may not be protected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<Finding>,
+    /// What stands behind NAT and foreign rules.
+    #[serde(default)]
+    pub wall: WallStatus,
     /// VPN gateways in the order of the configuration.
     pub gateways: Vec<GatewayStatus>,
     /// Tunnels in the order of the configuration, each one that is configured.
@@ -47,6 +52,7 @@ impl Default for Snapshot {
             config_ok: true,
             half_open: 0,
             obstacles: Vec::new(),
+            wall: WallStatus::default(),
             gateways: Vec::new(),
             tunnels: Vec::new(),
         }
@@ -60,6 +66,22 @@ impl Snapshot {
         let whole = |t: &TunnelStatus| t.state.is_up() && t.coverage.is_whole();
         self.obstacles.is_empty() && self.tunnels.iter().all(|t| !t.wanted || whole(t))
     }
+}
+
+/// The last guard: what keeps protected packets from leaving in clear text whatever others have configured.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct WallStatus {
+    /// Whether it is in force.
+    pub in_force: bool,
+    /// Packets that it dropped, by reason: `bypass`, `icmp-error` or `nat`.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+    /// How often others' changes to it had to be undone.
+    #[serde(default)]
+    pub repairs: u64,
+    /// What it does not defend on this host.
+    #[serde(default)]
+    pub gaps: Vec<String>,
 }
 
 /// A VPN gateway.

@@ -6,3 +6,4 @@ pub mod kernel;
 pub mod residue;
 mod spd;
 pub mod user;
+pub mod wall;

@@ -8,6 +8,7 @@ use cygnet_model::plane::{PlaneError, PlaneKind};
 use cygnet_xfrm::Xfrm;
 
 use super::kernel::KernelPlane;
+use super::wall::{Protection, Wall};
 use super::{spd, user};
 use crate::shaping::apply::{Shaper, ShapingError};
 
@@ -87,10 +88,13 @@ pub fn release() -> Result<Released, Vec<ResidueError>> {
             xfrm.dump_sas().map_or(0, |all| all.iter().filter(|s| Reqid(s.reqid).child().is_some()).count());
     }
     errors.extend(release_policies().err().map(ResidueError::Plane));
+    // At last what stands behind the guards.
+    let wall = || Wall::open(Protection::Route, []).release();
     match user::release_guards() {
         Ok(rules) => released.rules = rules,
         Err(e) => errors.push(ResidueError::Plane(e)),
     }
+    errors.extend(wall().err().map(ResidueError::Plane));
     match Shaper::open().map(|mut s| s.remove_all()) {
         Ok(Ok(())) => {}
         Ok(Err(failed)) => errors.extend(failed.into_iter().map(ResidueError::Shaping)),

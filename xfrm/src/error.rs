@@ -8,7 +8,7 @@ pub enum NetlinkError {
     /// The socket could not be made.
     #[error("cannot open a {protocol} netlink socket: {}", describe(*errno))]
     Open {
-        /// "XFRM" or "route".
+        /// "XFRM", "netfilter" or "route".
         protocol: &'static str,
         /// Why.
         errno: Errno,

@@ -9,18 +9,20 @@
 //! above; this crate turns one request into one kernel object and reads the kernel's objects back.
 //!
 //! Layers: [`codec`] (attributes) and [`socket`] (transport) below; [`sa`], [`policy`], [`monitor`] for XFRM; [`tc`]
-//! for shaping; [`probe`] says what this kernel offers.
+//! for shaping; [`nft`] and [`conntrack`] for what stands behind NAT; [`probe`] says what this kernel offers.
 #![deny(clippy::indexing_slicing)]
 
 pub mod address;
 pub mod algo;
 pub mod codec;
+pub mod conntrack;
 mod convert;
 pub mod dump;
 pub mod error;
 pub mod host;
 pub mod link;
 pub mod monitor;
+pub mod nft;
 pub mod policy;
 pub mod probe;
 pub mod route;

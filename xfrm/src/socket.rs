@@ -38,6 +38,8 @@ pub const NLM_F_REPLACE: u16 = 0x100;
 pub const NLM_F_EXCL: u16 = 0x200;
 /// Request: make it if it does not exist.
 pub const NLM_F_CREATE: u16 = 0x400;
+/// Request: put it behind those that are there.
+pub const NLM_F_APPEND: u16 = 0x800;
 
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
@@ -71,7 +73,7 @@ impl Request {
     }
 
     /// What follows the header.
-    #[cfg(feature = "test-util")]
+    #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn payload(&self) -> &[u8] {
         self.payload.bytes()
     }
@@ -224,6 +226,67 @@ impl NetlinkSocket {
         Ok(results)
     }
 
+    /// Sends messages between two that frame them, all in one datagram, which the kernel takes as a whole or not at all
+    /// (nfnetlink batches). The frame is not acknowledged by itself.
+    ///
+    /// # Errors
+    /// The first refusal, with the index of the message in `requests` if it was one of them: then nothing took effect.
+    pub fn transact(
+        &mut self,
+        begin: &Request,
+        requests: &[Request],
+        end: &Request,
+    ) -> Result<(), (Option<usize>, NetlinkError)> {
+        let whole = |e| (None, e);
+        let octets = requests.iter().map(|r| aligned(r.len())).sum::<usize>() + 2 * HEADER + 64;
+        if octets > DATAGRAM {
+            // A datagram must fit the send queue with some overhead of the kernel.
+            let room = octets.saturating_mul(2);
+            if setsockopt(&self.socket, sockopt::SndBufForce, &room).is_err() {
+                setsockopt(&self.socket, sockopt::SndBuf, &room).map_err(|e| whole(e.into()))?;
+            }
+        }
+        let count = u32::try_from(requests.len() + 2)
+            .map_err(|_| whole(NetlinkError::Malformed("batch too long")))?;
+        if self.sequence.checked_add(count).is_none() {
+            self.sequence = 0;
+        }
+        let first = self.sequence + 1;
+        self.push(begin, 0).map_err(whole)?;
+        for request in requests {
+            self.push(request, NLM_F_ACK).map_err(whole)?;
+        }
+        self.push(end, 0).map_err(whole)?;
+        self.flush().map_err(whole)?;
+
+        let mut answered = vec![false; requests.len()];
+        let mut open = requests.len();
+        let mut refused = None;
+        let result = self.receive_until(|m| {
+            // The first message is the frame: what it is refused for concerns all.
+            let Ok(offset) = usize::try_from(m.sequence.wrapping_sub(first)) else { return Ok(None) };
+            if m.kind != NLMSG_ERROR || offset > requests.len() + 1 {
+                return Ok(None);
+            }
+            let index = offset.checked_sub(1).filter(|i| *i < requests.len());
+            if let Verdict::Refused(e) = verdict(m.flags, m.payload) {
+                refused.get_or_insert((index, e));
+                if index.is_none() {
+                    return Ok(Some(Verdict::Done));
+                }
+            }
+            if let Some(done) = index.and_then(|i| answered.get_mut(i)) {
+                open -= usize::from(!std::mem::replace(done, true));
+            }
+            Ok((open == 0).then_some(Verdict::Done))
+        });
+        match (refused, result) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Ok(_)) => Ok(()),
+            (None, Err(e)) => Err(whole(e)),
+        }
+    }
+
     /// Sends one message that the kernel answers with one object before the acknowledgement, and gives the object's
     /// type and payload to `read`. The payload is wiped afterwards.
     ///
@@ -352,23 +415,34 @@ impl NetlinkSocket {
             self.sequence = 0;
         }
         let first = self.sequence + 1;
+        let ack = if extra == 0 { NLM_F_ACK } else { 0 };
         for request in requests {
-            self.sequence += 1;
-            let len =
-                u32::try_from(request.len()).map_err(|_| NetlinkError::Malformed("message too long"))?;
-            let flags = request.flags | extra | NLM_F_REQUEST | if extra == 0 { NLM_F_ACK } else { 0 };
-            self.send.extend_from_slice(&len.to_ne_bytes());
-            self.send.extend_from_slice(&request.kind.to_ne_bytes());
-            self.send.extend_from_slice(&flags.to_ne_bytes());
-            self.send.extend_from_slice(&self.sequence.to_ne_bytes());
-            self.send.extend_from_slice(&0u32.to_ne_bytes());
-            self.send.extend_from_slice(request.payload.bytes());
-            self.send.resize(aligned(self.send.len()), 0);
+            self.push(request, extra | ack)?;
         }
+        self.flush()?;
+        Ok(first)
+    }
+
+    /// Appends one message to what will be sent, under the next sequence number.
+    fn push(&mut self, request: &Request, extra: u16) -> Result<(), NetlinkError> {
+        self.sequence += 1;
+        let len = u32::try_from(request.len()).map_err(|_| NetlinkError::Malformed("message too long"))?;
+        let flags = request.flags | extra | NLM_F_REQUEST;
+        self.send.extend_from_slice(&len.to_ne_bytes());
+        self.send.extend_from_slice(&request.kind.to_ne_bytes());
+        self.send.extend_from_slice(&flags.to_ne_bytes());
+        self.send.extend_from_slice(&self.sequence.to_ne_bytes());
+        self.send.extend_from_slice(&0u32.to_ne_bytes());
+        self.send.extend_from_slice(request.payload.bytes());
+        self.send.resize(aligned(self.send.len()), 0);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), NetlinkError> {
         let result = self.socket.send_to(&self.send, &SocketAddr::new(0, 0), 0);
         self.send.zeroize();
         result?;
-        Ok(first)
+        Ok(())
     }
 
     /// Reads messages until `handle` returns a verdict or the deadline passes.
@@ -436,7 +510,11 @@ fn wipe(buffer: &mut [u8], len: usize) {
 }
 
 fn open_error(protocol: isize, e: &std::io::Error) -> NetlinkError {
-    let protocol = if protocol == netlink_sys::protocols::NETLINK_XFRM { "XFRM" } else { "route" };
+    let protocol = match protocol {
+        netlink_sys::protocols::NETLINK_XFRM => "XFRM",
+        netlink_sys::protocols::NETLINK_NETFILTER => "netfilter",
+        _ => "route",
+    };
     NetlinkError::Open { protocol, errno: Errno::from_raw(e.raw_os_error().unwrap_or(0)) }
 }
 

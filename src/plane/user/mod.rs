@@ -39,7 +39,9 @@ use std::thread;
 use arc_swap::ArcSwap;
 use cygnet_esp::DropReason;
 use cygnet_esp::engine::{Engine, Tables};
-use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters};
+use cygnet_model::plane::{
+    DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
+};
 use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 use cygnet_xfrm::link::RtnlError;
@@ -208,7 +210,9 @@ impl UserPlane {
         let rules = self.placement().in_front().unwrap_or_default();
         let obstacle = |rule: &Rule| Obstacle {
             name: "rule_in_front",
-            what: format!("a routing rule of another program is asked before the guards about some of their packets: {rule}"),
+            what: format!(
+                "a routing rule of another program is asked before the guards about some of their packets: {rule}"
+            ),
             fix: format!("give it a priority above {LAST_PRIORITY}, or let it match nothing of the tunnels"),
         };
         rules.iter().take(16).map(obstacle).collect()

@@ -1,0 +1,779 @@
+//! The wanted table as a value: from guards to sets and rules.
+//!
+//! Everything is exact look-ups in hash sets. A guard falls apart into pairs of prefixes (with masked ports, a protocol
+//! and a mark, if it has them); pairs that look at the same bits of a packet share a set, and each set has one rule per
+//! question. Sets of intervals would need no falling apart, but refuse guards that overlap.
+//!
+//! ```text
+//!   prerouting, output   nat, before dstnat:  (source, destination) protected → dnat to the destination it has
+//!   postrouting          nat, before srcnat:  the same                        → snat to the source it has
+//!   postrouting          filter, behind all:
+//!       goes over lo                                                          → let go
+//!       goes into our TUN / its route ends in IPsec                           → let go
+//!       neighbour discovery                                                   → let go
+//!       IKE or ESP of one of our addresses (as first sent, before any NAT)    → let go
+//!       (source, destination) protected                                       → count `bypass`, drop
+//!       an ICMP error about such a packet, by conntrack's tuples              → count `icmp-error`, drop
+//!       the same before it was translated, by conntrack's tuples              → count `nat`, drop
+//! ```
+//!
+//! An identity binding is a binding: chains of others, nft's and iptables' alike, are not asked any more for this
+//! connection. Connection tracking itself goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cygnet_model::plane::{PlaneError, PlaneErrorKind};
+use cygnet_model::selector::{IpRange, TrafficSelector, within};
+use cygnet_model::tunnel::GuardSpec;
+use cygnet_xfrm::nft::expr::{Base, Ct, Ip, Meta, NatKind, Register, Tuple, Verdict};
+use cygnet_xfrm::nft::{Chain, ChainKind, Change, Counted, Expr, Hook, Keeping, keys_per_message};
+use cygnet_xfrm::policy::expand;
+
+/// Our table.
+pub const TABLE: &str = "cygnet";
+/// A table that is made and removed in one transaction, to see what this kernel can do.
+pub const PROBE: &str = "cygnet-probe";
+/// Pairs of one guard; also the limit of both planes.
+const PAIRS: usize = 4096;
+/// Sets of one family: each costs every unprotected packet some look-ups.
+pub const SHAPES: usize = 256;
+
+/// Counted by the last guard: a translation took the packet out of its tunnel, or would have.
+pub const NAT: &str = "nat";
+/// Counted by the last guard: nothing translated the packet, but it was about to leave around its tunnel.
+pub const BYPASS: &str = "bypass";
+/// Counted by the last guard: an ICMP error about a protected packet, from an address of this host that is not protected.
+pub const ICMP_ERROR: &str = "icmp-error";
+/// All reasons, in the order in which they are shown.
+pub const REASONS: [&str; 3] = [BYPASS, ICMP_ERROR, NAT];
+
+const DSTNAT: i32 = -100;
+const SRCNAT: i32 = 100;
+/// How far before the usual places of NAT chains ours are. Not further: the kernel refuses NAT chains up to -200, where
+/// connections are tracked.
+const BEFORE: i32 = 90;
+/// Behind everything but the confirmation of new connections (`NF_IP_PRI_CONNTRACK_CONFIRM`, the highest number).
+const LAST: i32 = i32::MAX - 10;
+
+const UDP: u8 = 17;
+const ESP: u8 = 50;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const IKE_PORTS: [u16; 2] = [500, 4500];
+/// Neighbour discovery (RFC 4861): both planes let it go, or nothing could be sent at all.
+const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 136);
+/// `NF_CT_STATE_INVALID_BIT | NF_CT_STATE_UNTRACKED_BIT`: no entry of conntrack.
+const NO_ENTRY: u32 = 1 | 64;
+/// `NF_CT_STATE_BIT(IP_CT_RELATED)`: of ICMP packets, the errors about a connection.
+const RELATED: u32 = 4;
+
+/// How packets that are going to be protected are known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Protection {
+    /// The kernel's plane: their route ends in an IPsec transformation.
+    Route,
+    /// Our own plane: they go out by this device.
+    Device(String),
+}
+
+/// Which bits of a packet a set looks at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Shape {
+    ip: Ip,
+    /// Prefix lengths.
+    source: u8,
+    destination: u8,
+    /// Zero: none.
+    mark: u32,
+    upper: Upper,
+    /// Both sides of the guard are the same, so that decrypted packets look protected as well.
+    symmetric: bool,
+}
+
+/// What a shape sees above IP.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Upper {
+    Nothing,
+    /// The protocol.
+    Protocol,
+    /// And masked ports.
+    Ports(u16, u16),
+    /// And masked type and code of ICMP.
+    Icmp(u8, u8),
+}
+
+/// The values that a set holds for a shape, masked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Pair {
+    source: IpAddr,
+    destination: IpAddr,
+    mark: u32,
+    protocol: u8,
+    upper: (u16, u16),
+}
+
+/// What a guard falls apart into.
+pub fn pairs(spec: &GuardSpec) -> Result<BTreeSet<(Shape, Pair)>, PlaneError> {
+    let local: Vec<_> = spec.local.iter().map(sayable).collect();
+    let remote: Vec<_> = spec.remote.iter().map(sayable).collect();
+    let both: Vec<_> = local.iter().flat_map(|l| remote.iter().filter_map(move |r| l.intersect(r))).collect();
+    let symmetric = within(&local, &both) && within(&remote, &both);
+    let selectors = expand(&local, &remote, PAIRS).map_err(|e| PlaneError {
+        operation: format!("wall off tunnel {}, child {}", spec.child.tunnel.0, spec.child.index),
+        kind: PlaneErrorKind::Exhausted,
+        detail: e.to_string(),
+    })?;
+    Ok(selectors
+        .into_iter()
+        .map(|s| {
+            let ip = if s.source.0.is_ipv4() { Ip::V4 } else { Ip::V6 };
+            let (upper, values) = match (s.protocol, s.source_port, s.destination_port) {
+                (0, ..) => (Upper::Nothing, (0, 0)),
+                (_, a, b) if a.mask == 0 && b.mask == 0 => (Upper::Protocol, (0, 0)),
+                (ICMP | ICMPV6, a, b) => (Upper::Icmp(low(a.mask), low(b.mask)), (a.value, b.value)),
+                (_, a, b) => (Upper::Ports(a.mask, b.mask), (a.value, b.value)),
+            };
+            let mark = spec.mark.map_or((0, 0), |m| (m.value & m.mask, m.mask));
+            let shape = Shape {
+                ip,
+                source: s.source.1,
+                destination: s.destination.1,
+                mark: mark.1,
+                upper,
+                symmetric,
+            };
+            let pair = Pair {
+                source: s.source.0,
+                destination: s.destination.0,
+                mark: mark.0,
+                protocol: s.protocol,
+                upper: values,
+            };
+            (shape, pair)
+        })
+        .collect())
+}
+
+const fn low(mask: u16) -> u8 {
+    mask.to_be_bytes()[1]
+}
+
+/// A selector without what look-ups cannot say (OPAQUE ports, ranges of codes over several ICMP types): wider.
+fn sayable(selector: &TrafficSelector) -> TrafficSelector {
+    let one = [*selector];
+    let all = [TrafficSelector::any(IpRange::all(selector.range.start()))];
+    if expand(&one, &all, PAIRS).is_ok() {
+        *selector
+    } else {
+        TrafficSelector { ports: (0, 65535), ..*selector }
+    }
+}
+
+impl Shape {
+    /// The set's name says all that the shape does, since a later daemon finds its sets by name.
+    pub fn set(&self) -> String {
+        let ip = match self.ip {
+            Ip::V4 => 4,
+            Ip::V6 => 6,
+        };
+        let mut name = format!("protected{ip}-{}-{}", self.source, self.destination);
+        match self.upper {
+            Upper::Nothing => {}
+            Upper::Protocol => name.push_str("-protocol"),
+            Upper::Ports(a, b) => name.push_str(&format!("-ports-{a:x}-{b:x}")),
+            Upper::Icmp(a, b) => name.push_str(&format!("-icmp-{a:x}-{b:x}")),
+        }
+        if self.mark != 0 {
+            name.push_str(&format!("-mark-{:x}", self.mark));
+        }
+        if self.symmetric {
+            name.push_str("-symmetric");
+        }
+        name
+    }
+
+    /// The key as the set holds it: each field on its own words.
+    pub fn key(&self, pair: &Pair) -> Vec<u8> {
+        let mut key = Vec::with_capacity(48);
+        for ip in [pair.source, pair.destination] {
+            match ip {
+                IpAddr::V4(ip) => key.extend(ip.octets()),
+                IpAddr::V6(ip) => key.extend(ip.octets()),
+            }
+        }
+        let mut field = |bytes: &[u8]| {
+            key.extend_from_slice(bytes);
+            key.resize(key.len().next_multiple_of(4), 0);
+        };
+        if self.mark != 0 {
+            field(&pair.mark.to_ne_bytes());
+        }
+        match self.upper {
+            Upper::Nothing => {}
+            Upper::Protocol => field(&[pair.protocol]),
+            Upper::Ports(..) => {
+                field(&[pair.protocol]);
+                field(&pair.upper.0.to_be_bytes());
+                field(&pair.upper.1.to_be_bytes());
+            }
+            Upper::Icmp(..) => {
+                field(&[pair.protocol]);
+                field(&[low(pair.upper.0)]);
+                field(&[low(pair.upper.1)]);
+            }
+        }
+        key
+    }
+
+    /// The set itself.
+    fn make(&self) -> Change {
+        let address = match self.ip {
+            Ip::V4 => (TYPE_IPV4, 4),
+            Ip::V6 => (TYPE_IPV6, 16),
+        };
+        let mut fields = vec![address, address];
+        if self.mark != 0 {
+            fields.push((TYPE_MARK, 4));
+        }
+        match self.upper {
+            Upper::Nothing => {}
+            Upper::Protocol => fields.push((TYPE_PROTOCOL, 4)),
+            Upper::Ports(..) => fields.extend([(TYPE_PROTOCOL, 4), (TYPE_SERVICE, 4), (TYPE_SERVICE, 4)]),
+            Upper::Icmp(..) => fields.extend([(TYPE_PROTOCOL, 4), (TYPE_INTEGER, 4), (TYPE_INTEGER, 4)]),
+        }
+        set(self.set(), &fields)
+    }
+
+    const fn address_words(&self) -> u8 {
+        match self.ip {
+            Ip::V4 => 1,
+            Ip::V6 => 4,
+        }
+    }
+
+    /// Loads what `look` sees of a packet into the registers from 0 on, masked, and looks it up.
+    fn look_up(&self, look: Look) -> Vec<Expr> {
+        let words = self.address_words();
+        let mut out = Vec::new();
+        if let Look::Tuples { direction, .. } = look {
+            out.push(Expr::Ct(Ct::Direction, SCRATCH));
+            out.push(Expr::Equals(SCRATCH, vec![direction.number()]));
+        }
+        out.push(Expr::Meta(Meta::Family, SCRATCH));
+        out.push(Expr::Equals(SCRATCH, vec![self.ip.number()]));
+        for (end, at, len) in [(End::Source, 0, self.source), (End::Destination, words, self.destination)] {
+            out.push(match look {
+                Look::Header => self.header_address(end, at),
+                Look::Tuples { source, destination, .. } => {
+                    let from = match end {
+                        End::Source => source,
+                        End::Destination => destination,
+                    };
+                    Expr::Ct(from.address(self.ip), register(at))
+                }
+            });
+            let width = words * 32;
+            if len < width {
+                out.push(Expr::Mask(register(at), prefix_mask(words, len)));
+            }
+        }
+        let mut at = words * 2;
+        let mut next = || {
+            at += 1;
+            register(at - 1)
+        };
+        if self.mark != 0 {
+            let to = next();
+            out.extend([Expr::Meta(Meta::Mark, to), Expr::Mask(to, self.mark.to_ne_bytes().to_vec())]);
+        }
+        match (self.upper, look) {
+            (Upper::Nothing, _) => {}
+            // An ICMP error is about a packet of its connection's protocol.
+            (Upper::Protocol | Upper::Ports(..), Look::Tuples { .. }) => {
+                out.push(Expr::Ct(Ct::Protocol, next()));
+            }
+            _ => out.push(Expr::Meta(Meta::Protocol, next())),
+        }
+        let transport = |offset, len, to| Expr::Payload { base: Base::Transport, offset, len, to };
+        match self.upper {
+            Upper::Nothing | Upper::Protocol => {}
+            Upper::Ports(a, b) => {
+                let (source_at, destination_at) = (next(), next());
+                match look {
+                    Look::Header => {
+                        out.extend([transport(0, 2, source_at), transport(2, 2, destination_at)]);
+                    }
+                    Look::Tuples { source, destination, .. } => {
+                        let ports = [
+                            Expr::Ct(source.port(), source_at),
+                            Expr::Ct(destination.port(), destination_at),
+                        ];
+                        out.extend(ports);
+                    }
+                }
+                for (to, mask) in [(source_at, a), (destination_at, b)] {
+                    let [high, low] = mask.to_be_bytes();
+                    out.push(Expr::Mask(to, vec![high, low, 0, 0]));
+                }
+            }
+            // Nothing translates these.
+            Upper::Icmp(a, b) => {
+                let (kind, code) = (next(), next());
+                out.extend([transport(0, 1, kind), transport(1, 1, code)]);
+                out.extend([Expr::Mask(kind, vec![a, 0, 0, 0]), Expr::Mask(code, vec![b, 0, 0, 0])]);
+            }
+        }
+        out.push(Expr::InSet(self.set(), register(0)));
+        out
+    }
+
+    fn header_address(&self, end: End, at: u8) -> Expr {
+        let (offset, len) = match (self.ip, end) {
+            (Ip::V4, End::Source) => (12, 4),
+            (Ip::V4, End::Destination) => (16, 4),
+            (Ip::V6, End::Source) => (8, 16),
+            (Ip::V6, End::Destination) => (24, 16),
+        };
+        Expr::Payload { base: Base::Network, offset, len, to: register(at) }
+    }
+
+    /// The rules for the set, in all chains.
+    fn rules(&self, protection: &Protection, nat: bool) -> Vec<Change> {
+        let mut out = Vec::new();
+        for (chain, end, kind) in [
+            (EXEMPT_SOURCE, End::Source, NatKind::Source),
+            (EXEMPT_DESTINATION, End::Destination, NatKind::Destination),
+            (EXEMPT_OWN_DESTINATION, End::Destination, NatKind::Destination),
+        ] {
+            if !nat {
+                break;
+            }
+            let mut exprs = self.not_decrypted(protection, chain);
+            exprs.extend(self.look_up(Look::Header));
+            exprs.push(self.header_address(end, ADDRESS));
+            exprs.push(Expr::Nat(kind, self.ip, register(ADDRESS)));
+            out.push(Change::Rule { chain, exprs });
+        }
+        let tuples = [
+            // As it was sent; as it was sent, to where it was redirected; an answer before its source is put back.
+            Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Destination(Tuple::Original)),
+            Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Source(Tuple::Reply)),
+            Look::tuples(Tuple::Reply, Of::Source(Tuple::Reply), Of::Source(Tuple::Original)),
+        ];
+        let rules = std::iter::once((Look::Header, BYPASS))
+            .chain(tuples.map(|look| (look, ICMP_ERROR)))
+            .chain(tuples.map(|look| (look, NAT)));
+        for (look, reason) in rules {
+            let mut exprs = self.not_decrypted(protection, GUARD);
+            if reason == ICMP_ERROR {
+                exprs.extend(self.icmp_error());
+            }
+            exprs.extend(self.look_up(look));
+            exprs.push(Expr::Count(reason.to_owned()));
+            exprs.push(Expr::Verdict(Verdict::Drop));
+            out.push(Change::Rule { chain: GUARD, exprs });
+        }
+        out
+    }
+
+    /// The packet is an ICMP error about a connection.
+    fn icmp_error(&self) -> [Expr; 5] {
+        let protocol = match self.ip {
+            Ip::V4 => ICMP,
+            Ip::V6 => ICMPV6,
+        };
+        [
+            Expr::Ct(Ct::State, SCRATCH),
+            Expr::Mask(SCRATCH, RELATED.to_ne_bytes().to_vec()),
+            Expr::Differs(SCRATCH, vec![0; 4]),
+            Expr::Meta(Meta::Protocol, SCRATCH),
+            Expr::Equals(SCRATCH, vec![protocol]),
+        ]
+    }
+
+    /// For guards whose sides are the same: the packet does not come out of a tunnel.
+    fn not_decrypted(&self, protection: &Protection, chain: &str) -> Vec<Expr> {
+        match protection {
+            Protection::Device(name) if self.symmetric && chain != EXEMPT_OWN_DESTINATION => {
+                vec![Expr::Meta(Meta::InName, SCRATCH_NAME), Expr::Differs(SCRATCH_NAME, interface(name))]
+            }
+            // Elsewhere than here rules cannot ask for it.
+            Protection::Route if self.symmetric && chain == EXEMPT_DESTINATION => {
+                vec![Expr::Meta(Meta::Secpath, SCRATCH), Expr::Equals(SCRATCH, vec![0])]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Types of `nft`, for whoever lists the table.
+const TYPE_INTEGER: u32 = 4;
+const TYPE_IPV4: u32 = 7;
+const TYPE_IPV6: u32 = 8;
+const TYPE_PROTOCOL: u32 = 12;
+const TYPE_SERVICE: u32 = 13;
+const TYPE_MARK: u32 = 19;
+
+fn set(name: String, fields: &[(u32, u32)]) -> Change {
+    Change::Set {
+        name,
+        key_len: fields.iter().map(|(_, len)| len).sum(),
+        key_type: fields.iter().fold(0, |all, (kind, _)| all << 6 | kind),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// Where a rule takes the addresses from.
+#[derive(Clone, Copy)]
+enum Look {
+    /// The packet as it is.
+    Header,
+    /// The tuples of its connection, for packets of this direction.
+    Tuples { direction: Tuple, source: Of, destination: Of },
+}
+
+impl Look {
+    const fn tuples(direction: Tuple, source: Of, destination: Of) -> Self {
+        Self::Tuples { direction, source, destination }
+    }
+}
+
+/// An end of a tuple.
+#[derive(Clone, Copy)]
+enum Of {
+    Source(Tuple),
+    Destination(Tuple),
+}
+
+impl Of {
+    const fn address(self, ip: Ip) -> Ct {
+        match self {
+            Self::Source(tuple) => Ct::Source(tuple, ip),
+            Self::Destination(tuple) => Ct::Destination(tuple, ip),
+        }
+    }
+
+    const fn port(self) -> Ct {
+        match self {
+            Self::Source(tuple) => Ct::SourcePort(tuple),
+            Self::Destination(tuple) => Ct::DestinationPort(tuple),
+        }
+    }
+}
+
+/// Keys end before this one.
+const ADDRESS: u8 = 12;
+const SCRATCH: Register = register(15);
+const SCRATCH_NAME: Register = register(ADDRESS);
+
+const fn register(number: u8) -> Register {
+    match Register::new(number) {
+        Some(register) => register,
+        // Keys have at most 12 words.
+        None => register(0),
+    }
+}
+
+fn prefix_mask(words: u8, len: u8) -> Vec<u8> {
+    let octets = usize::from(words) * 4;
+    let mask = if len == 0 { 0 } else { u128::MAX << (128 - u32::from(len)) };
+    mask.to_be_bytes().into_iter().take(octets).collect()
+}
+
+/// A name as the kernel compares it: all 16 octets.
+fn interface(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(16, 0);
+    bytes
+}
+
+const EXEMPT_SOURCE: &str = "exempt-source";
+const EXEMPT_DESTINATION: &str = "exempt-destination";
+const EXEMPT_OWN_DESTINATION: &str = "exempt-own-destination";
+const GUARD: &str = "guard";
+
+/// What every wall has, whatever is protected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// How protected packets are known.
+    pub protection: Protection,
+    /// Our outer addresses.
+    pub own: BTreeSet<IpAddr>,
+    /// Whether this kernel has chains for NAT.
+    pub nat: bool,
+    /// Whether others may change the table.
+    pub keeping: Keeping,
+}
+
+impl Frame {
+    /// The steps that make the table without pairs. `counted` is what its counters begin with.
+    pub fn make(&self, counted: &BTreeMap<String, Counted>) -> Vec<Change> {
+        // The first step makes the second one possible where there is no table yet.
+        let mut out = vec![Change::Table(Keeping::Shared), Change::RemoveTable, Change::Table(self.keeping)];
+        for reason in REASONS {
+            out.push(Change::Counter(reason.to_owned(), counted.get(reason).copied().unwrap_or_default()));
+        }
+        let chain = |name, kind, hook, priority| Change::Chain(Chain { name, kind, hook, priority });
+        if self.nat {
+            out.push(chain(EXEMPT_DESTINATION, ChainKind::Nat, Hook::Prerouting, DSTNAT - BEFORE));
+            out.push(chain(EXEMPT_OWN_DESTINATION, ChainKind::Nat, Hook::Output, DSTNAT - BEFORE));
+            out.push(chain(EXEMPT_SOURCE, ChainKind::Nat, Hook::Postrouting, SRCNAT - BEFORE));
+        }
+        out.push(chain(GUARD, ChainKind::Filter, Hook::Postrouting, LAST));
+        let accept = |mut exprs: Vec<Expr>| {
+            exprs.push(Expr::Verdict(Verdict::Accept));
+            Change::Rule { chain: GUARD, exprs }
+        };
+        let out_by = |name: &str| {
+            vec![Expr::Meta(Meta::OutName, SCRATCH_NAME), Expr::Equals(SCRATCH_NAME, interface(name))]
+        };
+        out.push(accept(out_by("lo")));
+        out.push(accept(match &self.protection {
+            Protection::Device(name) => out_by(name),
+            Protection::Route => vec![Expr::RouteIsProtected(SCRATCH), Expr::Equals(SCRATCH, vec![1])],
+        }));
+        let (first, last) = NEIGHBOUR_DISCOVERY;
+        out.push(accept(vec![
+            Expr::Meta(Meta::Protocol, SCRATCH),
+            Expr::Equals(SCRATCH, vec![ICMPV6]),
+            Expr::Payload { base: Base::Transport, offset: 0, len: 1, to: SCRATCH },
+            Expr::Between(SCRATCH, vec![first], vec![last]),
+        ]));
+        for ip in [Ip::V4, Ip::V6] {
+            out.extend(self.own(ip).into_iter().map(|step| match step {
+                Change::Rule { exprs, .. } => accept(exprs),
+                other => other,
+            }));
+        }
+        out
+    }
+
+    /// The set of our own IKE and ESP, and the rules that look for it.
+    fn own(&self, ip: Ip) -> Vec<Change> {
+        let name = match ip {
+            Ip::V4 => "own4",
+            Ip::V6 => "own6",
+        };
+        let (kind, words) = match ip {
+            Ip::V4 => (TYPE_IPV4, 1),
+            Ip::V6 => (TYPE_IPV6, 4),
+        };
+        let mut keys = Vec::new();
+        for address in self.own.iter().filter(|a| a.is_ipv4() == (ip == Ip::V4)) {
+            let octets = match address {
+                IpAddr::V4(a) => a.octets().to_vec(),
+                IpAddr::V6(a) => a.octets().to_vec(),
+            };
+            for (protocol, port) in [(ESP, 0), (UDP, IKE_PORTS[0]), (UDP, IKE_PORTS[1])] {
+                let [high, low] = port.to_be_bytes();
+                let mut key = octets.clone();
+                key.extend([protocol, 0, 0, 0, high, low, 0, 0]);
+                keys.push(key);
+            }
+        }
+        let fields = [(kind, u32::from(words) * 4), (TYPE_PROTOCOL, 4), (TYPE_SERVICE, 4)];
+        let mut out = vec![set(name.to_owned(), &fields)];
+        for keys in keys.chunks(keys_per_message(24)) {
+            out.push(Change::Keys { set: name.to_owned(), keys: keys.to_vec() });
+        }
+        let (protocol, port) = (register(words), register(words + 1));
+        let found = || Expr::InSet(name.to_owned(), register(0));
+        let rule = |exprs| Change::Rule { chain: GUARD, exprs };
+        for tuple in [Tuple::Original, Tuple::Reply] {
+            out.push(rule(vec![
+                Expr::Ct(Ct::Direction, SCRATCH),
+                Expr::Equals(SCRATCH, vec![tuple.number()]),
+                Expr::Ct(Ct::Source(tuple, ip), register(0)),
+                Expr::Ct(Ct::Protocol, protocol),
+                Expr::Ct(Ct::SourcePort(tuple), port),
+                found(),
+            ]));
+        }
+        // Without an entry there is no translation either: what the header says is where it came from.
+        let offset = match ip {
+            Ip::V4 => 12,
+            Ip::V6 => 8,
+        };
+        let untracked = |rest: Vec<Expr>| {
+            let mut exprs = vec![
+                Expr::Ct(Ct::State, SCRATCH),
+                Expr::Mask(SCRATCH, NO_ENTRY.to_ne_bytes().to_vec()),
+                Expr::Differs(SCRATCH, vec![0; 4]),
+                Expr::Meta(Meta::Family, SCRATCH),
+                Expr::Equals(SCRATCH, vec![ip.number()]),
+                Expr::Payload { base: Base::Network, offset, len: u32::from(words) * 4, to: register(0) },
+                Expr::Meta(Meta::Protocol, protocol),
+            ];
+            exprs.extend(rest);
+            exprs.push(found());
+            rule(exprs)
+        };
+        out.push(untracked(vec![Expr::Constant(port, vec![0; 4])]));
+        out.push(untracked(vec![Expr::Payload { base: Base::Transport, offset: 0, len: 2, to: port }]));
+        out
+    }
+
+    /// The steps that make a shape's set and rules.
+    pub fn shape(&self, shape: &Shape) -> Vec<Change> {
+        let mut out = vec![shape.make()];
+        out.extend(shape.rules(&self.protection, self.nat));
+        out
+    }
+}
+
+/// The steps that put keys into a set.
+pub fn put(shape: &Shape, pairs: &[Pair]) -> Vec<Change> {
+    keyed(shape, pairs, |set, keys| Change::Keys { set, keys })
+}
+
+/// The steps that take keys out of a set.
+pub fn take(shape: &Shape, pairs: &[Pair]) -> Vec<Change> {
+    keyed(shape, pairs, |set, keys| Change::RemoveKeys { set, keys })
+}
+
+fn keyed(shape: &Shape, pairs: &[Pair], step: impl Fn(String, Vec<Vec<u8>>) -> Change) -> Vec<Change> {
+    let keys: Vec<Vec<u8>> = pairs.iter().map(|p| shape.key(p)).collect();
+    let len = keys.first().map_or(4, Vec::len);
+    keys.chunks(keys_per_message(len)).map(|keys| step(shape.set(), keys.to_vec())).collect()
+}
+
+/// Pairs of addresses, for questions about many connections.
+#[derive(Default, Debug)]
+pub struct Addresses(BTreeMap<(u8, u8), BTreeSet<(IpAddr, IpAddr)>>);
+
+impl Addresses {
+    /// The addresses of a pair, whatever else it looks at.
+    pub fn add(&mut self, shape: &Shape, pair: &Pair) {
+        self.0.entry((shape.source, shape.destination)).or_default().insert((pair.source, pair.destination));
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a packet from `source` to `destination` is meant.
+    pub fn cover(&self, source: IpAddr, destination: IpAddr) -> bool {
+        let network = |address, len| IpRange::cidr(address, len).map(|r| r.start());
+        self.0.iter().any(|((from, to), pairs)| {
+            let masked = network(source, *from).zip(network(destination, *to));
+            masked.is_some_and(|pair| pairs.contains(&pair))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cygnet_model::tunnel::{Bypass, GuardAction, Mark};
+    use cygnet_model::{ChildId, Reqid, TunnelId};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net(text: &str) -> TrafficSelector {
+        let (address, len) = text.split_once('/').unwrap();
+        TrafficSelector::cidr(address.parse().unwrap(), len.parse().unwrap()).unwrap()
+    }
+
+    fn guard(local: &[TrafficSelector], remote: &[TrafficSelector]) -> GuardSpec {
+        let child = ChildId { tunnel: TunnelId(1), index: 0 };
+        GuardSpec {
+            child,
+            reqid: Reqid::of(child).unwrap(),
+            local: local.to_vec(),
+            remote: remote.to_vec(),
+            action: GuardAction::Drop,
+            mark: None,
+            weight: 0,
+            bypass: Bypass::None,
+        }
+    }
+
+    fn sets(spec: &GuardSpec) -> Vec<(String, Vec<u8>)> {
+        pairs(spec).unwrap().iter().map(|(shape, pair)| (shape.set(), shape.key(pair))).collect()
+    }
+
+    #[test]
+    fn pairs_of_one_kind_share_a_set_and_families_never_mix() {
+        let spec = guard(
+            &[net("10.1.0.0/16"), net("fd01::/16")],
+            &[net("10.2.0.0/16"), net("10.3.0.0/16"), net("fd02::/16")],
+        );
+        let found = sets(&spec);
+        let names: Vec<&str> = found.iter().map(|(set, _)| set.as_str()).collect();
+        assert_eq!(names, ["protected4-16-16", "protected4-16-16", "protected6-16-16"]);
+        assert_eq!(found[0].1, [10, 1, 0, 0, 10, 2, 0, 0]);
+        assert_eq!(found[2].1.len(), 32);
+    }
+
+    #[test]
+    fn ports_and_marks_are_part_of_the_key_each_on_its_own_word() {
+        let web = TrafficSelector { protocol: 6, ports: (443, 443), ..net("10.2.0.1/32") };
+        let marked = GuardSpec {
+            mark: Some(Mark { value: 0xFF, mask: 0x0F }),
+            ..guard(&[net("10.1.0.0/16")], &[web])
+        };
+        let [(set, key)] = &sets(&marked)[..] else { panic!() };
+        assert_eq!(set, "protected4-16-32-ports-0-ffff-mark-f");
+        let mut expected = vec![10, 1, 0, 0, 10, 2, 0, 1];
+        expected.extend(0x0Fu32.to_ne_bytes());
+        expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 1, 0xBB, 0, 0]);
+        assert_eq!(*key, expected);
+    }
+
+    #[test]
+    fn what_look_ups_cannot_say_is_covered_by_more() {
+        let opaque = TrafficSelector { protocol: 6, ports: (65535, 0), ..net("10.2.0.0/16") };
+        assert_eq!(sets(&guard(&[net("10.1.0.0/16")], &[opaque]))[0].0, "protected4-16-16-protocol");
+    }
+
+    #[test]
+    fn only_equal_sides_let_decrypted_packets_go() {
+        let all = net("0.0.0.0/0");
+        assert_eq!(sets(&guard(&[all], &[all]))[0].0, "protected4-0-0-symmetric");
+        assert_eq!(sets(&guard(&[net("10.1.0.0/16")], &[all]))[0].0, "protected4-16-0");
+    }
+
+    #[test]
+    fn no_set_and_no_rule_outgrows_the_kernels_registers_and_messages() {
+        let port = TrafficSelector { protocol: 17, ports: (53, 53), ..net("fd02::/16") };
+        let spec = GuardSpec {
+            mark: Some(Mark { value: 1, mask: 1 }),
+            ..guard(&[TrafficSelector { protocol: 17, ports: (9, 9), ..net("fd01::/16") }], &[port])
+        };
+        let frame = Frame {
+            protection: Protection::Route,
+            own: BTreeSet::new(),
+            nat: true,
+            keeping: Keeping::Shared,
+        };
+        for (shape, pair) in pairs(&spec).unwrap() {
+            assert!(shape.key(&pair).len() <= 4 * usize::from(ADDRESS));
+            // Panics beyond the capacity of a message.
+            frame.shape(&shape).iter().for_each(|step| drop(step.request(TABLE)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_cover_what_the_selectors_say(
+            a in 0u32..64, la in 26u8..=32, b in 0u32..64, lb in 26u8..=32, from in 0u32..64, to in 0u32..64
+        ) {
+            let ip = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(n));
+            let local = TrafficSelector::cidr(ip(a), la).unwrap();
+            let remote = TrafficSelector::cidr(ip(b), lb).unwrap();
+            let mut addresses = Addresses::default();
+            for (shape, pair) in pairs(&guard(&[local], &[remote])).unwrap() {
+                addresses.add(&shape, &pair);
+            }
+            let naive = local.range.contains(ip(from)) && remote.range.contains(ip(to));
+            prop_assert_eq!(addresses.cover(ip(from), ip(to)), naive);
+        }
+    }
+}

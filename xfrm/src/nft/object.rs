@@ -1,0 +1,243 @@
+//! Objects of nf_tables as requests, and back from the kernel's words.
+//!
+//! Everything lives in one table of the family `inet`. Numbers are in network order.
+
+use super::expr::Expr;
+use super::{CREATE, FAMILY_INET, LIST_ELEM, Message, OBJECT_COUNTER, header, message};
+use crate::codec::{self, Writer};
+use crate::socket::{NLM_F_APPEND, Request};
+
+/// What a packet is on when a chain looks at it (`enum nf_inet_hooks`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// It has just come.
+    Prerouting,
+    /// It was made by this host.
+    Output,
+    /// It is about to leave.
+    Postrouting,
+}
+
+impl Hook {
+    const fn number(self) -> u32 {
+        match self {
+            Self::Prerouting => 0,
+            Self::Output => 3,
+            Self::Postrouting => 4,
+        }
+    }
+}
+
+/// What a chain does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChainKind {
+    /// Looks at each packet.
+    Filter,
+    /// Looks at the first packet of each connection that has no binding for this end yet.
+    Nat,
+}
+
+/// A chain that hangs in a hook; what it does not decide passes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chain {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// What it does.
+    pub kind: ChainKind,
+    /// Where it hangs.
+    pub hook: Hook,
+    /// Chains with lower numbers go first.
+    pub priority: i32,
+}
+
+/// What a table promises about itself (`NFT_TABLE_F_…`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keeping {
+    /// Others can change and flush it.
+    Shared,
+    /// While its owner's socket is open only the owner can change it; afterwards it stays (Linux 6.9 and later).
+    OwnedAndPersistent,
+}
+
+impl Keeping {
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Shared => 0,
+            Self::OwnedAndPersistent => 0x2 | 0x4,
+        }
+    }
+}
+
+/// One step of a transaction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Makes the table; nothing happens if it is there.
+    Table(Keeping),
+    /// Removes the table with all that is in it.
+    RemoveTable,
+    /// Makes a chain.
+    Chain(Chain),
+    /// Makes a set of exact keys.
+    Set {
+        /// Its name in the table.
+        name: String,
+        /// Octets of a key.
+        key_len: u32,
+        /// What the fields are, for people who list the set (`nft`'s numbers of data types, 6 bits each).
+        key_type: u32,
+    },
+    /// Puts keys into a set. At most [`keys_per_message`].
+    Keys {
+        /// The set.
+        set: String,
+        /// All of the set's length.
+        keys: Vec<Vec<u8>>,
+    },
+    /// Takes keys out of a set.
+    RemoveKeys {
+        /// The set.
+        set: String,
+        /// All of the set's length, each in the set.
+        keys: Vec<Vec<u8>>,
+    },
+    /// Makes a counter that begins with these numbers.
+    Counter(String, Counted),
+    /// Appends a rule to a chain.
+    Rule {
+        /// The chain.
+        chain: &'static str,
+        /// What it does.
+        exprs: Vec<Expr>,
+    },
+}
+
+/// What a counter has counted.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counted {
+    /// Packets.
+    pub packets: u64,
+    /// Their octets.
+    pub bytes: u64,
+}
+
+/// How many keys of a length fit into one message.
+pub const fn keys_per_message(key_len: usize) -> usize {
+    // Three nested headers for each key; the message's own header and names take less than 600 octets.
+    (Writer::CAPACITY - 600) / (12 + codec::aligned(key_len))
+}
+
+impl Change {
+    /// The message that asks for the step in `table`.
+    pub fn request(&self, table: &str) -> Request {
+        let mut w = header(FAMILY_INET, 0);
+        w.attr_text(1, table);
+        let (kind, flags) = match self {
+            Self::Table(keeping) => {
+                if keeping.flags() != 0 {
+                    number(&mut w, 2, keeping.flags());
+                }
+                (Message::NewTable, CREATE)
+            }
+            Self::RemoveTable => (Message::DelTable, 0),
+            Self::Chain(chain) => {
+                w.attr_text(3, chain.name);
+                w.nest(4, |w| {
+                    number(w, 1, chain.hook.number());
+                    w.attr(2, &chain.priority.to_be_bytes());
+                });
+                w.attr_text(
+                    7,
+                    match chain.kind {
+                        ChainKind::Filter => "filter",
+                        ChainKind::Nat => "nat",
+                    },
+                );
+                (Message::NewChain, CREATE)
+            }
+            Self::Set { name, key_len, key_type } => {
+                w.attr_text(2, name);
+                number(&mut w, 3, 0);
+                number(&mut w, 4, *key_type);
+                number(&mut w, 5, *key_len);
+                // Sets are told apart by this number within a transaction; rules refer to them by name.
+                number(&mut w, 10, 0);
+                (Message::NewSet, CREATE)
+            }
+            Self::Keys { set, keys } => {
+                write_keys(&mut w, set, keys);
+                (Message::NewSetElem, CREATE)
+            }
+            Self::RemoveKeys { set, keys } => {
+                write_keys(&mut w, set, keys);
+                (Message::DelSetElem, 0)
+            }
+            Self::Counter(name, counted) => {
+                w.attr_text(2, name);
+                number(&mut w, 3, OBJECT_COUNTER);
+                w.nest(4, |w| {
+                    w.attr(1, &counted.bytes.to_be_bytes());
+                    w.attr(2, &counted.packets.to_be_bytes());
+                });
+                (Message::NewObj, CREATE)
+            }
+            Self::Rule { chain, exprs } => {
+                w.attr_text(2, chain);
+                w.nest(4, |w| exprs.iter().for_each(|e| e.write(w)));
+                (Message::NewRule, CREATE | NLM_F_APPEND)
+            }
+        };
+        message(kind, flags, w)
+    }
+}
+
+fn number(w: &mut Writer, kind: u16, value: u32) {
+    w.attr(kind, &value.to_be_bytes());
+}
+
+fn write_keys(w: &mut Writer, set: &str, keys: &[Vec<u8>]) {
+    w.attr_text(2, set);
+    w.nest(3, |w| {
+        for key in keys {
+            w.nest(LIST_ELEM, |w| w.nest(1, |w| w.attr(1, key)));
+        }
+    });
+}
+
+/// Name and numbers of a counter, from an NFT_MSG_NEWOBJ payload; `None` for other objects.
+pub fn read_counter(payload: &[u8]) -> Option<(String, Counted)> {
+    let attributes = super::attributes(payload)?;
+    if be_u32(codec::find(attributes, 3)?)? != OBJECT_COUNTER {
+        return None;
+    }
+    let data = codec::find(attributes, 4)?;
+    let counted = Counted { bytes: be_u64(codec::find(data, 1)?)?, packets: be_u64(codec::find(data, 2)?)? };
+    Some((codec::text(codec::find(attributes, 2)?), counted))
+}
+
+/// The table that an object of a notification or dump belongs to.
+pub fn read_table(payload: &[u8]) -> Option<String> {
+    // NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, …: all have the number 1.
+    Some(codec::text(codec::find(super::attributes(payload)?, 1)?))
+}
+
+/// Name of a set, from an NFT_MSG_NEWSET payload.
+pub fn read_set(payload: &[u8]) -> Option<String> {
+    Some(codec::text(codec::find(super::attributes(payload)?, 2)?))
+}
+
+/// The keys in an NFT_MSG_NEWSETELEM payload; broken ones are left out.
+pub fn read_keys(payload: &[u8]) -> Vec<Vec<u8>> {
+    let elements = super::attributes(payload).and_then(|a| codec::find(a, 3)).unwrap_or_default();
+    codec::attrs(elements)
+        .filter(|(kind, _)| *kind == LIST_ELEM)
+        .filter_map(|(_, element)| Some(codec::find(codec::find(element, 1)?, 1)?.to_vec()))
+        .collect()
+}
+
+fn be_u32(value: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?))
+}
+
+fn be_u64(value: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(value.get(..8)?.try_into().ok()?))
+}
