@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use cygnet::plane::wall::{Protection, Wall};
 use cygnet_model::selector::TrafficSelector;
-use cygnet_model::tunnel::{GuardAction, GuardSpec, Mark};
+use cygnet_model::tunnel::{Bypass, GuardAction, GuardSpec, Mark};
 use cygnet_model::{ChildId, Reqid, TunnelId};
 use cygnet_xfrm::nft::Nft;
 use netns::{Lab, Ns, OUTER};
@@ -37,6 +37,8 @@ fn guard(number: u32, local: TrafficSelector, remote: TrafficSelector) -> GuardS
         remote: vec![remote],
         action: GuardAction::Drop,
         mark: None,
+        weight: 0,
+        bypass: Bypass::None,
     }
 }
 
