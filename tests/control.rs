@@ -40,6 +40,7 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         children: vec![],
         coverage: CoverageStatus::default(),
         rules: vec![],
+        unanswered_s: None,
         warnings: vec![],
     }
 }

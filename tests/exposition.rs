@@ -68,6 +68,7 @@ fn published(tunnels: usize) -> Published {
         children: vec![],
         coverage: CoverageStatus { pairs: 4, covered: 1, missing: vec![] },
         rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],
+        unanswered_s: (name.as_str() == "a-b").then_some(30),
         warnings: vec![],
     };
     let gateway = GatewayStatus {

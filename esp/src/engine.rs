@@ -146,11 +146,23 @@ impl Engine {
 
     /// Whether a guard may be released: its tunnel must be closed.
     pub fn may_unguard(&self, child: ChildId) -> Result<(), PlaneError> {
-        if self.tunnels.contains_key(&child) {
+        if self.opens_in(child) {
             let what = format!("release the guard of child {}", Name(child));
             return Err(error(what, PlaneErrorKind::Other, "its tunnel is open; close that first"));
         }
         Ok(())
+    }
+
+    /// Whether a tunnel is open inside the guard of a child: its own, or one of another that has no guard itself.
+    fn opens_in(&self, child: ChildId) -> bool {
+        let Some(guard) = self.guards.get(&child) else { return self.tunnels.contains_key(&child) };
+        let inside = |open: &TunnelSpec| {
+            open.child == child
+                || (!self.guards.contains_key(&open.child)
+                    && within(&open.local, &guard.local)
+                    && within(&open.remote, &guard.remote))
+        };
+        self.tunnels.range(siblings(child)).any(|(_, open)| inside(open))
     }
 
     /// Releases a guard.
@@ -193,10 +205,10 @@ impl Engine {
     }
 
     fn is_guarded(&self, spec: &TunnelSpec) -> bool {
-        let siblings = ChildId { index: 0, ..spec.child }..=ChildId { index: u16::MAX, ..spec.child };
         let covers =
             |guard: &GuardSpec| within(&spec.local, &guard.local) && within(&spec.remote, &guard.remote);
-        self.guards.contains_key(&spec.child) || self.guards.range(siblings).any(|(_, guard)| covers(guard))
+        self.guards.contains_key(&spec.child)
+            || self.guards.range(siblings(spec.child)).any(|(_, guard)| covers(guard))
     }
 
     /// Closes a tunnel and removes its SAs.
@@ -341,6 +353,12 @@ impl Engine {
         let action = guard.map_or(GuardAction::Drop, |guard| guard.action);
         self.tables.spd.set_policy(child, known.then_some(Policy { action, outbound }));
     }
+}
+
+/// Every child of the same IPsec tunnel.
+const fn siblings(of: ChildId) -> std::ops::RangeInclusive<ChildId> {
+    let tunnel = of.tunnel;
+    ChildId { tunnel, index: 0 }..=ChildId { tunnel, index: u16::MAX }
 }
 
 fn of_guard(spec: &GuardSpec) -> Selectors<'_> {

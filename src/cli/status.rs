@@ -181,6 +181,9 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     if let Some(missing) = missing(t) {
         field("coverage", missing)?;
     }
+    if let Some(s) = t.unanswered_s {
+        field("traffic", format!("packets leave and none have come in for {}", span(s)))?;
+    }
     for warning in &t.warnings {
         field("warning", warning.clone())?;
     }

@@ -16,6 +16,7 @@ mod answer;
 mod clock;
 mod host;
 mod logging;
+mod passage;
 mod perform;
 mod plane;
 mod policy;
@@ -36,7 +37,7 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
 use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent};
-use cygnet_model::{Spi, TunnelId};
+use cygnet_model::{ChildId, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
@@ -49,6 +50,7 @@ use crate::control::{self, Ask};
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
+use crate::observe::passage::{Carried, Passage};
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::residue;
@@ -105,6 +107,9 @@ struct Daemon {
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
     rates: BTreeMap<String, publish::Rates>,
     waiters: Vec<Waiter>,
+    passage: Passage,
+    /// What SAs that are gone carried, by child that has others.
+    retired: BTreeMap<ChildId, Carried>,
     stranger_lines: logging::RateLimit,
     drop_lines: logging::DropLines,
     /// Outer addresses that no interface has.
@@ -271,6 +276,8 @@ impl Daemon {
             tunnels: BTreeMap::new(),
             rates: BTreeMap::new(),
             waiters: Vec::new(),
+            passage: Passage::default(),
+            retired: BTreeMap::new(),
             stranger_lines: logging::RateLimit::new(30),
             drop_lines: logging::DropLines::default(),
             absent: BTreeSet::new(),

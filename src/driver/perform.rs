@@ -43,6 +43,7 @@ impl Daemon {
                             if let Some(t) = self.tunnel_name(sa.child.tunnel) {
                                 self.counters.retire(&t, sa, last);
                             }
+                            self.note_retired(sa, last);
                         }
                         Err(e) => complain(Some(e)),
                     }

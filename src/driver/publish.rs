@@ -34,7 +34,7 @@ pub(super) struct TunnelMemory {
     /// Packets received per inbound SA at the last sample.
     received: BTreeMap<SaId, u64>,
     /// Counters of each SA at the last sample.
-    sas: BTreeMap<SaId, SaCounters>,
+    pub sas: BTreeMap<SaId, SaCounters>,
 }
 
 impl TunnelMemory {
@@ -91,6 +91,7 @@ impl Daemon {
         for sa in alive {
             self.input(Input::Inbound(sa));
         }
+        self.watch_passage(now.mono);
         self.sample_shaping();
         self.sample_rates(now.mono);
         if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
@@ -250,6 +251,7 @@ impl Daemon {
             ike: view.ike.as_ref().map(|i| ike_status(i, now, &t.remote_id.to_string())),
             children: view.children.iter().map(|c| child_status(c, &memory.sas, now)).collect(),
             coverage: coverage_status(&view.coverage),
+            unanswered_s: self.unanswered(id, now),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
             warnings: view.lesson.iter().map(|t| crate::observe::one_line(&lesson_words(t))).collect(),
         })

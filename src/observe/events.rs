@@ -43,6 +43,10 @@ pub enum Kind {
     Coverage,
     /// A tunnel went down.
     TunnelDown,
+    /// The tunnel is up, and nothing seems to pass it.
+    TrafficSuspect,
+    /// Packets come in again.
+    TrafficPasses,
     /// An attempt failed.
     TunnelFailed,
     /// The IKE SA got new keys.
@@ -84,6 +88,7 @@ impl Kind {
             Self::ConfigRefused
                 | Self::TunnelDown
                 | Self::TunnelFailed
+                | Self::TrafficSuspect
                 | Self::RekeyFailed
                 | Self::Warning
                 | Self::PeerDead
@@ -105,6 +110,8 @@ impl Kind {
             Self::TunnelUp => "tunnel_up",
             Self::Coverage => "coverage",
             Self::TunnelDown => "tunnel_down",
+            Self::TrafficSuspect => "traffic_suspect",
+            Self::TrafficPasses => "traffic_passes",
             Self::TunnelFailed => "tunnel_failed",
             Self::IkeRekeyed => "ike_rekeyed",
             Self::ChildRekeyed => "child_rekeyed",

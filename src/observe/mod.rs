@@ -7,6 +7,7 @@ pub mod counters;
 pub mod events;
 pub mod history;
 pub mod http;
+pub mod passage;
 pub mod prometheus;
 pub mod snapshot;
 

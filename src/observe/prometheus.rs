@@ -123,6 +123,14 @@ fn tunnels(w: &mut Writer, p: &Published) {
     for t in &p.snapshot.tunnels {
         w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], t.coverage.ratio());
     }
+    let name = w.family(
+        "cygnet_tunnel_unanswered",
+        Type::Gauge,
+        "1 if packets leave by the tunnel and none have come in for a while.",
+    );
+    for t in &p.snapshot.tunnels {
+        w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], u8::from(t.unanswered_s.is_some()));
+    }
     let name = w.family("cygnet_child_up", Type::Gauge, "1 if traffic of the configured child passes.");
     for t in &p.snapshot.tunnels {
         for (n, rule) in t.rules.iter().enumerate() {

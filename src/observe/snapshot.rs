@@ -60,11 +60,12 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Whether every tunnel that should be up is up and carries all that is configured for it, and nothing stands in the
-    /// way of the guards.
+    /// Whether every tunnel that should be up is up and carries all that is configured for it, traffic seems to pass, and
+    /// nothing stands in the way of the guards.
     pub fn healthy(&self) -> bool {
         let whole = |t: &TunnelStatus| t.state.is_up() && t.coverage.is_whole();
-        self.obstacles.is_empty() && self.tunnels.iter().all(|t| !t.wanted || whole(t))
+        let well = |t: &TunnelStatus| t.unanswered_s.is_none() && (!t.wanted || whole(t));
+        self.obstacles.is_empty() && self.tunnels.iter().all(well)
     }
 }
 
@@ -151,6 +152,9 @@ pub struct TunnelStatus {
     /// The configured children, and how each of them is.
     #[serde(default)]
     pub rules: Vec<RuleStatus>,
+    /// Since when packets leave and none come in, in seconds; absent while traffic passes or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unanswered_s: Option<u64>,
     /// What works now and will need attention.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
