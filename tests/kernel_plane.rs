@@ -528,6 +528,7 @@ fn an_sa_moves_to_new_outer_addresses() {
     assert!(pings(&a, 5));
     let flood = a.netns.spawn("ping -n -q -i 0.01 -W 2 -c 100 10.2.0.1");
     std::thread::sleep(Duration::from_millis(300));
+    let before = a.counters();
     let new: SocketAddr = "192.0.2.11:500".parse().unwrap();
     let peer: SocketAddr = "192.0.2.2:500".parse().unwrap();
     for site in [&mut a, &mut b] {
@@ -542,6 +543,13 @@ fn an_sa_moves_to_new_outer_addresses() {
     let summary = flood.output();
     println!("{summary}");
     assert!(pings(&a, 5));
+    // Volume limits are about the key, wherever it is used.
+    for (spi, after) in a.counters() {
+        assert!(
+            after.packets > before[&spi].packets && after.bytes > before[&spi].bytes,
+            "{spi:x}: {after:?}"
+        );
+    }
     let states = a.netns.run("ip xfrm state");
     assert!(states.contains("src 192.0.2.11 dst 192.0.2.2") && !states.contains("192.0.2.1 "), "{states}");
 }

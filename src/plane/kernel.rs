@@ -500,11 +500,11 @@ impl DataPlane for KernelPlane {
         }
         if !self.adopt(spec).map_err(fail)? {
             match self.xfrm.add_sa(spec) {
-                Err(e) if e.is_unsure() => {
-                    // It may be there or not: gone is what the caller relies on after an error.
-                    let _ = self.xfrm.delete_sa(SaKey::of(spec), spec.mark);
-                    Err(e)
-                }
+                // It may be there or not, and what is there may be somebody else's: the keys tell.
+                Err(e) if e.is_unsure() => match self.xfrm.has_keys_of(spec) {
+                    Ok(true) => Ok(()),
+                    _ => Err(e),
+                },
                 other => other,
             }
             .map_err(fail)?;

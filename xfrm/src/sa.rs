@@ -11,8 +11,8 @@ use cygnet_model::{Reqid, Spi};
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::constants::{
     IPPROTO_ESP, UDP_ENCAP_ESPINUDP, XFRM_MODE_TUNNEL, XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_NEWSA,
-    XFRM_MSG_UPDSA, XFRM_STATE_AF_UNSPEC, XFRM_STATE_ESN, XFRMA_ENCAP, XFRMA_LASTUSED, XFRMA_MARK, XFRMA_PAD,
-    XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL,
+    XFRM_MSG_UPDSA, XFRM_STATE_AF_UNSPEC, XFRM_STATE_ESN, XFRMA_ENCAP, XFRMA_LASTUSED, XFRMA_LTIME_VAL,
+    XFRMA_MARK, XFRMA_PAD, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL,
 };
 use netlink_packet_xfrm::{EncapTmpl, Id, UserSaId, UserSaInfo};
 use nix::errno::Errno;
@@ -336,9 +336,13 @@ fn state_id(key: SaKey, mark: Option<Mark>) -> Writer {
 
 /// The NEWSA payload of a state that was read from the kernel, with other addresses, ports or reqid, and with
 /// outbound sequence numbers that skip `gap`.
+/// `curlft` in `struct xfrm_usersa_info`: octets, packets, when it was added and first used.
+const LIFETIME: std::ops::Range<usize> = 160..192;
+
 pub(crate) fn moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Writer> {
-    // What is written is never longer than what was read; a state with more attributes than that is none of ours.
-    if old.len() > Writer::CAPACITY {
+    // What is written is longer than what was read by the volume alone; a state with more attributes than that is none
+    // of ours.
+    if old.len() + codec::aligned(4 + LIFETIME.len()) > Writer::CAPACITY {
         return None;
     }
     let (fixed, attributes) = convert::split(XFRM_MSG_NEWSA, old)?;
@@ -349,9 +353,11 @@ pub(crate) fn moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Writer> {
     info.reqid = to.reqid.0;
     let mut w = Writer::new();
     w.raw(&emitted(&info));
+    // What it has carried counts on, or its limits would begin anew.
+    w.attr(XFRMA_LTIME_VAL, fixed.get(LIFETIME)?);
     for (kind, value) in codec::attrs(attributes) {
         match kind {
-            XFRMA_LASTUSED | XFRMA_PAD => {}
+            XFRMA_LASTUSED | XFRMA_PAD | XFRMA_LTIME_VAL => {}
             XFRMA_ENCAP => {
                 let mut encap = EncapTmpl::parse(value).ok()?;
                 if let Some((source, destination)) = to.ports {
