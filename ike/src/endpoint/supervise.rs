@@ -211,8 +211,11 @@ impl Endpoint {
             _ => false,
         };
         let spis = self.by_tunnel.get(&tunnel).into_iter().flatten();
-        let served = spis.filter_map(|spi| self.sas.get(spi)).any(newer);
-        if served || self.held.contains(&tunnel) || now.mono < s.renewals.1 {
+        if spis.filter_map(|spi| self.sas.get(spi)).any(newer) {
+            // One that is up already has not been told yet that it takes this one's place.
+            return self.deduplicate(now, tunnel, out);
+        }
+        if self.held.contains(&tunnel) || now.mono < s.renewals.1 {
             return;
         }
         let wait = RENEWAL.0.saturating_mul(1 << s.renewals.0.min(10)).min(RENEWAL.1);
@@ -366,7 +369,8 @@ impl Endpoint {
             self.established_of(tunnel).filter(|(_, sa)| goes(sa)).map(|(spi, _)| spi).collect();
         self.retire(now, &old, out);
         let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
-        let current = || self.established_of(tunnel).filter(|(_, sa)| !outdated(sa));
+        // One that goes is no reason for others to go.
+        let current = || self.established_of(tunnel).filter(|(_, sa)| !outdated(sa) && !retires(sa));
         let Some((best, begun)) = current().filter_map(|(_, sa)| Some((spis(sa)?, sa.core.created))).max()
         else {
             return;
@@ -380,7 +384,7 @@ impl Endpoint {
         let losers: Vec<IkeSpi> = self
             .established_of(tunnel)
             .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
-            .filter(|(spi, sa)| !outdated(sa) && !old.contains(spi))
+            .filter(|(spi, sa)| !outdated(sa) && !retires(sa) && !old.contains(spi))
             .map(|(spi, _)| spi)
             .collect();
         for loser in losers {
@@ -393,20 +397,22 @@ impl Endpoint {
         }
     }
 
-    /// An IKE SA that was about to go stays if what was to carry the tunnel in its place has ended.
+    /// IKE SAs that were about to go stay if what was to carry the tunnel in their place has ended; of several, one does.
     fn keep_one(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
-        let retires = |sa: &IkeSa| sa.live().is_some_and(|live| live.retire_at.is_some());
         if self.established_of(tunnel).any(|(_, sa)| !retires(sa)) {
             return;
         }
         let all: Vec<IkeSpi> = self.established_of(tunnel).map(|(spi, _)| spi).collect();
-        for spi in all {
-            self.with_sa(now, spi, out, |sa, ctx| {
+        for spi in &all {
+            self.with_sa(now, *spi, out, |sa, ctx| {
                 sa.with_live(ctx, |live, _, _, _| {
                     live.retire_at = None;
                     Next::Stay
                 });
             });
+        }
+        if all.len() > 1 {
+            self.deduplicate(now, tunnel, out);
         }
     }
 
@@ -421,6 +427,11 @@ impl Endpoint {
             });
         }
     }
+}
+
+/// Whether an established SA is about to go, since another one has taken its place.
+fn retires(sa: &IkeSa) -> bool {
+    sa.live().is_some_and(|live| live.retire_at.is_some())
 }
 
 /// Whether an SA goes to an address that was the peer's when it began and is not any more. A peer that was followed

@@ -548,23 +548,27 @@ impl Live {
     /// has this rule for rekeys only (§2.8.1), but without it both pairs would stay for ever. A peer that does not know it
     /// keeps both, which does no harm.
     fn compare_created(&mut self, ctx: &mut Ctx<'_>, theirs: Created) {
-        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
-            && c.rekeys.is_none()
-            && c.of == ctx.parts.configured(theirs.id)
-        {
-            // Which of several parts that it makes meanwhile is the one that we get, if any, the answer will say.
-            if c.theirs.len() < MAX_THEIRS {
-                c.theirs.push(theirs);
+        // The answer to our request for the very same came before the peer's request, which may have been under way for
+        // longer, and we may be asking for another part by now.
+        let made = self.created.iter().position(|ours| ours.id == theirs.id);
+        let ours = made.map(|at| self.created.swap_remove(at));
+        // It may have gone since, and another one may be on its way.
+        let active =
+            |inbound| self.children.iter().any(|c| c.inbound == inbound && c.state == ChildState::Active);
+        if let Some(ours) = ours.filter(|ours| active(ours.inbound)) {
+            let (a, b) = (&ours.nonces, &theirs.nonces);
+            if collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
+                self.on_redundant(ctx, ours.inbound, theirs.inbound);
             }
             return;
         }
-        // The answer to our request came before the peer's request, which may have been under way for longer.
-        let Some(at) = self.created.iter().position(|ours| ours.id == theirs.id) else { return };
-        let ours = self.created.swap_remove(at);
-        let active = |c: &super::Child| c.inbound == ours.inbound && c.state == ChildState::Active;
-        let (a, b) = (&ours.nonces, &theirs.nonces);
-        if self.children.iter().any(active) && collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
-            self.on_redundant(ctx, ours.inbound, theirs.inbound);
+        // Which of several parts that it makes meanwhile is the one that we get, if any, the answer will say.
+        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+            && c.rekeys.is_none()
+            && c.of == ctx.parts.configured(theirs.id)
+            && c.theirs.len() < MAX_THEIRS
+        {
+            c.theirs.push(theirs);
         }
     }
 

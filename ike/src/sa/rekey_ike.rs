@@ -93,6 +93,8 @@ impl Live {
             live.lingering = std::mem::take(&mut self.lingering);
             live.seeking = std::mem::take(&mut self.seeking);
             live.refused_in_auth = self.refused_in_auth;
+            // New keys for itself do not change what was wrong with its children's.
+            (live.outdated, live.retire_at) = (self.outdated, self.retire_at);
             let wanted = |t: &Task| !matches!(t, Task::RekeyIke { .. } | Task::DeleteIke | Task::Liveness);
             live.queue.extend(std::mem::take(&mut self.queue).into_iter().filter(wanted));
             live.delayed.extend(std::mem::take(&mut self.delayed).into_iter().filter(|(_, t)| wanted(t)));

@@ -11,7 +11,8 @@ use std::time::Duration;
 use cygnet_ike::policy::Start;
 use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, Payloads};
 use cygnet_ike::{Command, Input, TunnelPolicy};
-use cygnet_sim::{Lab, Link, TUNNEL, policy};
+use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_sim::{Lab, Link, TUNNEL, net, policy, single_pairs};
 
 use crate::{CHILD, Log, secs};
 
@@ -176,6 +177,61 @@ fn t61_of_two_pairs_for_a_child_that_both_ends_miss_exactly_one_stays() {
         assert_eq!(lab.probes.1, 0, "{run}");
     }
     assert_eq!(lowest, all_four());
+}
+
+/// Both ends make a pair for a child that has none, and a moment later some of these pairs have carried all they may.
+#[test]
+fn a_tunnel_whose_crossing_pairs_all_end_is_up_again_by_itself() {
+    let ends = (0..4).flat_map(|seed| (0..4).flat_map(move |which| (8..40).map(move |ms| (seed, which, ms))));
+    for (seed, which, ms) in ends {
+        let run = format!("seed {seed}, pairs {which}, after {ms} ms");
+        let mut lab = Lab::new(seed, Link::GOOD, policies(None));
+        lab.run(secs(1));
+        // Both: INFORMATIONAL { D }, then CREATE_CHILD_SA { SA, Ni, KEi, TSi, TSr }
+        for side in 0..2 {
+            let sa = lab.gateways[side].plane.outbound(CHILD).unwrap().id;
+            lab.input(side, Input::Expired { sa, hard: true });
+        }
+        lab.run(Duration::from_millis(ms));
+        // Of each end one of the two pairs ends.
+        for side in 0..2 {
+            let pairs: Vec<_> = lab.view(side).children.iter().map(|c| (c.id, c.inbound)).collect();
+            if let Some((child, spi)) = pairs.get(which >> side & 1).copied() {
+                let sa = SaId { child, direction: Direction::In, spi };
+                lab.input(side, Input::Expired { sa, hard: true });
+            }
+        }
+        lab.run(secs(30));
+        assert!(carries(&lab, 0) && carries(&lab, 1), "{run}");
+        // One that is redundant goes with the next sign of life.
+        lab.run(secs(60));
+        agree(&lab, 1, &run);
+    }
+}
+
+/// One end asks for its child as a whole and gets a pair of networks at a time, the other asks for each pair by itself.
+#[test]
+fn of_two_pairs_for_one_part_exactly_one_stays_while_other_parts_are_asked_for() {
+    for seed in 0..60 {
+        let [mut first, mut second] = policies(None);
+        first.children[0].remote = (0..12).map(|n| net(&format!("10.2.{n}.0/24"))).collect();
+        second.children[0].local = first.children[0].remote.clone();
+        second.start = Start::Active;
+        let mut lab = Lab::new(seed, Link::GOOD, [first, single_pairs(second)]);
+        lab.run(secs(60));
+        agree(&lab, 12, &format!("seed {seed}, before"));
+        // What both ends lose both ask for, in an order of their own.
+        for side in 0..2 {
+            for sa in lab.gateways[side].plane.sas.keys().copied().collect::<Vec<_>>() {
+                lab.input(side, Input::Expired { sa, hard: true });
+            }
+        }
+        lab.link = Link { loss: 0, ..Link::BAD };
+        lab.run(secs(60));
+        lab.link = Link::GOOD;
+        lab.run(secs(60));
+        agree(&lab, 12, &format!("seed {seed}"));
+    }
 }
 
 /// Whether what one end sends at this moment could be opened by the other.
