@@ -203,7 +203,9 @@ impl Live {
             let (ni, nr) = &theirs.nonces;
             (theirs.id, theirs.inbound, collide::winner((&creating.nonce, nonce_r), (ni, nr)))
         };
-        let verdicts: Vec<_> = creating.theirs.iter().map(judge).collect();
+        // One that has ended since makes nothing redundant.
+        let there = |theirs: &&Created| self.children.iter().any(|c| c.inbound == theirs.inbound);
+        let verdicts: Vec<_> = creating.theirs.iter().filter(there).map(judge).collect();
         let Some(old) = creating.rekeys else {
             let Some(id) = self.install(core, ctx, pair, None) else { return };
             // Two parts of one child do not make one another redundant.
