@@ -22,6 +22,7 @@ use crate::crypto::kex::KeyExchange;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Event, Flow, Input, RekeyKind};
 use crate::policy::{Policies, Start, TunnelPolicy};
+use crate::rate::PeerRates;
 use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
 use crate::wire::{DecodeErrorKind, Exchange, Header};
@@ -82,6 +83,7 @@ pub struct Endpoint {
     held: BTreeSet<TunnelId>,
     spis: Spis,
     parts: Parts,
+    rates: BTreeMap<TunnelId, PeerRates>,
     sas: BTreeMap<IkeSpi, IkeSa>,
     by_tunnel: BTreeMap<TunnelId, BTreeSet<IkeSpi>>,
     established: BTreeMap<TunnelId, u32>,
@@ -108,6 +110,7 @@ impl Endpoint {
             held: BTreeSet::new(),
             spis: Spis::default(),
             parts: Parts::default(),
+            rates: BTreeMap::new(),
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
             established: BTreeMap::new(),
@@ -135,6 +138,7 @@ impl Endpoint {
             self.handle(now, Input::Command(Command::Down(id)), out);
             self.supervision.remove(&id);
             self.held.remove(&id);
+            self.rates.remove(&id);
         }
         for (id, policy) in &new {
             self.supervision.entry(*id).or_insert_with(|| Supervision {
@@ -264,6 +268,7 @@ impl Endpoint {
             policies: &self.policies,
             spis: &mut self.spis,
             parts: &mut self.parts,
+            rates: &mut self.rates,
             established: &self.established,
             installed: &self.installed,
             held: &self.held,

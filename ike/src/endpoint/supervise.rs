@@ -7,13 +7,16 @@ use std::time::Duration;
 use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
 
 use super::Endpoint;
-use crate::error::{FailureReason, Trouble};
+use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
 use crate::policy::{Start, TunnelPolicy};
 use crate::sa::{self, ChildState, Closed, IkeSa, Next, State, Task};
 
 /// First and longest wait between new IKE SAs that are to replace one whose keys cannot be renewed.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// Most established IKE SAs of one tunnel: two that both ends made at once, and what each is to replace.
+const MAX_IKE_SAS: usize = 4;
 
 /// How long an IKE SA stays when a newer one has its child.
 const RETIRE: Duration = Duration::from_secs(5);
@@ -342,6 +345,23 @@ impl Endpoint {
             }
         }
         self.deduplicate(now, tunnel, out);
+        self.make_room(now, spi, tunnel, out);
+    }
+
+    /// Ends the oldest IKE SAs of a tunnel beside the newest: a peer that makes one after the other has lost them, or means
+    /// no good.
+    fn make_room(&mut self, now: Now, newest: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
+        let mut others: Vec<_> = self
+            .established_of(tunnel)
+            .filter(|(spi, _)| *spi != newest)
+            .filter_map(|(spi, sa)| Some((sa.live()?.established, spi, sa.core.flow.remote)))
+            .collect();
+        others.sort_unstable();
+        let surplus = others.len().saturating_sub(MAX_IKE_SAS - 1);
+        for (_, spi, peer) in others.into_iter().take(surplus) {
+            out.push(Action::Tell(Event::Dropped { reason: DropReason::TooManyIkeSas, peer }));
+            self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
+        }
     }
 
     /// The established SAs of a tunnel.

@@ -27,6 +27,9 @@ use crate::wire::{
 pub(super) const FATAL: [NotifyType; 3] =
     [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
 
+/// How often the peer of a tunnel may make a new IKE SA by authentication: one in this time, and so many at once.
+const HANDSHAKES: (Duration, u32) = (Duration::from_secs(2), 16);
+
 /// How long a refusal is kept for repetitions of the request.
 const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
 
@@ -378,7 +381,12 @@ impl InitAnswered {
             Err(reason) => return super::drop_in(State::InitAnswered(self), ctx, reason, flow),
         };
         core.flow = flow;
+        let now = ctx.now.mono;
         match result.map_err(|e| malformed(&e, flow)).and_then(|p| self.authenticate(ctx, p, flow)) {
+            Ok((policy, ..)) if !ctx.rates(policy.id).handshakes.admit(now, HANDSHAKES.0, HANDSHAKES.1) => {
+                // The peer repeats its request, and may be let in then.
+                super::drop_in(State::InitAnswered(self), ctx, DropReason::RateLimit, flow)
+            }
             Ok((policy, payloads, proof)) => self.establish(core, ctx, policy, payloads, proof),
             Err(refusal) => self.refuse(core, ctx, refusal),
         }

@@ -24,6 +24,12 @@ const MAX_SELECTORS: usize = 128;
 /// Most pairs of SAs that one IKE SA holds.
 const MAX_PAIRS: usize = 2 * ChildId::LIMIT as usize;
 
+/// Most pairs with the same selectors: two that both ends made at once, each with its successor.
+const MAX_ALIKE: usize = 4;
+
+/// Most pairs of one configured child beside twice its pairs of networks: a peer may ask for one address at a time.
+const MAX_NARROWED: usize = 512;
+
 /// How long an old inbound SA still takes packets that were on their way.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
@@ -408,6 +414,15 @@ impl Live {
         });
         self.found(n.of);
         Some(id)
+    }
+
+    /// Whether the peer has as many pairs with the same selectors, or of the same configured child, as any honest one has.
+    pub fn is_crowded(&self, found: &Found) -> bool {
+        let alike = self.children.iter().filter(|c| found.is_like(c)).count();
+        let of_child = self.children.iter().filter(|c| c.of == found.of).count();
+        let pairs = self.policy.children.get(usize::from(found.of));
+        let pairs = pairs.map_or(0, |c| c.local.len().saturating_mul(c.remote.len()));
+        alike >= MAX_ALIKE || of_child >= pairs.saturating_mul(2).saturating_add(MAX_NARROWED)
     }
 
     /// Whether there is room for another pair: the peer is authenticated, but not unbounded.

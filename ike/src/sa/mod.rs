@@ -36,6 +36,7 @@ use crate::endpoint::Config;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Ending, Event, Flow, Role};
 use crate::policy::{Policies, TunnelPolicy};
+use crate::rate::PeerRates;
 use crate::wire::{Exchange, Header};
 
 pub(crate) use auth::{AuthSent, Refused};
@@ -57,6 +58,8 @@ pub(crate) struct Ctx<'a> {
     pub spis: &'a mut Spis,
     /// Parts of configured children.
     pub parts: &'a mut Parts,
+    /// What each tunnel's authenticated peer may still ask for.
+    pub rates: &'a mut BTreeMap<TunnelId, PeerRates>,
     /// How many established IKE SAs each tunnel has.
     pub established: &'a BTreeMap<TunnelId, u32>,
     /// SAs in the data plane.
@@ -89,6 +92,11 @@ impl Ctx<'_> {
     /// Counts a dropped datagram.
     pub fn dropped(&mut self, reason: DropReason, flow: Flow) {
         self.tell(Event::Dropped { reason, peer: flow.remote });
+    }
+
+    /// What the authenticated peer of a tunnel may still ask for.
+    pub fn rates(&mut self, tunnel: TunnelId) -> &mut PeerRates {
+        self.rates.entry(tunnel).or_default()
     }
 
     /// Whether an SA is in place by which packets of a child leave.
