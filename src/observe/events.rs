@@ -67,6 +67,8 @@ pub enum Kind {
     GuardRepaired,
     /// Something of others decides about protected packets before the guards do.
     GuardObstructed,
+    /// Somebody was refused before proving to be anybody; a limited number of them is told.
+    PeerRefused,
     /// A datagram was dropped; a limited number of them is told.
     DatagramDropped,
     /// Events were lost because the reader was slow.
@@ -88,6 +90,7 @@ impl Kind {
                 | Self::Warning
                 | Self::PeerDead
                 | Self::DatagramDropped
+                | Self::PeerRefused
                 | Self::GuardRepaired
                 | Self::GuardObstructed
                 | Self::Lost
@@ -117,6 +120,7 @@ impl Kind {
             Self::DataPlane => "data_plane",
             Self::GuardRepaired => "guard_repaired",
             Self::GuardObstructed => "guard_obstructed",
+            Self::PeerRefused => "peer_refused",
             Self::DatagramDropped => "datagram_dropped",
             Self::Lost => "lost",
             Self::Other => "other",

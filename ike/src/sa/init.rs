@@ -7,13 +7,14 @@ use cygnet_model::Timestamp;
 use cygnet_model::suite::{Group, IkeSuite};
 
 use super::natt::{self, Nat};
-use super::window::{Outgoing, Retried};
+use super::window::{Outgoing, REPEATS, Retried};
 use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
 use crate::crypto::kex::PrivateKey;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::mismatch;
 use crate::policy::{self, Encap, TunnelPolicy};
+use crate::rate::Rate;
 use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Writer};
 
 /// Most rounds of COOKIE and INVALID_KE_PAYLOAD before we give up on the peer.
@@ -54,6 +55,7 @@ pub(crate) struct InitAnswered {
     pub nat: Option<Nat>,
     pub fragmentation: bool,
     pub spi_i: u64,
+    repeats: Rate,
     pub expires: Timestamp,
 }
 
@@ -394,7 +396,8 @@ pub(crate) fn respond(
         let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
         stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
         ctx.tell(Event::Failure {
-            tunnel: candidates.first().map(|p| p.id).filter(|_| candidates.len() == 1),
+            // Anybody can send this from any address: it says nothing of a tunnel.
+            tunnel: None,
             peer: flow.remote,
             reason: FailureReason::NoProposalChosen,
             detail: format!(
@@ -452,6 +455,7 @@ pub(crate) fn respond(
         nat,
         fragmentation,
         spi_i: header.spi_i,
+        repeats: Rate::default(),
         expires: ctx.now.mono + HALF_OPEN_LIFETIME,
     };
     Some(IkeSa { core, state: State::InitAnswered(Box::new(answered)) })
@@ -459,11 +463,14 @@ pub(crate) fn respond(
 
 impl InitAnswered {
     /// The same IKE_SA_INIT once more: the same answer. Another one under the same SPI is not ours to answer.
-    pub fn on_repeated(&self, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) {
-        if datagram == self.request {
+    pub fn on_repeated(mut self: Box<Self>, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) -> Box<Self> {
+        if datagram != self.request {
+            ctx.dropped(DropReason::Duplicate, flow);
+        } else if self.repeats.admit(ctx.now.mono, REPEATS.0, REPEATS.1) {
             ctx.out.push(Action::Send { flow, bytes: self.response.clone() });
         } else {
-            ctx.dropped(DropReason::Duplicate, flow);
+            ctx.dropped(DropReason::RateLimit, flow);
         }
+        self
     }
 }

@@ -180,7 +180,7 @@ pub(crate) enum State {
     /// We answered IKE_SA_INIT and wait for IKE_AUTH.
     InitAnswered(Box<InitAnswered>),
     /// We refused IKE_AUTH and keep the answer for repetitions.
-    Refused(Refused),
+    Refused(Box<Refused>),
     /// Both sides are authenticated.
     Established(Box<Live>),
     /// A newer IKE SA has the children; waits for its deletion.
@@ -246,15 +246,12 @@ impl IkeSa {
                 _ => drop_in(State::AuthSent(s), ctx, DropReason::UnexpectedExchange, flow),
             },
             State::InitAnswered(s) => match (header.exchange, header.response) {
-                (Exchange::IKE_SA_INIT, false) => {
-                    s.on_repeated(ctx, datagram, flow);
-                    State::InitAnswered(s)
-                }
+                (Exchange::IKE_SA_INIT, false) => State::InitAnswered(s.on_repeated(ctx, datagram, flow)),
                 (Exchange::IKE_AUTH, false) => s.on_auth_request(core, ctx, header, datagram, flow),
                 _ => drop_in(State::InitAnswered(s), ctx, DropReason::UnexpectedExchange, flow),
             },
-            State::Refused(s) => {
-                s.on_datagram(ctx, header, datagram, flow);
+            State::Refused(mut s) => {
+                s.on_datagram(core, ctx, header, datagram, flow);
                 State::Refused(s)
             }
             State::Established(mut s) => {

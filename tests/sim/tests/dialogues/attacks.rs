@@ -259,3 +259,29 @@ fn t73_initial_contact_counts_in_an_authentic_ike_auth_only() {
         assert_eq!(lab.view(1).children[0].inbound, held);
     }
 }
+
+#[test]
+fn what_happens_before_authentication_is_no_tunnels_failure() {
+    type Change = fn(&mut cygnet_ike::TunnelPolicy);
+    let changes: [(Change, &str); 3] = [
+        (|p| p.proposals = vec!["aes128-sha256-modp2048".parse().unwrap()], "no_proposal_chosen"),
+        (|p| p.psk = cygnet_model::SecretBytes::copy_of(b"guessed"), "authentication_failed"),
+        (|p| p.local_id = cygnet_ike::wire::Identity::fqdn("somebody.else"), "unknown_identity"),
+    ];
+    for (change, reason) in changes {
+        // ? -> R  from the peer's address
+        let mut stranger = policy(0, 1);
+        change(&mut stranger);
+        let mut lab = Lab::new(38, Link::GOOD, [stranger, policy(1, 1)]);
+        lab.run(secs(5));
+        assert!(lab.failures(1).contains(&reason));
+        // The initiator's failure is that of its tunnel; the responder does not know whose it is.
+        for (side, known) in [(0, true), (1, false)] {
+            for (_, event) in &lab.gateways[side].events {
+                if let cygnet_ike::Event::Failure { tunnel, .. } = event {
+                    assert_eq!(tunnel.is_some(), known, "{reason} at {side}");
+                }
+            }
+        }
+    }
+}
