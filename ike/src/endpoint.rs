@@ -38,7 +38,7 @@ pub struct Config {
     pub cookie_threshold: usize,
     /// Half-open SAs of strangers beyond which none are admitted.
     pub half_open_limit: usize,
-    /// Half-open SAs that one address may have.
+    /// Half-open SAs that one address may have, or twice its tunnels, before it must bring a cookie back.
     pub half_open_per_peer: usize,
     /// First and longest wait before a tunnel that failed is tried again; between, the wait doubles.
     pub retry: (Duration, Duration),

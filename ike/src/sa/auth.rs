@@ -268,7 +268,6 @@ impl AuthSent {
             local: first.map_or(&[], |c| &c.local),
             remote: first.map_or(&[], |c| &c.remote),
             with_ke: false,
-            group: None,
         };
         let pair = child::accept(&this.policy, &offered, &payloads, |_| false);
         let pair = pair.map(|negotiated| {
@@ -378,13 +377,16 @@ impl InitAnswered {
         }
         if let Some((key, public)) = self.exchange.take() {
             let Ok(shared) = key.finish(&public) else {
-                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to.
-                return State::Closed(Closed {
-                    policy: None,
-                    ending: Ending::Failed(FailureReason::InvalidSyntax),
+                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to. The place stays
+                // taken until its time is over, or it would be free to ask for the same again.
+                ctx.tell(Event::Failure {
+                    tunnel: None,
+                    peer: flow.remote,
+                    reason: FailureReason::InvalidSyntax,
                     detail: format!("the key exchange value of {} is not usable", flow.remote),
-                    was_up: false,
+                    retry_in: None,
                 });
+                return State::InitAnswered(self);
             };
             let spis = (self.spi_i, core.spi.value());
             let nonces = (&*self.nonce_i, &*self.nonce_r);

@@ -193,8 +193,7 @@ pub(crate) fn find(
         if local.is_empty() || remote.is_empty() {
             continue;
         }
-        let ke = offer.ke.as_ref().map(|k| k.group);
-        let Some((suite, number, spi)) = policy::choose_esp(&c.proposals, sa, with_ke, ke) else {
+        let Some((suite, number, spi)) = policy::choose_esp(&c.proposals, sa, with_ke) else {
             refusal = Some(Unfit::proposal(mismatch::esp(&c.proposals, sa, with_ke)));
             continue;
         };
@@ -231,8 +230,6 @@ pub(crate) struct Offered<'a> {
     pub remote: &'a [TrafficSelector],
     /// Whether key exchange was offered, which it is not in IKE_AUTH.
     pub with_ke: bool,
-    /// The group of our KE payload.
-    pub group: Option<u16>,
 }
 
 /// Checks a responder's answer to our offer of a child: what it chose must be ours, and its selectors within ours.
@@ -245,12 +242,12 @@ pub(crate) fn accept(
     if let Some(n) = answer.error() {
         return Err(Unfit::new(n.kind, FailureReason::of_notify(n.kind), Vec::new()));
     }
-    let Offered { of, inbound, local, remote, with_ke, group } = *offered;
+    let Offered { of, inbound, local, remote, with_ke } = *offered;
     let child = policy.children.get(usize::from(of));
     let (Some(sa), Some(tsi), Some(tsr), Some(child)) = (&answer.sa, &answer.tsi, &answer.tsr, child) else {
         return Err(Unfit::syntax());
     };
-    let Some((suite, spi)) = policy::accept_esp(&child.proposals, sa, with_ke, group) else {
+    let Some((suite, spi)) = policy::accept_esp(&child.proposals, sa, with_ke) else {
         return Err(Unfit::proposal(mismatch::esp(&child.proposals, sa, with_ke)));
     };
     let Some(outbound) = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi)) else {

@@ -274,7 +274,6 @@ impl Live {
             local: &creating.local,
             remote: &creating.remote,
             with_ke: true,
-            group: creating.key.as_ref().map(|(g, _)| g.transform()),
         };
         let negotiated = child::accept(&self.policy, &offered, answer, |spi| self.is_bound(spi))?;
         let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;

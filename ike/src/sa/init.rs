@@ -30,16 +30,24 @@ const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 pub(crate) struct InitSent {
     pub policy: Arc<TunnelPolicy>,
     nonce: Vec<u8>,
-    group: Group,
-    key: Box<dyn PrivateKey>,
-    public: Vec<u8>,
+    current: Attempt,
+    /// With other groups, before somebody asked for the current one: the answer to each of them still counts, since
+    /// INVALID_KE_PAYLOAD is not authenticated.
+    earlier: Vec<Attempt>,
     cookie: Option<Vec<u8>>,
     rounds: u8,
-    /// The request as it went out last: AUTH covers it.
-    message: Vec<u8>,
     out: Outgoing,
     /// The first error notification, and when we believe it.
     hint: Option<(FailureReason, String, Timestamp)>,
+}
+
+/// A request with one group.
+struct Attempt {
+    group: Group,
+    key: Box<dyn PrivateKey>,
+    public: Vec<u8>,
+    /// The request as it went out last: AUTH covers it.
+    message: Vec<u8>,
 }
 
 /// The responder's state until IKE_AUTH.
@@ -74,12 +82,10 @@ pub(crate) fn initiate(ctx: &mut Ctx<'_>, policy: &Arc<TunnelPolicy>) -> Result<
     let sent = InitSent {
         policy: policy.clone(),
         nonce,
-        group,
-        key,
-        public,
+        current: Attempt { group, key, public, message },
+        earlier: Vec::new(),
         cookie: None,
         rounds: 0,
-        message,
         out,
         hint: None,
     };
@@ -231,7 +237,8 @@ impl InitSent {
         }
         let (suite, _) = policy::accept_ike(&self.policy.proposals, sa, 0)
             .ok_or((FailureReason::NoProposalChosen, "chooses what we did not propose"))?;
-        if suite.group != self.group || ke.group != self.group.transform() {
+        let tried = std::iter::once(&self.current).chain(&self.earlier).any(|a| a.group == suite.group);
+        if !tried || ke.group != suite.group.transform() {
             return Err((FailureReason::InvalidKe, "uses another key exchange group than its choice"));
         }
         // Checked here, where the key is still ours: nobody has proven to be the peer, so the true answer may yet come.
@@ -256,7 +263,10 @@ impl InitSent {
     ) -> State {
         let this = *self;
         this.out.answered(ctx, &this.policy);
-        let shared = match this.key.finish(peer_public) {
+        let answers = |a: &Attempt| a.group == suite.group;
+        let attempt = std::iter::once(this.current).chain(this.earlier).find(answers);
+        let Some(Attempt { key, message, .. }) = attempt else { return State::placeholder() };
+        let shared = match key.finish(peer_public) {
             Ok(shared) => shared,
             Err(e) => {
                 let detail = format!("key exchange with {} failed: {e}", core.flow.remote);
@@ -281,7 +291,7 @@ impl InitSent {
                 nonce_i: this.nonce,
                 nonce_r,
                 spi_r,
-                request: this.message,
+                request: message,
                 response: response.to_vec(),
                 nat: nat.unwrap_or_default(),
                 fragmentation,
@@ -320,16 +330,26 @@ impl InitSent {
             <[u8; 2]>::try_from(data).ok().and_then(|b| Group::from_transform(u16::from_be_bytes(b)));
         let offered = |g: &Group| self.policy.proposals.iter().any(|p| p.groups.contains(g));
         match wanted.filter(offered) {
-            Some(group) if group == self.group => {
+            Some(group) if group == self.current.group => {
                 super::drop_in(State::InitSent(self), ctx, DropReason::Duplicate, flow)
             }
-            Some(group) => match ctx.kex.start(group, ctx.random) {
-                Ok((key, public)) => {
-                    (self.group, self.key, self.public) = (group, key, public);
-                    self.again(core, ctx)
-                }
-                Err(e) => self.close(FailureReason::Internal, e.to_string()),
-            },
+            Some(_) if self.rounds >= MAX_ROUNDS => {
+                let detail = format!("{} wants ever other key exchange groups", flow.remote);
+                self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
+            }
+            Some(group) => {
+                let known = self.earlier.iter().position(|a| a.group == group);
+                let next = match known.map(|at| self.earlier.swap_remove(at)) {
+                    Some(attempt) => attempt,
+                    None => match ctx.kex.start(group, ctx.random) {
+                        Ok((key, public)) => Attempt { group, key, public, message: Vec::new() },
+                        Err(e) => return self.close(FailureReason::Internal, e.to_string()),
+                    },
+                };
+                let last = std::mem::replace(&mut self.current, next);
+                self.earlier.push(last);
+                self.again(core, ctx)
+            }
             None => {
                 let detail = format!("{} wants a key exchange group that we did not offer", flow.remote);
                 self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
@@ -343,10 +363,12 @@ impl InitSent {
             let detail = format!("{} wants ever new cookies or groups", core.flow.remote);
             return self.close(FailureReason::CookieLoop, detail);
         }
-        self.message =
-            request(&self.policy, core, self.group, &self.public, &self.nonce, self.cookie.as_deref());
+        let a = &mut self.current;
+        a.message = request(&self.policy, core, a.group, &a.public, &self.nonce, self.cookie.as_deref());
         let policy = self.policy.clone();
-        self.out = Outgoing::send(ctx, &policy, core.flow, vec![self.message.clone()]);
+        self.out = Outgoing::send(ctx, &policy, core.flow, vec![a.message.clone()]);
+        // A responder that has answered an earlier one takes no other under the same SPI.
+        self.earlier.iter().for_each(|a| self.out.repeat_too(a.message.clone()));
         State::InitSent(self)
     }
 
@@ -390,8 +412,7 @@ pub(crate) fn respond(
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;
     };
-    let chosen =
-        candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0, ke.group)?)));
+    let chosen = candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0)?)));
     let Some((policy, (suite, number, _))) = chosen else {
         let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
         stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));

@@ -43,6 +43,11 @@ impl Outgoing {
         Self { datagrams, tries: 1, wait, sent: ctx.now.mono, next: ctx.now.mono + ctx.jitter(wait) }
     }
 
+    /// Adds a datagram that goes out with the repetitions only.
+    pub fn repeat_too(&mut self, datagram: Vec<u8>) {
+        self.datagrams.push(datagram);
+    }
+
     /// Whether it was sent more than twice without an answer.
     pub const fn is_repeated(&self) -> bool {
         self.tries > 2
