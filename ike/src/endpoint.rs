@@ -170,6 +170,12 @@ impl Endpoint {
                     Next::Stay
                 });
             }
+            Input::Carried { sa, bytes } => {
+                self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
+                    live.on_carried(ctx, sa, bytes);
+                    Next::Stay
+                });
+            }
             Input::Acquire(child) => self.on_acquire(now, child, out),
             Input::Inbound(sa) => self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
                 if let Some(c) = live.children.iter().find(|c| c.inbound == sa.spi) {

@@ -63,7 +63,7 @@ pub struct ChildPolicy {
     pub proposals: Vec<EspProposal>,
     /// Time after which a pair of SAs must be gone; rekeyed before.
     pub lifetime: Duration,
-    /// Octets after which a pair must be gone; 0 = no limit. Rekeyed at nine tenths.
+    /// Octets after which a pair must be gone; 0 = no limit. Rekeyed when a tenth is left, or up to half of it where that does not last.
     pub bytes: u64,
     /// Anti-replay window in packets; 0 = off.
     pub replay_window: u32,

@@ -1,5 +1,6 @@
 //! Child SAs of an IKE SA: finding the configured child that fits, installing and removing pairs of ESP SAs.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -40,6 +41,15 @@ const SWITCH: Duration = Duration::from_secs(1);
 /// Without extended sequence numbers an SA ends at 2³² packets (RFC 4303 §3.3.3); it is rekeyed at three quarters.
 const SEQUENCE_LIMIT: u64 = u32::MAX as u64;
 
+/// What a fast link carries while a rekey meets loss: 4 s of 10 Gbit/s, in which a request is sent four times.
+const MARGIN: u64 = 5_000_000_000;
+
+/// The volume at which new keys are asked for: what is left must outlast a rekey that meets loss, even if the traffic has only
+/// just begun. At least a tenth is left, and no more than half.
+fn soft_volume(bytes: u64) -> u64 {
+    bytes - MARGIN.clamp(bytes / 10, (bytes / 2).max(bytes / 10))
+}
+
 /// Where a pair of SAs stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ChildState {
@@ -66,6 +76,8 @@ pub(crate) struct Child {
     pub state: ChildState,
     /// When it was negotiated.
     pub made: Timestamp,
+    /// Octets that each SA of it had carried, as last told.
+    pub carried: BTreeMap<Direction, (Timestamp, u64)>,
     pub rekey_at: Timestamp,
     pub expire_at: Timestamp,
     /// The outbound SA, while the peer may not have the inbound half of it yet.
@@ -327,8 +339,12 @@ impl Live {
         };
         let (soft_packets, hard_packets) =
             if n.suite.esn { (0, 0) } else { (SEQUENCE_LIMIT / 4 * 3, SEQUENCE_LIMIT) };
-        let limits =
-            VolumeLimits { soft_bytes: c.bytes / 10 * 9, hard_bytes: c.bytes, soft_packets, hard_packets };
+        let limits = VolumeLimits {
+            soft_bytes: soft_volume(c.bytes),
+            hard_bytes: c.bytes,
+            soft_packets,
+            hard_packets,
+        };
         let flow = core.flow;
         // Not every peer on port 4500 encapsulates: with MOBIKE it goes there without any NAT (RFC 4555 §3.3).
         let behind_nat = self.nat.local || self.nat.remote || self.policy.encap == Encap::Force;
@@ -394,6 +410,7 @@ impl Live {
             id,
             of: n.of,
             made: ctx.now.mono,
+            carried: BTreeMap::new(),
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
