@@ -22,6 +22,7 @@ use crate::crypto::kex::KeyExchange;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Event, Flow, Input, RekeyKind};
 use crate::policy::{Policies, Start, TunnelPolicy};
+use crate::rate::PeerRates;
 use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
 use crate::wire::{DecodeErrorKind, Exchange, Header};
@@ -37,7 +38,7 @@ pub struct Config {
     pub cookie_threshold: usize,
     /// Half-open SAs of strangers beyond which none are admitted.
     pub half_open_limit: usize,
-    /// Half-open SAs that one address may have.
+    /// Half-open SAs that one address may have, or twice its tunnels, before it must bring a cookie back.
     pub half_open_per_peer: usize,
     /// First and longest wait before a tunnel that failed is tried again; between, the wait doubles.
     pub retry: (Duration, Duration),
@@ -82,6 +83,7 @@ pub struct Endpoint {
     held: BTreeSet<TunnelId>,
     spis: Spis,
     parts: Parts,
+    rates: BTreeMap<TunnelId, PeerRates>,
     sas: BTreeMap<IkeSpi, IkeSa>,
     by_tunnel: BTreeMap<TunnelId, BTreeSet<IkeSpi>>,
     established: BTreeMap<TunnelId, u32>,
@@ -108,6 +110,7 @@ impl Endpoint {
             held: BTreeSet::new(),
             spis: Spis::default(),
             parts: Parts::default(),
+            rates: BTreeMap::new(),
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
             established: BTreeMap::new(),
@@ -135,6 +138,7 @@ impl Endpoint {
             self.handle(now, Input::Command(Command::Down(id)), out);
             self.supervision.remove(&id);
             self.held.remove(&id);
+            self.rates.remove(&id);
         }
         for (id, policy) in &new {
             self.supervision.entry(*id).or_insert_with(|| Supervision {
@@ -163,6 +167,12 @@ impl Endpoint {
             Input::Expired { sa, hard } => {
                 self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
                     live.on_volume(ctx, sa, hard);
+                    Next::Stay
+                });
+            }
+            Input::Carried { sa, bytes } => {
+                self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
+                    live.on_carried(ctx, sa, bytes);
                     Next::Stay
                 });
             }
@@ -264,6 +274,7 @@ impl Endpoint {
             policies: &self.policies,
             spis: &mut self.spis,
             parts: &mut self.parts,
+            rates: &mut self.rates,
             established: &self.established,
             installed: &self.installed,
             held: &self.held,

@@ -60,6 +60,12 @@ reasons! {
         UnauthenticatedNotify = "unauthenticated_notify",
         /// A repeated request for which no response is kept.
         Duplicate = "duplicate",
+        /// An authenticated peer asks for more pairs of SAs than a child needs.
+        TooManyChildren = "too_many_children",
+        /// An authenticated peer has made more IKE SAs of a tunnel than it needs; the oldest ends.
+        TooManyIkeSas = "too_many_ike_sas",
+        /// More requests in a short time than an honest peer has.
+        RateLimit = "rate_limit",
     }
 }
 
@@ -80,7 +86,10 @@ impl DropReason {
             | Self::Flags
             | Self::HalfOpenLimit
             | Self::BadCookie
-            | Self::Fragment => false,
+            | Self::Fragment
+            | Self::TooManyChildren
+            | Self::TooManyIkeSas
+            | Self::RateLimit => false,
         }
     }
 }

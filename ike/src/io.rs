@@ -54,6 +54,13 @@ pub enum Input<'a> {
         /// It carries nothing more.
         hard: bool,
     },
+    /// What an SA has carried so far, as read from its counters every few seconds.
+    Carried {
+        /// Which.
+        sa: SaId,
+        /// Octets of inner packets.
+        bytes: u64,
+    },
     /// A guarded packet wants a tunnel.
     Acquire(ChildId),
     /// Authenticated ESP came in on this SA since the last such input.

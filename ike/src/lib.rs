@@ -13,6 +13,7 @@ pub mod error;
 pub mod io;
 mod mismatch;
 pub mod policy;
+mod rate;
 mod sa;
 #[cfg(feature = "test-util")]
 pub mod testing;

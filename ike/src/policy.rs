@@ -63,7 +63,7 @@ pub struct ChildPolicy {
     pub proposals: Vec<EspProposal>,
     /// Time after which a pair of SAs must be gone; rekeyed before.
     pub lifetime: Duration,
-    /// Octets after which a pair must be gone; 0 = no limit. Rekeyed at nine tenths.
+    /// Octets after which a pair must be gone; 0 = no limit. Rekeyed when a tenth is left, or up to half of it where that does not last.
     pub bytes: u64,
     /// Anti-replay window in packets; 0 = off.
     pub replay_window: u32,
@@ -218,27 +218,23 @@ fn pick_integ(ours: &[Integ], theirs: &[Option<Integ>]) -> Option<Option<Integ>>
     }
 }
 
-/// Chooses an IKE suite from a peer's offer: our order of proposals first; within one, the group of the peer's KE
-/// payload if we allow it, which saves a round trip. Returns the suite and the chosen proposal's number and SPI.
+/// Chooses an IKE suite from a peer's offer by our order, of groups too: the group of the peer's KE payload may be what a
+/// man in the middle made the peer choose. Returns the suite and the chosen proposal's number and SPI.
 pub(crate) fn choose_ike(
     ours: &[IkeProposal],
     offered: &[Proposal],
     spi_len: usize,
-    ke_group: u16,
 ) -> Option<(IkeSuite, u8, Vec<u8>)> {
     for own in ours {
         for p in offered.iter().filter(|p| p.protocol == Protocol::IKE && p.spi.len() == spi_len) {
             let Some(s) = sort(p) else { continue };
             let groups: Vec<Group> = s.ke.iter().copied().flatten().collect();
-            let preferred = Group::from_transform(ke_group)
-                .filter(|g| own.groups.contains(g) && groups.contains(g))
-                .or_else(|| pick(&own.groups, &groups));
             let suite = (|| {
                 Some(IkeSuite {
                     encr: pick(&own.encrs, &s.encr)?,
                     integ: pick_integ(&own.integs, &s.integ)?,
                     prf: pick(&own.prfs, &s.prf)?,
-                    group: preferred?,
+                    group: pick(&own.groups, &groups)?,
                 })
             })();
             if let Some(suite) = suite {
@@ -249,13 +245,12 @@ pub(crate) fn choose_ike(
     None
 }
 
-/// Chooses an ESP suite from a peer's offer. `ke_group` is the group of its KE payload, `None` without one; in IKE_AUTH
-/// (`with_ke` false) key exchange is not looked at. Where we demand PFS an offer without it does not match.
+/// Chooses an ESP suite from a peer's offer by our order, of groups too. In IKE_AUTH (`with_ke` false) key exchange is not
+/// looked at. Where we demand PFS an offer without it does not match.
 pub(crate) fn choose_esp(
     ours: &[EspProposal],
     offered: &[Proposal],
     with_ke: bool,
-    ke_group: Option<u16>,
 ) -> Option<(EspSuite, u8, [u8; 4])> {
     for own in ours {
         for p in offered.iter().filter(|p| p.protocol == Protocol::ESP) {
@@ -268,10 +263,7 @@ pub(crate) fn choose_esp(
                     s.ke.contains(&None).then_some(None)?
                 } else {
                     let theirs: Vec<Group> = s.ke.iter().copied().flatten().collect();
-                    let sent = ke_group
-                        .and_then(Group::from_transform)
-                        .filter(|g| own.groups.contains(g) && theirs.contains(g));
-                    Some(sent.or_else(|| pick(&own.groups, &theirs))?)
+                    Some(pick(&own.groups, &theirs)?)
                 };
                 Some(EspSuite {
                     encr: pick(&own.encrs, &s.encr)?,
@@ -322,8 +314,7 @@ pub(crate) fn accept_ike(
 ) -> Option<(IkeSuite, Vec<u8>)> {
     let [p] = answer else { return None };
     single(p)?;
-    let group = p.transforms.iter().find(|t| t.kind == TransformType::KE)?.id;
-    let (suite, _, spi) = choose_ike(ours, answer, spi_len, group)?;
+    let (suite, _, spi) = choose_ike(ours, answer, spi_len)?;
     Some((suite, spi))
 }
 
@@ -332,11 +323,10 @@ pub(crate) fn accept_esp(
     ours: &[EspProposal],
     answer: &[Proposal],
     with_ke: bool,
-    ke_group: Option<u16>,
 ) -> Option<(EspSuite, [u8; 4])> {
     let [p] = answer else { return None };
     single(p)?;
-    let (suite, _, spi) = choose_esp(ours, answer, with_ke, ke_group)?;
+    let (suite, _, spi) = choose_esp(ours, answer, with_ke)?;
     Some((suite, spi))
 }
 
@@ -360,11 +350,15 @@ mod tests {
     }
 
     #[test]
-    fn the_peers_key_exchange_is_taken_if_allowed() {
+    fn our_order_of_groups_decides_whatever_the_peer_sends() {
         let ours = ike("aes256gcm16-prfsha384-x25519-ecp384");
         let theirs = offer_ike(&ike("aes256gcm16-prfsha384-ecp384-x25519"), &[]);
-        assert_eq!(choose_ike(&ours, &theirs, 0, 20).unwrap().0.group, Group::Ecp384);
-        assert_eq!(choose_ike(&ours, &theirs, 0, 14).unwrap().0.group, Group::X25519);
+        assert_eq!(choose_ike(&ours, &theirs, 0).unwrap().0.group, Group::X25519);
+        let only = offer_ike(&ike("aes256gcm16-prfsha384-ecp384"), &[]);
+        assert_eq!(choose_ike(&ours, &only, 0).unwrap().0.group, Group::Ecp384);
+        let ours = esp("aes256gcm16-x25519-ecp384");
+        let theirs = offer_esp(&esp("aes256gcm16-ecp384-x25519"), [0, 0, 1, 1], true);
+        assert_eq!(choose_esp(&ours, &theirs, true).unwrap().0.group, Some(Group::X25519));
     }
 
     #[test]
@@ -383,10 +377,10 @@ mod tests {
         for (n, bend) in broken.into_iter().enumerate() {
             let mut bad = good.clone();
             bend(&mut bad);
-            assert!(choose_ike(&ours, &[bad.clone()], 0, 14).is_none(), "case {n}");
+            assert!(choose_ike(&ours, &[bad.clone()], 0).is_none(), "case {n}");
             let mut second = good.clone();
             second.number = 2;
-            assert_eq!(choose_ike(&ours, &[bad, second], 0, 14).unwrap().1, 2, "case {n}");
+            assert_eq!(choose_ike(&ours, &[bad, second], 0).unwrap().1, 2, "case {n}");
         }
     }
 
@@ -394,10 +388,10 @@ mod tests {
     fn t65_pfs_is_not_negotiated_away() {
         let ours = esp("aes256gcm16-x25519");
         let without = offer_esp(&esp("aes256gcm16"), [0, 0, 1, 1], true);
-        assert!(choose_esp(&ours, &without, true, None).is_none());
-        assert!(choose_esp(&ours, &without, false, None).is_some());
+        assert!(choose_esp(&ours, &without, true).is_none());
+        assert!(choose_esp(&ours, &without, false).is_some());
         let with = offer_esp(&ours, [0, 0, 1, 1], true);
-        assert!(choose_esp(&esp("aes256gcm16"), &with, true, Some(31)).is_none());
+        assert!(choose_esp(&esp("aes256gcm16"), &with, true).is_none());
     }
 
     #[test]
@@ -406,7 +400,7 @@ mod tests {
         let suite = |p: &[Proposal]| accept_ike(&ours, p, 0).map(|s| s.0);
         let offered = offer_ike(&ours, &[]);
         assert!(suite(&offered).is_none(), "two ciphers are not an answer");
-        let (chosen, number, _) = choose_ike(&ours, &offered, 0, 31).unwrap();
+        let (chosen, number, _) = choose_ike(&ours, &offered, 0).unwrap();
         assert_eq!(suite(&answer_ike(chosen, number, &[])), Some(chosen));
         assert!(suite(&answer_ike(IkeSuite { group: Group::Modp2048, ..chosen }, 1, &[])).is_none());
         assert!(suite(&[]).is_none());

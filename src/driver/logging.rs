@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use cygnet_ike::DropReason;
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging: info, debug with `-v`, trace with `-vv`; `CYGNET_LOG` overrides it (`tracing_subscriber` syntax).
@@ -104,20 +103,22 @@ impl Drop for Line {
     }
 }
 
-/// A limit for each reason of dropped datagrams, so that a flood of one kind does not hide another.
-#[derive(Default)]
-pub struct DropLines {
-    limits: BTreeMap<&'static str, RateLimit>,
+/// A limit for each subject, so that a flood about one does not hide another. The subjects are a closed set: reasons, or
+/// reasons of configured tunnels.
+pub struct LineLimits<S> {
+    per_minute: u32,
+    limits: BTreeMap<S, RateLimit>,
 }
 
-impl DropLines {
-    /// Lines in a minute for each reason. The reasons are a closed set of less than twenty.
-    const PER_MINUTE: u32 = 2;
+impl<S: Ord> LineLimits<S> {
+    /// So many lines in a minute for each subject.
+    pub const fn new(per_minute: u32) -> Self {
+        Self { per_minute, limits: BTreeMap::new() }
+    }
 
-    /// Whether a line about this reason may be printed, as [`RateLimit::admit`].
-    pub fn admit(&mut self, reason: DropReason, unix: u64) -> Option<u64> {
-        let limit = self.limits.entry(reason.name()).or_insert_with(|| RateLimit::new(Self::PER_MINUTE));
-        limit.admit(unix)
+    /// Whether a line about this subject may be printed, as [`RateLimit::admit`].
+    pub fn admit(&mut self, subject: S, unix: u64) -> Option<u64> {
+        self.limits.entry(subject).or_insert_with(|| RateLimit::new(self.per_minute)).admit(unix)
     }
 }
 
@@ -151,6 +152,8 @@ impl RateLimit {
 
 #[cfg(test)]
 mod tests {
+    use cygnet_ike::DropReason;
+
     use super::*;
 
     #[test]
@@ -163,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_one_reason_does_not_hide_another() {
-        let mut lines = DropLines::default();
+        let mut lines = LineLimits::new(2);
         let admitted = (0..1000).filter(|_| lines.admit(DropReason::Malformed, 60).is_some()).count();
         assert_eq!(admitted, 2);
         assert_eq!(lines.admit(DropReason::Integrity, 60), Some(0));

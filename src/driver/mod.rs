@@ -110,8 +110,10 @@ struct Daemon {
     passage: Passage,
     /// What SAs that are gone carried, by child that has others.
     retired: BTreeMap<ChildId, Carried>,
-    stranger_lines: logging::RateLimit,
-    drop_lines: logging::DropLines,
+    stranger_lines: logging::LineLimits<FailureReason>,
+    drop_lines: logging::LineLimits<DropReason>,
+    tunnel_lines: logging::LineLimits<(TunnelId, tell::Subject)>,
+    failure_lines: logging::LineLimits<(TunnelId, tell::Subject)>,
     /// Outer addresses that no interface has.
     absent: BTreeSet<IpAddr>,
     /// Tells what changes on the host; `None` where it cannot be listened to.
@@ -278,8 +280,10 @@ impl Daemon {
             waiters: Vec::new(),
             passage: Passage::default(),
             retired: BTreeMap::new(),
-            stranger_lines: logging::RateLimit::new(30),
-            drop_lines: logging::DropLines::default(),
+            stranger_lines: logging::LineLimits::new(tell::OF_STRANGERS),
+            drop_lines: logging::LineLimits::new(tell::OF_DROPS),
+            tunnel_lines: logging::LineLimits::new(tell::OF_A_TUNNEL),
+            failure_lines: logging::LineLimits::new(tell::OF_FAILURES),
             absent: BTreeSet::new(),
             host,
             obstacles: Vec::new(),

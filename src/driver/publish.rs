@@ -67,7 +67,7 @@ impl Daemon {
         if let Err(e) = self.plane.port().counters(&mut all) {
             tracing::warn!(error = %e, "counters");
         }
-        let mut alive = Vec::new();
+        let (mut alive, mut carried) = (Vec::new(), Vec::new());
         for memory in self.tunnels.values_mut() {
             memory.sas.clear();
         }
@@ -77,6 +77,7 @@ impl Daemon {
             }
             let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) else { continue };
             memory.sas.insert(sa, counters);
+            carried.push(Input::Carried { sa, bytes: counters.bytes });
             if sa.direction == Direction::In {
                 let before = memory.received.insert(sa, counters.packets).unwrap_or(0);
                 if counters.packets > before {
@@ -90,6 +91,9 @@ impl Daemon {
         }
         for sa in alive {
             self.input(Input::Inbound(sa));
+        }
+        for told in carried {
+            self.input(told);
         }
         self.watch_passage(now.mono);
         self.sample_shaping();

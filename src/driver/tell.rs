@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use cygnet_ike::DropReason;
 use cygnet_ike::coverage::{MissingPair, networks};
 use cygnet_ike::error::Trouble;
 use cygnet_ike::io::{Ending, Event as IkeEvent, RekeyKind};
 use cygnet_ike::view::TunnelView;
+use cygnet_ike::{DropReason, FailureReason};
 use cygnet_model::TunnelId;
 
 use super::{Daemon, clock};
@@ -15,6 +15,28 @@ use crate::observe::events::{Event, Kind};
 
 /// Why a stranger's negotiation counts as dropped.
 pub(super) const REFUSED: &str = "refused";
+
+/// What a line about a tunnel is about, for the limit on such lines: a peer can cause each of them as often as it likes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Subject {
+    /// A kind of event.
+    Kind(&'static str),
+    /// A failure, by its reason.
+    Failure(FailureReason),
+}
+
+/// Lines in a minute about each reason for which strangers are refused.
+pub(super) const OF_STRANGERS: u32 = 5;
+
+/// Lines in a minute about each reason for which datagrams are dropped.
+pub(super) const OF_DROPS: u32 = 2;
+
+/// Lines in a minute about each subject of each tunnel. A tunnel with hundreds of pairs of networks comes up, or gets new
+/// keys, in as many lines.
+pub(super) const OF_A_TUNNEL: u32 = 500;
+
+/// The same of failures.
+pub(super) const OF_FAILURES: u32 = 20;
 
 impl Daemon {
     /// A tunnel's name.
@@ -43,24 +65,31 @@ impl Daemon {
 
     /// Tells of a tunnel, at a level that fits the kind.
     pub(super) fn tell_tunnel(&mut self, id: TunnelId, kind: Kind, message: &str) {
-        self.tell_tunnel_as(id, kind, message, kind.is_bad());
+        self.tell_tunnel_as(id, kind, Subject::Kind(kind.name()), message, kind.is_bad());
     }
 
     /// Tells that something of a tunnel ended; when we ended it nobody has to look.
     fn tell_ending(&mut self, id: TunnelId, ending: Ending, message: &str) {
-        self.tell_tunnel_as(id, Kind::TunnelDown, message, ending != Ending::Local);
+        let subject = Subject::Kind(Kind::TunnelDown.name());
+        self.tell_tunnel_as(id, Kind::TunnelDown, subject, message, ending != Ending::Local);
     }
 
-    fn tell_tunnel_as(&mut self, id: TunnelId, kind: Kind, message: &str, odd: bool) {
+    fn tell_tunnel_as(&mut self, id: TunnelId, kind: Kind, subject: Subject, message: &str, odd: bool) {
+        self.changed(id);
         let Some(name) = self.tunnel_name(id) else { return };
-        let event = Event::new(clock::now().unix, kind, message).tunnel(&name);
+        let unix = clock::now().unix;
+        let limits = match subject {
+            Subject::Kind(_) => &mut self.tunnel_lines,
+            Subject::Failure(_) => &mut self.failure_lines,
+        };
+        let Some(missed) = limits.admit((id, subject), unix) else { return };
+        let event = Event::new(unix, kind, &format!("{message}{}", missed_words(missed))).tunnel(&name);
         if odd {
             tracing::warn!(tunnel = %name, "{}", event.message);
         } else {
             tracing::info!(tunnel = %name, "{}", event.message);
         }
         self.publish_event(event);
-        self.changed(id);
     }
 
     /// Tells how much of a tunnel's configured pairs of networks is carried, which has changed.
@@ -124,12 +153,8 @@ impl Daemon {
                 let hint = reason.hint();
                 let line = format!("{reason}: {detail}{again}; {hint}");
                 let Some(id) = tunnel else {
-                    // Strangers: bounded, since anybody can cause them.
-                    if let Some(missed) = self.stranger_lines.admit(clock::now().unix) {
-                        let line = crate::observe::one_line(&line);
-                        tracing::warn!(%peer, suppressed = missed, "{line}");
-                    }
                     self.counters.dropped(REFUSED);
+                    self.tell_stranger(peer, reason, &line);
                     return;
                 };
                 if let Some(name) = self.tunnel_name(id) {
@@ -140,7 +165,7 @@ impl Daemon {
                     let error = format!("{reason}: {detail}; {hint}");
                     memory.last_error = Some(crate::observe::one_line(&error));
                 }
-                self.tell_tunnel(id, Kind::TunnelFailed, &line);
+                self.tell_tunnel_as(id, Kind::TunnelFailed, Subject::Failure(reason), &line, true);
                 self.waiters_failed(id, None, &format!("{reason}: {detail}{again}"), hint);
             }
             IkeEvent::Dropped { reason, peer } => {
@@ -159,6 +184,16 @@ impl Daemon {
         }
     }
 
+    /// Tells of somebody who was refused before proving to be anybody: it is about no tunnel, and anybody can cause it.
+    fn tell_stranger(&mut self, peer: SocketAddr, reason: FailureReason, line: &str) {
+        let unix = clock::now().unix;
+        let Some(missed) = self.stranger_lines.admit(reason, unix) else { return };
+        let message = format!("{peer} was refused: {line}{}", missed_words(missed));
+        let event = Event::new(unix, Kind::PeerRefused, &message);
+        tracing::warn!(%peer, suppressed = missed, "{}", event.message);
+        self.publish_event(event);
+    }
+
     /// Tells of a dropped datagram, within a limit: anybody can send as many as they like.
     fn tell_dropped(&mut self, reason: DropReason, peer: SocketAddr) {
         let unix = clock::now().unix;
@@ -168,9 +203,7 @@ impl Daemon {
             return;
         }
         tracing::warn!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
-        let more =
-            if missed > 0 { format!(", after {missed} of which nothing was said") } else { String::new() };
-        let message = format!("{reason}: a datagram of {peer} was dropped{more}");
+        let message = format!("{reason}: a datagram of {peer} was dropped{}", missed_words(missed));
         self.publish_event(Event::new(unix, Kind::DatagramDropped, &message));
     }
 
@@ -202,6 +235,11 @@ impl Daemon {
             }
         }
     }
+}
+
+/// How many of a kind were not told, if any.
+fn missed_words(missed: u64) -> String {
+    if missed > 0 { format!(", after {missed} of which nothing was said") } else { String::new() }
 }
 
 /// What will need attention, although it works now.

@@ -71,6 +71,8 @@ pub enum Kind {
     GuardRepaired,
     /// Something of others decides about protected packets before the guards do.
     GuardObstructed,
+    /// Somebody was refused before proving to be anybody; a limited number of them is told.
+    PeerRefused,
     /// A datagram was dropped; a limited number of them is told.
     DatagramDropped,
     /// Events were lost because the reader was slow.
@@ -94,6 +96,7 @@ impl Kind {
                 | Self::PeerDead
                 | Self::GuardRepaired
                 | Self::DatagramDropped
+                | Self::PeerRefused
                 | Self::GuardObstructed
                 | Self::Lost
         )
@@ -124,6 +127,7 @@ impl Kind {
             Self::DataPlane => "data_plane",
             Self::GuardRepaired => "guard_repaired",
             Self::GuardObstructed => "guard_obstructed",
+            Self::PeerRefused => "peer_refused",
             Self::DatagramDropped => "datagram_dropped",
             Self::Lost => "lost",
             Self::Other => "other",

@@ -132,6 +132,9 @@ pub mod testing {
             if peer.len() != self.0.len() {
                 return Err(KexError::PublicLength);
             }
+            if peer.iter().all(|octet| *octet == 0) {
+                return Err(KexError::PublicValue);
+            }
             let (a, b) = if self.0.as_slice() < peer { (&*self.0, peer) } else { (peer, &*self.0) };
             let mut ctx = ring::digest::Context::new(&ring::digest::SHA256);
             ctx.update(a);

@@ -57,7 +57,14 @@ impl Endpoint {
             cookie.is_some_and(|c| self.cookies.check(now.mono, random, c, nonce, ip, header.spi_i));
         // What cannot become an IKE SA is refused without one: the cookie might be longer than the question.
         let complete = payloads.sa.is_some() && payloads.ke.is_some() && payloads.nonce.is_some();
-        if self.half_open.len() >= self.config.cookie_threshold && !returned && complete {
+        let from = (SocketAddr::new(ip, 0), 0);
+        let of_peer = self.half_open.range(from..).take_while(|((a, _), _)| a.ip() == ip).count();
+        // Whoever shares the address, or forges it, may have filled its places; who brings a cookie back is heard all the
+        // same.
+        let tunnels = policy::candidates(&self.policies, flow.local.ip(), ip).count();
+        let full = of_peer >= self.config.half_open_per_peer.max(tunnels.saturating_mul(2));
+        let busy = full || self.half_open.len() >= self.config.cookie_threshold;
+        if busy && !returned && complete {
             let fresh = self.cookies.make(now.mono, random, nonce, ip, header.spi_i);
             if cookie.is_some() {
                 drop(out, DropReason::BadCookie);
@@ -66,9 +73,7 @@ impl Endpoint {
             let mut effects = Vec::new();
             return sa::stateless(&mut self.context(now, out, &mut effects), header, flow, notify);
         }
-        let from = (SocketAddr::new(ip, 0), 0);
-        let of_peer = self.half_open.range(from..).take_while(|((a, _), _)| a.ip() == ip).count();
-        if self.half_open.len() >= self.config.half_open_limit || of_peer >= self.config.half_open_per_peer {
+        if self.half_open.len() >= self.config.half_open_limit {
             return drop(out, DropReason::HalfOpenLimit);
         }
         let mut effects = Vec::new();

@@ -7,13 +7,16 @@ use std::time::Duration;
 use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
 
 use super::Endpoint;
-use crate::error::{FailureReason, Trouble};
+use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
 use crate::policy::{Start, TunnelPolicy};
 use crate::sa::{self, ChildState, Closed, IkeSa, Next, State, Task};
 
 /// First and longest wait between new IKE SAs that are to replace one whose keys cannot be renewed.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// Most established IKE SAs of one tunnel: two that both ends made at once, and what each is to replace.
+const MAX_IKE_SAS: usize = 4;
 
 /// How long an IKE SA stays when a newer one has its child.
 const RETIRE: Duration = Duration::from_secs(5);
@@ -211,8 +214,11 @@ impl Endpoint {
             _ => false,
         };
         let spis = self.by_tunnel.get(&tunnel).into_iter().flatten();
-        let served = spis.filter_map(|spi| self.sas.get(spi)).any(newer);
-        if served || self.held.contains(&tunnel) || now.mono < s.renewals.1 {
+        if spis.filter_map(|spi| self.sas.get(spi)).any(newer) {
+            // One that is up already has not been told yet that it takes this one's place.
+            return self.deduplicate(now, tunnel, out);
+        }
+        if self.held.contains(&tunnel) || now.mono < s.renewals.1 {
             return;
         }
         let wait = RENEWAL.0.saturating_mul(1 << s.renewals.0.min(10)).min(RENEWAL.1);
@@ -339,6 +345,23 @@ impl Endpoint {
             }
         }
         self.deduplicate(now, tunnel, out);
+        self.make_room(now, spi, tunnel, out);
+    }
+
+    /// Ends the oldest IKE SAs of a tunnel beside the newest: a peer that makes one after the other has lost them, or means
+    /// no good.
+    fn make_room(&mut self, now: Now, newest: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
+        let mut others: Vec<_> = self
+            .established_of(tunnel)
+            .filter(|(spi, _)| *spi != newest)
+            .filter_map(|(spi, sa)| Some((sa.live()?.established, spi, sa.core.flow.remote)))
+            .collect();
+        others.sort_unstable();
+        let surplus = others.len().saturating_sub(MAX_IKE_SAS - 1);
+        for (_, spi, peer) in others.into_iter().take(surplus) {
+            out.push(Action::Tell(Event::Dropped { reason: DropReason::TooManyIkeSas, peer }));
+            self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
+        }
     }
 
     /// The established SAs of a tunnel.
@@ -366,7 +389,8 @@ impl Endpoint {
             self.established_of(tunnel).filter(|(_, sa)| goes(sa)).map(|(spi, _)| spi).collect();
         self.retire(now, &old, out);
         let spis = |sa: &IkeSa| sa.live().map(|l| (l.channel.spi_i, l.channel.spi_r));
-        let current = || self.established_of(tunnel).filter(|(_, sa)| !outdated(sa));
+        // One that goes is no reason for others to go.
+        let current = || self.established_of(tunnel).filter(|(_, sa)| !outdated(sa) && !retires(sa));
         let Some((best, begun)) = current().filter_map(|(_, sa)| Some((spis(sa)?, sa.core.created))).max()
         else {
             return;
@@ -380,7 +404,7 @@ impl Endpoint {
         let losers: Vec<IkeSpi> = self
             .established_of(tunnel)
             .filter(|(_, sa)| sa.core.role == Role::Initiator && spis(sa).is_some_and(|s| s < best))
-            .filter(|(spi, sa)| !outdated(sa) && !old.contains(spi))
+            .filter(|(spi, sa)| !outdated(sa) && !retires(sa) && !old.contains(spi))
             .map(|(spi, _)| spi)
             .collect();
         for loser in losers {
@@ -393,20 +417,22 @@ impl Endpoint {
         }
     }
 
-    /// An IKE SA that was about to go stays if what was to carry the tunnel in its place has ended.
+    /// IKE SAs that were about to go stay if what was to carry the tunnel in their place has ended; of several, one does.
     fn keep_one(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
-        let retires = |sa: &IkeSa| sa.live().is_some_and(|live| live.retire_at.is_some());
         if self.established_of(tunnel).any(|(_, sa)| !retires(sa)) {
             return;
         }
         let all: Vec<IkeSpi> = self.established_of(tunnel).map(|(spi, _)| spi).collect();
-        for spi in all {
-            self.with_sa(now, spi, out, |sa, ctx| {
+        for spi in &all {
+            self.with_sa(now, *spi, out, |sa, ctx| {
                 sa.with_live(ctx, |live, _, _, _| {
                     live.retire_at = None;
                     Next::Stay
                 });
             });
+        }
+        if all.len() > 1 {
+            self.deduplicate(now, tunnel, out);
         }
     }
 
@@ -421,6 +447,11 @@ impl Endpoint {
             });
         }
     }
+}
+
+/// Whether an established SA is about to go, since another one has taken its place.
+fn retires(sa: &IkeSa) -> bool {
+    sa.live().is_some_and(|live| live.retire_at.is_some())
 }
 
 /// Whether an SA goes to an address that was the peer's when it began and is not any more. A peer that was followed

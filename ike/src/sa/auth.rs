@@ -9,7 +9,7 @@ use cygnet_model::{SecretBytes, Spi, Timestamp};
 use super::child::{self, NewPair, Offered};
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
-use super::window::{Outgoing, Retried, Window};
+use super::window::{Outgoing, REPEATS, Retried, Window};
 use super::{Ask, Closed, Core, Ctx, Effect, InitAnswered, Live, State};
 use crate::coverage::networks;
 use crate::crypto::keymat::{ChildKeys, IkeKeys, SkeySeed};
@@ -18,6 +18,7 @@ use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::mismatch;
 use crate::policy::{self, TunnelPolicy};
+use crate::rate::Rate;
 use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
 };
@@ -26,6 +27,9 @@ use crate::wire::{
 /// INFORMATIONAL request by which the initiator refuses that answer (RFC 7296 §2.21.2).
 pub(super) const FATAL: [NotifyType; 3] =
     [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
+
+/// How often the peer of a tunnel may make a new IKE SA by authentication: one in this time, and so many at once.
+const HANDSHAKES: (Duration, u32) = (Duration::from_secs(2), 16);
 
 /// How long a refusal is kept for repetitions of the request.
 const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
@@ -264,7 +268,6 @@ impl AuthSent {
             local: first.map_or(&[], |c| &c.local),
             remote: first.map_or(&[], |c| &c.remote),
             with_ke: false,
-            group: None,
         };
         let pair = child::accept(&this.policy, &offered, &payloads, |_| false);
         let pair = pair.map(|negotiated| {
@@ -315,17 +318,33 @@ fn internal(policy: Arc<TunnelPolicy>) -> State {
 pub(crate) struct Refused {
     pub spi_i: u64,
     answer: Vec<Vec<u8>>,
+    repeats: Rate,
+    channel: Channel,
     pub until: Timestamp,
 }
 
 impl Refused {
-    pub fn on_datagram(&self, ctx: &mut Ctx<'_>, header: &Header, datagram: &[u8], flow: Flow) {
+    pub fn on_datagram(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) {
         let repeated = header.exchange == Exchange::IKE_AUTH && !header.response && header.message_id == 1;
         if !repeated || !asks_again(header, datagram) {
             return ctx.dropped(DropReason::UnexpectedExchange, flow);
         }
+        if let Err(reason) = self.channel.authenticate(header, datagram) {
+            return ctx.dropped(reason, flow);
+        }
+        if !self.repeats.admit(ctx.now.mono, REPEATS.0, REPEATS.1) {
+            return ctx.dropped(DropReason::RateLimit, flow);
+        }
+        // Where the request came from that was refused, whoever copies it.
         for bytes in &self.answer {
-            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+            ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
     }
 
@@ -338,6 +357,7 @@ impl Refused {
 /// Why a responder refuses IKE_AUTH as a whole.
 struct Refusal {
     notify: Notify,
+    /// Whose peer it is, if that is proven: what a stranger does is no tunnel's failure.
     policy: Option<Arc<TunnelPolicy>>,
     reason: FailureReason,
     detail: String,
@@ -357,13 +377,16 @@ impl InitAnswered {
         }
         if let Some((key, public)) = self.exchange.take() {
             let Ok(shared) = key.finish(&public) else {
-                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to.
-                return State::Closed(Closed {
-                    policy: None,
-                    ending: Ending::Failed(FailureReason::InvalidSyntax),
+                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to. The place stays
+                // taken until its time is over, or it would be free to ask for the same again.
+                ctx.tell(Event::Failure {
+                    tunnel: None,
+                    peer: flow.remote,
+                    reason: FailureReason::InvalidSyntax,
                     detail: format!("the key exchange value of {} is not usable", flow.remote),
-                    was_up: false,
+                    retry_in: None,
                 });
+                return State::InitAnswered(self);
             };
             let spis = (self.spi_i, core.spi.value());
             let nonces = (&*self.nonce_i, &*self.nonce_r);
@@ -378,7 +401,12 @@ impl InitAnswered {
             Err(reason) => return super::drop_in(State::InitAnswered(self), ctx, reason, flow),
         };
         core.flow = flow;
+        let now = ctx.now.mono;
         match result.map_err(|e| malformed(&e, flow)).and_then(|p| self.authenticate(ctx, p, flow)) {
+            Ok((policy, ..)) if !ctx.rates(policy.id).handshakes.admit(now, HANDSHAKES.0, HANDSHAKES.1) => {
+                // The peer repeats its request, and may be let in then.
+                super::drop_in(State::InitAnswered(self), ctx, DropReason::RateLimit, flow)
+            }
             Ok((policy, payloads, proof)) => self.establish(core, ctx, policy, payloads, proof),
             Err(refusal) => self.refuse(core, ctx, refusal),
         }
@@ -436,30 +464,21 @@ impl InitAnswered {
                 "{} identifies as {idi} and wants {wanted}: no tunnel has these identities",
                 flow.remote
             );
-            let only = by_address.first().filter(|_| by_address.len() == 1);
-            return Err(refusal(
-                NotifyType::AUTHENTICATION_FAILED,
-                only,
-                FailureReason::UnknownIdentity,
-                detail,
-            ));
+            let reason = FailureReason::UnknownIdentity;
+            return Err(refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail));
         }
         let mut proven: Vec<(Arc<TunnelPolicy>, PeerAuthenticated)> =
             named.iter().filter_map(|p| Some((p.clone(), verify(auth, &expected(&p.psk))?))).collect();
         if proven.is_empty() {
             let detail = format!("{} does not prove to be {idi}: its AUTH payload is wrong", flow.remote);
-            return Err(refusal(
-                NotifyType::AUTHENTICATION_FAILED,
-                named.first(),
-                FailureReason::AuthenticationFailed,
-                detail,
-            ));
+            let reason = FailureReason::AuthenticationFailed;
+            return Err(refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail));
         }
         if payloads.sa.is_none() || payloads.tsi.is_none() || payloads.tsr.is_none() {
             // An IKE SA without a child needs an extension that we do not offer (RFC 6023).
             let detail = format!("IKE_AUTH of {} lacks a payload of its child", flow.remote);
             let (kind, reason) = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
-            return Err(refusal(kind, named.first(), reason, detail));
+            return Err(refusal(kind, proven.first().map(|(p, _)| p), reason, detail));
         }
         // Several tunnels between the same two identities: the one whose selectors fit.
         let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false, |_| false).is_ok();
@@ -493,15 +512,17 @@ impl InitAnswered {
             retry_in: None,
         });
         let payloads = Payloads { notifies: vec![refusal.notify], ..Payloads::default() };
-        let sealed = self
-            .opened
-            .as_mut()
-            .and_then(|d| d.channel.seal(Exchange::IKE_AUTH, 1, true, &payloads, ctx.random));
+        let Some(Derived { mut channel, .. }) = self.opened.take() else {
+            return super::drop_in(State::InitAnswered(self), ctx, DropReason::Integrity, core.flow);
+        };
+        let sealed = channel.seal(Exchange::IKE_AUTH, 1, true, &payloads, ctx.random);
         let answer = sealed.unwrap_or_default();
         for bytes in &answer {
             ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
-        State::Refused(Refused { spi_i: self.spi_i, answer, until: ctx.now.mono + REFUSAL_LIFETIME })
+        let until = ctx.now.mono + REFUSAL_LIFETIME;
+        let refused = Refused { spi_i: self.spi_i, answer, repeats: Rate::default(), channel, until };
+        State::Refused(Box::new(refused))
     }
 
     // R -> I  IKE_AUTH { IDr, AUTH, SAr2, TSi, TSr } or { IDr, AUTH, N(error) }

@@ -1,5 +1,6 @@
 //! Child SAs of an IKE SA: finding the configured child that fits, installing and removing pairs of ESP SAs.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ const MAX_SELECTORS: usize = 128;
 /// Most pairs of SAs that one IKE SA holds.
 const MAX_PAIRS: usize = 2 * ChildId::LIMIT as usize;
 
+/// Most pairs with the same selectors: two that both ends made at once, each with its successor.
+const MAX_ALIKE: usize = 4;
+
+/// Most pairs of one configured child beside twice its pairs of networks: a peer may ask for one address at a time.
+const MAX_NARROWED: usize = 512;
+
 /// How long an old inbound SA still takes packets that were on their way.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
@@ -33,6 +40,15 @@ const SWITCH: Duration = Duration::from_secs(1);
 
 /// Without extended sequence numbers an SA ends at 2³² packets (RFC 4303 §3.3.3); it is rekeyed at three quarters.
 const SEQUENCE_LIMIT: u64 = u32::MAX as u64;
+
+/// What a fast link carries while a rekey meets loss: 4 s of 10 Gbit/s, in which a request is sent four times.
+const MARGIN: u64 = 5_000_000_000;
+
+/// The volume at which new keys are asked for: what is left must outlast a rekey that meets loss, even if the traffic has only
+/// just begun. At least a tenth is left, and no more than half.
+fn soft_volume(bytes: u64) -> u64 {
+    bytes - MARGIN.clamp(bytes / 10, (bytes / 2).max(bytes / 10))
+}
 
 /// Where a pair of SAs stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,6 +76,8 @@ pub(crate) struct Child {
     pub state: ChildState,
     /// When it was negotiated.
     pub made: Timestamp,
+    /// Octets that each SA of it had carried, as last told.
+    pub carried: BTreeMap<Direction, (Timestamp, u64)>,
     pub rekey_at: Timestamp,
     pub expire_at: Timestamp,
     /// The outbound SA, while the peer may not have the inbound half of it yet.
@@ -187,8 +205,7 @@ pub(crate) fn find(
         if local.is_empty() || remote.is_empty() {
             continue;
         }
-        let ke = offer.ke.as_ref().map(|k| k.group);
-        let Some((suite, number, spi)) = policy::choose_esp(&c.proposals, sa, with_ke, ke) else {
+        let Some((suite, number, spi)) = policy::choose_esp(&c.proposals, sa, with_ke) else {
             refusal = Some(Unfit::proposal(mismatch::esp(&c.proposals, sa, with_ke)));
             continue;
         };
@@ -225,8 +242,6 @@ pub(crate) struct Offered<'a> {
     pub remote: &'a [TrafficSelector],
     /// Whether key exchange was offered, which it is not in IKE_AUTH.
     pub with_ke: bool,
-    /// The group of our KE payload.
-    pub group: Option<u16>,
 }
 
 /// Checks a responder's answer to our offer of a child: what it chose must be ours, and its selectors within ours.
@@ -239,12 +254,12 @@ pub(crate) fn accept(
     if let Some(n) = answer.error() {
         return Err(Unfit::new(n.kind, FailureReason::of_notify(n.kind), Vec::new()));
     }
-    let Offered { of, inbound, local, remote, with_ke, group } = *offered;
+    let Offered { of, inbound, local, remote, with_ke } = *offered;
     let child = policy.children.get(usize::from(of));
     let (Some(sa), Some(tsi), Some(tsr), Some(child)) = (&answer.sa, &answer.tsi, &answer.tsr, child) else {
         return Err(Unfit::syntax());
     };
-    let Some((suite, spi)) = policy::accept_esp(&child.proposals, sa, with_ke, group) else {
+    let Some((suite, spi)) = policy::accept_esp(&child.proposals, sa, with_ke) else {
         return Err(Unfit::proposal(mismatch::esp(&child.proposals, sa, with_ke)));
     };
     let Some(outbound) = Spi::new(u32::from_be_bytes(spi)).filter(|spi| !bound(*spi)) else {
@@ -324,8 +339,12 @@ impl Live {
         };
         let (soft_packets, hard_packets) =
             if n.suite.esn { (0, 0) } else { (SEQUENCE_LIMIT / 4 * 3, SEQUENCE_LIMIT) };
-        let limits =
-            VolumeLimits { soft_bytes: c.bytes / 10 * 9, hard_bytes: c.bytes, soft_packets, hard_packets };
+        let limits = VolumeLimits {
+            soft_bytes: soft_volume(c.bytes),
+            hard_bytes: c.bytes,
+            soft_packets,
+            hard_packets,
+        };
         let flow = core.flow;
         // Not every peer on port 4500 encapsulates: with MOBIKE it goes there without any NAT (RFC 4555 §3.3).
         let behind_nat = self.nat.local || self.nat.remote || self.policy.encap == Encap::Force;
@@ -392,6 +411,7 @@ impl Live {
             id,
             of: n.of,
             made: ctx.now.mono,
+            carried: BTreeMap::new(),
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
@@ -409,6 +429,15 @@ impl Live {
         });
         self.found(n.of);
         Some(id)
+    }
+
+    /// Whether the peer has as many pairs with the same selectors, or of the same configured child, as any honest one has.
+    pub fn is_crowded(&self, found: &Found) -> bool {
+        let alike = self.children.iter().filter(|c| found.is_like(c)).count();
+        let of_child = self.children.iter().filter(|c| c.of == found.of).count();
+        let pairs = self.policy.children.get(usize::from(found.of));
+        let pairs = pairs.map_or(0, |c| c.local.len().saturating_mul(c.remote.len()));
+        alike >= MAX_ALIKE || of_child >= pairs.saturating_mul(2).saturating_add(MAX_NARROWED)
     }
 
     /// Whether there is room for another pair: the peer is authenticated, but not unbounded.

@@ -1,5 +1,6 @@
 //! CREATE_CHILD_SA for ESP: new children and new keys for them (RFC 7296 §1.3.1, §1.3.3, §2.8), in both roles.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cygnet_model::selector::TrafficSelector;
@@ -13,7 +14,7 @@ use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
 use crate::crypto::kex::PrivateKey;
 use crate::crypto::keymat::ChildKeys;
-use crate::error::{FailureReason, Trouble};
+use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Ending, Event, RekeyKind, Role};
 use crate::policy;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
@@ -54,6 +55,13 @@ pub(crate) struct Created {
     pub inbound: Spi,
     nonces: (Vec<u8>, Vec<u8>),
 }
+
+/// How often the peer may ask for children: one in this time, and so many at once beside four for each configured pair of
+/// networks.
+const CHILDREN: (Duration, u32) = (Duration::from_millis(50), 64);
+
+/// How often the peer may ask for new IKE SAs. A replaced one stays for [`super::live::REKEYED_LIFETIME`] at most.
+const IKE_REKEYS: (Duration, u32) = (Duration::from_secs(5), 16);
 
 /// Most pairs of the peer that our own one may turn out to be the same as.
 const MAX_THEIRS: usize = 64;
@@ -206,8 +214,9 @@ impl Live {
         let verdicts: Vec<_> = creating.theirs.iter().map(judge).collect();
         let Some(old) = creating.rekeys else {
             let Some(id) = self.install(core, ctx, pair, None) else { return };
-            // Two parts of one child do not make one another redundant.
-            match verdicts.into_iter().find(|(theirs, ..)| *theirs == id) {
+            // Two parts of one child do not make one another redundant, nor does one that has ended since.
+            let there = |spi| self.children.iter().any(|c| c.inbound == spi);
+            match verdicts.into_iter().find(|(theirs, spi, _)| *theirs == id && there(*spi)) {
                 Some((_, theirs, Winner::Theirs)) => self.on_redundant(ctx, creating.inbound, theirs),
                 // The peer deletes its own one, if it does as we do; else both are used.
                 Some((.., Winner::Ours)) => {}
@@ -266,7 +275,6 @@ impl Live {
             local: &creating.local,
             remote: &creating.remote,
             with_ke: true,
-            group: creating.key.as_ref().map(|(g, _)| g.transform()),
         };
         let negotiated = child::accept(&self.policy, &offered, answer, |spi| self.is_bound(spi))?;
         let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;
@@ -436,6 +444,7 @@ impl Live {
             id,
             of: n.of,
             made: ctx.now.mono,
+            carried: BTreeMap::new(),
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
@@ -453,6 +462,19 @@ impl Live {
         }
     }
 
+    /// Whether the peer may ask for new keys now. An honest one is far below these rates, also where every pair of
+    /// networks has SAs of its own.
+    fn admits(&self, ctx: &mut Ctx<'_>, offer: &Payloads) -> bool {
+        let now = ctx.now.mono;
+        let rates = ctx.rates(self.policy.id);
+        if is_for_ike(offer) {
+            return rates.rekeys.admit(now, IKE_REKEYS.0, IKE_REKEYS.1);
+        }
+        let pairs = self.policy.children.iter().map(|c| c.local.len().saturating_mul(c.remote.len()));
+        let pairs = u32::try_from(pairs.fold(0, usize::saturating_add)).unwrap_or(u32::MAX);
+        rates.children.admit(now, CHILDREN.0, CHILDREN.1.saturating_add(pairs.saturating_mul(4)))
+    }
+
     /// Answers CREATE_CHILD_SA of any kind.
     pub(super) fn on_create_child(
         &mut self,
@@ -465,8 +487,11 @@ impl Live {
         if phase != Phase::Established {
             return busy();
         }
-        let for_ike = offer.sa.as_ref().and_then(|s| s.first()).is_some_and(|p| p.protocol == Protocol::IKE);
-        if for_ike {
+        if !self.admits(ctx, &offer) {
+            ctx.dropped(DropReason::RateLimit, core.flow);
+            return busy();
+        }
+        if is_for_ike(&offer) {
             return match collide::verdict(Asked::RekeyIke, self.ours(None)) {
                 Verdict::Later => busy(),
                 Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, &offer),
@@ -548,23 +573,27 @@ impl Live {
     /// has this rule for rekeys only (§2.8.1), but without it both pairs would stay for ever. A peer that does not know it
     /// keeps both, which does no harm.
     fn compare_created(&mut self, ctx: &mut Ctx<'_>, theirs: Created) {
-        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
-            && c.rekeys.is_none()
-            && c.of == ctx.parts.configured(theirs.id)
-        {
-            // Which of several parts that it makes meanwhile is the one that we get, if any, the answer will say.
-            if c.theirs.len() < MAX_THEIRS {
-                c.theirs.push(theirs);
+        // The answer to our request for the very same came before the peer's request, which may have been under way for
+        // longer, and we may be asking for another part by now.
+        let made = self.created.iter().position(|ours| ours.id == theirs.id);
+        let ours = made.map(|at| self.created.swap_remove(at));
+        // It may have gone since, and another one may be on its way.
+        let active =
+            |inbound| self.children.iter().any(|c| c.inbound == inbound && c.state == ChildState::Active);
+        if let Some(ours) = ours.filter(|ours| active(ours.inbound)) {
+            let (a, b) = (&ours.nonces, &theirs.nonces);
+            if collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
+                self.on_redundant(ctx, ours.inbound, theirs.inbound);
             }
             return;
         }
-        // The answer to our request came before the peer's request, which may have been under way for longer.
-        let Some(at) = self.created.iter().position(|ours| ours.id == theirs.id) else { return };
-        let ours = self.created.swap_remove(at);
-        let active = |c: &super::Child| c.inbound == ours.inbound && c.state == ChildState::Active;
-        let (a, b) = (&ours.nonces, &theirs.nonces);
-        if self.children.iter().any(active) && collide::winner((&a.0, &a.1), (&b.0, &b.1)) == Winner::Theirs {
-            self.on_redundant(ctx, ours.inbound, theirs.inbound);
+        // Which of several parts that it makes meanwhile is the one that we get, if any, the answer will say.
+        if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
+            && c.rekeys.is_none()
+            && c.of == ctx.parts.configured(theirs.id)
+            && c.theirs.len() < MAX_THEIRS
+        {
+            c.theirs.push(theirs);
         }
     }
 
@@ -624,6 +653,16 @@ impl Live {
                 return refuse(unfit.notify, vec![]);
             }
         };
+        if self.is_crowded(&found) {
+            ctx.dropped(DropReason::TooManyChildren, core.flow);
+            // Those that were rekeyed are the peer's to delete; one that does not do it is helped.
+            let replaced = |c: &&super::Child| found.is_like(c) && c.state == ChildState::Replaced;
+            if let Some(inbound) = self.children.iter().find(replaced).map(|c| c.inbound) {
+                self.enqueue(Task::DeleteChild { inbound });
+                return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+            }
+            return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
+        }
         if rekeys.is_none() && self.is_rekeying_created(&found) {
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
         }
@@ -662,4 +701,9 @@ impl Live {
         };
         (Reply::with(payloads), Some(Created { id, inbound, nonces: (ni.clone(), nr) }))
     }
+}
+
+/// Whether a CREATE_CHILD_SA request is about the IKE SA itself.
+fn is_for_ike(offer: &Payloads) -> bool {
+    offer.sa.as_ref().and_then(|s| s.first()).is_some_and(|p| p.protocol == Protocol::IKE)
 }

@@ -14,6 +14,9 @@ use crate::wire::{Delete, NotifyType, Payloads};
 /// Wait before a child that the peer deleted is made again.
 const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// How long what is left of a pair's volume must last at the rate of the moment: a rekey may meet loss.
+const VOLUME_MARGIN: std::time::Duration = std::time::Duration::from_secs(30);
+
 // -> INFORMATIONAL { D(inbound SPI) }
 pub(super) fn begin_disown_child(inbound: Spi) -> (Payloads, Request) {
     let deletes = vec![Delete::Esp(vec![inbound.value()])];
@@ -93,6 +96,27 @@ impl Live {
             self.on_child_expired(ctx, inbound);
         } else if child.state == ChildState::Active {
             child.state = ChildState::Rekeying;
+            self.enqueue(Task::RekeyChild { inbound, group: None });
+        }
+    }
+
+    /// The data plane tells what an SA has carried. If what is left of the volume will not last long at this rate, new keys
+    /// are asked for before the soft limit.
+    pub fn on_carried(&mut self, ctx: &mut Ctx<'_>, sa: SaId, bytes: u64) {
+        let now = ctx.now.mono;
+        let outbound = sa.direction == Direction::Out;
+        let named = |c: &&mut super::Child| if outbound { c.outbound == sa.spi } else { c.inbound == sa.spi };
+        let Some(child) = self.children.iter_mut().find(named) else { return };
+        let limit = self.policy.children.get(usize::from(child.of)).map_or(0, |c| c.bytes);
+        let before = child.carried.entry(sa.direction).or_insert((child.made, 0));
+        let (at, earlier) = std::mem::replace(before, (now, bytes));
+        let (span, grown) = (now.since(at).as_millis(), u128::from(bytes.saturating_sub(earlier)));
+        let soon = grown.saturating_mul(VOLUME_MARGIN.as_millis()).checked_div(span).unwrap_or(0);
+        let left = u128::from(limit.saturating_sub(bytes));
+        // A pair that lasts no longer than that by nature gets new keys after a quarter of its volume.
+        if limit > 0 && left < soon && bytes > limit / 4 && child.state == ChildState::Active {
+            child.state = ChildState::Rekeying;
+            let inbound = child.inbound;
             self.enqueue(Task::RekeyChild { inbound, group: None });
         }
     }

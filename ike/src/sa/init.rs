@@ -7,13 +7,14 @@ use cygnet_model::Timestamp;
 use cygnet_model::suite::{Group, IkeSuite};
 
 use super::natt::{self, Nat};
-use super::window::{Outgoing, Retried};
+use super::window::{Outgoing, REPEATS, Retried};
 use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
 use crate::crypto::kex::PrivateKey;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::mismatch;
 use crate::policy::{self, Encap, TunnelPolicy};
+use crate::rate::Rate;
 use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Writer};
 
 /// Most rounds of COOKIE and INVALID_KE_PAYLOAD before we give up on the peer.
@@ -29,16 +30,24 @@ const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 pub(crate) struct InitSent {
     pub policy: Arc<TunnelPolicy>,
     nonce: Vec<u8>,
-    group: Group,
-    key: Box<dyn PrivateKey>,
-    public: Vec<u8>,
+    current: Attempt,
+    /// With other groups, before somebody asked for the current one: the answer to each of them still counts, since
+    /// INVALID_KE_PAYLOAD is not authenticated.
+    earlier: Vec<Attempt>,
     cookie: Option<Vec<u8>>,
     rounds: u8,
-    /// The request as it went out last: AUTH covers it.
-    message: Vec<u8>,
     out: Outgoing,
     /// The first error notification, and when we believe it.
     hint: Option<(FailureReason, String, Timestamp)>,
+}
+
+/// A request with one group.
+struct Attempt {
+    group: Group,
+    key: Box<dyn PrivateKey>,
+    public: Vec<u8>,
+    /// The request as it went out last: AUTH covers it.
+    message: Vec<u8>,
 }
 
 /// The responder's state until IKE_AUTH.
@@ -54,6 +63,7 @@ pub(crate) struct InitAnswered {
     pub nat: Option<Nat>,
     pub fragmentation: bool,
     pub spi_i: u64,
+    repeats: Rate,
     pub expires: Timestamp,
 }
 
@@ -72,12 +82,10 @@ pub(crate) fn initiate(ctx: &mut Ctx<'_>, policy: &Arc<TunnelPolicy>) -> Result<
     let sent = InitSent {
         policy: policy.clone(),
         nonce,
-        group,
-        key,
-        public,
+        current: Attempt { group, key, public, message },
+        earlier: Vec::new(),
         cookie: None,
         rounds: 0,
-        message,
         out,
         hint: None,
     };
@@ -229,7 +237,8 @@ impl InitSent {
         }
         let (suite, _) = policy::accept_ike(&self.policy.proposals, sa, 0)
             .ok_or((FailureReason::NoProposalChosen, "chooses what we did not propose"))?;
-        if suite.group != self.group || ke.group != self.group.transform() {
+        let tried = std::iter::once(&self.current).chain(&self.earlier).any(|a| a.group == suite.group);
+        if !tried || ke.group != suite.group.transform() {
             return Err((FailureReason::InvalidKe, "uses another key exchange group than its choice"));
         }
         // Checked here, where the key is still ours: nobody has proven to be the peer, so the true answer may yet come.
@@ -254,7 +263,10 @@ impl InitSent {
     ) -> State {
         let this = *self;
         this.out.answered(ctx, &this.policy);
-        let shared = match this.key.finish(peer_public) {
+        let answers = |a: &Attempt| a.group == suite.group;
+        let attempt = std::iter::once(this.current).chain(this.earlier).find(answers);
+        let Some(Attempt { key, message, .. }) = attempt else { return State::placeholder() };
+        let shared = match key.finish(peer_public) {
             Ok(shared) => shared,
             Err(e) => {
                 let detail = format!("key exchange with {} failed: {e}", core.flow.remote);
@@ -279,7 +291,7 @@ impl InitSent {
                 nonce_i: this.nonce,
                 nonce_r,
                 spi_r,
-                request: this.message,
+                request: message,
                 response: response.to_vec(),
                 nat: nat.unwrap_or_default(),
                 fragmentation,
@@ -318,16 +330,26 @@ impl InitSent {
             <[u8; 2]>::try_from(data).ok().and_then(|b| Group::from_transform(u16::from_be_bytes(b)));
         let offered = |g: &Group| self.policy.proposals.iter().any(|p| p.groups.contains(g));
         match wanted.filter(offered) {
-            Some(group) if group == self.group => {
+            Some(group) if group == self.current.group => {
                 super::drop_in(State::InitSent(self), ctx, DropReason::Duplicate, flow)
             }
-            Some(group) => match ctx.kex.start(group, ctx.random) {
-                Ok((key, public)) => {
-                    (self.group, self.key, self.public) = (group, key, public);
-                    self.again(core, ctx)
-                }
-                Err(e) => self.close(FailureReason::Internal, e.to_string()),
-            },
+            Some(_) if self.rounds >= MAX_ROUNDS => {
+                let detail = format!("{} wants ever other key exchange groups", flow.remote);
+                self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
+            }
+            Some(group) => {
+                let known = self.earlier.iter().position(|a| a.group == group);
+                let next = match known.map(|at| self.earlier.swap_remove(at)) {
+                    Some(attempt) => attempt,
+                    None => match ctx.kex.start(group, ctx.random) {
+                        Ok((key, public)) => Attempt { group, key, public, message: Vec::new() },
+                        Err(e) => return self.close(FailureReason::Internal, e.to_string()),
+                    },
+                };
+                let last = std::mem::replace(&mut self.current, next);
+                self.earlier.push(last);
+                self.again(core, ctx)
+            }
             None => {
                 let detail = format!("{} wants a key exchange group that we did not offer", flow.remote);
                 self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
@@ -341,10 +363,12 @@ impl InitSent {
             let detail = format!("{} wants ever new cookies or groups", core.flow.remote);
             return self.close(FailureReason::CookieLoop, detail);
         }
-        self.message =
-            request(&self.policy, core, self.group, &self.public, &self.nonce, self.cookie.as_deref());
+        let a = &mut self.current;
+        a.message = request(&self.policy, core, a.group, &a.public, &self.nonce, self.cookie.as_deref());
         let policy = self.policy.clone();
-        self.out = Outgoing::send(ctx, &policy, core.flow, vec![self.message.clone()]);
+        self.out = Outgoing::send(ctx, &policy, core.flow, vec![a.message.clone()]);
+        // A responder that has answered an earlier one takes no other under the same SPI.
+        self.earlier.iter().for_each(|a| self.out.repeat_too(a.message.clone()));
         State::InitSent(self)
     }
 
@@ -388,13 +412,13 @@ pub(crate) fn respond(
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;
     };
-    let chosen =
-        candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0, ke.group)?)));
+    let chosen = candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0)?)));
     let Some((policy, (suite, number, _))) = chosen else {
         let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
         stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
         ctx.tell(Event::Failure {
-            tunnel: candidates.first().map(|p| p.id).filter(|_| candidates.len() == 1),
+            // Anybody can send this from any address: it says nothing of a tunnel.
+            tunnel: None,
             peer: flow.remote,
             reason: FailureReason::NoProposalChosen,
             detail: format!(
@@ -452,6 +476,7 @@ pub(crate) fn respond(
         nat,
         fragmentation,
         spi_i: header.spi_i,
+        repeats: Rate::default(),
         expires: ctx.now.mono + HALF_OPEN_LIFETIME,
     };
     Some(IkeSa { core, state: State::InitAnswered(Box::new(answered)) })
@@ -459,11 +484,14 @@ pub(crate) fn respond(
 
 impl InitAnswered {
     /// The same IKE_SA_INIT once more: the same answer. Another one under the same SPI is not ours to answer.
-    pub fn on_repeated(&self, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) {
-        if datagram == self.request {
+    pub fn on_repeated(mut self: Box<Self>, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) -> Box<Self> {
+        if datagram != self.request {
+            ctx.dropped(DropReason::Duplicate, flow);
+        } else if self.repeats.admit(ctx.now.mono, REPEATS.0, REPEATS.1) {
             ctx.out.push(Action::Send { flow, bytes: self.response.clone() });
         } else {
-            ctx.dropped(DropReason::Duplicate, flow);
+            ctx.dropped(DropReason::RateLimit, flow);
         }
+        self
     }
 }

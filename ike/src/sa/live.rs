@@ -245,8 +245,14 @@ impl Live {
         match place {
             Place::Due => self.on_request(core, ctx, phase, header, datagram, flow),
             Place::Repeated => {
-                if asks_again(header, datagram) && !self.window.repeat(ctx, flow) {
-                    ctx.dropped(DropReason::Duplicate, flow);
+                if asks_again(header, datagram) {
+                    let authentic = self.channel.authenticate(header, datagram);
+                    // A copy of the request may come from anywhere: the answer goes where the peer is known to be, or to
+                    // where a new request would lead us.
+                    let to = if self.follows(&flow) { flow } else { core.flow };
+                    if let Err(reason) = authentic.and_then(|()| self.window.repeat(ctx, to)) {
+                        ctx.dropped(reason, flow);
+                    }
                 }
                 Next::Stay
             }
@@ -534,10 +540,15 @@ impl Live {
         }
     }
 
+    /// Whether an authentic request from elsewhere may come from the peer: it is behind a NAT, and we are not.
+    const fn follows(&self, flow: &Flow) -> bool {
+        flow.natt && self.nat.remote && !self.nat.local
+    }
+
     /// Takes note of the address that an authentic, new request came from (RFC 7296 §2.23): a peer behind a NAT may
     /// have got a new mapping. One that is not does not move, and if we are behind a NAT ourselves we do not follow.
     fn peer_at(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, flow: Flow) {
-        if flow.remote != core.flow.remote && flow.natt && self.nat.remote && !self.nat.local {
+        if flow.remote != core.flow.remote && self.follows(&flow) {
             self.move_to(core, ctx, flow.remote);
         }
     }

@@ -137,6 +137,21 @@ impl Channel {
         Payloads::decode(sealed.next, &plain).ok()
     }
 
+    /// Whether a datagram that was taken before is really the peer's, without taking it again.
+    pub fn authenticate(&self, header: &Header, datagram: &[u8]) -> Result<(), DropReason> {
+        let chain = datagram.get(HEADER_LEN..).ok_or(DropReason::Malformed)?;
+        let payloads = split(header.next, chain).map_err(|_| DropReason::Malformed)?;
+        let [sealed] = payloads.as_slice() else { return Err(DropReason::Malformed) };
+        let fields = match sealed.kind {
+            PayloadType::SK => 0,
+            PayloadType::SKF => 4,
+            _ => return Err(DropReason::Malformed),
+        };
+        let aad = datagram.get(..HEADER_LEN + 4 + fields).ok_or(DropReason::Malformed)?;
+        let body = sealed.body.get(fields..).ok_or(DropReason::Malformed)?;
+        self.rx.open(aad, body).map(|_| ()).map_err(|_| DropReason::Integrity)
+    }
+
     /// Opens a datagram whose header was decoded. Nothing is known of the sender unless this succeeds.
     pub fn open(&mut self, header: &Header, datagram: &[u8]) -> Result<Opened, DropReason> {
         let chain = datagram.get(HEADER_LEN..).ok_or(DropReason::Malformed)?;

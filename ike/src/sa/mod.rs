@@ -36,6 +36,7 @@ use crate::endpoint::Config;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Ending, Event, Flow, Role};
 use crate::policy::{Policies, TunnelPolicy};
+use crate::rate::PeerRates;
 use crate::wire::{Exchange, Header};
 
 pub(crate) use auth::{AuthSent, Refused};
@@ -57,6 +58,8 @@ pub(crate) struct Ctx<'a> {
     pub spis: &'a mut Spis,
     /// Parts of configured children.
     pub parts: &'a mut Parts,
+    /// What each tunnel's authenticated peer may still ask for.
+    pub rates: &'a mut BTreeMap<TunnelId, PeerRates>,
     /// How many established IKE SAs each tunnel has.
     pub established: &'a BTreeMap<TunnelId, u32>,
     /// SAs in the data plane.
@@ -89,6 +92,11 @@ impl Ctx<'_> {
     /// Counts a dropped datagram.
     pub fn dropped(&mut self, reason: DropReason, flow: Flow) {
         self.tell(Event::Dropped { reason, peer: flow.remote });
+    }
+
+    /// What the authenticated peer of a tunnel may still ask for.
+    pub fn rates(&mut self, tunnel: TunnelId) -> &mut PeerRates {
+        self.rates.entry(tunnel).or_default()
     }
 
     /// Whether an SA is in place by which packets of a child leave.
@@ -172,7 +180,7 @@ pub(crate) enum State {
     /// We answered IKE_SA_INIT and wait for IKE_AUTH.
     InitAnswered(Box<InitAnswered>),
     /// We refused IKE_AUTH and keep the answer for repetitions.
-    Refused(Refused),
+    Refused(Box<Refused>),
     /// Both sides are authenticated.
     Established(Box<Live>),
     /// A newer IKE SA has the children; waits for its deletion.
@@ -238,15 +246,12 @@ impl IkeSa {
                 _ => drop_in(State::AuthSent(s), ctx, DropReason::UnexpectedExchange, flow),
             },
             State::InitAnswered(s) => match (header.exchange, header.response) {
-                (Exchange::IKE_SA_INIT, false) => {
-                    s.on_repeated(ctx, datagram, flow);
-                    State::InitAnswered(s)
-                }
+                (Exchange::IKE_SA_INIT, false) => State::InitAnswered(s.on_repeated(ctx, datagram, flow)),
                 (Exchange::IKE_AUTH, false) => s.on_auth_request(core, ctx, header, datagram, flow),
                 _ => drop_in(State::InitAnswered(s), ctx, DropReason::UnexpectedExchange, flow),
             },
-            State::Refused(s) => {
-                s.on_datagram(ctx, header, datagram, flow);
+            State::Refused(mut s) => {
+                s.on_datagram(core, ctx, header, datagram, flow);
                 State::Refused(s)
             }
             State::Established(mut s) => {

@@ -49,7 +49,9 @@ impl Live {
         group: Option<Group>,
     ) -> Option<(Payloads, Request)> {
         let second_try = group.is_some();
-        let group = group.unwrap_or(self.suite.group);
+        // Not the one in use: somebody may have made us choose it.
+        let first = self.policy.proposals.first().and_then(|p| p.groups.first()).copied();
+        let group = group.or(first)?;
         let (key, public) = ctx.kex.start(group, ctx.random).ok()?;
         let spi = ctx.spis.new_ike(ctx.random);
         let nonce = ctx.nonce();
@@ -93,6 +95,8 @@ impl Live {
             live.lingering = std::mem::take(&mut self.lingering);
             live.seeking = std::mem::take(&mut self.seeking);
             live.refused_in_auth = self.refused_in_auth;
+            // New keys for itself do not change what was wrong with its children's.
+            (live.outdated, live.retire_at) = (self.outdated, self.retire_at);
             let wanted = |t: &Task| !matches!(t, Task::RekeyIke { .. } | Task::DeleteIke | Task::Liveness);
             live.queue.extend(std::mem::take(&mut self.queue).into_iter().filter(wanted));
             live.delayed.extend(std::mem::take(&mut self.delayed).into_iter().filter(|(_, t)| wanted(t)));
@@ -243,7 +247,7 @@ impl Live {
         let (Some(proposals), Some(ke), Some(ni)) = (&offer.sa, &offer.ke, &offer.nonce) else {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
         };
-        let chosen = policy::choose_ike(&self.policy.proposals, proposals, 8, ke.group);
+        let chosen = policy::choose_ike(&self.policy.proposals, proposals, 8);
         let Some((suite, number, peer_spi)) = chosen else {
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
             let reason = FailureReason::NoProposalChosen;

@@ -6,8 +6,10 @@ use cygnet_model::Timestamp;
 
 use super::Ctx;
 use super::live::Request;
+use crate::error::DropReason;
 use crate::io::{Action, Event, Flow};
 use crate::policy::TunnelPolicy;
+use crate::rate::Rate;
 
 /// The message ID after which there is none. Never used.
 const LAST: u32 = u32::MAX;
@@ -39,6 +41,11 @@ impl Outgoing {
         }
         let wait = policy.retransmit.initial;
         Self { datagrams, tries: 1, wait, sent: ctx.now.mono, next: ctx.now.mono + ctx.jitter(wait) }
+    }
+
+    /// Adds a datagram that goes out with the repetitions only.
+    pub fn repeat_too(&mut self, datagram: Vec<u8>) {
+        self.datagrams.push(datagram);
     }
 
     /// Whether it was sent more than twice without an answer.
@@ -90,15 +97,25 @@ pub(crate) struct Window {
     /// ID of the peer's next request.
     pub expected: u32,
     /// Our response to the request before that.
-    cached: Option<Vec<Vec<u8>>>,
+    cached: Option<Cached>,
 }
+
+/// A response, for whoever has not got it.
+struct Cached {
+    datagrams: Vec<Vec<u8>>,
+    repeats: Rate,
+}
+
+/// How often a response is repeated: once in this time, and so many times at once. Peers wait longer than that, and networks
+/// repeat less.
+pub(super) const REPEATS: (Duration, u32) = (Duration::from_millis(500), 4);
 
 /// How a request's ID stands to the window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
     /// The one that is due.
     Due,
-    /// The one before: the response is repeated, the request not looked at.
+    /// The one before: the response is repeated if the request is authentic, and nothing else is done.
     Repeated,
     /// Any other.
     Outside,
@@ -130,16 +147,19 @@ impl Window {
         for bytes in &datagrams {
             ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
         }
-        self.cached = Some(datagrams);
+        self.cached = Some(Cached { datagrams, repeats: Rate::default() });
     }
 
-    /// Repeats the last response; false if there is none.
-    pub fn repeat(&self, ctx: &mut Ctx<'_>, flow: Flow) -> bool {
-        let Some(datagrams) = &self.cached else { return false };
-        for bytes in datagrams {
+    /// Repeats the last response, or says why not. The caller has seen that the request is authentic.
+    pub fn repeat(&mut self, ctx: &mut Ctx<'_>, flow: Flow) -> Result<(), DropReason> {
+        let cached = self.cached.as_mut().ok_or(DropReason::Duplicate)?;
+        if !cached.repeats.admit(ctx.now.mono, REPEATS.0, REPEATS.1) {
+            return Err(DropReason::RateLimit);
+        }
+        for bytes in &cached.datagrams {
             ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
         }
-        true
+        Ok(())
     }
 
     /// Whether no ID is left in one direction: the IKE SA is of no use any more.

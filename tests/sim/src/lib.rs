@@ -302,9 +302,14 @@ impl Lab {
 
     /// Gives a gateway its policy.
     pub fn configure(&mut self, side: usize, policy: TunnelPolicy) {
+        self.configure_all(side, vec![policy]);
+    }
+
+    /// Gives a gateway the policies of several tunnels.
+    pub fn configure_all(&mut self, side: usize, policies: Vec<TunnelPolicy>) {
         let mut out = Vec::new();
         let now = self.now();
-        self.gateways[side].endpoint.set_policies(now, vec![policy], &mut out);
+        self.gateways[side].endpoint.set_policies(now, policies, &mut out);
         self.perform(side, out);
     }
 

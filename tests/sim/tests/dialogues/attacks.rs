@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use cygnet_ike::Command;
 use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, PayloadType, Payloads, Writer};
+use cygnet_ike::{Command, Event};
+use cygnet_model::suite::Group;
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
 use crate::{child_request, ike_request, notify, record, secs};
@@ -258,4 +259,152 @@ fn t73_initial_contact_counts_in_an_authentic_ike_auth_only() {
         assert!(!lab.failures(1).is_empty());
         assert_eq!(lab.view(1).children[0].inbound, held);
     }
+}
+
+#[test]
+fn what_happens_before_authentication_is_no_tunnels_failure() {
+    type Change = fn(&mut cygnet_ike::TunnelPolicy);
+    let changes: [(Change, &str); 3] = [
+        (|p| p.proposals = vec!["aes128-sha256-modp2048".parse().unwrap()], "no_proposal_chosen"),
+        (|p| p.psk = cygnet_model::SecretBytes::copy_of(b"guessed"), "authentication_failed"),
+        (|p| p.local_id = cygnet_ike::wire::Identity::fqdn("somebody.else"), "unknown_identity"),
+    ];
+    for (change, reason) in changes {
+        // ? -> R  from the peer's address
+        let mut stranger = policy(0, 1);
+        change(&mut stranger);
+        let mut lab = Lab::new(38, Link::GOOD, [stranger, policy(1, 1)]);
+        lab.run(secs(5));
+        assert!(lab.failures(1).contains(&reason));
+        // The initiator's failure is that of its tunnel; the responder does not know whose it is.
+        for (side, known) in [(0, true), (1, false)] {
+            for (_, event) in &lab.gateways[side].events {
+                if let cygnet_ike::Event::Failure { tunnel, .. } = event {
+                    assert_eq!(tunnel.is_some(), known, "{reason} at {side}");
+                }
+            }
+        }
+    }
+}
+
+/// An INVALID_KE_PAYLOAD for one of the groups that the usual policy offers.
+fn wants_group(transform: u16) -> Payloads {
+    let group = Notify::new(NotifyType::INVALID_KE_PAYLOAD, transform.to_be_bytes().to_vec());
+    Payloads { notifies: vec![group], ..Payloads::default() }
+}
+
+/// The group of the IKE SAs that a gateway has had.
+fn groups(lab: &Lab, side: usize) -> Vec<Group> {
+    let events = lab.gateways[side].events.iter();
+    events
+        .filter_map(|(_, e)| if let Event::IkeUp { suite, .. } = e { Some(suite.group) } else { None })
+        .collect()
+}
+
+#[test]
+fn nobody_in_the_middle_chooses_the_group() {
+    // The first request arrives, or is swallowed too.
+    for swallowed in [false, true] {
+        let mut lab = Lab::pair(39, Link { loss: if swallowed { 1000 } else { 0 }, ..Link::GOOD });
+        lab.run(Duration::from_millis(1));
+        lab.link = Link::GOOD;
+        // ? -> I  { N(INVALID_KE_PAYLOAD, ecp384) }, which is offered, but not first
+        let bytes = forged_init(&lab, 0, &wants_group(20));
+        lab.inject(0, lab.flow(0), &bytes);
+        lab.run(secs(5));
+        lab.assert_settled(1);
+        assert_eq!(groups(&lab, 0), [Group::X25519], "first request swallowed: {swallowed}");
+        assert!(lab.failures(0).is_empty());
+    }
+}
+
+#[test]
+fn ever_other_groups_are_no_reason_to_give_up() {
+    let mut lab = Lab::pair(40, Link::GOOD);
+    lab.run(Duration::from_millis(1));
+    for n in 0..20 {
+        let bytes = forged_init(&lab, 0, &wants_group(if n % 2 == 0 { 20 } else { 31 }));
+        lab.inject(0, lab.flow(0), &bytes);
+    }
+    lab.run(secs(5));
+    lab.assert_settled(1);
+    assert_eq!(groups(&lab, 0), [Group::X25519]);
+    assert!(lab.failures(0).is_empty());
+}
+
+#[test]
+fn a_rekey_begins_with_the_first_group_of_the_list_again() {
+    let mut both = [policy(0, 1), policy(1, 1)];
+    let narrow = vec!["aes256gcm16-prfsha384-ecp384".parse().unwrap()];
+    let wide = std::mem::replace(&mut both[1].proposals, narrow);
+    let mut lab = Lab::new(41, Link::GOOD, both);
+    lab.run(secs(1));
+    assert_eq!(groups(&lab, 0), [Group::Ecp384], "the only one in common");
+    // R allows the better group from now on; the IKE SA that is begun under its new policy is rekeyed by I.
+    lab.configure(1, cygnet_ike::TunnelPolicy { proposals: wide, ..policy(1, 1) });
+    lab.command(0, Command::Reset(TUNNEL));
+    lab.run(secs(30));
+    let log = record(&mut lab);
+    // I -> R  CREATE_CHILD_SA { SA, Ni, KEi(x25519) }
+    lab.command(0, Command::RekeyIke(TUNNEL));
+    let request = lab.gateways[0].endpoint.read(&log.borrow()[0].1).unwrap();
+    assert_eq!(request.ke.unwrap().group, 31);
+}
+
+/// IKE_SA_INIT requests under these SPIs from the peer's own address, by somebody who brings cookies back.
+fn share_the_address(lab: &mut Lab, genuine: &[u8], spis: std::ops::Range<u64>) {
+    for spi in spis {
+        let (header, chain) = Header::decode(genuine).unwrap();
+        let header = Header { spi_i: spi, ..header };
+        let mut payloads = Payloads::decode(header.next, chain).unwrap();
+        for _ in 0..2 {
+            let mut w = Writer::message(&header);
+            payloads.encode(&mut w);
+            let log = record(lab);
+            lab.inject(1, lab.flow(1), &w.finish());
+            let said = log.borrow().clone();
+            let answer = said.iter().filter_map(|(_, bytes)| lab.gateways[1].endpoint.read(bytes)).next();
+            let cookie = answer.and_then(|a| a.notify(NotifyType::COOKIE).cloned());
+            let Some(cookie) = cookie else { break };
+            payloads.notifies.insert(0, cookie);
+        }
+    }
+    lab.tap = None;
+}
+
+#[test]
+fn whoever_shares_the_address_cannot_keep_the_peer_out() {
+    let mut lab = Lab::pair(42, Link { loss: 1000, ..Link::GOOD });
+    let log = record(&mut lab);
+    lab.run(Duration::from_millis(1));
+    let genuine = log.borrow()[0].1.clone();
+    share_the_address(&mut lab, &genuine, 1..101);
+    assert_eq!(lab.gateways[1].endpoint.half_open(), 100);
+    lab.link = Link::GOOD;
+    lab.run(secs(2));
+    assert!(lab.is_up());
+    assert!(!lab.gateways[1].drops.contains_key("half_open_limit"));
+}
+
+#[test]
+fn a_degenerate_key_exchange_value_keeps_its_place_until_its_time_is_over() {
+    let mut lab = Lab::pair(43, Link { loss: 1000, ..Link::GOOD });
+    let log = record(&mut lab);
+    lab.run(Duration::from_millis(1));
+    let (header, chain) = Header::decode(&log.borrow()[0].1).map(|(h, c)| (h, c.to_vec())).unwrap();
+    let mut payloads = Payloads::decode(header.next, &chain).unwrap();
+    payloads.ke.iter_mut().for_each(|ke| ke.data.fill(0));
+    let mut w = Writer::message(&Header { spi_i: 77, ..header });
+    payloads.encode(&mut w);
+    lab.inject(1, lab.flow(1), &w.finish());
+    let spi_r = lab.gateways[1].endpoint.spis()[0].value();
+    // ? -> R  IKE_AUTH, which makes R compute the secret
+    let header = Header { spi_i: 77, spi_r, exchange: Exchange::IKE_AUTH, message_id: 1, ..header };
+    for _ in 0..10 {
+        lab.inject(1, lab.flow(1), &Writer::message(&header).finish());
+    }
+    assert_eq!(lab.gateways[1].endpoint.half_open(), 1);
+    assert_eq!(lab.failures(1), ["invalid_syntax"], "told once");
+    lab.run(secs(31));
+    assert_eq!(lab.gateways[1].endpoint.half_open(), 0);
 }

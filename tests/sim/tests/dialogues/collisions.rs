@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cygnet_ike::policy::Start;
-use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, Payloads};
+use cygnet_ike::wire::Header;
 use cygnet_ike::{Command, Input, TunnelPolicy};
-use cygnet_sim::{Lab, Link, TUNNEL, policy};
+use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_sim::{Lab, Link, TUNNEL, net, policy, single_pairs};
 
 use crate::{CHILD, Log, secs};
 
@@ -178,6 +179,61 @@ fn t61_of_two_pairs_for_a_child_that_both_ends_miss_exactly_one_stays() {
     assert_eq!(lowest, all_four());
 }
 
+/// Both ends make a pair for a child that has none, and a moment later some of these pairs have carried all they may.
+#[test]
+fn a_tunnel_whose_crossing_pairs_all_end_is_up_again_by_itself() {
+    let ends = (0..4).flat_map(|seed| (0..4).flat_map(move |which| (8..40).map(move |ms| (seed, which, ms))));
+    for (seed, which, ms) in ends {
+        let run = format!("seed {seed}, pairs {which}, after {ms} ms");
+        let mut lab = Lab::new(seed, Link::GOOD, policies(None));
+        lab.run(secs(1));
+        // Both: INFORMATIONAL { D }, then CREATE_CHILD_SA { SA, Ni, KEi, TSi, TSr }
+        for side in 0..2 {
+            let sa = lab.gateways[side].plane.outbound(CHILD).unwrap().id;
+            lab.input(side, Input::Expired { sa, hard: true });
+        }
+        lab.run(Duration::from_millis(ms));
+        // Of each end one of the two pairs ends.
+        for side in 0..2 {
+            let pairs: Vec<_> = lab.view(side).children.iter().map(|c| (c.id, c.inbound)).collect();
+            if let Some((child, spi)) = pairs.get(which >> side & 1).copied() {
+                let sa = SaId { child, direction: Direction::In, spi };
+                lab.input(side, Input::Expired { sa, hard: true });
+            }
+        }
+        lab.run(secs(30));
+        assert!(carries(&lab, 0) && carries(&lab, 1), "{run}");
+        // One that is redundant goes with the next sign of life.
+        lab.run(secs(60));
+        agree(&lab, 1, &run);
+    }
+}
+
+/// One end asks for its child as a whole and gets a pair of networks at a time, the other asks for each pair by itself.
+#[test]
+fn of_two_pairs_for_one_part_exactly_one_stays_while_other_parts_are_asked_for() {
+    for seed in 0..60 {
+        let [mut first, mut second] = policies(None);
+        first.children[0].remote = (0..12).map(|n| net(&format!("10.2.{n}.0/24"))).collect();
+        second.children[0].local = first.children[0].remote.clone();
+        second.start = Start::Active;
+        let mut lab = Lab::new(seed, Link::GOOD, [first, single_pairs(second)]);
+        lab.run(secs(60));
+        agree(&lab, 12, &format!("seed {seed}, before"));
+        // What both ends lose both ask for, in an order of their own.
+        for side in 0..2 {
+            for sa in lab.gateways[side].plane.sas.keys().copied().collect::<Vec<_>>() {
+                lab.input(side, Input::Expired { sa, hard: true });
+            }
+        }
+        lab.link = Link { loss: 0, ..Link::BAD };
+        lab.run(secs(60));
+        lab.link = Link::GOOD;
+        lab.run(secs(60));
+        agree(&lab, 12, &format!("seed {seed}"));
+    }
+}
+
 /// Whether what one end sends at this moment could be opened by the other.
 fn carries(lab: &Lab, from: usize) -> bool {
     let outbound = lab.gateways[from].plane.outbound(CHILD).map(|sa| sa.id.spi);
@@ -190,7 +246,12 @@ fn t62_of_two_new_ike_sas_exactly_one_stays_whatever_happens_on_the_way() {
         let mut lowest = BTreeSet::new();
         for (seed, weather) in (0..8).flat_map(|seed| weathers(5).map(move |w| (seed, w))) {
             let run = format!("seed {seed}, {weather:?}, INVALID_KE_PAYLOAD to {refused:?}");
-            let mut lab = Lab::new(seed, Link::GOOD, [policy(0, 2), policy(1, 2)]);
+            let mut both = [policy(0, 2), policy(1, 2)];
+            // The other end takes the second group alone.
+            if let Some(side) = refused {
+                both[1 - side].proposals = vec!["aes256gcm16-prfsha384-ecp384".parse().unwrap()];
+            }
+            let mut lab = Lab::new(seed, Link::GOOD, both);
             lab.run(secs(1));
             let before: Vec<_> = lab.view(0).children.iter().map(|c| c.inbound).collect();
             let old = lab.gateways[0].endpoint.spis()[0];
@@ -198,11 +259,7 @@ fn t62_of_two_new_ike_sas_exactly_one_stays_whatever_happens_on_the_way() {
             // Both: CREATE_CHILD_SA { SA, Ni, KEi }
             let begin = |lab: &mut Lab| {
                 for side in 0..2 {
-                    if refused == Some(side) {
-                        refuse_first_group(lab, side);
-                    } else {
-                        lab.command(side, Command::RekeyIke(TUNNEL));
-                    }
+                    lab.command(side, Command::RekeyIke(TUNNEL));
                     lab.run(Duration::from_millis(apart));
                 }
             };
@@ -217,23 +274,6 @@ fn t62_of_two_new_ike_sas_exactly_one_stays_whatever_happens_on_the_way() {
             assert_eq!(lowest, all_four());
         }
     }
-}
-
-/// An end asks for a new IKE SA, and is asked for another group as if its request had arrived.
-fn refuse_first_group(lab: &mut Lab, side: usize) {
-    let (link, tap) = (lab.link, lab.tap.take());
-    // -> CREATE_CHILD_SA { SA, Ni, KEi(x25519) }, <- { N(INVALID_KE_PAYLOAD, ecp384) }
-    lab.link.loss = 1000;
-    lab.command(side, Command::RekeyIke(TUNNEL));
-    (lab.link, lab.tap) = (link, tap);
-    let group = Notify::new(NotifyType::INVALID_KE_PAYLOAD, 20u16.to_be_bytes().to_vec());
-    let answer = Payloads { notifies: vec![group], ..Payloads::default() };
-    let bytes = lab.forged(1 - side, Exchange::CREATE_CHILD_SA, true, &answer);
-    let peer = &mut lab.gateways[1 - side].endpoint;
-    let spi = peer.spis()[0];
-    let (due, last) = peer.message_ids(spi).unwrap();
-    peer.set_message_ids(spi, last.wrapping_add(1), due + 1);
-    lab.inject(side, lab.flow(side), &bytes);
 }
 
 /// [`Lab::assert_settled`] under the name of a run.

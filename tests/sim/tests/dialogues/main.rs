@@ -3,6 +3,7 @@
 
 mod addresses;
 mod attacks;
+mod bounds;
 mod bring_up;
 mod children;
 mod collisions;

@@ -1,8 +1,11 @@
 //! Message IDs, repetitions, and answers that nobody waits for.
 
-use cygnet_ike::Command;
-use cygnet_ike::wire::{Exchange, Notify, NotifyType, Payloads};
-use cygnet_sim::{Lab, Link, TUNNEL};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cygnet_ike::wire::{Exchange, Header, Notify, NotifyType, Payloads};
+use cygnet_ike::{Action, Command, Flow, Input};
+use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
 use crate::{child_request, ike_request, notify, record, secs};
 
@@ -41,9 +44,52 @@ fn t21_a_repeated_request_gets_the_same_octets_and_does_nothing() {
             lab.inject(1, lab.flow(1), &bytes);
         }
         let log = log.borrow();
-        assert_eq!(log.len(), 100);
+        assert_eq!(log.len(), 5, "the answer, and so many repetitions in one moment");
+        assert_eq!(lab.gateways[1].drops["rate_limit"], 95);
         assert!(log.iter().all(|answer| *answer == log[0]));
         assert_eq!((lab.gateways[1].endpoint.reserved(), lab.gateways[1].plane.sas.len()), after_one);
+    }
+}
+
+/// Where the datagrams go that a gateway sends because of one.
+fn answered_to(lab: &mut Lab, side: usize, flow: Flow, bytes: &[u8]) -> Vec<SocketAddr> {
+    let (now, mut out) = (lab.now(), Vec::new());
+    lab.gateways[side].endpoint.handle(now, Input::Datagram { flow, bytes }, &mut out);
+    let to = |action: &Action| match action {
+        Action::Send { flow, .. } => Some(flow.remote),
+        _ => None,
+    };
+    out.iter().filter_map(to).collect()
+}
+
+#[test]
+fn a_repeated_request_is_answered_to_the_peer_alone_and_only_if_it_is_authentic() {
+    // An established IKE SA, and one that was refused.
+    for refused in [false, true] {
+        let mut stranger = policy(0, 1);
+        if refused {
+            stranger.psk = cygnet_model::SecretBytes::copy_of(b"guessed");
+        }
+        let mut lab = Lab::new(26, Link::GOOD, [stranger, policy(1, 1)]);
+        let log = record(&mut lab);
+        lab.run(Duration::from_millis(100));
+        // I -> R  IKE_AUTH, the last request that R has answered
+        let said = log.borrow().clone();
+        let is_auth = |bytes: &[u8]| Header::decode(bytes).unwrap().0.exchange == Exchange::IKE_AUTH;
+        let request = said.into_iter().rev().find(|(side, bytes)| *side == 0 && is_auth(bytes)).unwrap().1;
+        let peer = lab.flow(1);
+        let elsewhere = Flow { remote: ([198, 51, 100, 7], 4500).into(), ..peer };
+        assert_eq!(answered_to(&mut lab, 1, peer, &request), [peer.remote]);
+        assert_eq!(answered_to(&mut lab, 1, elsewhere, &request), [peer.remote]);
+        // The header alone, and the message with a bent ICV.
+        let mut header = request[..28].to_vec();
+        header[16] = 0;
+        header[24..28].copy_from_slice(&28u32.to_be_bytes());
+        let mut bent = request;
+        *bent.last_mut().unwrap() ^= 1;
+        for forged in [header, bent] {
+            assert!(answered_to(&mut lab, 1, peer, &forged).is_empty());
+        }
     }
 }
 

@@ -219,16 +219,16 @@ fn t33_a_peer_that_wants_one_group_after_the_other_is_given_up() {
     let log = record(&mut lab);
     lab.run(Duration::from_millis(1));
     for group in [20u16, 31, 20, 31, 20, 31, 20, 31] {
-        if lab.gateways[0].endpoint.sa_count() == 0 {
-            break;
-        }
         // I -> R  IKE_SA_INIT { SA, KEi, Ni }, I <- R  { N(INVALID_KE_PAYLOAD) }
         let notify = Notify::new(NotifyType::INVALID_KE_PAYLOAD, group.to_be_bytes().to_vec());
         let bytes = forged_init(&lab, 0, &Payloads { notifies: vec![notify], ..Payloads::default() });
         lab.inject(0, lab.flow(0), &bytes);
     }
-    assert_eq!(lab.failures(0), ["cookie_loop"]);
     let requests = requests(&log);
+    // The answer to any of them has a few seconds yet.
+    assert!(lab.failures(0).is_empty());
+    lab.run(secs(4));
+    assert_eq!(lab.failures(0), ["invalid_ke_payload"]);
     assert_eq!(requests.len(), 5);
     // The whole offer each time: what refuses is not authenticated (RFC 7296 §2.7).
     assert!(requests.iter().all(|r| r.sa == requests[0].sa && r.nonce == requests[0].nonce));

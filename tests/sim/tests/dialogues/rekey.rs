@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use cygnet_ike::io::Ending;
 use cygnet_ike::wire::{Exchange, Notify, NotifyType};
-use cygnet_ike::{Command, Event};
+use cygnet_ike::{Command, Event, Input};
+use cygnet_model::tunnel::Direction;
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
 use crate::{CHILD, child_request, ike_request, notify, secs};
@@ -216,4 +217,45 @@ fn t63_a_pair_that_the_peer_has_lost_is_made_anew_once() {
     assert!(lab.is_up());
     assert_eq!((lab.view(0).children.len(), lab.gateways[0].plane.sas.len()), (1, 2));
     assert_eq!(lab.gateways[0].endpoint.reserved(), (1, 1));
+}
+
+#[test]
+fn volume_is_left_for_a_rekey_that_meets_loss() {
+    let mut both = [policy(0, 1), policy(1, 1)];
+    both.iter_mut().for_each(|p| p.children[0].bytes = 1_843_200_000);
+    let mut lab = Lab::new(44, Link::GOOD, both);
+    lab.run(secs(1));
+    for g in &lab.gateways {
+        for (_, spec) in g.plane.sas.values() {
+            let left = spec.limits.hard_bytes - spec.limits.soft_bytes;
+            // Two repetitions come within 1.5 s; 2.9 Gbit/s is what a gateway carries.
+            assert!(left > 362_500_000 * 2, "{left} octets are left");
+        }
+    }
+}
+
+#[test]
+fn new_keys_are_asked_for_when_what_is_left_lasts_less_than_half_a_minute() {
+    // Octets in each 5 s, and when the first rekey is due: with 30 s left at that rate, never before a quarter.
+    for (grown, due) in [(2_000_000_000u64, 88_000_000_000u64), (10_000_000_000, 40_000_000_000)] {
+        for direction in [Direction::In, Direction::Out] {
+            let mut both = [policy(0, 1), policy(1, 1)];
+            both.iter_mut().for_each(|p| p.children[0].bytes = 100_000_000_000);
+            let mut lab = Lab::new(45, Link::GOOD, both);
+            lab.run(secs(1));
+            let sa = *lab.gateways[0].plane.sas.keys().find(|id| id.direction == direction).unwrap();
+            let old = lab.view(0).children[0].inbound;
+            for n in 1.. {
+                lab.input(0, Input::Carried { sa, bytes: n * grown });
+                lab.run(secs(5));
+                let rekeyed = lab.view(0).children.iter().all(|c| c.inbound != old);
+                assert_eq!(rekeyed, n * grown > due, "{n} times {grown} octets of {direction:?}");
+                if rekeyed {
+                    break;
+                }
+            }
+            lab.run(secs(10));
+            lab.assert_settled(1);
+        }
+    }
 }
