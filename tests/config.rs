@@ -148,6 +148,57 @@ tunnels:
     assert_eq!(c.config.tunnels[0].children().len(), 3);
 }
 
+const TWO_TENANTS: &str = "gateways:
+  - { name: ga, address: 192.0.2.1, networks: [10.1.0.0/16] }
+  - { name: gb, address: 192.0.2.3, networks: [10.1.0.0/16] }
+customer_gateways: [ { name: idc-b, address: 192.0.2.2 }, { name: idc-c, address: 192.0.2.4 } ]
+DAEMON
+tunnels:
+  - { name: a, gateway: ga, customer_gateway: idc-b, auth: { psk: KEY }, A spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ] }
+  - { name: b, gateway: gb, customer_gateway: idc-c, auth: { psk: KEY }, B spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ] }
+";
+
+fn two_tenants(daemon: &str, a: &str, b: &str) -> Result<config::Loaded, config::ConfigErrors> {
+    let text = TWO_TENANTS.replace("DAEMON", daemon).replace("A spd", &format!("{a} spd"));
+    let text = text.replace("B spd", &format!("{b} spd")).replace("KEY", PSK);
+    config::load_text(&text, Path::new("/nonexistent"))
+}
+
+/// The host has one SPD: two gateways on it cannot both have a packet.
+#[test]
+fn tunnels_of_two_gateways_share_packets_only_as_primary_and_backup_or_by_marks() {
+    let refused = |daemon, a, b| two_tenants(daemon, a, b).unwrap_err().to_string();
+    let told = refused("", "", "");
+    assert!(
+        told.contains("also claimed by tunnel a of another gateway") && told.contains("line 7"),
+        "{told}"
+    );
+    assert!(refused("", "weight: 1,", "weight: 1,").contains("the same weight"));
+    let weights = two_tenants("", "weight: 0,", "weight: 10,").unwrap().config;
+    assert_eq!(weights.tunnels.iter().map(|t| t.weight).collect::<Vec<_>>(), [0, 10]);
+    assert!(two_tenants("", "mark: 1/0xff,", "mark: 2/0xff,").is_ok());
+    let userspace = "daemon: { data_plane: userspace }";
+    let told = refused(userspace, "mark: 1/0xff,", "mark: 2/0xff,");
+    assert!(told.contains("does not see marks"), "{told}");
+    assert!(two_tenants(userspace, "weight: 0,", "weight: 1,").is_ok());
+}
+
+/// A hub has everything, its spokes a part each; on either side the narrower block wins.
+#[test]
+fn a_remote_block_may_lie_around_a_network_or_inside_one() {
+    let load = |network: &str, remote: &str| {
+        let text = format!(
+            "gateways: [ {{ name: vpc-a, address: 192.0.2.1, networks: [{network}] }} ]\n\
+             customer_gateways: [ {{ name: idc-b, address: 192.0.2.2 }} ]\ntunnels:\n{}    spd: [ {{ local: {network}, remote: [{remote}] }} ]\n",
+            tunnel("a-b")
+        );
+        config::load_text(&text, Path::new("/nonexistent")).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(load("10.2.0.0/16", "10.0.0.0/8"), Ok(()), "a spoke");
+    assert_eq!(load("10.0.0.0/8", "10.2.0.0/16"), Ok(()), "its hub");
+    assert!(load("10.0.0.0/8", "10.0.0.0/8").unwrap_err().contains("the gateway's own network"));
+}
+
 #[test]
 fn warnings_do_not_refuse() {
     let c = load(

@@ -223,6 +223,13 @@ pub static TUNNEL: Section = Section {
             "",
             "Policies and states apply to packets with this mark only: VALUE or VALUE/MASK.",
         ),
+        may(
+            "weight",
+            Kind::Integer { min: 0, max: 255 },
+            "0",
+            "Which of several tunnels with the same SPD rules carries the packets: 0 is the primary, and the lowest one \
+             that is up wins.",
+        ),
         may("allow_internet", Kind::Bool, "false", "Permits 0.0.0.0/0 and ::/0 in SPD rules."),
         may(
             "bypass",
@@ -264,7 +271,7 @@ pub static RULE: Section = Section {
     secret: false,
     fields: &[
         must("local", CIDR, "CIDR block inside the gateway's networks."),
-        must("remote", Kind::List(&CIDR), "CIDR blocks outside them."),
+        must("remote", Kind::List(&CIDR), "CIDR blocks outside them, around one of them, or inside one."),
     ],
 };
 
