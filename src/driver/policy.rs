@@ -27,6 +27,7 @@ fn identity(id: &model::Identity) -> Identity {
         model::Identity::Ip(ip) => Identity::address(*ip),
         model::Identity::Fqdn(name) => Identity::fqdn(name),
         model::Identity::Email(name) => Identity::rfc822(name),
+        model::Identity::Dn(name) => Identity::distinguished_name(name.to_der()),
         model::Identity::KeyId(octets) => Identity::key_id(octets.clone()),
     }
 }
