@@ -148,6 +148,57 @@ tunnels:
     assert_eq!(c.config.tunnels[0].children().len(), 3);
 }
 
+const TWO_TENANTS: &str = "gateways:
+  - { name: ga, address: 192.0.2.1, networks: [10.1.0.0/16] }
+  - { name: gb, address: 192.0.2.3, networks: [10.1.0.0/16] }
+customer_gateways: [ { name: idc-b, address: 192.0.2.2 }, { name: idc-c, address: 192.0.2.4 } ]
+DAEMON
+tunnels:
+  - { name: a, gateway: ga, customer_gateway: idc-b, auth: { psk: KEY }, A spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ] }
+  - { name: b, gateway: gb, customer_gateway: idc-c, auth: { psk: KEY }, B spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ] }
+";
+
+fn two_tenants(daemon: &str, a: &str, b: &str) -> Result<config::Loaded, config::ConfigErrors> {
+    let text = TWO_TENANTS.replace("DAEMON", daemon).replace("A spd", &format!("{a} spd"));
+    let text = text.replace("B spd", &format!("{b} spd")).replace("KEY", PSK);
+    config::load_text(&text, Path::new("/nonexistent"))
+}
+
+/// The host has one SPD: two gateways on it cannot both have a packet.
+#[test]
+fn tunnels_of_two_gateways_share_packets_only_as_primary_and_backup_or_by_marks() {
+    let refused = |daemon, a, b| two_tenants(daemon, a, b).unwrap_err().to_string();
+    let told = refused("", "", "");
+    assert!(
+        told.contains("also claimed by tunnel a of another gateway") && told.contains("line 7"),
+        "{told}"
+    );
+    assert!(refused("", "weight: 1,", "weight: 1,").contains("the same weight"));
+    let weights = two_tenants("", "weight: 0,", "weight: 10,").unwrap().config;
+    assert_eq!(weights.tunnels.iter().map(|t| t.weight).collect::<Vec<_>>(), [0, 10]);
+    assert!(two_tenants("", "mark: 1/0xff,", "mark: 2/0xff,").is_ok());
+    let userspace = "daemon: { data_plane: userspace }";
+    let told = refused(userspace, "mark: 1/0xff,", "mark: 2/0xff,");
+    assert!(told.contains("does not see marks"), "{told}");
+    assert!(two_tenants(userspace, "weight: 0,", "weight: 1,").is_ok());
+}
+
+/// A hub has everything, its spokes a part each; on either side the narrower block wins.
+#[test]
+fn a_remote_block_may_lie_around_a_network_or_inside_one() {
+    let load = |network: &str, remote: &str| {
+        let text = format!(
+            "gateways: [ {{ name: vpc-a, address: 192.0.2.1, networks: [{network}] }} ]\n\
+             customer_gateways: [ {{ name: idc-b, address: 192.0.2.2 }} ]\ntunnels:\n{}    spd: [ {{ local: {network}, remote: [{remote}] }} ]\n",
+            tunnel("a-b")
+        );
+        config::load_text(&text, Path::new("/nonexistent")).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(load("10.2.0.0/16", "10.0.0.0/8"), Ok(()), "a spoke");
+    assert_eq!(load("10.0.0.0/8", "10.2.0.0/16"), Ok(()), "its hub");
+    assert!(load("10.0.0.0/8", "10.0.0.0/8").unwrap_err().contains("the gateway's own network"));
+}
+
 #[test]
 fn warnings_do_not_refuse() {
     let c = load(
@@ -180,6 +231,119 @@ fn keys_stay_hidden_in_files_with_odd_line_ends() {
         let errors = config::load_text(&text, Path::new("/nonexistent")).unwrap_err();
         let shown: String = errors.problems.iter().map(config::Problem::excerpt).collect();
         assert!(shown.contains("name: a b") && !shown.contains(PSK), "{shown}");
+    }
+}
+
+/// Random enough that four characters of it stand in no message by chance.
+const CANARY: &str = "Zq7Xw9Kj4Vb8Gh3Ty6Rm";
+
+/// Ways in which a key gets into a file: read, refused, or in the wrong place. `KEY` stands for it.
+const WAYS: &[&str] = &[
+    "    auth: { psk: \"KEY\" }\n",
+    "    auth: { psk: 'KEY' } # KEY\n",
+    "    auth: {psk: KEY}\n",
+    "    auth: { \"psk\": KEY, psk: KEY }\n",
+    "    auth:\n      psk: KEY\n",
+    "    auth:\n      psk: 'KEY'\n      psk: KEY\n",
+    "    auth:\n      psk: ?KEY\n",
+    "    auth:\n      psk: >KEY\n",
+    "    auth:\n      psk: !KEY\n",
+    "    auth:\n      psk: !KEY x\n",
+    "    auth:\n      psk: &KEY\n",
+    "    auth:\n      psk: &a KEY\n",
+    "    auth:\n      psk: *KEY\n",
+    "    auth:\n      psk: @KEY\n",
+    "    auth:\n      psk: `KEY\n",
+    "    auth:\n      psk: %KEY\n",
+    "    auth:\n      psk: #KEY\n      psk_file: # KEY\n",
+    "    auth:\n      psk:\tKEY\n",
+    "    auth:\n      psk:\t\"KEY\"\t# KEY\n",
+    "    auth:\n      psk:\n        KEY\n",
+    "    auth:\n      psk:\n        KEY\n        KEY\n",
+    "    auth:\n      psk: |\n        KEY\n",
+    "    auth:\n      psk: >-\n        KEY\n\n        KEY\n",
+    "    auth:\n      psk: 'KEY\n        KEY'\n",
+    "    auth:\n      psk: \"KEY\\\n        KEY\"\n",
+    "    auth:\n      ? psk\n      : KEY\n",
+    "    auth:\n      ? KEY\n      : psk\n",
+    "    auth:\n      KEY\n",
+    "    auth: KEY\n",
+    "    auth: !KEY\n",
+    "    auth: !KEY { psk: KEY }\n",
+    "    auth: &KEY { psk: *KEY }\n",
+    "    auth: [KEY, { psk: KEY }]\n",
+    "    auth: { psk: [KEY, !KEY y] }\n",
+    "    auth: { psk: { KEY: KEY } }\n",
+    "    auth: { KEY }\n",
+    "    auth: { KEY: KEY, KEY: KEY }\n",
+    "    auth: { pks: KEY }\n",
+    "    auth: { psk_file: KEY }\n",
+    "    auth: { psk_file: 0sKEY== }\n",
+    "    auth: { psk_file: { KEY: x } }\n",
+    "    auth: { psk_file: [KEY] }\n",
+    "    psk: KEY\n",
+    "    PSK: KEY\n",
+    "    pre-shared-key: KEY\n    key: KEY\n    shared_secret: [KEY]\n",
+    "    KEY: KEY\n    KEY: x\n",
+    "    auht: { psk: KEY, pks: KEY }\n",
+    "    auth: { psk: &k KEY }\n    local_id: *k\n",
+    "    auth! { psk: &k KEY }\n    local_id: *k\n",
+    "    auht: &k KEY\n    local_id: *k\n",
+    "    local_id: &k KEY\n    auth: { psk: *k }\n    remote_id: *k\n",
+];
+
+fn quotes_canary(text: &str) -> bool {
+    let key: Vec<char> = CANARY.chars().collect();
+    key.windows(4).any(|part| text.contains(&part.iter().collect::<String>()))
+}
+
+/// Everything that is told about a text, in each of the forms in which it is told.
+fn told_about(text: &str) -> String {
+    let checked = config::check_text(text, Path::new("/nonexistent"), config::Secrets::Read);
+    let mut told = serde_json::to_string(&checked.problems).unwrap();
+    for p in &checked.problems {
+        told += &p.one_line("f");
+        told += &p.excerpt();
+    }
+    told
+}
+
+fn written(way: &str, end: &str) -> String {
+    let text = format!(
+        "{ENDS}tunnels:\n  - name: a b\n    gateway: vpc-a\n{way}    customer_gateway: idc-b\n    nonsense: 1\n{RULE}"
+    );
+    text.replace("KEY", CANARY).replace('\n', end)
+}
+
+#[test]
+fn no_message_shows_a_character_of_a_key_whatever_its_style() {
+    for end in ["\n", "\r\n", "\r"] {
+        for way in WAYS {
+            let told = told_about(&written(way, end));
+            assert!(told.contains("error"), "{way:?} was accepted");
+            assert!(!quotes_canary(&told), "{way:?} {end:?}: {told}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(4301), ..ProptestConfig::with_cases(20_000) })]
+    #[test]
+    fn no_message_about_a_mutated_file_shows_a_key(
+        // Where a key stands in a public place by its alias, or for the name of a file, a mutation makes it just that.
+        way in prop::sample::select(WAYS)
+            .prop_filter("public", |way| !way.contains("_id: &k") && !way.contains("psk_file: ")),
+        at in 0usize..400,
+        len in 0usize..8,
+        with in "[ -~\\n\\r\\t\\PC]{0,3}|\\n +|: |!|&a |\\* ?a|#",
+    ) {
+        let mut text = written(way, "\n");
+        let from = text.find("tunnels:").unwrap();
+        let at = text.floor_char_boundary((from + at).min(text.len()));
+        let end = text.floor_char_boundary((at + len).min(text.len()));
+        text.replace_range(at..end, &with);
+        let told = told_about(&text);
+        prop_assert!(!quotes_canary(&told), "{text}\n{told}");
     }
 }
 

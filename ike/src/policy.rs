@@ -69,6 +69,8 @@ pub struct ChildPolicy {
     pub replay_window: u32,
     /// Mark of the packets.
     pub mark: Option<Mark>,
+    /// Preference among children of several tunnels that claim the same packets; the lowest one wins.
+    pub weight: u8,
 }
 
 /// One tunnel, resolved.

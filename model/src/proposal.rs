@@ -60,6 +60,14 @@ pub enum ProposalError {
     /// An algorithm of a kind that has no place in IKE.
     #[error("\"{0}\" has no place in an IKE proposal")]
     NotForIke(String),
+    /// Commas: several proposals in one text.
+    #[error(
+        "holds several proposals; write a list, as in [aes256gcm16-prfsha384-x25519, aes256-sha256-modp2048]"
+    )]
+    Several,
+    /// An algorithm that is sound, and not there.
+    #[error("\"{0}\" is not supported; use {1}")]
+    Absent(String, &'static str),
     /// A keyword stands twice.
     #[error("names \"{0}\" twice")]
     Twice(String),
@@ -74,6 +82,9 @@ fn keywords() -> String {
     all.extend(["esn", "noesn"]);
     all.join(", ")
 }
+
+/// What to write instead of a group that we refuse or lack.
+const GROUPS: &str = "x25519, ecp256, ecp384, modp3072 or modp4096";
 
 /// One keyword's meaning.
 enum Token {
@@ -97,10 +108,25 @@ fn token(word: &str) -> Result<Token, ProposalError> {
     if let Some(g) = Group::ALL.into_iter().find(|g| g.keyword() == word) {
         return Ok(Token::Group(g));
     }
+    // Groups by their numbers, as routers name them.
+    if let Some(number) = word.strip_prefix("dh").or_else(|| word.strip_prefix("group")) {
+        return match number.parse().ok().filter(|_| !number.starts_with(['0', '+'])) {
+            Some(1 | 2 | 5 | 22..=26) => Err(ProposalError::Weak(word.into(), GROUPS)),
+            Some(17 | 18 | 21 | 27..=30 | 32) => Err(ProposalError::Absent(word.into(), GROUPS)),
+            Some(n) => Group::from_transform(n).map(Token::Group).ok_or(ProposalError::Unknown(word.into())),
+            None => Err(ProposalError::Unknown(word.into())),
+        };
+    }
     match word {
         "esn" => Ok(Token::Esn(true)),
         "noesn" => Ok(Token::Esn(false)),
         "curve25519" => Ok(Token::Group(Group::X25519)),
+        "aes128gcm" => Ok(Token::Encr(Encr::AesGcm16_128)),
+        "aes256gcm" => Ok(Token::Encr(Encr::AesGcm16_256)),
+        "aes128cbc" => Ok(Token::Encr(Encr::AesCbc128)),
+        "aes256cbc" => Ok(Token::Encr(Encr::AesCbc256)),
+        "chacha20" => Ok(Token::Encr(Encr::ChaCha20Poly1305)),
+        "sha2" => Ok(Token::Integ(Integ::HmacSha256_128)),
         "aes128gcm128" => Ok(Token::Encr(Encr::AesGcm16_128)),
         "aes256gcm128" => Ok(Token::Encr(Encr::AesGcm16_256)),
         "aes" => Ok(Token::Encr(Encr::AesCbc128)),
@@ -113,8 +139,14 @@ fn token(word: &str) -> Result<Token, ProposalError> {
         "md5" | "sha" | "sha1" | "prfmd5" | "prfsha1" => {
             Err(ProposalError::Weak(word.into(), "sha256 or prfsha256"))
         }
+        "aes192" | "aes192cbc" | "aes192gcm" | "aes192gcm16" | "aes192gcm128" => {
+            Err(ProposalError::Absent(word.into(), "aes256gcm16 or aes256, which the peer will have as well"))
+        }
+        "modp6144" | "modp8192" | "ecp521" | "curve448" | "x448" => {
+            Err(ProposalError::Absent(word.into(), GROUPS))
+        }
         "modp768" | "modp1024" | "modp1536" | "modp1024s160" | "modp2048s224" | "modp2048s256" | "ecp192"
-        | "ecp224" => Err(ProposalError::Weak(word.into(), "x25519, ecp256 or modp3072")),
+        | "ecp224" => Err(ProposalError::Weak(word.into(), GROUPS)),
         _ => Err(ProposalError::Unknown(word.into())),
     }
 }
@@ -138,7 +170,13 @@ fn push<T: PartialEq>(list: &mut Vec<T>, value: T, word: &str) -> Result<(), Pro
 
 fn parts(text: &str) -> Result<Parts, ProposalError> {
     let mut p = Parts::default();
-    for word in text.split('-') {
+    // As people paste them: capitals, the mark of a strict proposal (ours always are), and the group behind a semicolon.
+    let text = text.trim().to_lowercase();
+    let text = text.strip_suffix('!').unwrap_or(&text);
+    if text.contains(',') {
+        return Err(ProposalError::Several);
+    }
+    for word in text.split(['-', ';']) {
         match token(word)? {
             Token::Encr(v) => push(&mut p.encrs, v, word)?,
             Token::Integ(v) => push(&mut p.integs, v, word)?,
@@ -297,6 +335,29 @@ mod tests {
         assert_eq!((p.integs, p.prfs), (vec![Integ::HmacSha256_128], vec![Prf::HmacSha256]));
         let p: EspProposal = "aes256gcm16-x25519".parse().unwrap();
         assert_eq!((p.groups, p.esn), (vec![Group::X25519], vec![true, false]));
+    }
+
+    #[test]
+    fn proposals_are_read_as_people_paste_them() {
+        let ike = |t: &str| t.parse::<IkeProposal>();
+        let plain = ike("aes256-sha256-modp2048");
+        for text in [
+            "AES256-SHA256-MODP2048",
+            "aes256-sha2-dh14!",
+            "aes256-sha256;modp2048",
+            " aes256cbc-sha2_256-group14 ",
+        ] {
+            assert_eq!(ike(text), plain, "{text}");
+        }
+        assert_eq!(ike("aes256gcm-prfsha384-dh31"), ike("aes256gcm16-prfsha384-x25519"));
+        assert_eq!("AES128GCM;DH19!".parse::<EspProposal>(), "aes128gcm16-ecp256".parse::<EspProposal>());
+        assert_eq!(ike("aes256-sha256-modp2048,aes128-sha256-modp2048"), Err(ProposalError::Several));
+        assert!(matches!(ike("aes256-sha256-dh2"), Err(ProposalError::Weak(..))));
+        assert!(matches!(ike("aes256-sha256-group21"), Err(ProposalError::Absent(..))));
+        assert!(matches!(ike("aes192-sha256-modp2048"), Err(ProposalError::Absent(..))));
+        for odd in ["dh", "dh014", "dh+14", "group99", "dh70000", "!", "-", ";"] {
+            assert!(matches!(ike(&format!("aes256-sha256-{odd}")), Err(ProposalError::Unknown(_))), "{odd}");
+        }
     }
 
     #[test]

@@ -9,10 +9,11 @@ use cygnet_model::IpRange;
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
-    Auth, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress, SpdRule, Tunnel,
+    Auth, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress, PlaneChoice,
+    SpdRule, Tunnel,
 };
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
-use super::spd::{self, Pair};
+use super::spd::{self, Clash, Conflict, Marks, Pair};
 
 /// A TS payload holds no more selectors (RFC 7296 §3.13).
 const MAX_SELECTORS: usize = 255;
@@ -84,6 +85,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Ident
         ike: t.ike,
         esp: t.esp,
         mark: t.mark,
+        weight: t.weight.unwrap_or(0),
         allow_internet: t.allow_internet,
         bypass: t.bypass,
     })
@@ -156,6 +158,7 @@ struct Book<'a> {
     /// Whether a name could be missing here only because its entry was unreadable.
     gateways_complete: bool,
     customers_complete: bool,
+    plane: PlaneChoice,
 }
 
 fn index<T>(list: &Many<T>, name: impl Fn(&T) -> Option<&Spanned<String>>) -> (BTreeMap<&str, &T>, bool) {
@@ -169,7 +172,7 @@ impl<'a> Book<'a> {
     fn new(raw: &'a RawConfig) -> Self {
         let (gateways, gateways_complete) = index(&raw.gateways, |g| g.name.as_ref());
         let (customers, customers_complete) = index(&raw.customers, |c| c.name.as_ref());
-        Self { gateways, customers, gateways_complete, customers_complete }
+        Self { gateways, customers, gateways_complete, customers_complete, plane: raw.daemon.data_plane }
     }
 
     fn gateway(&self, t: &RawTunnel) -> Option<&'a RawGateway> {
@@ -316,6 +319,11 @@ impl<'a> Book<'a> {
             refuse_internet(remote);
             if let Some(w) = self.wrong_remote(rule, n, remote, networks, judge && !internet(remote)) {
                 sink.error(&remote.at, w);
+            } else if self.plane != PlaneChoice::Userspace && !internet(remote) && rule.around_local(remote) {
+                let what = format!("{} lies around the local block", remote.value);
+                let fix = "with the kernel's data plane what this host itself sends into the local block goes by the tunnel, \
+                           too; data_plane: userspace leaves attached networks alone (bypass)";
+                sink.warning(&remote.at, wrong(what, fix));
             } else if wide(&remote.value) && !t.allow_internet {
                 let what = format!("{} reaches far into the public Internet", remote.value);
                 sink.warning(&remote.at, wrong(what, "name the networks that are meant"));
@@ -344,49 +352,52 @@ impl<'a> Book<'a> {
                 "keep the larger one",
             ));
         }
-        let inside = networks.good.iter().find(|net| net.value.intersect(r).is_some());
-        if judge && let Some(net) = inside {
-            let what = format!("{r} overlaps with the gateway's own network {}", net.value);
-            return Some(wrong(what, "a remote block lies outside the gateway's networks"));
+        // Wider than a network it is the rest of the hub's world, and inside it a spoke's part; a packet goes by the
+        // narrower side. Equal, it can only be the wrong half.
+        if judge && networks.good.iter().any(|net| net.value == *r) {
+            let what = format!("{r} is the gateway's own network");
+            return Some(wrong(
+                what,
+                "a remote block lies outside the gateway's networks, around one, or inside one",
+            ));
+        }
+        if rule.local.as_ref().is_some_and(|local| local.value == *r) {
+            return Some(wrong(
+                format!("{r} is both the local and the remote half"),
+                "write the peer's block behind remote",
+            ));
         }
         None
     }
 
-    /// Two rules of one gateway must not both claim a packet.
+    /// No packet may be claimed twice: the host has one SPD, whatever gateways and tunnels it has.
     fn check_overlaps(&self, tunnels: &[RawTunnel], sink: &Sink) {
-        let mut by_gateway: BTreeMap<&str, Vec<Pair<(&At, &At)>>> = BTreeMap::new();
-        for t in tunnels {
-            let Some(gateway) = &t.gateway else { continue };
-            let pairs = by_gateway.entry(&gateway.value).or_default();
+        let numbers: BTreeMap<&str, usize> = self.gateways.keys().copied().zip(0..).collect();
+        let mut pairs: Vec<Pair<Place<'_>>> = Vec::new();
+        for (tunnel, t) in tunnels.iter().enumerate() {
+            let Some(gateway) = t.gateway.as_ref().and_then(|g| numbers.get(g.value.as_str())) else {
+                continue;
+            };
             for rule in &t.rules.good {
                 let Some(local) = &rule.local else { continue };
-                pairs.extend(
-                    (rule.remote.good.iter()).filter(|r| r.value.same_family(&local.value)).map(|r| Pair {
-                        local: local.value,
-                        remote: r.value,
-                        key: (&rule.at, &r.at),
-                    }),
-                );
+                let blocks = rule.remote.good.iter().filter(|r| r.value.same_family(&local.value));
+                pairs.extend(blocks.map(|r| Pair {
+                    local: local.value,
+                    remote: r.value,
+                    tunnel,
+                    gateway: *gateway,
+                    mark: t.mark,
+                    weight: t.weight,
+                    key: Place { tunnel: t, rule: &rule.at, remote: &r.at },
+                }));
             }
         }
-        for (gateway, pairs) in by_gateway {
-            for (a, b) in spd::conflicts(&pairs) {
-                let (Some(first), Some(second)) = (pairs.get(a), pairs.get(b)) else { continue };
-                // Within one rule `wrong_remote` has said it.
-                if first.key.0 == second.key.0 {
-                    continue;
-                }
-                let what = format!(
-                    "{} -> {} overlaps with {} -> {} ({}, line {})",
-                    second.local,
-                    second.remote,
-                    first.local,
-                    first.remote,
-                    first.key.1.path,
-                    first.key.1.line
-                );
-                let fix = format!("rules of gateway {gateway} must differ in the local or the remote half");
-                sink.error(second.key.1, wrong(what, fix));
+        let marks = if self.plane == PlaneChoice::Userspace { Marks::Lost } else { Marks::Seen };
+        for Conflict { earlier, later, clash } in spd::conflicts(&pairs, marks) {
+            let (Some(first), Some(second)) = (pairs.get(earlier), pairs.get(later)) else { continue };
+            // Within one rule `wrong_remote` has said it.
+            if first.key.rule != second.key.rule {
+                sink.error(second.key.remote, overlap(first, second, clash));
             }
         }
     }
@@ -409,6 +420,67 @@ impl<'a> Book<'a> {
             }
         }
     }
+}
+
+/// Where a pair stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    tunnel: &'a RawTunnel,
+    rule: &'a At,
+    remote: &'a At,
+}
+
+/// What is wrong with two pairs that clash, told at the second one.
+fn overlap(first: &Pair<Place<'_>>, second: &Pair<Place<'_>>, clash: Clash) -> Wrong {
+    let at = first.key.remote;
+    let name = |p: &Pair<Place<'_>>| p.key.tunnel.name.as_ref().map_or("?", |n| n.value.as_str()).to_owned();
+    let there = format!("{} -> {} ({}, line {})", first.local, first.remote, at.path, at.line);
+    let here = format!("{} -> {}", second.local, second.remote);
+    let (a, b) = (name(first), name(second));
+    let owners = if first.gateway == second.gateway { "" } else { " of another gateway of this host" };
+    match clash {
+        Clash::OneTunnel => wrong(
+            format!("{here} overlaps with {there}"),
+            "rules of one tunnel must differ in the local or the remote half",
+        ),
+        Clash::Equal => wrong(
+            format!("{here} is also claimed by tunnel {a}{owners}: {there}"),
+            format!(
+                "if one of {a} and {b} is the backup of the other, give both a weight: 0 for the primary, more for the backup"
+            ),
+        ),
+        Clash::EqualWeight => wrong(
+            format!("{here} is also claimed by tunnel {a}{owners} with the same weight: {there}"),
+            format!("give {a} and {b} different weights: 0 for the primary, more for the backup"),
+        ),
+        Clash::EqualMarks => wrong(
+            format!(
+                "{here} is also claimed by tunnel {a}{owners}, and a packet may bear both marks: {there}"
+            ),
+            "give them marks of which no packet bears both (the same mask and different values), or the same mark and \
+             different weights",
+        ),
+        Clash::Nested => wrong(
+            format!("{here} and {there} of another gateway of this host lie one inside the other"),
+            format!(
+                "if the narrower one is meant to win, say so by a weight in both {a} and {b}; else change a block"
+            ),
+        ),
+        Clash::Partial => wrong(
+            format!("{here} and {there} would both claim packets such as {}", example(first, second)),
+            "neither lies inside the other, so that none is the more specific: make one of them narrower or wider",
+        ),
+        Clash::MarksLost => wrong(
+            format!("{here} is told apart from {there} by its mark alone"),
+            "data plane userspace does not see marks: use the kernel's, other blocks, or the same mark",
+        ),
+    }
+}
+
+/// A packet that both pairs claim.
+fn example<K>(a: &Pair<K>, b: &Pair<K>) -> String {
+    let first = |a: &IpRange, b: &IpRange| a.intersect(b).map_or(a.start(), |both| both.start());
+    format!("{} -> {}", first(&a.local, &b.local), first(&a.remote, &b.remote))
 }
 
 /// Wider than any private block (10.0.0.0/8, fc00::/7), short of everything.

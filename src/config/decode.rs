@@ -3,9 +3,10 @@
 
 use std::rc::Rc;
 
-use super::error::{At, Sink, Wrong, quoted, wrong};
+use super::error::{At, Sink, Wrong, is_nameable, quoted, wrong};
 use super::fields::Section;
-use super::node::{Entry, Node, Value};
+use super::masks::names_secret;
+use super::node::{Entry, Mark, Node, Value};
 
 /// A value and its place.
 #[derive(Clone, Debug)]
@@ -167,15 +168,9 @@ impl<'a> Item<'a> {
             if known().any(|k| k == e.key) {
                 continue;
             }
-            let mut at = At {
-                line: e.key_at.line,
-                col: e.key_at.col,
-                len: e.key.chars().count(),
-                path: reader.path_of(&e.key),
-            };
+            let near = closest(&e.key, known());
             let keys = known().collect::<Vec<_>>().join(", ");
-            let mut what = format!("unknown key {}", quoted(&e.key));
-            let mut fix = match closest(&e.key, known()) {
+            let mut fix = match near {
                 Some(k) => format!("did you mean {k}? {} has {keys}", capital(section.name)),
                 None => format!("{} has {keys}", section.name),
             };
@@ -183,11 +178,19 @@ impl<'a> Item<'a> {
                 fix = "merge keys are not supported; write the keys out or use an alias for a whole value"
                     .into();
             }
-            if section.secret {
-                at.path.clone_from(&self.path);
-                at.len = 1;
-                what = "unknown key".into();
+            // Of what nobody knows nothing is shown that could be a secret with its key forgotten.
+            if near.is_none_or(names_secret) {
+                self.sink.hide(e.value.start, e.value.end);
             }
+            let mut at = At { line: e.key_at.line, col: e.key_at.col, len: 1, path: self.path.clone() };
+            let what = if !section.secret && (near.is_some() || is_nameable(&e.key)) {
+                at.len = e.key.chars().count();
+                at.path = reader.path_of(&e.key);
+                format!("unknown key {}", quoted(&e.key))
+            } else {
+                self.sink.hide(e.key_at, Mark { col: usize::MAX, ..e.key_at });
+                "unknown key".to_owned()
+            };
             self.sink.error(&at, wrong(what, fix));
         }
         for f in section.fields.iter().filter(|f| f.required) {

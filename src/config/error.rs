@@ -7,6 +7,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::masks::Masks;
+use super::node::Mark;
+
 /// How bad a problem is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -148,6 +151,7 @@ pub const MAX_PROBLEMS: usize = 1000;
 pub struct Sink {
     errors: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    masks: RefCell<Masks>,
 }
 
 fn push(list: &RefCell<Vec<Problem>>, severity: Severity, at: &At, wrong: Wrong) {
@@ -177,12 +181,17 @@ impl Sink {
         push(&self.warnings, Severity::Warning, at, wrong);
     }
 
-    /// The problems in the order of the file.
-    pub fn into_sorted(self) -> Vec<Problem> {
+    /// Notes a place that no excerpt may show; see [`Masks::hide`].
+    pub fn hide(&self, from: Mark, to: Mark) {
+        self.masks.borrow_mut().hide(from, to);
+    }
+
+    /// The problems in the order of the file, and what their excerpts must not show.
+    pub fn into_sorted(self) -> (Vec<Problem>, Masks) {
         let mut problems = self.errors.into_inner();
         problems.append(&mut self.warnings.into_inner());
         problems.sort_by_key(|p| (p.line, p.col));
-        problems
+        (problems, self.masks.into_inner())
     }
 }
 
@@ -199,6 +208,18 @@ pub fn quoted(text: &str) -> String {
     }
     out.push('"');
     out
+}
+
+/// Whether an unknown key may be quoted: a plain word, and not what could be a secret whose own key was forgotten.
+pub fn is_nameable(key: &str) -> bool {
+    let mut chars = key.chars();
+    let first = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '<');
+    first && key.len() <= 24 && chars.all(|c| c.is_ascii_lowercase() || "_-.<".contains(c))
+}
+
+/// A key of the file for messages, quoted if it may be.
+pub fn named(key: &str) -> String {
+    if is_nameable(key) { format!("key {}", quoted(key)) } else { "this key".to_owned() }
 }
 
 /// A path made fit for a terminal, without quotes.

@@ -76,8 +76,8 @@ const SIZE: Kind = Kind::Text { pattern: "^[0-9]+ ?(B|KB|MB|GB|TB|KiB|MiB|GiB|Ti
 const RATE: Kind =
     Kind::Text { pattern: "^[0-9]+(\\.[0-9]+)?([kKmMgGtT])?[bB][iI][tT]$", example: "100mbit" };
 const LISTEN: Kind = Kind::Text { pattern: "^.+:[0-9]+$|^off$", example: "127.0.0.1:9180" };
-const PROPOSAL: Kind = Kind::Text { pattern: "^[a-z0-9_-]+$", example: "aes256gcm16-prfsha384-x25519" };
-const ESP_PROPOSAL: Kind = Kind::Text { pattern: "^[a-z0-9_-]+$", example: "aes256gcm16-x25519" };
+const PROPOSAL: Kind = Kind::Text { pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-prfsha384-x25519" };
+const ESP_PROPOSAL: Kind = Kind::Text { pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-x25519" };
 const MARK: Kind =
     Kind::Text { pattern: "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$", example: "0x10/0xff" };
 const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
@@ -154,7 +154,12 @@ pub static GATEWAY: Section = Section {
             ]),
             "Outer addresses: an IP address, { interface: NAME }, or a list of them.",
         ),
-        may("id", IDENTITY, "the outer address", "Our identity towards the peers."),
+        may(
+            "id",
+            IDENTITY,
+            "the outer address",
+            "Our identity towards the peers: an address, a name, user@host, or ip:, fqdn:, email:, dn:, keyid:, keyid-text: and what it carries.",
+        ),
         must("networks", Kind::List(&CIDR), "CIDR blocks of the VPC."),
         may(
             "bandwidth",
@@ -223,6 +228,13 @@ pub static TUNNEL: Section = Section {
             "",
             "Policies and states apply to packets with this mark only: VALUE or VALUE/MASK.",
         ),
+        may(
+            "weight",
+            Kind::Integer { min: 0, max: 255 },
+            "0",
+            "Which of several tunnels with the same SPD rules carries the packets: 0 is the primary, and the lowest one \
+             that is up wins.",
+        ),
         may("allow_internet", Kind::Bool, "false", "Permits 0.0.0.0/0 and ::/0 in SPD rules."),
         may(
             "bypass",
@@ -264,7 +276,7 @@ pub static RULE: Section = Section {
     secret: false,
     fields: &[
         must("local", CIDR, "CIDR block inside the gateway's networks."),
-        must("remote", Kind::List(&CIDR), "CIDR blocks outside them."),
+        must("remote", Kind::List(&CIDR), "CIDR blocks outside them, around one of them, or inside one."),
     ],
 };
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cygnet_model::IpRange;
 
+use super::dn::Dn;
 use super::error::{Wrong, quoted, wrong};
 
 /// An IKE identity (RFC 7296 §3.5) in the forms that a configuration can name.
@@ -18,6 +19,8 @@ pub enum Identity {
     Email(String),
     /// ID_KEY_ID.
     KeyId(Vec<u8>),
+    /// ID_DER_ASN1_DN.
+    Dn(Dn),
 }
 
 /// How long an identity may be; longer ones do not fit an AUTH exchange without fragmentation.
@@ -31,6 +34,7 @@ impl Identity {
             Self::Fqdn(name) => (2, name.as_bytes().to_vec()),
             Self::Email(name) => (3, name.as_bytes().to_vec()),
             Self::Ip(IpAddr::V6(a)) => (5, a.octets().to_vec()),
+            Self::Dn(name) => (9, name.to_der()),
             Self::KeyId(id) => (11, id.clone()),
         }
     }
@@ -48,7 +52,12 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(a) => write!(f, "{a}"),
-            Self::Fqdn(name) | Self::Email(name) => f.write_str(name),
+            // A text that alone would be taken for something else needs its type.
+            Self::Fqdn(name) if identity(name).as_ref() == Ok(self) => f.write_str(name),
+            Self::Fqdn(name) => write!(f, "fqdn:{name}"),
+            Self::Email(name) if identity(name).as_ref() == Ok(self) => f.write_str(name),
+            Self::Email(name) => write!(f, "email:{name}"),
+            Self::Dn(name) => write!(f, "dn:{name}"),
             Self::KeyId(id) => {
                 f.write_str("keyid:")?;
                 id.iter().try_for_each(|b| write!(f, "{b:02x}"))
@@ -57,9 +66,11 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Reads an identity: IP address, DNS name, `user@host`, `keyid:HEX`.
+/// Reads an identity: IP address, DNS name, `user@host`, or a type and what it carries: `ip:`, `fqdn:`, `email:`, `dn:`,
+/// `keyid:` with hexadecimal digits, `keyid-text:`.
 pub fn identity(text: &str) -> Result<Identity, Wrong> {
-    let fix = "write an IP address, a DNS name, user@host or keyid: and hexadecimal digits";
+    let fix = "write an IP address, a DNS name, user@host, or a type before it: ip:, fqdn:, email:, dn:, keyid: and \
+               hexadecimal digits, keyid-text:";
     if text.is_empty() {
         return Err(wrong("the identity is empty", fix));
     }
@@ -69,17 +80,29 @@ pub fn identity(text: &str) -> Result<Identity, Wrong> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(Identity::Ip(ip));
     }
-    if let Some(hex) = text.strip_prefix("keyid:") {
-        return match from_hex(hex) {
-            Some(id) if !id.is_empty() => Ok(Identity::KeyId(id)),
-            _ => Err(wrong(
-                "what follows keyid: is not an even number of hexadecimal digits",
-                "write keyid:c0ffee",
-            )),
-        };
+    // Peers send what their owners typed, whatever its type (an address as FQDN), so a type takes any text.
+    match text.split_once(':') {
+        Some(("ip", text)) => return ip(text).map(Identity::Ip),
+        Some(("fqdn", text)) => return typed("fqdn:", text).map(Identity::Fqdn),
+        Some(("email", text)) => return typed("email:", text).map(Identity::Email),
+        Some(("keyid-text", text)) => return typed("keyid-text:", text).map(|t| Identity::KeyId(t.into())),
+        Some(("dn", text)) => return Dn::read(text).map(Identity::Dn),
+        Some(("keyid", hex)) => {
+            return match from_hex(hex) {
+                Some(id) if !id.is_empty() => Ok(Identity::KeyId(id)),
+                _ => Err(wrong(
+                    "what follows keyid: is not an even number of hexadecimal digits",
+                    "write keyid:c0ffee, or keyid-text: and the text",
+                )),
+            };
+        }
+        _ => {}
     }
-    if let Some(name) = text.strip_prefix("fqdn:").or_else(|| text.strip_prefix('@')) {
-        return host_name(name).map(Identity::Fqdn);
+    if let Some(name) = text.strip_prefix('@') {
+        return host_name(name).map(Identity::Fqdn).map_err(|_| {
+            let fix = "write a DNS name behind @, or fqdn: before a text that is none";
+            wrong(format!("{} is not a DNS name", quoted(name)), fix)
+        });
     }
     if let Some((user, host)) = text.split_once('@') {
         let user_ok =
@@ -93,6 +116,16 @@ pub fn identity(text: &str) -> Result<Identity, Wrong> {
         Ok(name) => Ok(Identity::Fqdn(name)),
         Err(_) => Err(wrong(format!("{} is not an identity", quoted(text)), fix)),
     }
+}
+
+/// The text behind the type of an identity: printable ASCII, which no terminal and no peer can mistake.
+fn typed(kind: &str, text: &str) -> Result<String, Wrong> {
+    let edge = text.starts_with(' ') || text.ends_with(' ');
+    if text.is_empty() || edge || !text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        let what = format!("{} behind {kind} is not a printable text", quoted(text));
+        return Err(wrong(what, "write ASCII characters, without a space at either end"));
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads hexadecimal digits, two for an octet.
@@ -250,6 +283,27 @@ mod tests {
         assert_eq!(wire("keyid:c0FFee"), (11, vec![0xc0, 0xff, 0xee]));
     }
 
+    /// FortiGate sends addresses as FQDN, Palo Alto and Cloudflare text as key id, others a name of their certificate.
+    #[test]
+    fn a_type_before_it_takes_what_peers_send_and_shows_as_what_reads_back() {
+        let cases: [(&str, u8, &[u8]); 7] = [
+            ("fqdn:192.0.2.9", 2, b"192.0.2.9"),
+            ("fqdn:branch office 7", 2, b"branch office 7"),
+            ("email:ops", 3, b"ops"),
+            ("keyid-text:branch-7@example", 11, b"branch-7@example"),
+            ("keyid:6f70", 11, b"op"),
+            ("ip:192.0.2.9", 1, &[192, 0, 2, 9]),
+            ("dn:CN=a", 9, b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x13\x01a"),
+        ];
+        for (text, kind, octets) in cases {
+            let id = identity(text).unwrap();
+            assert_eq!(id.to_wire(), (kind, octets.to_vec()), "{text}");
+            assert_eq!(identity(&id.to_string()).as_ref(), Ok(&id), "{text}");
+        }
+        let told = identity("@192.0.2.9").unwrap_err();
+        assert!(told.what.contains("not a DNS name") && told.fix.contains("fqdn:"), "{told:?}");
+    }
+
     /// T14: whatever a stranger puts in an identity is refused, or harmless when printed.
     #[test]
     fn hostile_identities_are_refused() {
@@ -264,6 +318,12 @@ mod tests {
             "CN=x, O=y",
             "keyid:",
             "keyid:0",
+            "keyid-text:",
+            "fqdn:a\nb",
+            "fqdn: a",
+            "email:é",
+            "ip:gw",
+            "dn:CN",
             "a@",
             "@b@c",
         ]

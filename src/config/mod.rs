@@ -8,9 +8,11 @@
 
 mod check;
 mod decode;
+pub mod dn;
 pub mod error;
 pub mod fields;
 pub mod identity;
+mod masks;
 pub mod model;
 pub mod node;
 mod raw;
@@ -122,7 +124,7 @@ fn read(path: &Path, secrets: Secrets) -> (Option<Config>, Vec<Problem>) {
         Err((at, w)) => {
             let sink = Sink::default();
             sink.error(&at, w);
-            (None, sink.into_sorted())
+            (None, sink.into_sorted().0)
         }
     }
 }
@@ -183,10 +185,9 @@ impl Source<'_> {
             let raw = raw::config(&item, &sink)?;
             check::resolve(raw, &sink, &mut |auth| self.auth(auth, secrets, &sink))
         });
-        let mut problems = sink.into_sorted();
+        let (mut problems, masks) = sink.into_sorted();
         // Without a tree nobody knows where secrets stand, so nothing is shown.
-        if let Some(root) = &root {
-            let masks = node::Masks::of(root);
+        if root.is_some() {
             let lines = node::lines(self.text);
             for p in &mut problems {
                 let line = p.line.checked_sub(1).and_then(|n| lines.get(n)).unwrap_or(&"");
@@ -206,7 +207,7 @@ impl Source<'_> {
                 if secrets == Secrets::Skip {
                     return unread(Some(full));
                 }
-                match secrets::read_psk(&full) {
+                match secrets::read_psk(&full, &path.value.to_string_lossy()) {
                     Ok(key) => (&path.at, Some(full), Ok(key)),
                     Err(Refusal::Wrong(w)) => (&path.at, None, Err(w)),
                     Err(Refusal::Denied) if secrets == Secrets::ReadIfAllowed => {

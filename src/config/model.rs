@@ -188,6 +188,8 @@ pub struct Tunnel {
     pub esp: EspParams,
     /// Policies and states apply to packets with this mark only.
     pub mark: Option<Mark>,
+    /// Which of several tunnels that claim the same packets carries them: 0 the primary, the lowest one that is up.
+    pub weight: u8,
     /// Whether /0 may stand in the rules.
     pub allow_internet: bool,
     /// What is reached directly although the rules cover it.

@@ -1,16 +1,19 @@
 //! YAML text as a tree in which every node knows its place.
 //!
-//! Deliberately less than YAML: one document, no tags, mapping keys are plain words, a key stands once. Anchors and
-//! aliases work for whole values and are capped, so that no small file becomes a large tree.
+//! Deliberately less than YAML: one document, no tags, mapping keys are plain words, a key stands once, a value has one
+//! line. Anchors and aliases work for whole values and are capped, so that no small file becomes a large tree; a
+//! pre-shared key shares none with another value, which messages would quote.
+//!
+//! Where secrets stand is noted while reading ([`super::masks`]): what is refused never gets into the tree.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::rc::Rc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use zeroize::Zeroizing;
 
-use super::error::{At, Sink, quoted, wrong};
+use super::error::{At, Sink, is_nameable, named, wrong};
+use super::masks::Context;
 
 /// Nesting beyond this is refused; the configuration itself needs six levels.
 pub const MAX_DEPTH: usize = 32;
@@ -102,14 +105,26 @@ impl Node {
 /// A container that is being filled.
 enum Open {
     Seq { anchor: usize, start: Mark, items: Vec<Rc<Node>> },
-    Map { anchor: usize, start: Mark, entries: Vec<Entry>, key: Option<(String, Mark, bool)> },
+    Map { anchor: usize, start: Mark, entries: Vec<Entry>, key: Option<Key> },
+}
+
+/// A key whose value comes next.
+struct Key {
+    name: String,
+    at: Mark,
+    /// Whether it stood in the mapping before.
+    again: bool,
+    /// What its value is.
+    context: Context,
 }
 
 struct Builder<'a> {
     sink: &'a Sink,
     stack: Vec<Open>,
-    anchors: BTreeMap<usize, Rc<Node>>,
+    anchors: BTreeMap<usize, (Rc<Node>, Context)>,
     aliased: usize,
+    /// Where the event before this one ended: anchors and tags stand between it and the value.
+    before: Mark,
     root: Option<Rc<Node>>,
     documents: usize,
 }
@@ -124,15 +139,27 @@ fn place(at: Mark) -> At {
 
 /// Reads one document. Syntax errors end it (`None`); duplicate keys and the like are noted in `sink` and reading goes on.
 pub fn parse(text: &str, sink: &Sink) -> Option<Rc<Node>> {
-    let mut b =
-        Builder { sink, stack: Vec::new(), anchors: BTreeMap::new(), aliased: 0, root: None, documents: 0 };
+    let mut b = Builder {
+        sink,
+        stack: Vec::new(),
+        anchors: BTreeMap::new(),
+        aliased: 0,
+        before: Mark { line: 1, col: 1 },
+        root: None,
+        documents: 0,
+    };
     for event in Parser::new_from_str(text) {
         match event {
             Ok((event, span)) => b.event(event, span)?,
             Err(e) => {
                 let at = place(mark(*e.marker()));
-                let what = format!("not valid YAML: {}", quoted(e.info()).trim_matches('"'));
-                sink.error(&at, wrong(what, "check indentation, quotes and brackets around here"));
+                // The one message of the parser that quotes the file.
+                let info = match e.info() {
+                    text if text.starts_with("unexpected character") => "a character that cannot stand here",
+                    text => text,
+                };
+                let fix = "check indentation, quotes and brackets around here";
+                sink.error(&at, wrong(format!("not valid YAML: {info}"), fix));
                 return None;
             }
         }
@@ -150,6 +177,8 @@ impl Builder<'_> {
     /// `None` ends the reading.
     fn event(&mut self, event: Event<'_>, span: Span) -> Option<()> {
         let (start, end) = (mark(span.start), mark(span.end));
+        self.hide(&event, start, end);
+        self.before = end;
         match event {
             Event::DocumentStart(_) => {
                 self.documents += 1;
@@ -162,13 +191,18 @@ impl Builder<'_> {
                 }
             }
             Event::Alias(id) => {
-                let Some(node) = self.anchors.get(&id).cloned() else {
+                let Some((node, context)) = self.anchors.get(&id).cloned() else {
                     self.sink.error(
                         &place(start),
                         wrong("this alias stands inside its own anchor", "write the value out"),
                     );
                     return None;
                 };
+                if (context == Context::Secret) != (self.context() == Context::Secret) {
+                    let what = "this alias makes one value of a key and of something else";
+                    self.sink.error(&place(start), wrong(what, "write the key out, or name its file"));
+                    return None;
+                }
                 self.aliased += node.size;
                 if self.aliased > MAX_ALIASED {
                     self.sink.error(
@@ -184,7 +218,7 @@ impl Builder<'_> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_tag(tag.is_some(), start);
-                self.refuse_style(style, &text, start);
+                self.refuse_style(style, &text, start, end)?;
                 let plain = style == ScalarStyle::Plain;
                 let value = Value::Scalar { text: Zeroizing::new(text.into_owned()), plain };
                 self.put(Rc::new(Node { start, end, value, size: 1 }), anchor)?;
@@ -221,18 +255,62 @@ impl Builder<'_> {
         }
     }
 
-    /// No value of ours has more than a line, and parsers differ about what begins with an indicator.
-    fn refuse_style(&self, style: ScalarStyle, text: &str, at: Mark) {
+    /// No value of ours has more than a line, and parsers differ about what begins with an indicator. `None` where the
+    /// value would swallow what follows it, so that nobody could say what it is.
+    fn refuse_style(&self, style: ScalarStyle, text: &str, start: Mark, end: Mark) -> Option<()> {
         match style {
             ScalarStyle::Literal | ScalarStyle::Folded => {
                 let what = "blocks of text (| and >) are not allowed here";
-                self.sink.error(&place(at), wrong(what, "write the value on one line"));
+                self.sink.error(&place(start), wrong(what, "write the value on one line"));
+            }
+            _ if start.line != end.line => {
+                let what = "a value goes on over several lines";
+                let fix = "write it on one line, and check the colon and the indentation of what follows it";
+                self.sink.error(&place(start), wrong(what, fix));
+                return None;
             }
             ScalarStyle::Plain if text.starts_with(['>', '|', '@', '`', '%', '?']) => {
-                let what = format!("{} begins with a character that has a meaning in YAML", quoted(text));
-                self.sink.error(&place(at), wrong(what, "put the value in quotes"));
+                let what = "this value begins with a character that has a meaning in YAML";
+                self.sink.error(&place(start), wrong(what, "put the value in quotes"));
             }
             _ => {}
+        }
+        Some(())
+    }
+
+    /// What the keys that lead here say of the value that comes next.
+    fn context(&self) -> Context {
+        let key = |open: &Open| match open {
+            Open::Map { key: Some(key), .. } => Some(key.context),
+            _ => None,
+        };
+        self.stack.iter().rev().find_map(key).unwrap_or(Context::Public)
+    }
+
+    /// Whether the next node is the key of a mapping.
+    fn at_key(&self) -> bool {
+        matches!(self.stack.last(), Some(Open::Map { key: None, .. }))
+    }
+
+    /// Notes what of this event must not be shown.
+    fn hide(&self, event: &Event<'_>, start: Mark, end: Mark) {
+        let (decorated, text) = match event {
+            Event::Scalar(text, _, anchor, tag) => (*anchor != 0 || tag.is_some(), Some(text)),
+            Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag) => {
+                (*anchor != 0 || tag.is_some(), None)
+            }
+            _ => return,
+        };
+        let hidden = match (self.context(), text) {
+            (Context::Public, Some(text)) => self.at_key() && !is_nameable(text),
+            (context, Some(text)) => context.hides(text, self.at_key()),
+            (_, None) => false,
+        };
+        if self.context() != Context::Public && decorated {
+            // What looks like a tag or an anchor may be the beginning of a key without its quotes.
+            self.sink.hide(self.before, Mark { col: usize::MAX, ..end });
+        } else if hidden {
+            self.sink.hide(start, if self.at_key() { Mark { col: usize::MAX, ..start } } else { end });
         }
     }
 
@@ -251,8 +329,9 @@ impl Builder<'_> {
     /// Takes a finished node to where it belongs: root, sequence, key or value.
     fn put(&mut self, node: Rc<Node>, anchor: usize) -> Option<()> {
         if anchor != 0 {
-            self.anchors.insert(anchor, Rc::clone(&node));
+            self.anchors.insert(anchor, (Rc::clone(&node), self.context()));
         }
+        let context = self.context();
         match self.stack.last_mut() {
             None => self.root = Some(node),
             Some(Open::Seq { items, .. }) => items.push(node),
@@ -271,17 +350,18 @@ impl Builder<'_> {
                     let duplicate = match entries.iter().find(|e| e.key == **text) {
                         Some(first) => {
                             let at = At { len: text.chars().count(), ..place(node.start) };
-                            let what = format!("key {} stands twice", quoted(text));
+                            let what = format!("{} stands twice", named(text));
                             let fix = format!("the first one is on line {}; keep one", first.key_at.line);
                             self.sink.error(&at, wrong(what, fix));
                             true
                         }
                         None => false,
                     };
-                    *key = Some((text.to_string(), node.start, duplicate));
+                    let (name, at) = (text.to_string(), node.start);
+                    *key = Some(Key { context: context.below(text), name, at, again: duplicate });
                 }
-                Some((_, _, true)) => {}
-                Some((name, key_at, false)) => entries.push(Entry { key: name, key_at, value: node }),
+                Some(Key { again: true, .. }) => {}
+                Some(Key { name, at, .. }) => entries.push(Entry { key: name, key_at: at, value: node }),
             },
         }
         Some(())
@@ -303,67 +383,4 @@ pub fn lines(text: &str) -> Vec<&str> {
     }
     out.extend(text.get(start..));
     out
-}
-
-/// Where secrets stand: line ranges with columns, to be masked in whatever is shown of the file.
-#[derive(Default, Debug)]
-pub struct Masks {
-    spans: Vec<(Mark, Mark)>,
-}
-
-impl Masks {
-    /// Everything below `auth:` except the names of files, and every `psk:` wherever it strayed to.
-    pub fn of(root: &Node) -> Self {
-        let mut masks = Self::default();
-        masks.walk(root, false);
-        masks
-    }
-
-    fn walk(&mut self, node: &Node, in_auth: bool) {
-        match &node.value {
-            Value::Scalar { .. } if in_auth => self.spans.push((node.start, node.end)),
-            Value::Scalar { .. } => {}
-            Value::Seq(items) => items.iter().for_each(|n| self.walk(n, in_auth)),
-            Value::Map(entries) => {
-                for e in entries {
-                    let file = e.key.ends_with("_file");
-                    // A key that auth does not know may be the secret itself, with its quotes forgotten.
-                    if in_auth && !file && e.key != "psk" {
-                        self.spans.push((e.key_at, Mark { col: usize::MAX, ..e.key_at }));
-                    }
-                    self.walk(&e.value, (in_auth || e.key == "auth" || e.key.starts_with("psk")) && !file);
-                }
-            }
-        }
-    }
-
-    /// The columns (from 0) of `line` (from 1) that must not be shown.
-    fn columns(&self, line: usize) -> impl Iterator<Item = Range<usize>> {
-        self.spans.iter().filter(move |(a, b)| a.line <= line && line <= b.line).map(move |(a, b)| {
-            let from = if a.line == line { a.col - 1 } else { 0 };
-            // A block scalar ends at column 1 of the line after it.
-            let to = if b.line == line { b.col - 1 } else { usize::MAX };
-            from..to
-        })
-    }
-
-    /// A line of the file as it may be shown: secrets as `*`, control characters as `?`, so that columns stay true.
-    pub fn show(&self, line_number: usize, line: &str) -> String {
-        const MAX: usize = 160;
-        let hidden: Vec<Range<usize>> = self.columns(line_number).collect();
-        line.chars()
-            .take(MAX)
-            .enumerate()
-            .map(|(n, c)| match c {
-                _ if hidden.iter().any(|r| r.contains(&n)) => '*',
-                c if c.is_control() || is_bidi(c) => '?',
-                c => c,
-            })
-            .collect()
-    }
-}
-
-/// Characters that reorder or hide text on a terminal.
-fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

@@ -83,6 +83,7 @@ pub struct RawTunnel {
     pub ike: IkeParams,
     pub esp: EspParams,
     pub mark: Option<Mark>,
+    pub weight: Option<u8>,
     pub allow_internet: bool,
     pub bypass: Bypass,
 }
@@ -100,6 +101,13 @@ pub struct RawRule {
     pub at: At,
     pub local: Option<Spanned<IpRange>>,
     pub remote: Many<Spanned<IpRange>>,
+}
+
+impl RawRule {
+    /// Whether a remote block contains the local one.
+    pub fn around_local(&self, remote: &Spanned<IpRange>) -> bool {
+        self.local.as_ref().is_some_and(|local| remote.value.covers(&local.value))
+    }
 }
 
 impl<T> Many<T> {
@@ -322,6 +330,7 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
         ike: ike(r.get("ike")),
         esp: esp(r.get("esp"), start),
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
+        weight: r.get("weight").and_then(|i| i.integer(0, 255)).and_then(|n| u8::try_from(n).ok()),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
         bypass,
     })

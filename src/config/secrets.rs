@@ -68,8 +68,14 @@ pub enum Refusal {
     Denied,
 }
 
-/// Reads a key from its file.
-pub fn read_psk(path: &Path) -> Result<Key, Refusal> {
+/// Whether the name of a file could be the key itself, put where a file belongs.
+pub fn could_be_key(name: &str) -> bool {
+    let coded = name.starts_with("0x") || name.starts_with("0s");
+    coded || (name.len() >= MIN_OCTETS && !name.starts_with('/') && !name.contains('.'))
+}
+
+/// Reads a key from its file at `path`, for which `given` stands in the configuration.
+pub fn read_psk(path: &Path, given: &str) -> Result<Key, Refusal> {
     let name = quoted(&path.to_string_lossy());
     let name = name.trim_matches('"');
     // O_NONBLOCK: opening a FIFO must not hang.
@@ -80,6 +86,11 @@ pub fn read_psk(path: &Path) -> Result<Key, Refusal> {
     let file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(Refusal::Denied),
+        Err(_) if could_be_key(given) => {
+            let what = "there is no readable file of that name, which is not shown because it could be the key itself";
+            let fix = "psk_file names a file with the key; a key of its own stands behind psk";
+            return Err(Refusal::Wrong(wrong(what, fix)));
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let fix = format!("make one with: (umask 077; cygnet psk > {name})");
             return Err(Refusal::Wrong(wrong(format!("there is no file {name}"), fix)));
@@ -301,7 +312,7 @@ mod tests {
         File::create(&path).unwrap().write_all(b"pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
         let read = |mode| {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            read_psk(&path)
+            read_psk(&path, "a.psk")
         };
         for mode in [0o644, 0o640, 0o604, 0o660, 0o602] {
             let Err(Refusal::Wrong(w)) = read(mode) else { panic!("{mode:o} was accepted") };
@@ -309,7 +320,7 @@ mod tests {
         }
         let Ok(k) = read(0o600) else { panic!() };
         assert_eq!(k.secret.expose(), b"pL7v0y2QxNf8sKd3RwZtB5");
-        assert!(matches!(read_psk(&dir.path().join("none")), Err(Refusal::Wrong(_))));
-        assert!(matches!(read_psk(dir.path()), Err(Refusal::Wrong(_))));
+        assert!(matches!(read_psk(&dir.path().join("none"), "none"), Err(Refusal::Wrong(_))));
+        assert!(matches!(read_psk(dir.path(), "dir"), Err(Refusal::Wrong(_))));
     }
 }

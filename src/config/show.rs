@@ -67,6 +67,7 @@ fn tunnel(t: &Tunnel) -> Value {
         "local_id": t.local_id.as_ref().map(ToString::to_string),
         "remote_id": t.remote_id.to_string(),
         "mark": t.mark.map(|m| format!("{:#x}/{:#x}", m.value, m.mask)),
+        "weight": t.weight,
         "allow_internet": t.allow_internet,
         "bypass": match t.bypass { Bypass::Attached => "attached", Bypass::None => "none" },
         "spd": t.spd.iter().map(|r| json!({

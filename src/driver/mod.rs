@@ -36,7 +36,7 @@ use anyhow::Context;
 use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
-use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent};
+use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent, PlaneKind};
 use cygnet_model::{ChildId, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -480,8 +480,12 @@ fn choose_plane(config: &Config) -> anyhow::Result<Choice> {
         PlaneChoice::Kernel => Wish::Kernel,
         PlaneChoice::Userspace => Wish::Userspace,
     };
-    choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun())
-        .map_err(|reason| anyhow::anyhow!(reason))
+    let choice = choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun())
+        .map_err(|reason| anyhow::anyhow!(reason))?;
+    if choice.plane == PlaneKind::Userspace {
+        policy::told_apart(config)?;
+    }
+    Ok(choice)
 }
 
 /// Puts the guards of a configuration in force without a daemon, and says how many they are. They stay as after the end

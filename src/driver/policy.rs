@@ -12,6 +12,7 @@ use cygnet_model::{ChildId, TunnelId};
 
 use super::addresses::Outer;
 use crate::config::model::{self, Auth, Config, PeerAddress, Tunnel};
+use crate::plane::user::indistinguishable;
 
 /// What DNS said of customer gateways.
 pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
@@ -26,6 +27,7 @@ fn identity(id: &model::Identity) -> Identity {
         model::Identity::Ip(ip) => Identity::address(*ip),
         model::Identity::Fqdn(name) => Identity::fqdn(name),
         model::Identity::Email(name) => Identity::rfc822(name),
+        model::Identity::Dn(name) => Identity::distinguished_name(name.to_der()),
         model::Identity::KeyId(octets) => Identity::key_id(octets.clone()),
     }
 }
@@ -85,6 +87,7 @@ fn children(t: &Tunnel) -> Vec<ChildPolicy> {
             bytes: t.esp.bytes.unwrap_or(0),
             replay_window: t.esp.replay_window,
             mark: t.mark,
+            weight: t.weight,
         })
         .collect()
 }
@@ -105,10 +108,64 @@ pub fn guards(config: &Config) -> Vec<GuardSpec> {
                 remote: c.remote,
                 action,
                 mark: t.mark,
-                weight: 0,
+                weight: t.weight,
                 bypass: t.bypass,
             });
         }
     }
     out
+}
+
+/// Refuses tunnels that the userspace plane would mix up, because only marks tell them apart; the configuration was checked
+/// for the kernel's plane if `data_plane` is `auto`.
+pub fn told_apart(config: &Config) -> anyhow::Result<()> {
+    let guards = guards(config);
+    let Some((a, b)) = indistinguishable(&guards).into_iter().next() else { return Ok(()) };
+    let name = |child: ChildId| {
+        let index = usize::try_from(child.tunnel.0).ok();
+        index.and_then(|n| config.tunnels.get(n)).map_or("?", |t| t.name.as_str())
+    };
+    anyhow::bail!(
+        "tunnels {} and {} claim the same packets and only their marks tell them apart, which the userspace data plane \
+         does not see; nothing was started: use data_plane: kernel on a host that has ESP, or other networks",
+        name(a),
+        name(b)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn two(a: &str, b: &str) -> Config {
+        let tunnel = |name: &str, more: &str| {
+            format!(
+                "  - {{ name: {name}, gateway: g, customer_gateway: c{name}, auth: {{ psk: pL7v0y2QxNf8sKd3RwZtB5 }}, {more}, \
+                 spd: [ {{ local: 10.1.0.0/16, remote: [10.2.0.0/16] }} ] }}\n"
+            )
+        };
+        let text = format!(
+            "gateways: [ {{ name: g, address: 192.0.2.1, networks: [10.1.0.0/16] }} ]\ncustomer_gateways: \
+             [ {{ name: ca, address: 192.0.2.2 }}, {{ name: cb, address: 192.0.2.3 }} ]\ntunnels:\n{}{}",
+            tunnel("a", a),
+            tunnel("b", b)
+        );
+        crate::config::load_text(&text, Path::new("/nonexistent")).unwrap().config
+    }
+
+    /// `auto` is checked as the kernel's plane; where the host has none, the start must refuse them.
+    #[test]
+    fn a_start_with_our_own_plane_refuses_tunnels_that_only_marks_tell_apart() {
+        let told = told_apart(&two("mark: 1/0xff", "mark: 2/0xff")).unwrap_err().to_string();
+        assert!(told.contains("tunnels a and b") && told.contains("nothing was started"), "{told}");
+        assert!(told_apart(&two("weight: 0", "weight: 1")).is_ok());
+    }
+
+    #[test]
+    fn the_weight_of_a_tunnel_reaches_its_guards() {
+        let guards = guards(&two("weight: 3", "weight: 200"));
+        assert_eq!(guards.iter().map(|g| g.weight).collect::<Vec<_>>(), [3, 200]);
+    }
 }

@@ -220,7 +220,8 @@ impl AuthSent {
             return self.fail(ctx, reason, format!("{peer} answers IKE_AUTH with {what}"));
         };
         if *idr != self.policy.remote_id {
-            let detail = format!("{peer} identifies as {idr}, configured is {}", self.policy.remote_id);
+            let (got, wanted) = (idr.with_kind(), self.policy.remote_id.with_kind());
+            let detail = format!("{peer} identifies as {got}, configured is {wanted}");
             let notify = NotifyType::AUTHENTICATION_FAILED;
             return self.refuse(core, ctx, FailureReason::UnknownIdentity, detail, notify);
         }
@@ -459,10 +460,17 @@ impl InitAnswered {
         if named.is_empty() {
             let decoy = SecretBytes::copy_of(&self.nonce_r);
             let _ = expected(&decoy).ct_eq(&auth.data);
-            let wanted = payloads.idr.as_ref().map_or_else(|| "anybody".to_owned(), ToString::to_string);
+            let wanted = payloads.idr.as_ref().map_or_else(|| "anybody".to_owned(), Identity::with_kind);
+            let configured = by_address.first().map_or_else(String::new, |p| {
+                let more = by_address.len().saturating_sub(1);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                let (remote, local) = (p.remote_id.with_kind(), p.local_id.with_kind());
+                format!("; tunnel {} has {remote} and {local}{more}", p.name)
+            });
             let detail = format!(
-                "{} identifies as {idi} and wants {wanted}: no tunnel has these identities",
-                flow.remote
+                "{} identifies as {} and wants {wanted}: no tunnel has these identities{configured}",
+                flow.remote,
+                idi.with_kind()
             );
             let reason = FailureReason::UnknownIdentity;
             return Err(refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail));

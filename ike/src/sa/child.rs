@@ -374,7 +374,7 @@ impl Live {
             outer_local: flow.local.ip(),
             outer_remote: flow.remote.ip(),
             mark: c.mark,
-            weight: 0,
+            weight: c.weight,
         };
         // A rekey touches keys only: the tunnel stays as it is unless its selectors changed, or it was closed because the
         // old pair ended first.

@@ -4,10 +4,12 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::DecodeErrorKind;
+use super::dn;
 use super::iana::IdType;
 use super::reader::Reader;
 
-/// An identity: type and octets, compared as they are except that domain names ignore ASCII case.
+/// An identity: type and octets, compared as they are except that domain names ignore ASCII case, and distinguished names
+/// that and the types of their strings.
 #[derive(Clone, Eq)]
 pub struct Identity {
     kind: IdType,
@@ -39,6 +41,16 @@ impl Identity {
     /// An opaque key id.
     pub fn key_id(data: Vec<u8>) -> Self {
         Self { kind: IdType::ID_KEY_ID, data }
+    }
+
+    /// A distinguished name in DER (RFC 5280 §4.1.2.4).
+    pub fn distinguished_name(der: Vec<u8>) -> Self {
+        Self { kind: IdType::ID_DER_ASN1_DN, data: der }
+    }
+
+    /// Type and value for messages that tell two identities apart: `ID_FQDN "192.0.2.9"`.
+    pub fn with_kind(&self) -> String {
+        format!("{} \"{self}\"", self.kind)
     }
 
     /// Type.
@@ -73,6 +85,7 @@ impl PartialEq for Identity {
         self.kind == other.kind
             && match self.kind {
                 IdType::ID_FQDN | IdType::ID_RFC822_ADDR => self.data.eq_ignore_ascii_case(&other.data),
+                IdType::ID_DER_ASN1_DN => dn::same(&self.data, &other.data),
                 _ => self.data == other.data,
             }
     }

@@ -3,9 +3,10 @@
 //! Decoding happens in two steps, because most of a message is encrypted: [`Header::decode`] for the clear part, then
 //! [`Payloads::decode`] for a chain of payloads, clear or opened.
 
+pub mod dn;
 pub mod header;
 pub mod iana;
-pub mod id;
+mod id;
 pub mod reader;
 pub mod sa;
 pub mod ts;

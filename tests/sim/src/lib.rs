@@ -242,6 +242,7 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
         retransmit: Retransmit::default(),
         children: (0..children)
             .map(|c| ChildPolicy {
+                weight: 0,
                 local: nets(side, c),
                 remote: nets(other, c),
                 proposals: vec!["aes256gcm16-x25519-ecp384".parse().expect("a proposal")],

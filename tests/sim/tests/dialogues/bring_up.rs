@@ -122,3 +122,20 @@ fn t75_a_refused_first_child_leaves_the_ike_sa_up_and_is_tried_again_ever_more_r
     assert!(failures.iter().all(|f| *f == "ts_unacceptable"));
     assert!((5..=9).contains(&failures.len()), "{} in ten minutes", failures.len());
 }
+
+/// An address in an FQDN reads like the address, and is another identity.
+#[test]
+fn the_refusal_of_an_identity_tells_type_and_value_of_both() {
+    use cygnet_ike::wire::Identity;
+    let mut policies = [policy(0, 1), policy(1, 1)];
+    policies[0].local_id = Identity::fqdn("192.0.2.9");
+    policies[1].remote_id = Identity::address([192, 0, 2, 9].into());
+    let mut lab = Lab::new(8, Link::GOOD, policies);
+    lab.run(secs(4));
+    let told = (lab.gateways[1].events.iter()).find_map(|(_, e)| match e {
+        cygnet_ike::Event::Failure { detail, .. } => Some(detail.clone()),
+        _ => None,
+    });
+    let told = told.unwrap_or_default();
+    assert!(told.contains("ID_FQDN \"192.0.2.9\"") && told.contains("ID_IPV4_ADDR \"192.0.2.9\""), "{told}");
+}
