@@ -326,6 +326,55 @@ fn a_policy_that_is_asked_before_a_guard_is_told() {
 
 /// What ends a plane leaves its guards; what releases it leaves nothing.
 #[test]
+fn neighbours_are_reached_directly_under_a_guard_of_everything_and_follow_the_addresses() {
+    let Some((mut a, b)) = sites() else { return };
+    // A neighbour in the local network, and one that is far away but for the wire of this test.
+    a.netns.run("ip addr add 10.3.0.1/24 dev eth0");
+    b.netns.run("ip addr add 10.3.0.2/24 dev eth0");
+    let near = |a: &Site| {
+        let asks = a.netns.try_run("ping -n -q -c 1 -W 1 -I 10.3.0.1 10.3.0.2").status.success();
+        let is_asked = b.netns.try_run("ping -n -q -c 1 -W 1 -I 10.3.0.2 10.3.0.1").status.success();
+        assert_eq!(asks, is_asked);
+        asks
+    };
+    let far = |a: &Site| a.netns.try_run("ping -n -q -c 1 -W 1 -I 10.3.0.1 10.2.0.1").status.success();
+    assert!(near(&a) && far(&a), "there is a way without guards");
+    let all = GuardSpec {
+        child: child(),
+        reqid: reqid(),
+        local: vec![ts("10.3.0.0/16")],
+        remote: vec![ts("0.0.0.0/0")],
+        action: GuardAction::Drop,
+        mark: None,
+        weight: 0,
+        bypass: Bypass::None,
+    };
+    let attached = BTreeSet::from([(ip("10.3.0.0"), 24), (ip("10.3.0.1"), 32)]);
+    a.plane.follow(&attached).unwrap();
+    a.plane.guard(&all).unwrap();
+    assert!(!near(&a) && !far(&a));
+    a.plane.guard(&GuardSpec { bypass: Bypass::Attached, ..all.clone() }).unwrap();
+    assert!(near(&a) && !far(&a));
+    // A guard that means the neighbour is asked before.
+    let other = ChildId { tunnel: TunnelId(9), index: 0 };
+    let narrower =
+        GuardSpec { child: other, reqid: Reqid::of(other).unwrap(), remote: vec![ts("10.3.0.2/32")], ..all };
+    a.plane.guard(&narrower).unwrap();
+    assert!(!near(&a));
+    a.plane.unguard(other).unwrap();
+    assert!(near(&a));
+    a.plane.follow(&BTreeSet::new()).unwrap();
+    assert!(!near(&a) && !far(&a));
+    a.plane.follow(&attached).unwrap();
+    assert!(near(&a));
+    // They are ours: another life finds them, and a release ends them.
+    let mut a = a.restart();
+    assert!(near(&a));
+    a.plane.release().unwrap();
+    assert_eq!(a.netns.run("ip xfrm policy").trim(), "");
+}
+
+#[test]
 fn guards_outlive_a_plane_until_they_are_released() {
     let Some((mut a, _b)) = sites() else { return };
     a.guard(GuardAction::Drop);

@@ -229,7 +229,7 @@ pub static TUNNEL: Section = Section {
             Kind::Words(BYPASSES),
             "attached",
             "What is reached directly although the remote networks cover it: our own addresses and attached networks \
-             inside the local ones, or nothing. For data plane userspace.",
+             inside the local ones, or nothing.",
         ),
     ],
 };

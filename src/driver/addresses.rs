@@ -107,6 +107,9 @@ impl Daemon {
         }
         // Before anything is sent from a new one.
         self.plane.wall().follow(all.iter().copied());
+        if let Err(e) = self.plane.follow_addresses() {
+            tracing::warn!(error = %e, "neighbours and own addresses are not reached past the guards as configured");
+        }
         let changed = outer != self.outer;
         self.outer = outer;
         let opened = self.follow_sockets(&all);

@@ -3,11 +3,13 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
-use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneKind};
+use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::GuardSpec;
+use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
+use crate::plane::near;
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
 
@@ -15,6 +17,8 @@ use crate::plane::wall::{Protection, Wall};
 pub struct Plane {
     esp: Esp,
     wall: Wall,
+    /// For questions about addresses; without it nothing is let by.
+    routing: Option<Routing>,
 }
 
 enum Esp {
@@ -40,7 +44,27 @@ impl Plane {
                 (Esp::User(Box::new(plane)), Protection::Device(config.tun_name))
             }
         };
-        Ok(Self { esp, wall: Wall::open(protection, own) })
+        let routing = Routing::open().inspect_err(|e| tracing::warn!(error = %e, "own addresses")).ok();
+        let mut plane = Self { esp, wall: Wall::open(protection, own), routing };
+        plane.follow_addresses()?;
+        Ok(plane)
+    }
+
+    /// Follows the own addresses and attached networks, which guards may let by.
+    pub fn follow_addresses(&mut self) -> Result<(), PlaneError> {
+        let Some(routing) = &mut self.routing else { return Ok(()) };
+        let own = near::own_addresses(routing).map_err(|e| PlaneError {
+            operation: "look for own addresses".to_owned(),
+            kind: PlaneErrorKind::Other,
+            detail: e.to_string(),
+        })?;
+        let attached = near::attached(&own);
+        self.wall.follow_attached(&attached);
+        match &mut self.esp {
+            Esp::Kernel(p) => p.follow(&attached),
+            // It follows by itself.
+            Esp::User(_) => Ok(()),
+        }
     }
 
     /// The calls that both kinds have. Guards go by [`Self::guard_all`], or the wall misses them.
@@ -131,7 +155,7 @@ impl Plane {
 
     /// Ends the plane: tunnels are closed, and the guards stay in force or go, the wall behind them at last.
     pub fn end(self, guards: Guards) -> Result<(), PlaneError> {
-        let Self { esp, mut wall } = self;
+        let Self { esp, mut wall, .. } = self;
         let ended = match (esp, guards) {
             (Esp::Kernel(mut p), Guards::Keep) => p.park(),
             (Esp::Kernel(mut p), Guards::Release) => p.release(),

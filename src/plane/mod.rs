@@ -3,6 +3,7 @@
 pub mod choose;
 mod foreign;
 pub mod kernel;
+pub mod near;
 pub mod residue;
 mod spd;
 pub mod user;
