@@ -91,7 +91,7 @@ fn come(lab: &Lab, from: &str, to: &str) -> usize {
 fn carried(sender: &Ns, from: &str, receiver: &Ns, to: &str, at: &str) -> usize {
     let to = to.to_owned();
     let at = at.to_owned();
-    let receiver = receiver.inside({ move || UdpSocket::bind(&at).unwrap() });
+    let receiver = receiver.inside(move || UdpSocket::bind(&at).unwrap());
     receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let from = from.to_owned();
     sender.inside(move || {

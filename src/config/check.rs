@@ -86,6 +86,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Ident
         mark: t.mark,
         allow_internet: t.allow_internet,
         bypass: t.bypass,
+        source: t.source,
     })
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cygnet_model::IpRange;
-use cygnet_model::tunnel::{Bypass, Mark};
+use cygnet_model::tunnel::{Bypass, Mark, Source};
 use zeroize::Zeroizing;
 
 use super::decode::{Item, Reader, Spanned};
@@ -85,6 +85,7 @@ pub struct RawTunnel {
     pub mark: Option<Mark>,
     pub allow_internet: bool,
     pub bypass: Bypass,
+    pub source: Source,
 }
 
 /// `tunnels[].auth`, of which one form was given.
@@ -324,6 +325,10 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
         bypass,
+        source: r
+            .get("source")
+            .and_then(|i| i.parse("auto, none or an address", source))
+            .map_or(Source::Auto, |s| s.value),
     })
 }
 
@@ -360,6 +365,19 @@ fn rule(item: &Item<'_>) -> Option<RawRule> {
         local: r.get("local").and_then(|i| block(&i)),
         remote: many(&r, "remote", "CIDR blocks", block),
     })
+}
+
+fn source(text: &str) -> Result<Source, Wrong> {
+    match text {
+        "auto" => Ok(Source::Auto),
+        "none" => Ok(Source::None),
+        address => address.parse().map(Source::Address).map_err(|_| {
+            wrong(
+                format!("{} is no source", quoted(text)),
+                "write auto, none, or an address of this host".to_owned(),
+            )
+        }),
+    }
 }
 
 fn mark(text: &str) -> Result<Mark, Wrong> {

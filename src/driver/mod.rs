@@ -109,6 +109,8 @@ struct Daemon {
     drop_lines: logging::DropLines,
     /// Outer addresses that no interface has.
     absent: BTreeSet<IpAddr>,
+    /// Tunnels that were told to have no source inside.
+    sourceless: BTreeSet<String>,
     /// Tells what changes on the host; `None` where it cannot be listened to.
     host: Option<HostMonitor>,
     /// What of others stands in the way of the guards.
@@ -274,6 +276,7 @@ impl Daemon {
             stranger_lines: logging::RateLimit::new(30),
             drop_lines: logging::DropLines::default(),
             absent: BTreeSet::new(),
+            sourceless: BTreeSet::new(),
             host,
             obstacles: Vec::new(),
             shaping_troubles: Vec::new(),
@@ -496,6 +499,7 @@ fn occupy(
     plane.guard_all(&policy::guards(config))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
+    plane.follow_sources(policy::sources(config, &HostAddresses::read().outer(config)))?;
     let mut foreign = Vec::new();
     for (address, socket) in natt {
         if let Some(socket) = socket {

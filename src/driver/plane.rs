@@ -1,5 +1,6 @@
 //! The data plane that was chosen, with what each kind needs besides [`DataPlane`], and the wall behind it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
@@ -10,6 +11,7 @@ use cygnet_xfrm::routing::Routing;
 use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::near;
+use crate::plane::source::{self, Wish};
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
 
@@ -19,6 +21,10 @@ pub struct Plane {
     wall: Wall,
     /// For questions about addresses; without it nothing is let by.
     routing: Option<Routing>,
+    /// Which sources own packets get.
+    wishes: Vec<Wish>,
+    /// Tunnels for which this host has no source inside.
+    sourceless: BTreeSet<String>,
 }
 
 enum Esp {
@@ -45,7 +51,13 @@ impl Plane {
             }
         };
         let routing = Routing::open().inspect_err(|e| tracing::warn!(error = %e, "own addresses")).ok();
-        let mut plane = Self { esp, wall: Wall::open(protection, own), routing };
+        let mut plane = Self {
+            esp,
+            wall: Wall::open(protection, own),
+            routing,
+            wishes: Vec::new(),
+            sourceless: BTreeSet::new(),
+        };
         plane.follow_addresses()?;
         Ok(plane)
     }
@@ -60,11 +72,32 @@ impl Plane {
         })?;
         let attached = near::attached(&own);
         self.wall.follow_attached(&attached);
-        match &mut self.esp {
-            Esp::Kernel(p) => p.follow(&attached),
+        let layout = source::layout(&self.wishes, &own);
+        let applied = match &mut self.esp {
+            Esp::Kernel(p) => {
+                let sources = if self.wishes.is_empty() { Ok(0) } else { source::apply(routing, &layout) };
+                p.follow(&attached).and(sources.map(|_| ()).map_err(|e| PlaneError {
+                    operation: "give own packets a source inside the tunnels".to_owned(),
+                    kind: PlaneErrorKind::Other,
+                    detail: e.to_string(),
+                }))
+            }
             // It follows by itself.
             Esp::User(_) => Ok(()),
-        }
+        };
+        self.sourceless = layout.missing;
+        applied
+    }
+
+    /// Gives own packets sources inside the tunnels, from here on as addresses come and go.
+    pub fn follow_sources(&mut self, wishes: Vec<Wish>) -> Result<(), PlaneError> {
+        self.wishes = wishes;
+        self.follow_addresses()
+    }
+
+    /// Tunnels for which this host has no address inside the local networks: its own packets go outside of them.
+    pub const fn sourceless(&self) -> &BTreeSet<String> {
+        &self.sourceless
     }
 
     /// The calls that both kinds have. Guards go by [`Self::guard_all`], or the wall misses them.
@@ -158,7 +191,14 @@ impl Plane {
         let Self { esp, mut wall, .. } = self;
         let ended = match (esp, guards) {
             (Esp::Kernel(mut p), Guards::Keep) => p.park(),
-            (Esp::Kernel(mut p), Guards::Release) => p.release(),
+            (Esp::Kernel(mut p), Guards::Release) => {
+                let sources = source::release().map_err(|e| PlaneError {
+                    operation: "remove routes of own packets".to_owned(),
+                    kind: PlaneErrorKind::Other,
+                    detail: e.to_string(),
+                });
+                p.release().and(sources.map(|_| ()))
+            }
             // The TUN device goes with the plane; the rules lead into a blackhole from then on.
             (Esp::User(p), Guards::Keep) => {
                 drop(p);

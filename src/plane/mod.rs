@@ -5,6 +5,7 @@ mod foreign;
 pub mod kernel;
 pub mod near;
 pub mod residue;
+pub mod source;
 mod spd;
 pub mod user;
 pub mod wall;
