@@ -64,7 +64,7 @@ impl Host {
 
     /// What a daemon could leave behind.
     fn traces(&self) -> String {
-        self.sh("ip rule; ip -6 rule; ip -br link | cut -d' ' -f1; ip xfrm policy; tc qdisc show dev out; ip route show table all")
+        self.sh("ip rule; ip -6 rule; ip -br link | cut -d' ' -f1; ip xfrm policy; tc qdisc show dev out | sed 's,direct_packets_stat [0-9]*,,'; ip route show table all")
     }
 
     fn path(&self, name: &str) -> PathBuf {
