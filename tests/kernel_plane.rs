@@ -9,13 +9,17 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::kernel::KernelPlane;
+use cygnet::plane::near;
+use cygnet::plane::source::{self, Wish};
 use cygnet::shaping::apply::{Gateway, Shaper};
 use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
 use cygnet_model::suite::{Encr, EspSuite};
 use cygnet_model::tunnel::{
-    Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, Source, TunnelSpec, UdpEncap,
+    VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
+use cygnet_xfrm::routing::Routing;
 use cygnet_xfrm::{probe, sockopt};
 
 #[path = "../xfrm/tests/support/mod.rs"]
@@ -325,6 +329,121 @@ fn a_policy_that_is_asked_before_a_guard_is_told() {
 }
 
 /// What ends a plane leaves its guards; what releases it leaves nothing.
+#[test]
+fn neighbours_are_reached_directly_under_a_guard_of_everything_and_follow_the_addresses() {
+    let Some((mut a, b)) = sites() else { return };
+    // A neighbour in the local network, and one that is far away but for the wire of this test.
+    a.netns.run("ip addr add 10.3.0.1/24 dev eth0");
+    b.netns.run("ip addr add 10.3.0.2/24 dev eth0");
+    let near = |a: &Site| {
+        let asks = a.netns.try_run("ping -n -q -c 1 -W 1 -I 10.3.0.1 10.3.0.2").status.success();
+        let is_asked = b.netns.try_run("ping -n -q -c 1 -W 1 -I 10.3.0.2 10.3.0.1").status.success();
+        assert_eq!(asks, is_asked);
+        asks
+    };
+    let far = |a: &Site| a.netns.try_run("ping -n -q -c 1 -W 1 -I 10.3.0.1 10.2.0.1").status.success();
+    assert!(near(&a) && far(&a), "there is a way without guards");
+    let all = GuardSpec {
+        child: child(),
+        reqid: reqid(),
+        local: vec![ts("10.3.0.0/16")],
+        remote: vec![ts("0.0.0.0/0")],
+        action: GuardAction::Drop,
+        mark: None,
+        weight: 0,
+        bypass: Bypass::None,
+    };
+    let attached = BTreeSet::from([(ip("10.3.0.0"), 24), (ip("10.3.0.1"), 32)]);
+    a.plane.follow(&attached).unwrap();
+    a.plane.guard(&all).unwrap();
+    assert!(!near(&a) && !far(&a));
+    a.plane.guard(&GuardSpec { bypass: Bypass::Attached, ..all.clone() }).unwrap();
+    assert!(near(&a) && !far(&a));
+    // A guard that means the neighbour is asked before.
+    let other = ChildId { tunnel: TunnelId(9), index: 0 };
+    let narrower =
+        GuardSpec { child: other, reqid: Reqid::of(other).unwrap(), remote: vec![ts("10.3.0.2/32")], ..all };
+    a.plane.guard(&narrower).unwrap();
+    assert!(!near(&a));
+    a.plane.unguard(other).unwrap();
+    assert!(near(&a));
+    a.plane.follow(&BTreeSet::new()).unwrap();
+    assert!(!near(&a) && !far(&a));
+    a.plane.follow(&attached).unwrap();
+    assert!(near(&a));
+    // They are ours: another life finds them, and a release ends them.
+    let mut a = a.restart();
+    assert!(near(&a));
+    a.plane.release().unwrap();
+    assert_eq!(a.netns.run("ip xfrm policy").trim(), "");
+}
+
+#[test]
+fn own_packets_get_a_source_inside_the_tunnel_and_others_keep_theirs() {
+    let Some((a, b)) = sites() else { return };
+    let ns = &a.netns;
+    ns.run("sysctl -qw net.ipv4.ip_forward=1");
+    ns.run("ip link add lan type veth peer name host");
+    ns.run("ip link set lan up");
+    ns.run("ip addr add 10.3.0.1/24 dev lan");
+    ns.run("ip addr add fd03::1/64 dev lan nodad");
+    ns.run("ip addr add 2001:db8::1/64 dev eth0 nodad");
+    ns.run("ip route add default via 192.0.2.2");
+    ns.run("ip -6 route add default via 2001:db8::2");
+    let (local, remote) =
+        (vec![ts("10.3.0.0/16"), ts("fd03::/16")], vec![ts("10.4.0.0/16"), ts("fd04::/16")]);
+    let guard = GuardSpec {
+        child: child(),
+        reqid: reqid(),
+        local,
+        remote,
+        action: GuardAction::Drop,
+        mark: None,
+        weight: 0,
+        bypass: Bypass::None,
+    };
+    let wish =
+        Wish { tunnel: "t".to_owned(), source: Source::Auto, guard, outer: vec![ip(A), ip("2001:db8::1")] };
+    let follow = |wishes: &[Wish]| {
+        ns.enter(|| {
+            let mut routing = Routing::open().unwrap();
+            let layout = source::layout(wishes, &near::own_addresses(&mut routing).unwrap());
+            (source::apply(&mut routing, &layout).unwrap(), layout.missing)
+        })
+    };
+    // What a socket without an address gets.
+    let chosen = |to: &str| {
+        ns.enter(|| {
+            let any = if to.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.connect((ip(to), 7000)).unwrap();
+            socket.local_addr().unwrap().ip()
+        })
+    };
+    let to_all = || ["10.4.0.1", "fd04::1", "10.5.0.1", "fd05::1"].map(chosen);
+    let outer = [A, "2001:db8::1", A, "2001:db8::1"].map(ip);
+    let inner = ["10.3.0.1", "fd03::1", A, "2001:db8::1"].map(ip);
+    assert_eq!(to_all(), outer);
+    assert_eq!(follow(std::slice::from_ref(&wish)), (4, BTreeSet::new()));
+    assert_eq!(to_all(), inner);
+    assert_eq!(follow(std::slice::from_ref(&wish)).0, 0, "as it is already");
+    let forwarded = ns.run("ip route get 10.4.0.1 from 10.3.0.9 iif lan");
+    assert!(forwarded.contains("via 192.0.2.2 dev eth0"), "{forwarded}");
+    // Routes go with their link and are put back.
+    ns.run("ip link set lan down");
+    ns.run("ip link set lan up");
+    ns.run("ip addr add fd03::1/64 dev lan nodad");
+    assert!(follow(std::slice::from_ref(&wish)).0 > 0);
+    assert_eq!(to_all(), inner);
+    ns.run("ip addr flush dev lan");
+    assert_eq!(follow(std::slice::from_ref(&wish)).1, BTreeSet::from(["t".to_owned()]));
+    assert_eq!(to_all(), outer);
+    follow(&[wish]);
+    assert_eq!(ns.enter(|| source::release().unwrap()), 0);
+    assert!(!(ns.run("ip rule") + &ns.run("ip -6 rule")).contains("5200:"));
+    drop(b);
+}
+
 #[test]
 fn guards_outlive_a_plane_until_they_are_released() {
     let Some((mut a, _b)) = sites() else { return };

@@ -79,14 +79,22 @@ fn lab(test: &str) -> Option<Lab> {
 
 /// How many of some datagrams from A arrive at B.
 fn arrive(lab: &Lab, from: &str, to: &str) -> usize {
+    carried(&lab.ns("gw-a"), from, &lab.ns("gw-b"), to, to)
+}
+
+/// How many of some datagrams that B sends arrive at A.
+fn come(lab: &Lab, from: &str, to: &str) -> usize {
+    carried(&lab.ns("gw-b"), from, &lab.ns("gw-a"), to, to)
+}
+
+/// How many of some datagrams that are sent to `to` arrive at a socket that is bound to `at`.
+fn carried(sender: &Ns, from: &str, receiver: &Ns, to: &str, at: &str) -> usize {
     let to = to.to_owned();
-    let receiver = lab.ns("gw-b").inside({
-        let to = to.clone();
-        move || UdpSocket::bind(&to).unwrap()
-    });
+    let at = at.to_owned();
+    let receiver = receiver.inside(move || UdpSocket::bind(&at).unwrap());
     receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let from = from.to_owned();
-    lab.ns("gw-a").inside(move || {
+    sender.inside(move || {
         let socket = UdpSocket::bind(from).unwrap();
         for _ in 0..5 {
             // What the last guard drops is told to the sender as EPERM.
@@ -268,4 +276,114 @@ fn ten_thousand_guards_are_one_transaction_and_one_more_is_an_addition() {
     // A hundredth of it on real hardware; what grows with the square of the guards would not pass even so.
     assert!(all < Duration::from_secs(15), "{all:?}");
     assert!(one < all / 5, "{one:?}");
+}
+
+#[test]
+fn cleartext_that_claims_to_come_out_of_a_tunnel_is_not_delivered() {
+    let Some(lab) = lab("cleartext_that_claims_to_come_out_of_a_tunnel_is_not_delivered") else { return };
+    let (a, b) = (lab.ns("gw-a"), lab.ns("gw-b"));
+    for (ns, ours, theirs) in [(&a, "fd01::1/128", "fd02::/16"), (&b, "fd02::1/128", "fd01::/16")] {
+        ns.run(&format!("ip addr add {ours} dev wan nodad"));
+        ns.run(&format!("ip -6 route add {theirs} dev wan"));
+    }
+    let ways = [("10.2.0.1:0", "10.1.0.1:7000"), ("[fd02::1]:0", "[fd01::1]:7000")];
+    for (from, to) in ways {
+        assert_eq!(come(&lab, from, to), 5, "there is a way without a wall");
+    }
+    let six = guard(2, net("fd01::/16"), net("fd02::/16"));
+    let mut wall = a.inside(move || wall(&[networks(), six]));
+    for (from, to) in ways {
+        assert_eq!(come(&lab, from, to), 0);
+    }
+    assert_eq!(drops(&mut wall, "forged"), 10);
+    assert!(wall.findings().iter().any(|f| f.detail.contains("claimed to come out of a tunnel")));
+    assert_eq!(come(&lab, "198.51.100.1:0", "10.1.0.1:7000"), 5, "not of the remote network");
+    assert_eq!(come(&lab, "10.2.0.1:0", "192.0.2.1:7000"), 5, "not to the local network");
+    assert_eq!(drops(&mut wall, "forged"), 10);
+}
+
+#[test]
+fn what_comes_out_of_the_tunnels_device_is_delivered() {
+    let Some(lab) = lab("what_comes_out_of_the_tunnels_device_is_delivered") else { return };
+    let mut wall = lab.ns("gw-a").inside(|| {
+        let mut wall = Wall::open(Protection::Device("wan".to_owned()), []);
+        wall.guard(&networks());
+        wall.settle();
+        wall
+    });
+    assert_eq!(come(&lab, "10.2.0.1:0", "10.1.0.1:7000"), 5);
+    assert_eq!(drops(&mut wall, "forged"), 0);
+}
+
+#[test]
+fn a_redirection_does_not_make_forged_cleartext_honest() {
+    let Some(lab) = lab("a_redirection_does_not_make_forged_cleartext_honest") else { return };
+    let (a, b) = (lab.ns("gw-a"), lab.ns("gw-b"));
+    a.run("nft add table ip host");
+    if !a.output("nft add chain ip host pre { type nat hook prerouting priority -100; }").status.success() {
+        println!("skipped: this kernel has no NAT by nf_tables");
+        return;
+    }
+    a.run("nft add rule ip host pre udp dport 7001 redirect to :7000");
+    let redirected = || carried(&b, "10.2.0.1:0", &a, "10.1.0.1:7001", "192.0.2.1:7000");
+    assert_eq!(redirected(), 5, "it is taken to the outer address");
+    let mut wall = a.inside(|| wall(&[networks()]));
+    assert_eq!(redirected(), 0);
+    assert_eq!(drops(&mut wall, "forged"), 5);
+}
+
+#[test]
+fn ike_and_esp_from_a_peer_whose_address_is_guarded_come_in() {
+    let Some(lab) = lab("ike_and_esp_from_a_peer_whose_address_is_guarded_come_in") else { return };
+    let mut wall =
+        lab.ns("gw-a").inside(|| wall(&[guard(2, net("192.0.2.1/32"), net("198.51.100.1/32")), networks()]));
+    for port in [500, 4500] {
+        assert_eq!(come(&lab, "198.51.100.1:0", &format!("192.0.2.1:{port}")), 5);
+    }
+    assert_eq!(come(&lab, "198.51.100.1:4500", "192.0.2.1:7000"), 0);
+    assert_eq!(drops(&mut wall, "forged"), 5);
+}
+
+#[test]
+fn what_could_be_either_direction_is_delivered_unless_a_narrower_guard_says_whose_it_is() {
+    let name = "what_could_be_either_direction_is_delivered_unless_a_narrower_guard_says_whose_it_is";
+    let Some(lab) = lab(name) else { return };
+    lab.ns("gw-b").run("ip addr add 10.1.0.9/32 dev lo");
+    let mut wall = lab.ns("gw-a").inside(|| wall(&[guard(1, net("10.1.0.0/16"), net("10.0.0.0/8"))]));
+    assert_eq!(come(&lab, "10.1.0.9:0", "10.1.0.1:7000"), 5);
+    assert_eq!(come(&lab, "10.2.0.1:0", "10.1.0.1:7000"), 0);
+    wall.guard(&guard(2, net("10.1.0.1/32"), net("10.1.0.8/29")));
+    assert_eq!(come(&lab, "10.1.0.9:0", "10.1.0.1:7000"), 0);
+    assert_eq!(drops(&mut wall, "forged"), 10);
+}
+
+#[test]
+fn neighbours_pass_the_wall_both_ways_unless_a_narrower_guard_protects_them() {
+    let name = "neighbours_pass_the_wall_both_ways_unless_a_narrower_guard_protects_them";
+    let Some(lab) = lab(name) else { return };
+    let (a, b) = (lab.ns("gw-a"), lab.ns("gw-b"));
+    a.run("ip route add 10.1.0.9/32 dev wan");
+    b.run("ip addr add 10.1.0.9/32 dev lo");
+    let reaches = || {
+        (
+            arrive(&lab, "10.1.0.1:0", "10.1.0.9:7000"),
+            come(&lab, "10.1.0.9:0", "10.1.0.1:7000"),
+            arrive(&lab, "10.1.0.1:0", "10.2.0.1:7000"),
+        )
+    };
+    let all = GuardSpec { bypass: Bypass::Attached, ..guard(1, net("10.1.0.0/16"), net("0.0.0.0/0")) };
+    let mut wall = a.inside(move || wall(&[all]));
+    // Both sides of the guard hold both ends, so that it cannot be told to be forged.
+    assert_eq!(reaches(), (0, 5, 0));
+    let attached = [("10.1.0.0".parse().unwrap(), 24)].into();
+    wall.follow_attached(&attached);
+    assert_eq!(reaches(), (5, 5, 0));
+    let narrower = guard(2, net("10.1.0.1/32"), net("10.1.0.8/29"));
+    wall.guard(&narrower);
+    assert_eq!(reaches(), (0, 0, 0));
+    wall.unguard(narrower.child);
+    assert_eq!(reaches(), (5, 5, 0));
+    wall.follow_attached(&[].into());
+    assert_eq!(reaches(), (0, 5, 0));
+    assert!(drops(&mut wall, "bypass") >= 25);
 }

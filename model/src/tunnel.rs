@@ -32,6 +32,18 @@ pub enum Bypass {
     Attached,
 }
 
+/// Which source the gateway's own packets to a remote network get, if their socket has no address.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Source {
+    /// An address of this host inside the local selectors, if there is one.
+    #[default]
+    Auto,
+    /// What the host's routes say.
+    None,
+    /// This one, while the host has it; the other family as with [`Self::Auto`].
+    Address(IpAddr),
+}
+
 /// A kernel mark as value and mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mark {

@@ -88,6 +88,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Ident
         weight: t.weight.unwrap_or(0),
         allow_internet: t.allow_internet,
         bypass: t.bypass,
+        source: t.source,
     })
 }
 

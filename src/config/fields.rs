@@ -80,6 +80,10 @@ const PROPOSAL: Kind = Kind::Text { pattern: "^[A-Za-z0-9_;-]+!?$", example: "ae
 const ESP_PROPOSAL: Kind = Kind::Text { pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-x25519" };
 const MARK: Kind =
     Kind::Text { pattern: "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$", example: "0x10/0xff" };
+const SOURCE: Kind = Kind::AnyOf(&[
+    Kind::Words(&["auto", "none"]),
+    Kind::Text { pattern: "^[0-9a-fA-F.:]+$", example: "10.1.0.1" },
+]);
 const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
 
 /// The whole file.
@@ -241,7 +245,14 @@ pub static TUNNEL: Section = Section {
             Kind::Words(BYPASSES),
             "attached",
             "What is reached directly although the remote networks cover it: our own addresses and attached networks \
-             inside the local ones, or nothing. For data plane userspace.",
+             inside the local ones, or nothing.",
+        ),
+        may(
+            "source",
+            SOURCE,
+            "auto",
+            "Source of the gateway's own packets to the remote networks, where a socket has none: an own address inside \
+             the local networks, or this one; none: as the host's routes say. For data plane kernel.",
         ),
     ],
 };

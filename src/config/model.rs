@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::proposal::{EspProposal, IkeProposal};
-use cygnet_model::tunnel::{Bypass, Mark};
+use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
 pub use super::identity::Identity;
@@ -194,6 +194,8 @@ pub struct Tunnel {
     pub allow_internet: bool,
     /// What is reached directly although the rules cover it.
     pub bypass: Bypass,
+    /// Which source own packets to the remote networks get.
+    pub source: Source,
 }
 
 /// Who begins.

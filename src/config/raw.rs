@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cygnet_model::IpRange;
-use cygnet_model::tunnel::{Bypass, Mark};
+use cygnet_model::tunnel::{Bypass, Mark, Source};
 use zeroize::Zeroizing;
 
 use super::decode::{Item, Reader, Spanned};
@@ -86,6 +86,7 @@ pub struct RawTunnel {
     pub weight: Option<u8>,
     pub allow_internet: bool,
     pub bypass: Bypass,
+    pub source: Source,
 }
 
 /// `tunnels[].auth`, of which one form was given.
@@ -333,6 +334,10 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
         weight: r.get("weight").and_then(|i| i.integer(0, 255)).and_then(|n| u8::try_from(n).ok()),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
         bypass,
+        source: r
+            .get("source")
+            .and_then(|i| i.parse("auto, none or an address", source))
+            .map_or(Source::Auto, |s| s.value),
     })
 }
 
@@ -369,6 +374,19 @@ fn rule(item: &Item<'_>) -> Option<RawRule> {
         local: r.get("local").and_then(|i| block(&i)),
         remote: many(&r, "remote", "CIDR blocks", block),
     })
+}
+
+fn source(text: &str) -> Result<Source, Wrong> {
+    match text {
+        "auto" => Ok(Source::Auto),
+        "none" => Ok(Source::None),
+        address => address.parse().map(Source::Address).map_err(|_| {
+            wrong(
+                format!("{} is no source", quoted(text)),
+                "write auto, none, or an address of this host".to_owned(),
+            )
+        }),
+    }
 }
 
 fn mark(text: &str) -> Result<Mark, Wrong> {

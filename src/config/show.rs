@@ -1,7 +1,7 @@
 //! A resolved configuration as data again, in the words of the file: what is in effect, with every default filled in.
 //! Keys never show; a key in the file itself is written as a note where it stands.
 
-use cygnet_model::tunnel::Bypass;
+use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Value, json};
 
 use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, Limit, PlaneChoice, Tunnel};
@@ -70,6 +70,11 @@ fn tunnel(t: &Tunnel) -> Value {
         "weight": t.weight,
         "allow_internet": t.allow_internet,
         "bypass": match t.bypass { Bypass::Attached => "attached", Bypass::None => "none" },
+        "source": match t.source {
+            Source::Auto => "auto".to_owned(),
+            Source::None => "none".to_owned(),
+            Source::Address(address) => address.to_string(),
+        },
         "spd": t.spd.iter().map(|r| json!({
             "local": r.local.to_string(),
             "remote": r.remote.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -107,6 +107,17 @@ impl Daemon {
         }
         // Before anything is sent from a new one.
         self.plane.wall().follow(all.iter().copied());
+        if let Err(e) = self.plane.follow_addresses() {
+            tracing::warn!(error = %e, "own addresses and neighbours are not followed");
+        }
+        for tunnel in self.plane.sourceless().difference(&self.sourceless) {
+            tracing::warn!(
+                tunnel,
+                "this host has no address inside the local networks of the tunnel: its own packets to the remote networks \
+                 go outside of it; give an interface such an address, or set source: none"
+            );
+        }
+        self.sourceless.clone_from(self.plane.sourceless());
         let changed = outer != self.outer;
         self.outer = outer;
         let opened = self.follow_sockets(&all);

@@ -231,6 +231,15 @@ impl Daemon {
             detail: format!("no interface has the address {address} of a gateway; its tunnels wait for it"),
             fix: format!("ip address add {address} dev INTERFACE, or correct the configuration"),
         }));
+        findings.extend(self.sourceless.iter().map(|tunnel| Finding {
+            name: "source".to_owned(),
+            verdict: Verdict::Warning,
+            detail: format!(
+                "this host has no address inside the local networks of tunnel {tunnel}; its own packets to the remote \
+                 networks go outside of it"
+            ),
+            fix: "give an interface such an address, or set source: none".to_owned(),
+        }));
         let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
         findings.extend(lost.map(|(gateway, _)| Finding {
             name: "address".to_owned(),

@@ -14,7 +14,8 @@ impl Daemon {
         let own = self.shaper.as_ref().map(crate::shaping::apply::Shaper::port);
         let Some(monitor) = &mut self.host else { return };
         let changes = monitor.changes(own);
-        if changes.contains(&Change::Addresses) {
+        // Routes go with a link that goes down, and do not come back with it.
+        if changes.contains(&Change::Addresses) || changes.contains(&Change::Links) {
             self.look_for_addresses();
         }
         if changes.contains(&Change::TrafficControl) || changes.contains(&Change::Links) {

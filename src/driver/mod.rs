@@ -116,6 +116,8 @@ struct Daemon {
     failure_lines: logging::LineLimits<(TunnelId, tell::Subject)>,
     /// Outer addresses that no interface has.
     absent: BTreeSet<IpAddr>,
+    /// Tunnels that were told to have no source inside.
+    sourceless: BTreeSet<String>,
     /// Tells what changes on the host; `None` where it cannot be listened to.
     host: Option<HostMonitor>,
     /// What of others stands in the way of the guards.
@@ -285,6 +287,7 @@ impl Daemon {
             tunnel_lines: logging::LineLimits::new(tell::OF_A_TUNNEL),
             failure_lines: logging::LineLimits::new(tell::OF_FAILURES),
             absent: BTreeSet::new(),
+            sourceless: BTreeSet::new(),
             host,
             obstacles: Vec::new(),
             shaping_troubles: Vec::new(),
@@ -511,6 +514,7 @@ fn occupy(
     plane.guard_all(&policy::guards(config))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
+    plane.follow_sources(policy::sources(config, &HostAddresses::read().outer(config)))?;
     let mut foreign = Vec::new();
     for (address, socket) in natt {
         if let Some(socket) = socket {

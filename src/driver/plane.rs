@@ -1,13 +1,17 @@
 //! The data plane that was chosen, with what each kind needs besides [`DataPlane`], and the wall behind it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
-use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneKind};
+use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::GuardSpec;
+use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
+use crate::plane::near;
+use crate::plane::source::{self, Wish};
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
 
@@ -15,6 +19,12 @@ use crate::plane::wall::{Protection, Wall};
 pub struct Plane {
     esp: Esp,
     wall: Wall,
+    /// For questions about addresses; without it nothing is let by.
+    routing: Option<Routing>,
+    /// Which sources own packets get.
+    wishes: Vec<Wish>,
+    /// Tunnels for which this host has no source inside.
+    sourceless: BTreeSet<String>,
 }
 
 enum Esp {
@@ -40,7 +50,54 @@ impl Plane {
                 (Esp::User(Box::new(plane)), Protection::Device(config.tun_name))
             }
         };
-        Ok(Self { esp, wall: Wall::open(protection, own) })
+        let routing = Routing::open().inspect_err(|e| tracing::warn!(error = %e, "own addresses")).ok();
+        let mut plane = Self {
+            esp,
+            wall: Wall::open(protection, own),
+            routing,
+            wishes: Vec::new(),
+            sourceless: BTreeSet::new(),
+        };
+        plane.follow_addresses()?;
+        Ok(plane)
+    }
+
+    /// Follows the own addresses and attached networks, which guards may let by.
+    pub fn follow_addresses(&mut self) -> Result<(), PlaneError> {
+        let Some(routing) = &mut self.routing else { return Ok(()) };
+        let own = near::own_addresses(routing).map_err(|e| PlaneError {
+            operation: "look for own addresses".to_owned(),
+            kind: PlaneErrorKind::Other,
+            detail: e.to_string(),
+        })?;
+        let attached = near::attached(&own);
+        self.wall.follow_attached(&attached);
+        let layout = source::layout(&self.wishes, &own);
+        let applied = match &mut self.esp {
+            Esp::Kernel(p) => {
+                let sources = if self.wishes.is_empty() { Ok(0) } else { source::apply(routing, &layout) };
+                p.follow(&attached).and(sources.map(|_| ()).map_err(|e| PlaneError {
+                    operation: "give own packets a source inside the tunnels".to_owned(),
+                    kind: PlaneErrorKind::Other,
+                    detail: e.to_string(),
+                }))
+            }
+            // It follows by itself.
+            Esp::User(_) => Ok(()),
+        };
+        self.sourceless = layout.missing;
+        applied
+    }
+
+    /// Gives own packets sources inside the tunnels, from here on as addresses come and go.
+    pub fn follow_sources(&mut self, wishes: Vec<Wish>) -> Result<(), PlaneError> {
+        self.wishes = wishes;
+        self.follow_addresses()
+    }
+
+    /// Tunnels for which this host has no address inside the local networks: its own packets go outside of them.
+    pub const fn sourceless(&self) -> &BTreeSet<String> {
+        &self.sourceless
     }
 
     /// The calls that both kinds have. Guards go by [`Self::guard_all`], or the wall misses them.
@@ -131,10 +188,17 @@ impl Plane {
 
     /// Ends the plane: tunnels are closed, and the guards stay in force or go, the wall behind them at last.
     pub fn end(self, guards: Guards) -> Result<(), PlaneError> {
-        let Self { esp, mut wall } = self;
+        let Self { esp, mut wall, .. } = self;
         let ended = match (esp, guards) {
             (Esp::Kernel(mut p), Guards::Keep) => p.park(),
-            (Esp::Kernel(mut p), Guards::Release) => p.release(),
+            (Esp::Kernel(mut p), Guards::Release) => {
+                let sources = source::release().map_err(|e| PlaneError {
+                    operation: "remove routes of own packets".to_owned(),
+                    kind: PlaneErrorKind::Other,
+                    detail: e.to_string(),
+                });
+                p.release().and(sources.map(|_| ()))
+            }
             // The TUN device goes with the plane; the rules lead into a blackhole from then on.
             (Esp::User(p), Guards::Keep) => {
                 drop(p);

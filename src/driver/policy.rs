@@ -12,6 +12,7 @@ use cygnet_model::{ChildId, TunnelId};
 
 use super::addresses::Outer;
 use crate::config::model::{self, Auth, Config, PeerAddress, Tunnel};
+use crate::plane::source::Wish;
 use crate::plane::user::indistinguishable;
 
 /// What DNS said of customer gateways.
@@ -90,6 +91,17 @@ fn children(t: &Tunnel) -> Vec<ChildPolicy> {
             weight: t.weight,
         })
         .collect()
+}
+
+/// Which source own packets into every child get.
+pub fn sources(config: &Config, outer: &Outer) -> Vec<Wish> {
+    let wish = |guard: GuardSpec| {
+        let index = usize::try_from(guard.child.tunnel.0).ok()?;
+        let tunnel = config.tunnels.get(index)?;
+        let outer = outer.get(&tunnel.gateway).cloned().unwrap_or_default();
+        Some(Wish { tunnel: tunnel.name.clone(), source: tunnel.source, guard, outer })
+    };
+    guards(config).into_iter().filter_map(wish).collect()
 }
 
 /// The guards of every child: what must never pass in clear text.

@@ -74,7 +74,7 @@ impl Snapshot {
 pub struct WallStatus {
     /// Whether it is in force.
     pub in_force: bool,
-    /// Packets that it dropped, by reason: `bypass`, `icmp-error` or `nat`.
+    /// Packets that it dropped, by reason: `bypass`, `forged`, `icmp-error` or `nat`.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
     /// How often others' changes to it had to be undone.

@@ -20,10 +20,12 @@ use cygnet_model::{ChildId, Reqid, Spi};
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
 use cygnet_xfrm::policy::{Policy, PolicyChange, PolicyKey};
+use cygnet_xfrm::route::Prefix;
 use cygnet_xfrm::sa::{Move, SaKey};
 use cygnet_xfrm::{Errno, NetlinkError, Xfrm};
 
 use super::foreign;
+use super::near::near;
 use super::spd::{self, Layer, Spd};
 
 /// A packet flood must not become a flood of acquires.
@@ -43,6 +45,9 @@ pub struct KernelPlane {
     installs: u64,
     acquires: BTreeMap<ChildId, Instant>,
     nonce: u16,
+    guards: BTreeMap<ChildId, GuardSpec>,
+    /// Own addresses and attached networks.
+    attached: BTreeSet<Prefix>,
     /// Policies of other programs, as last seen.
     foreign: Vec<Policy>,
     /// Others changed policies since they were last seen.
@@ -104,6 +109,8 @@ impl KernelPlane {
             installs: 0,
             acquires: BTreeMap::new(),
             nonce: 0,
+            guards: BTreeMap::new(),
+            attached: BTreeSet::new(),
         };
         plane.monitor.watch(plane.xfrm.port()).map_err(fail)?;
         plane.observe_policies().map_err(fail)?;
@@ -181,6 +188,21 @@ impl KernelPlane {
         !self.spd.is_empty()
     }
 
+    /// Follows the own addresses and attached networks, which guards may let by; see [`super::near`].
+    ///
+    /// # Errors
+    /// As the kernel says; goes on after errors and returns the first.
+    pub fn follow(&mut self, attached: &BTreeSet<Prefix>) -> Result<(), PlaneError> {
+        if self.attached == *attached {
+            return Ok(());
+        }
+        self.attached.clone_from(attached);
+        for spec in self.guards.values() {
+            self.spd.wish(Layer::Near, spec.child, spd::near_policies(&near(spec, attached)));
+        }
+        self.apply("let neighbours by")
+    }
+
     /// What other programs have in the kernel that decides about guarded packets before the guards do.
     pub fn obstacles(&self) -> Vec<Obstacle> {
         if self.foreign.is_empty() {
@@ -212,6 +234,7 @@ impl KernelPlane {
     pub fn release(&mut self) -> Result<(), PlaneError> {
         let parked = self.park();
         self.acquires.clear();
+        self.guards.clear();
         self.spd.withdraw();
         parked.and(self.apply("release the guards"))
     }
@@ -453,11 +476,17 @@ impl DataPlane for KernelPlane {
         self.nonce = self.nonce.wrapping_add(1);
         let policies = spd::guard_policies(spec, self.nonce).map_err(|e| error(&operation, &e))?;
         self.spd.weigh(spec.child, spec.weight);
-        self.change(Layer::Guard, spec.child, policies, &operation)
+        self.change(Layer::Guard, spec.child, policies, &operation)?;
+        self.guards.insert(spec.child, spec.clone());
+        // Where somebody else has such a place, that is told as an obstacle.
+        self.spd.wish(Layer::Near, spec.child, spd::near_policies(&near(spec, &self.attached)));
+        self.apply(&operation)
     }
 
     fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
         self.acquires.remove(&child);
+        self.guards.remove(&child);
+        self.spd.wish(Layer::Near, child, vec![]);
         self.change(Layer::Guard, child, vec![], &format!("release the guard of {}", name(child)))
     }
 

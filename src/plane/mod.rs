@@ -3,7 +3,9 @@
 pub mod choose;
 mod foreign;
 pub mod kernel;
+pub mod near;
 pub mod residue;
+pub mod source;
 mod spd;
 pub mod user;
 pub mod wall;

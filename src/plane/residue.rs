@@ -4,12 +4,13 @@
 use std::fmt;
 
 use cygnet_model::Reqid;
-use cygnet_model::plane::{PlaneError, PlaneKind};
+use cygnet_model::plane::{PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_xfrm::Xfrm;
+use cygnet_xfrm::link::RtnlError;
 
 use super::kernel::KernelPlane;
 use super::wall::{Protection, Wall};
-use super::{spd, user};
+use super::{source, spd, user};
 use crate::shaping::apply::{Shaper, ShapingError};
 
 /// Why something could not be removed.
@@ -46,7 +47,7 @@ pub fn guards_stand() -> bool {
 pub fn release_other(used: PlaneKind) -> Result<(), PlaneError> {
     match used {
         PlaneKind::Kernel => user::release_guards().map(|_| ()),
-        PlaneKind::Userspace => release_policies(),
+        PlaneKind::Userspace => release_policies().and(source::release().map(|_| ()).map_err(unsourced)),
     }
 }
 
@@ -59,6 +60,14 @@ fn release_policies() -> Result<(), PlaneError> {
         return Ok(());
     }
     KernelPlane::open().and_then(|mut plane| plane.sweep().and(plane.release()))
+}
+
+fn unsourced(e: RtnlError) -> PlaneError {
+    PlaneError {
+        operation: "remove routes of own packets".to_owned(),
+        kind: PlaneErrorKind::Other,
+        detail: e.to_string(),
+    }
 }
 
 /// What [`release`] found and removed.
@@ -93,6 +102,10 @@ pub fn release() -> Result<Released, Vec<ResidueError>> {
     match user::release_guards() {
         Ok(rules) => released.rules = rules,
         Err(e) => errors.push(ResidueError::Plane(e)),
+    }
+    match source::release() {
+        Ok(rules) => released.rules += rules,
+        Err(e) => errors.push(ResidueError::Plane(unsourced(e))),
     }
     errors.extend(wall().err().map(ResidueError::Plane));
     match Shaper::open().map(|mut s| s.remove_all()) {

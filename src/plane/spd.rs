@@ -17,6 +17,8 @@ use cygnet_xfrm::policy::{
     Policy, PolicyAction, PolicyChange, PolicyDirection, PolicyKey, PolicySelector, PortMask, expand,
 };
 
+use super::near::Near;
+
 /// Our priorities are `BASE..=BASE + 0xFFFF`; lower numbers go first. Others' are usually below a million.
 const BASE: u32 = 0x00C9_0000;
 /// In a template: ESP of any reqid will do.
@@ -37,6 +39,8 @@ pub enum Layer {
     Inherited,
     /// While the child is configured.
     Guard,
+    /// What the guard lets by.
+    Near,
 }
 
 /// See the [module](self).
@@ -64,7 +68,7 @@ impl Spd {
         if before == weight {
             return;
         }
-        for layer in [Layer::Tunnel, Layer::Inherited, Layer::Guard] {
+        for layer in [Layer::Tunnel, Layer::Inherited, Layer::Guard, Layer::Near] {
             for policy in self.wishes.get(&(layer, child)).into_iter().flatten() {
                 let Some(at) = self.candidates.get_mut(&policy.key) else { continue };
                 if let Some(policy) = at.remove(&(layer, before, child)) {
@@ -187,7 +191,8 @@ impl Spd {
     fn winner(&self, key: &PolicyKey) -> Option<Policy> {
         let candidates = self.candidates.get(key)?;
         let first = *candidates.values().next()?;
-        let mut open = candidates.iter().filter(|((layer, ..), _)| *layer != Layer::Guard);
+        let mut open =
+            candidates.iter().filter(|((layer, ..), _)| matches!(layer, Layer::Tunnel | Layer::Inherited));
         let is_shared = key.direction != PolicyDirection::Out
             && open.any(|(_, other)| other.reqid != first.reqid)
             && matches!(first.action, PolicyAction::Protect { .. });
@@ -201,6 +206,7 @@ pub fn is_ours(policy: &Policy) -> bool {
         || (policy.action == PolicyAction::Allow
             && policy.priority == BASE
             && policy.key.selector.protocol == 58)
+        || (policy.action == PolicyAction::Allow && is_near_place(policy.priority))
         || (policy.reqid == ANY_REQID
             && matches!(policy.action, PolicyAction::Protect { .. })
             && (BASE..=BASE + 0xFFFF).contains(&policy.priority))
@@ -233,6 +239,32 @@ pub fn guard_policies(spec: &GuardSpec, nonce: u16) -> Result<Vec<Policy>, Netli
         policies.extend(neighbour_discovery());
     }
     Ok(policies)
+}
+
+/// The policies of what a guard lets by. They are asked before those of the selectors that cover it, and after all that
+/// are narrower. They carry no reqid, since policies that allow have no template.
+pub fn near_policies(near: &BTreeSet<Near>) -> Vec<Policy> {
+    let mut out = Vec::new();
+    for pair in near {
+        for (source, destination) in [(pair.local, pair.network), (pair.network, pair.local)] {
+            let selector = PolicySelector {
+                source,
+                destination,
+                protocol: 0,
+                source_port: PortMask::ANY,
+                destination_port: PortMask::ANY,
+            };
+            out.extend([PolicyDirection::Out, PolicyDirection::In, PolicyDirection::Forward].map(
+                |direction| Policy {
+                    key: PolicyKey { direction, selector, mark: None },
+                    priority: near_priority(pair.local.1, pair.covering),
+                    reqid: 0,
+                    action: PolicyAction::Allow,
+                },
+            ));
+        }
+    }
+    out
 }
 
 /// Whether a policy waits for packets to ask for a tunnel.
@@ -283,15 +315,36 @@ fn policies(
     out
 }
 
-/// Narrow selectors before wide ones, then tunnels before guards.
+/// Narrow selectors before wide ones; among equals what is let by, then tunnels, then guards.
 fn priority(s: &PolicySelector, layer: Layer) -> u32 {
-    let width = 256 - u32::from(s.source.1) - u32::from(s.destination.1);
     let any_protocol = u32::from(s.protocol == 0);
     let free_ports = s.source_port.mask.count_zeros() + s.destination_port.mask.count_zeros();
-    let guard = u32::from(layer == Layer::Guard);
-    // width <= 256, free ports <= 32: below 2^15.
-    BASE + 16 + ((width * 2 + any_protocol) * 33 + free_ports) * 2 + guard
+    let place = if layer == Layer::Guard { 2 } else { 1 };
+    // width <= 256, free ports <= 32: below 2^16.
+    first_place(s.source.1, s.destination.1) + (any_protocol * 33 + free_ports) * PLACES + place
 }
+
+/// For what is let by although selectors of these prefix lengths cover it: before all of them.
+fn near_priority(local: u8, covering: u8) -> u32 {
+    first_place(local, covering)
+}
+
+/// Whether a priority is one of [`near_priority`]: nothing else has these.
+fn is_near_place(priority: u32) -> bool {
+    let width = priority.checked_sub(BASE + 16);
+    width.is_some_and(|at| at % (WIDTH * PLACES) == 0 && at / (WIDTH * PLACES) <= 256)
+}
+
+/// Where the priorities of selectors with these prefix lengths begin.
+fn first_place(source: u8, destination: u8) -> u32 {
+    let width = 256 - u32::from(source) - u32::from(destination);
+    BASE + 16 + width * WIDTH * PLACES
+}
+
+/// Kinds of selectors of the same prefix lengths: with a protocol or without, and free bits of the ports.
+const WIDTH: u32 = 2 * 33;
+/// Places of each kind.
+const PLACES: u32 = 3;
 
 /// Without these a guard of ::/0 would cut the host off its link: neighbour discovery is answered by hosts on the
 /// link only (hop limit 255), so that it cannot go through a tunnel, and it does not carry anybody's data.
@@ -524,6 +577,48 @@ mod tests {
         assert!(spd.installed.is_empty());
     }
 
+    #[test]
+    fn neighbours_pass_before_what_covers_them_and_after_what_is_narrower() {
+        let prefix = |text: &str| (ts(text).range.start(), ts(text).range.prefix_len().unwrap());
+        let near = near_policies(&BTreeSet::from([Near {
+            local: prefix("10.1.0.0/16"),
+            network: prefix("10.1.0.0/24"),
+            covering: 0,
+        }]));
+        assert_eq!(near.len(), 6, "both directions of out, in and forward");
+        let place = near[0].priority;
+        assert!(near.iter().all(|p| p.priority == place && p.action == PolicyAction::Allow && is_ours(p)));
+        let (tunnel_of_all, guard_of_all) =
+            (tunnel(1, "10.1.0.0/16", "0.0.0.0/0"), guard(1, "10.1.0.0/16", "0.0.0.0/0"));
+        assert!(place < tunnel_of_all[0].priority && tunnel_of_all[0].priority < guard_of_all[0].priority);
+        // Also where it covers only parts of what is near.
+        for narrower in ["0.0.0.0/1", "10.0.0.0/8", "10.1.0.9/32"] {
+            assert!(guard(2, "10.1.0.0/16", narrower).iter().all(|p| p.priority < place), "{narrower}");
+        }
+        assert!(!tunnel_of_all.iter().chain(&guard_of_all).any(|p| is_near_place(p.priority)));
+    }
+
+    #[test]
+    fn a_guard_of_the_very_pair_that_another_one_lets_by_wins() {
+        let network = (ts("10.1.0.0/24").range.start(), 24);
+        let let_by = near_policies(&BTreeSet::from([Near { local: network, network, covering: 0 }]));
+        let mut spd = Spd::default();
+        spd.wish(Layer::Near, child(1), let_by.clone());
+        spd.wish(Layer::Guard, child(2), guard(2, "10.1.0.0/24", "10.1.0.0/24"));
+        settle(&mut spd);
+        assert!(spd.installed.values().all(|p| p.action == PolicyAction::Block));
+        spd.wish(Layer::Tunnel, child(2), tunnel(2, "10.1.0.0/24", "10.1.0.0/24"));
+        settle(&mut spd);
+        assert!(
+            spd.installed.values().all(|p| p.reqid == Reqid::of(child(2)).unwrap().0),
+            "no other shares it"
+        );
+        spd.wish(Layer::Tunnel, child(2), vec![]);
+        spd.wish(Layer::Guard, child(2), vec![]);
+        settle(&mut spd);
+        assert_eq!(spd.installed.values().filter(|p| p.action == PolicyAction::Allow).count(), 3);
+    }
+
     proptest::proptest! {
         /// Over any history, a place in the kernel that some guard wants is never emptied.
         #[test]
@@ -536,7 +631,7 @@ mod tests {
                 let layer = if layer == 0 { Layer::Guard } else { Layer::Tunnel };
                 let policies = match layer {
                     _ if !present => vec![],
-                    Layer::Guard => guard(n, nets[net].0, nets[net].1),
+                    Layer::Guard | Layer::Near => guard(n, nets[net].0, nets[net].1),
                     Layer::Tunnel | Layer::Inherited => tunnel(n, nets[net].0, nets[net].1),
                 };
                 spd.wish(layer, child(n), policies);

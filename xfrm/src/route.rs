@@ -16,6 +16,7 @@ const RTM_GETROUTE: u16 = 26;
 const HEADER: usize = 12;
 const TYPE_UNICAST: u8 = 1;
 const TYPE_BLACKHOLE: u8 = 6;
+const TYPE_THROW: u8 = 9;
 const SCOPE_UNIVERSE: u8 = 0;
 const SCOPE_LINK: u8 = 253;
 
@@ -89,6 +90,8 @@ pub enum Via {
     Link(u32),
     /// Nowhere; packets are dropped silently.
     Blackhole,
+    /// On to the next rule, as if the table had no route.
+    Throw,
 }
 
 /// A route of a private table.
@@ -133,6 +136,7 @@ impl Route {
             (Via::Link(_), Family::V4) => (TYPE_UNICAST, SCOPE_LINK),
             (Via::Link(_), Family::V6) => (TYPE_UNICAST, SCOPE_UNIVERSE),
             (Via::Blackhole, _) => (TYPE_BLACKHOLE, SCOPE_UNIVERSE),
+            (Via::Throw, _) => (TYPE_THROW, SCOPE_UNIVERSE),
         };
         let (destination, len) = self.destination;
         let mut w = Writer::new();
@@ -172,6 +176,7 @@ impl Route {
         let via = match kind {
             TYPE_UNICAST => Via::Link(link?),
             TYPE_BLACKHOLE => Via::Blackhole,
+            TYPE_THROW => Via::Throw,
             _ => return None,
         };
         Some(Self { family, table, destination, via, metric, source, owner })
@@ -196,6 +201,7 @@ mod tests {
         let net = ("10.2.0.0".parse().unwrap(), 16);
         for route in [
             route(Family::V4.everything(), Via::Blackhole, None),
+            route(net, Via::Throw, None),
             route(net, Via::Link(7), Some("10.1.0.1".parse().unwrap())),
         ] {
             assert_eq!(Route::parse(route.message().bytes()), Some(route));

@@ -29,17 +29,18 @@
 //! Internet has the outer address.
 //!
 //! What routing rules cannot see: cleartext that claims to come from the tunnel and is addressed to this host itself
-//! (the local table comes first; see [`forgeable`]), and later fragments of packets whose selector names ports.
+//! (the local table comes first; the wall stops it), and later fragments of packets whose selector names ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use cygnet_model::selector::{IpRange, TrafficSelector, within};
-use cygnet_model::tunnel::{Bypass, GuardSpec};
+use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::route::{Family, Prefix, Route, Via};
 use cygnet_xfrm::rule::{Rule, Verdict};
 
 use super::tree::Tree;
+use crate::plane::near::{free_bits, networks};
 
 /// `rtm_protocol` of every rule and route of ours.
 pub(super) const OWNER: u8 = 0xC9;
@@ -266,23 +267,11 @@ impl Layout {
         }
     }
 
-    /// What is reached directly although a guard covers it ([`Bypass::Attached`]).
+    /// What is reached directly although a guard covers it; see [`crate::plane::near`].
     fn bypassed(&mut self, guard: &GuardSpec, all: &[&GuardSpec], host: &Host<'_>) {
-        if guard.bypass == Bypass::None {
-            return;
-        }
-        let range = |(addr, len): &Prefix| IpRange::cidr(*addr, *len);
-        for network in host.attached {
-            let Some(near) = range(network) else { continue };
-            // A local selector of everything names no network of ours.
-            let is_local = |l: &&TrafficSelector| l.range.prefix_len() != Some(0) && l.range.covers(&near);
-            let covering = guard.remote.iter().filter(|remote| remote.range.covers(&near));
-            let Some(covering) = covering.map(|remote| free_bits(&remote.range)).max() else { continue };
-            if !guard.local.iter().any(|l| is_local(&l)) {
-                continue;
-            }
+        for (near, covering) in networks(guard, host.attached) {
             for local in guard.local.iter().filter(|local| local.range.same_family(&near)) {
-                let width = covering + free_bits(&local.range);
+                let width = free_bits(&covering.range) + free_bits(&local.range);
                 for (from, to) in [(local.range, near), (near, local.range)] {
                     self.let_by(from, to, width, all);
                 }
@@ -490,14 +479,6 @@ pub(super) fn sort(guard: &GuardSpec) -> Option<Sorted> {
     Some(Sorted { either, inward, outward, symmetric })
 }
 
-/// The pairs of remote and local ranges of a guard: cleartext from the one to the other that did not come out of a tunnel
-/// is forged, except where both ranges hold both ends. Routing rules stop what this host would forward. What is
-/// addressed to the host itself must be stopped in its input path.
-pub fn forgeable(guard: &GuardSpec) -> impl Iterator<Item = (IpRange, IpRange)> + '_ {
-    let pairs = guard.remote.iter().flat_map(|r| guard.local.iter().map(move |l| (r.range, l.range)));
-    pairs.filter(|(remote, local)| remote.same_family(local))
-}
-
 /// The rules that keep IKE and ESP of one of our addresses out of the tunnel, whatever the guards cover.
 fn bypass(local: SocketAddr) -> impl Iterator<Item = Rule> {
     let (family, host_len) = match local.ip() {
@@ -550,16 +531,6 @@ fn between(
             .map(|(s, d)| rule(s, d))
             .collect(),
     )
-}
-
-/// How wide a range is: the bits in which its addresses differ.
-fn free_bits(range: &IpRange) -> u32 {
-    match (range.start(), range.end()) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => 32 - (u32::from(a) ^ u32::from(b)).leading_zeros(),
-        (IpAddr::V6(a), IpAddr::V6(b)) => 128 - (u128::from(a) ^ u128::from(b)).leading_zeros(),
-        // A range has one family.
-        _ => 0,
-    }
 }
 
 /// The kernel does not show prefixes of length 0, and has none.

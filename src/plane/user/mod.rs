@@ -51,7 +51,6 @@ use cygnet_xfrm::rule::Rule;
 use nix::errno::Errno;
 
 pub use self::apart::indistinguishable;
-pub use self::layout::forgeable;
 use self::placement::Placement;
 use self::rules::Rules;
 pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};

@@ -8,12 +8,12 @@ use cygnet_model::ChildId;
 use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::{Rtnl, RtnlError};
-use cygnet_xfrm::route::{Family, Prefix};
+use cygnet_xfrm::route::Family;
 use cygnet_xfrm::rule::Rule;
 
 use super::layout::{Host, Layout};
 use super::rules::Rules;
-use super::tree::masked;
+use crate::plane::near::attached;
 
 /// See the [module](self).
 pub(super) struct Placement {
@@ -105,7 +105,7 @@ impl Placement {
     fn lay_out(&mut self) -> Result<(), RtnlError> {
         let Self { rules, tun, tun_index, guards, sockets, own, .. } = self;
         let addresses: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
-        let attached = own.iter().flat_map(|own| [(own.address, u8::MAX), own.network]).map(prefix).collect();
+        let attached = attached(own.iter());
         let host = Host { tun, tun_index: *tun_index, sockets, own: &addresses, attached: &attached };
         let layout = Layout::new(guards.values(), &host, &mut rules.tables);
         rules.apply(&layout)
@@ -156,10 +156,4 @@ impl Placement {
     pub fn has_family(&mut self, family: Family) -> Result<bool, RtnlError> {
         self.rules.has_family(family)
     }
-}
-
-/// A prefix without host bits and no longer than an address.
-fn prefix((addr, len): Prefix) -> Prefix {
-    let len = len.min(if addr.is_ipv4() { 32 } else { 128 });
-    (masked(addr, len), len)
 }

@@ -15,7 +15,6 @@
 //! process left stays open beside ours until [`Rules::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
@@ -24,6 +23,7 @@ use cygnet_xfrm::routing::Routing;
 use cygnet_xfrm::rule::{Rule, Verdict};
 
 use super::layout::{Layout, OWNER, TableNumbers};
+use crate::plane::near;
 
 /// The first priority of ours. Rules before it (but the kernel's own at 0) see guarded packets first.
 pub const FIRST_PRIORITY: u32 = 1100;
@@ -309,14 +309,7 @@ impl Rules {
 
     /// The addresses of this host that packets of its own may have, with the networks attached by them.
     pub fn own_addresses(&mut self) -> Result<BTreeSet<OwnAddress>, RtnlError> {
-        let mut out = BTreeSet::new();
-        for family in Family::ALL {
-            out.extend(self.routing.addresses(family)?.into_iter().filter(|own| match own.address {
-                IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
-                IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
-            }));
-        }
-        Ok(out)
+        near::own_addresses(&mut self.routing)
     }
 }
 

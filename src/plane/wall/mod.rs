@@ -19,10 +19,12 @@ use std::os::fd::BorrowedFd;
 
 use cygnet_model::ChildId;
 use cygnet_model::plane::{PlaneError, PlaneErrorKind};
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{Bypass, GuardSpec};
 use cygnet_xfrm::NetlinkError;
 use cygnet_xfrm::conntrack::{Conntrack, Ended};
 use cygnet_xfrm::nft::{Change, Counted, Keeping, Monitor, Nft};
+
+use cygnet_xfrm::route::Prefix;
 
 use crate::observe::snapshot::{Finding, Verdict};
 
@@ -37,6 +39,9 @@ pub struct Wall {
     frame: Frame,
     nft: Option<Nft>,
     monitor: Option<Monitor>,
+    specs: BTreeMap<ChildId, GuardSpec>,
+    /// Own addresses and attached networks.
+    attached: BTreeSet<Prefix>,
     guards: BTreeMap<ChildId, BTreeSet<(Shape, Pair)>>,
     /// What the guards want, and how many of them want it.
     held: BTreeMap<Shape, BTreeMap<Pair, u32>>,
@@ -75,6 +80,8 @@ impl Wall {
             frame,
             nft,
             monitor,
+            specs: BTreeMap::new(),
+            attached: BTreeSet::new(),
             guards: BTreeMap::new(),
             held: BTreeMap::new(),
             state: State::Collecting,
@@ -87,15 +94,18 @@ impl Wall {
     /// Takes a guard's packets behind the wall; replaces what was there for its child without a gap. Until
     /// [`Self::settle`] guards are only collected.
     pub fn guard(&mut self, spec: &GuardSpec) {
-        let new = match want::pairs(spec) {
-            Ok(new) => new,
+        self.specs.insert(spec.child, spec.clone());
+        self.renew(spec);
+    }
+
+    fn renew(&mut self, spec: &GuardSpec) {
+        match want::pairs(spec, &self.attached) {
+            Ok(new) => self.exchange(spec.child, new),
             Err(e) => {
                 self.gaps.insert("guards", e.to_string());
                 tracing::error!(error = %e, "a guard is not behind the wall");
-                return;
             }
-        };
-        self.exchange(spec.child, new);
+        }
     }
 
     /// The outer addresses have changed: what leaves from them as IKE or ESP is nobody's protected packet.
@@ -109,8 +119,21 @@ impl Wall {
         }
     }
 
+    /// The own addresses and attached networks have changed, which guards may let by.
+    pub fn follow_attached(&mut self, attached: &BTreeSet<Prefix>) {
+        if *attached == self.attached {
+            return;
+        }
+        self.attached.clone_from(attached);
+        let concerned = self.specs.values().filter(|spec| spec.bypass == Bypass::Attached);
+        for spec in concerned.cloned().collect::<Vec<_>>() {
+            self.renew(&spec);
+        }
+    }
+
     /// Lets a guard's packets go.
     pub fn unguard(&mut self, child: ChildId) {
+        self.specs.remove(&child);
         self.exchange(child, BTreeSet::new());
     }
 
@@ -123,7 +146,7 @@ impl Wall {
             return;
         }
         let mut fresh = Addresses::default();
-        for (shape, pairs) in &self.held {
+        for (shape, pairs) in self.held.iter().filter(|(shape, _)| shape.protects()) {
             let known = known.get(&shape.set());
             for pair in pairs.keys().filter(|p| known.is_none_or(|keys| !keys.contains(&shape.key(p)))) {
                 fresh.add(shape, pair);
@@ -212,6 +235,7 @@ impl Wall {
                     "exclude the networks of the tunnels in the NAT rules; see: nft list ruleset, iptables-save -t nat, \
                      conntrack -L",
                 ),
+                want::FORGED => continue,
                 _ => (
                     Verdict::Warning,
                     "a routing rule, a policy or a mark of others led them around their tunnel",
@@ -221,6 +245,15 @@ impl Wall {
             let detail =
                 format!("{count} packets were about to leave in clear text and were dropped: {what}");
             out.push(finding(verdict, detail, fix));
+        }
+        let forged = self.counted.get(want::FORGED).map_or(0, |counted| counted.packets);
+        if forged > 0 {
+            let detail = format!(
+                "{forged} packets to this host claimed to come out of a tunnel, came in clear text and were dropped"
+            );
+            let fix = "see who sends them: tcpdump on the interfaces outside; or the peer sends in clear text what the \
+                       configuration wants encrypted";
+            out.push(finding(Verdict::Warning, detail, fix));
         }
         out.extend(self.gaps().map(|gap| {
             let (detail, fix) = gap.split_once("; ").unwrap_or((gap, ""));
@@ -276,7 +309,7 @@ impl Wall {
         }
         if matches!(self.state, State::InForce { .. }) && self.apply(&added, &removed) {
             let mut fresh = Addresses::default();
-            for (shape, pairs) in &added {
+            for (shape, pairs) in added.iter().filter(|(shape, _)| shape.protects()) {
                 pairs.iter().for_each(|pair| fresh.add(shape, pair));
             }
             self.end_connections(&fresh);
@@ -289,18 +322,18 @@ impl Wall {
         if self.check(false) {
             return matches!(self.state, State::InForce { .. });
         }
-        let State::InForce { shapes, rules } = &mut self.state else { return false };
+        let State::InForce { shapes, .. } = &self.state else { return false };
+        // Rules stand in an order, so that those of a new set cannot be appended.
+        if added.keys().any(|shape| !shapes.contains(shape)) {
+            return self.rebuild();
+        }
         let mut changes = Vec::new();
         for (shape, pairs) in added {
-            if shapes.insert(*shape) {
-                changes.extend(self.frame.shape(shape));
-            }
             changes.extend(want::put(shape, pairs));
         }
         for (shape, pairs) in removed {
             changes.extend(want::take(shape, pairs));
         }
-        *rules += count_rules(&changes);
         let done = self.nft.as_mut().is_some_and(|nft| nft.commit(&changes).is_ok());
         self.forget_own_events();
         done || self.rebuild()
@@ -309,21 +342,25 @@ impl Wall {
     /// Makes the whole table in one transaction, as good as this kernel can; says whether it is in force.
     fn rebuild(&mut self) -> bool {
         self.read_counters();
-        let families = self.held.keys().filter(|shape| self.held.get(shape).is_some_and(|p| !p.is_empty()));
-        let shapes: BTreeSet<Shape> = families.copied().collect();
-        if shapes.len() > want::SHAPES {
+        let wanted = self.held.iter().filter(|(_, pairs)| !pairs.is_empty()).map(|(shape, _)| *shape);
+        let (protecting, letting_go): (Vec<Shape>, Vec<Shape>) = wanted.partition(Shape::protects);
+        if protecting.len() > want::SHAPES {
             self.gaps.insert("guards", format!(
                 "the guards look at packets in {} ways, the wall at {} at most; use CIDR blocks instead of ranges",
-                shapes.len(), want::SHAPES
+                protecting.len(), want::SHAPES
             ));
         }
+        // What is not let go stays in its tunnel.
+        let limited = |shapes: Vec<Shape>| shapes.into_iter().take(want::SHAPES);
+        let mut shapes: Vec<Shape> = limited(protecting).chain(limited(letting_go)).collect();
+        shapes.sort_by_key(Shape::place);
         let Some(nft) = &mut self.nft else { return false };
         let mut refusal = None;
         let keeping = keeping();
         for nat in [true, false] {
             let frame = Frame { nat, keeping, ..self.frame.clone() };
             let mut changes = frame.make(&self.counted);
-            for shape in shapes.iter().take(want::SHAPES) {
+            for shape in &shapes {
                 changes.extend(frame.shape(shape));
                 let pairs: Vec<Pair> =
                     self.held.get(shape).map(|p| p.keys().copied().collect()).unwrap_or_default();
@@ -342,6 +379,7 @@ impl Wall {
                              modules nft_chain_nat and nft_nat"
                         ));
                     }
+                    let shapes = shapes.into_iter().collect();
                     self.state = State::InForce { rules: count_rules(&changes), shapes };
                     self.frame = frame;
                     self.forget_own_events();

@@ -15,11 +15,20 @@
 //!       (source, destination) protected                                       → count `bypass`, drop
 //!       an ICMP error about such a packet, by conntrack's tuples              → count `icmp-error`, drop
 //!       the same before it was translated, by conntrack's tuples              → count `nat`, drop
+//!   input                filter, before all:
+//!       comes over lo, out of our TUN / out of IPsec                          → let go
+//!       neighbour discovery; IKE and ESP to one of our addresses, and errors about it → let go
+//!       (destination, source) protected, as it is or as it was first sent     → count `forged`, drop
 //! ```
+//!
+//! Three kinds of sets: what is protected; of that, what could be either direction, since both sides of a guard hold both
+//! ends; and what a guard lets by ([`crate::plane::near`]). The latter two let go. Rules stand in the order of narrowness,
+//! so that a narrow guard is asked before a wide one that lets go.
 //!
 //! An identity binding is a binding: chains of others, nft's and iptables' alike, are not asked any more for this
 //! connection. Connection tracking itself goes on.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -29,6 +38,9 @@ use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::nft::expr::{Base, Ct, Ip, Meta, NatKind, Register, Tuple, Verdict};
 use cygnet_xfrm::nft::{Chain, ChainKind, Change, Counted, Expr, Hook, Keeping, keys_per_message};
 use cygnet_xfrm::policy::expand;
+use cygnet_xfrm::route::Prefix;
+
+use crate::plane::near::near;
 
 /// Our table.
 pub const TABLE: &str = "cygnet";
@@ -36,7 +48,7 @@ pub const TABLE: &str = "cygnet";
 pub const PROBE: &str = "cygnet-probe";
 /// Pairs of one guard; also the limit of both planes.
 const PAIRS: usize = 4096;
-/// Sets of one family: each costs every unprotected packet some look-ups.
+/// Sets of one kind: each costs every unprotected packet some look-ups.
 pub const SHAPES: usize = 256;
 
 /// Counted by the last guard: a translation took the packet out of its tunnel, or would have.
@@ -45,8 +57,10 @@ pub const NAT: &str = "nat";
 pub const BYPASS: &str = "bypass";
 /// Counted by the last guard: an ICMP error about a protected packet, from an address of this host that is not protected.
 pub const ICMP_ERROR: &str = "icmp-error";
+/// Counted on arrival: a packet to this host that claims to come out of a tunnel and did not.
+pub const FORGED: &str = "forged";
 /// All reasons, in the order in which they are shown.
-pub const REASONS: [&str; 3] = [BYPASS, ICMP_ERROR, NAT];
+pub const REASONS: [&str; 4] = [BYPASS, FORGED, ICMP_ERROR, NAT];
 
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
@@ -55,6 +69,8 @@ const SRCNAT: i32 = 100;
 const BEFORE: i32 = 90;
 /// Behind everything but the confirmation of new connections (`NF_IP_PRI_CONNTRACK_CONFIRM`, the highest number).
 const LAST: i32 = i32::MAX - 10;
+/// Before everything that usually looks at packets to this host; what was translated before routing is known by then.
+const FIRST: i32 = -400;
 
 const UDP: u8 = 17;
 const ESP: u8 = 50;
@@ -87,8 +103,21 @@ pub struct Shape {
     /// Zero: none.
     mark: u32,
     upper: Upper,
-    /// Both sides of the guard are the same, so that decrypted packets look protected as well.
-    symmetric: bool,
+    meaning: Meaning,
+}
+
+/// What the packets of a set are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Meaning {
+    /// Let by, although selectors cover them whose prefix lengths add up to this.
+    Near(u16),
+    /// Of either direction: in both sides of a guard. Asked for arriving packets only.
+    Either,
+    /// To be protected.
+    Protected {
+        /// Both sides of the guard are the same, so that decrypted packets look protected as well.
+        symmetric: bool,
+    },
 }
 
 /// What a shape sees above IP.
@@ -113,20 +142,22 @@ pub struct Pair {
     upper: (u16, u16),
 }
 
-/// What a guard falls apart into.
-pub fn pairs(spec: &GuardSpec) -> Result<BTreeSet<(Shape, Pair)>, PlaneError> {
+/// What a guard falls apart into, on a host with these own addresses and attached networks.
+pub fn pairs(spec: &GuardSpec, attached: &BTreeSet<Prefix>) -> Result<BTreeSet<(Shape, Pair)>, PlaneError> {
     let local: Vec<_> = spec.local.iter().map(sayable).collect();
     let remote: Vec<_> = spec.remote.iter().map(sayable).collect();
     let both: Vec<_> = local.iter().flat_map(|l| remote.iter().filter_map(move |r| l.intersect(r))).collect();
     let symmetric = within(&local, &both) && within(&remote, &both);
-    let selectors = expand(&local, &remote, PAIRS).map_err(|e| PlaneError {
-        operation: format!("wall off tunnel {}, child {}", spec.child.tunnel.0, spec.child.index),
-        kind: PlaneErrorKind::Exhausted,
-        detail: e.to_string(),
-    })?;
-    Ok(selectors
-        .into_iter()
-        .map(|s| {
+    let mut out = BTreeSet::new();
+    for (from, to, meaning) in
+        [(&local, &remote, Meaning::Protected { symmetric }), (&both, &both, Meaning::Either)]
+    {
+        let selectors = expand(from, to, PAIRS).map_err(|e| PlaneError {
+            operation: format!("wall off tunnel {}, child {}", spec.child.tunnel.0, spec.child.index),
+            kind: PlaneErrorKind::Exhausted,
+            detail: e.to_string(),
+        })?;
+        out.extend(selectors.into_iter().map(|s| {
             let ip = if s.source.0.is_ipv4() { Ip::V4 } else { Ip::V6 };
             let (upper, values) = match (s.protocol, s.source_port, s.destination_port) {
                 (0, ..) => (Upper::Nothing, (0, 0)),
@@ -135,14 +166,8 @@ pub fn pairs(spec: &GuardSpec) -> Result<BTreeSet<(Shape, Pair)>, PlaneError> {
                 (_, a, b) => (Upper::Ports(a.mask, b.mask), (a.value, b.value)),
             };
             let mark = spec.mark.map_or((0, 0), |m| (m.value & m.mask, m.mask));
-            let shape = Shape {
-                ip,
-                source: s.source.1,
-                destination: s.destination.1,
-                mark: mark.1,
-                upper,
-                symmetric,
-            };
+            let shape =
+                Shape { ip, source: s.source.1, destination: s.destination.1, mark: mark.1, upper, meaning };
             let pair = Pair {
                 source: s.source.0,
                 destination: s.destination.0,
@@ -151,8 +176,27 @@ pub fn pairs(spec: &GuardSpec) -> Result<BTreeSet<(Shape, Pair)>, PlaneError> {
                 upper: values,
             };
             (shape, pair)
-        })
-        .collect())
+        }));
+    }
+    for let_by in near(spec, attached) {
+        let place = u16::from(let_by.local.1) + u16::from(let_by.covering);
+        let ends = [(let_by.local, let_by.network), (let_by.network, let_by.local)];
+        out.extend(ends.map(|(source, destination)| {
+            let shape = Shape {
+                ip: if source.0.is_ipv4() { Ip::V4 } else { Ip::V6 },
+                source: source.1,
+                destination: destination.1,
+                mark: 0,
+                upper: Upper::Nothing,
+                meaning: Meaning::Near(place),
+            };
+            (
+                shape,
+                Pair { source: source.0, destination: destination.0, mark: 0, protocol: 0, upper: (0, 0) },
+            )
+        }));
+    }
+    Ok(out)
 }
 
 const fn low(mask: u16) -> u8 {
@@ -177,7 +221,12 @@ impl Shape {
             Ip::V4 => 4,
             Ip::V6 => 6,
         };
-        let mut name = format!("protected{ip}-{}-{}", self.source, self.destination);
+        let meaning = match self.meaning {
+            Meaning::Near(_) => "near",
+            Meaning::Either => "either",
+            Meaning::Protected { .. } => "protected",
+        };
+        let mut name = format!("{meaning}{ip}-{}-{}", self.source, self.destination);
         match self.upper {
             Upper::Nothing => {}
             Upper::Protocol => name.push_str("-protocol"),
@@ -187,10 +236,35 @@ impl Shape {
         if self.mark != 0 {
             name.push_str(&format!("-mark-{:x}", self.mark));
         }
-        if self.symmetric {
-            name.push_str("-symmetric");
+        match self.meaning {
+            Meaning::Protected { symmetric: true } => name.push_str("-symmetric"),
+            Meaning::Near(place) => name.push_str(&format!("-before-{place}")),
+            Meaning::Protected { symmetric: false } | Meaning::Either => {}
         }
         name
+    }
+
+    /// Whether packets of the set are to be protected.
+    pub const fn protects(&self) -> bool {
+        matches!(self.meaning, Meaning::Protected { .. })
+    }
+
+    /// The order of rules: narrow before wide, and what lets go before what drops.
+    pub fn place(&self) -> (Reverse<u16>, Reverse<u32>, Meaning) {
+        let width = match self.meaning {
+            Meaning::Near(place) => place,
+            Meaning::Either | Meaning::Protected { .. } => {
+                u16::from(self.source) + u16::from(self.destination)
+            }
+        };
+        let upper = match (self.meaning, self.upper) {
+            (Meaning::Near(_), _) => u32::MAX,
+            (_, Upper::Nothing) => 0,
+            (_, Upper::Protocol) => 1,
+            (_, Upper::Ports(a, b)) => 1 + a.count_ones() + b.count_ones(),
+            (_, Upper::Icmp(a, b)) => 1 + a.count_ones() + b.count_ones(),
+        };
+        (Reverse(width), Reverse(upper), self.meaning)
     }
 
     /// The key as the set holds it: each field on its own words.
@@ -265,6 +339,7 @@ impl Shape {
         for (end, at, len) in [(End::Source, 0, self.source), (End::Destination, words, self.destination)] {
             out.push(match look {
                 Look::Header => self.header_address(end, at),
+                Look::Turned => self.header_address(end.other(), at),
                 Look::Tuples { source, destination, .. } => {
                     let from = match end {
                         End::Source => source,
@@ -304,6 +379,9 @@ impl Shape {
                     Look::Header => {
                         out.extend([transport(0, 2, source_at), transport(2, 2, destination_at)]);
                     }
+                    Look::Turned => {
+                        out.extend([transport(2, 2, source_at), transport(0, 2, destination_at)]);
+                    }
                     Look::Tuples { source, destination, .. } => {
                         let ports = [
                             Expr::Ct(source.port(), source_at),
@@ -340,6 +418,43 @@ impl Shape {
 
     /// The rules for the set, in all chains.
     fn rules(&self, protection: &Protection, nat: bool) -> Vec<Change> {
+        match self.meaning {
+            Meaning::Near(_) => self.near_rules(nat),
+            Meaning::Either => vec![self.let_go(INBOUND, self.look_up(Look::Header))],
+            Meaning::Protected { .. } => self.protected_rules(protection, nat),
+        }
+    }
+
+    fn let_go(&self, chain: &'static str, mut exprs: Vec<Expr>) -> Change {
+        exprs.push(Expr::Verdict(Verdict::Accept));
+        Change::Rule { chain, exprs }
+    }
+
+    /// What is let by goes its ordinary way, if it was not something else before it was translated. Errors go to whom
+    /// they concern.
+    fn near_rules(&self, nat: bool) -> Vec<Change> {
+        let header = || self.look_up(Look::Header);
+        let mut out = vec![self.let_go(INBOUND, header())];
+        if nat {
+            for chain in [EXEMPT_SOURCE, EXEMPT_DESTINATION, EXEMPT_OWN_DESTINATION] {
+                out.push(self.let_go(chain, header()));
+            }
+        }
+        let sent =
+            |direction, source, destination| self.look_up(Look::tuples(direction, source, destination));
+        let (source, destination) = (Of::Source(Tuple::Original), Of::Destination(Tuple::Original));
+        for also in [
+            sent(Tuple::Original, source, destination),
+            sent(Tuple::Reply, destination, source),
+            no_entry(),
+            self.icmp_error().to_vec(),
+        ] {
+            out.push(self.let_go(GUARD, header().into_iter().chain(also).collect()));
+        }
+        out
+    }
+
+    fn protected_rules(&self, protection: &Protection, nat: bool) -> Vec<Change> {
         let mut out = Vec::new();
         for (chain, end, kind) in [
             (EXEMPT_SOURCE, End::Source, NatKind::Source),
@@ -374,6 +489,15 @@ impl Shape {
             exprs.push(Expr::Verdict(Verdict::Drop));
             out.push(Change::Rule { chain: GUARD, exprs });
         }
+        // As it is, and as it was sent, if it was redirected.
+        let sent =
+            Look::tuples(Tuple::Original, Of::Destination(Tuple::Original), Of::Source(Tuple::Original));
+        for look in [Look::Turned, sent] {
+            let mut exprs = self.look_up(look);
+            exprs.push(Expr::Count(FORGED.to_owned()));
+            exprs.push(Expr::Verdict(Verdict::Drop));
+            out.push(Change::Rule { chain: INBOUND, exprs });
+        }
         out
     }
 
@@ -392,14 +516,18 @@ impl Shape {
         ]
     }
 
+    const fn is_symmetric(&self) -> bool {
+        matches!(self.meaning, Meaning::Protected { symmetric: true })
+    }
+
     /// For guards whose sides are the same: the packet does not come out of a tunnel.
     fn not_decrypted(&self, protection: &Protection, chain: &str) -> Vec<Expr> {
         match protection {
-            Protection::Device(name) if self.symmetric && chain != EXEMPT_OWN_DESTINATION => {
+            Protection::Device(name) if self.is_symmetric() && chain != EXEMPT_OWN_DESTINATION => {
                 vec![Expr::Meta(Meta::InName, SCRATCH_NAME), Expr::Differs(SCRATCH_NAME, interface(name))]
             }
             // Elsewhere than here rules cannot ask for it.
-            Protection::Route if self.symmetric && chain == EXEMPT_DESTINATION => {
+            Protection::Route if self.is_symmetric() && chain == EXEMPT_DESTINATION => {
                 vec![Expr::Meta(Meta::Secpath, SCRATCH), Expr::Equals(SCRATCH, vec![0])]
             }
             _ => Vec::new(),
@@ -429,11 +557,22 @@ enum End {
     Destination,
 }
 
+impl End {
+    const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
 /// Where a rule takes the addresses from.
 #[derive(Clone, Copy)]
 enum Look {
     /// The packet as it is.
     Header,
+    /// Its answer: source and destination exchanged.
+    Turned,
     /// The tuples of its connection, for packets of this direction.
     Tuples { direction: Tuple, source: Of, destination: Of },
 }
@@ -497,6 +636,58 @@ const EXEMPT_SOURCE: &str = "exempt-source";
 const EXEMPT_DESTINATION: &str = "exempt-destination";
 const EXEMPT_OWN_DESTINATION: &str = "exempt-own-destination";
 const GUARD: &str = "guard";
+const INBOUND: &str = "inbound";
+
+/// The packet has no entry of conntrack: what its header says is what was sent.
+fn no_entry() -> Vec<Expr> {
+    vec![
+        Expr::Ct(Ct::State, SCRATCH),
+        Expr::Mask(SCRATCH, NO_ENTRY.to_ne_bytes().to_vec()),
+        Expr::Differs(SCRATCH, vec![0; 4]),
+    ]
+}
+
+/// The rules that let IKE and ESP to our own addresses in, and ICMP errors about what was sent from there.
+fn inbound_own(
+    ip: Ip,
+    found: impl Fn() -> Expr,
+    destination: u32,
+    protocol: Register,
+    port: Register,
+) -> Vec<Change> {
+    let rule = |exprs| Change::Rule { chain: INBOUND, exprs };
+    let len = match ip {
+        Ip::V4 => 4,
+        Ip::V6 => 16,
+    };
+    let arrives = |port: Expr| {
+        rule(vec![
+            Expr::Meta(Meta::Family, SCRATCH),
+            Expr::Equals(SCRATCH, vec![ip.number()]),
+            Expr::Payload { base: Base::Network, offset: destination, len, to: register(0) },
+            Expr::Meta(Meta::Protocol, protocol),
+            port,
+            found(),
+        ])
+    };
+    let error = |tuple| {
+        rule(vec![
+            Expr::Ct(Ct::State, SCRATCH),
+            Expr::Mask(SCRATCH, RELATED.to_ne_bytes().to_vec()),
+            Expr::Differs(SCRATCH, vec![0; 4]),
+            Expr::Ct(Ct::Source(tuple, ip), register(0)),
+            Expr::Ct(Ct::Protocol, protocol),
+            Expr::Ct(Ct::SourcePort(tuple), port),
+            found(),
+        ])
+    };
+    vec![
+        arrives(Expr::Payload { base: Base::Transport, offset: 2, len: 2, to: port }),
+        arrives(Expr::Constant(port, vec![0; 4])),
+        error(Tuple::Original),
+        error(Tuple::Reply),
+    ]
+}
 
 /// What every wall has, whatever is protected.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -526,10 +717,12 @@ impl Frame {
             out.push(chain(EXEMPT_SOURCE, ChainKind::Nat, Hook::Postrouting, SRCNAT - BEFORE));
         }
         out.push(chain(GUARD, ChainKind::Filter, Hook::Postrouting, LAST));
-        let accept = |mut exprs: Vec<Expr>| {
+        out.push(chain(INBOUND, ChainKind::Filter, Hook::Input, FIRST));
+        let accept_in = |chain, mut exprs: Vec<Expr>| {
             exprs.push(Expr::Verdict(Verdict::Accept));
-            Change::Rule { chain: GUARD, exprs }
+            Change::Rule { chain, exprs }
         };
+        let accept = |exprs| accept_in(GUARD, exprs);
         let out_by = |name: &str| {
             vec![Expr::Meta(Meta::OutName, SCRATCH_NAME), Expr::Equals(SCRATCH_NAME, interface(name))]
         };
@@ -538,18 +731,34 @@ impl Frame {
             Protection::Device(name) => out_by(name),
             Protection::Route => vec![Expr::RouteIsProtected(SCRATCH), Expr::Equals(SCRATCH, vec![1])],
         }));
-        let (first, last) = NEIGHBOUR_DISCOVERY;
-        out.push(accept(vec![
-            Expr::Meta(Meta::Protocol, SCRATCH),
-            Expr::Equals(SCRATCH, vec![ICMPV6]),
-            Expr::Payload { base: Base::Transport, offset: 0, len: 1, to: SCRATCH },
-            Expr::Between(SCRATCH, vec![first], vec![last]),
-        ]));
+        let in_by = |name: &str| {
+            vec![Expr::Meta(Meta::InName, SCRATCH_NAME), Expr::Equals(SCRATCH_NAME, interface(name))]
+        };
+        out.push(accept_in(INBOUND, in_by("lo")));
+        out.push(accept_in(
+            INBOUND,
+            match &self.protection {
+                Protection::Device(name) => in_by(name),
+                Protection::Route => vec![Expr::Meta(Meta::Secpath, SCRATCH), Expr::Equals(SCRATCH, vec![1])],
+            },
+        ));
         for ip in [Ip::V4, Ip::V6] {
             out.extend(self.own(ip).into_iter().map(|step| match step {
-                Change::Rule { exprs, .. } => accept(exprs),
+                Change::Rule { exprs, chain } => accept_in(chain, exprs),
                 other => other,
             }));
+        }
+        let (first, last) = NEIGHBOUR_DISCOVERY;
+        for chain in [GUARD, INBOUND] {
+            out.push(accept_in(
+                chain,
+                vec![
+                    Expr::Meta(Meta::Protocol, SCRATCH),
+                    Expr::Equals(SCRATCH, vec![ICMPV6]),
+                    Expr::Payload { base: Base::Transport, offset: 0, len: 1, to: SCRATCH },
+                    Expr::Between(SCRATCH, vec![first], vec![last]),
+                ],
+            ));
         }
         out
     }
@@ -601,21 +810,20 @@ impl Frame {
             Ip::V6 => 8,
         };
         let untracked = |rest: Vec<Expr>| {
-            let mut exprs = vec![
-                Expr::Ct(Ct::State, SCRATCH),
-                Expr::Mask(SCRATCH, NO_ENTRY.to_ne_bytes().to_vec()),
-                Expr::Differs(SCRATCH, vec![0; 4]),
+            let mut exprs = no_entry();
+            exprs.extend([
                 Expr::Meta(Meta::Family, SCRATCH),
                 Expr::Equals(SCRATCH, vec![ip.number()]),
                 Expr::Payload { base: Base::Network, offset, len: u32::from(words) * 4, to: register(0) },
                 Expr::Meta(Meta::Protocol, protocol),
-            ];
+            ]);
             exprs.extend(rest);
             exprs.push(found());
             rule(exprs)
         };
         out.push(untracked(vec![Expr::Constant(port, vec![0; 4])]));
         out.push(untracked(vec![Expr::Payload { base: Base::Transport, offset: 0, len: 2, to: port }]));
+        out.extend(inbound_own(ip, found, offset + u32::from(words) * 4, protocol, port));
         out
     }
 
@@ -696,7 +904,11 @@ mod tests {
     }
 
     fn sets(spec: &GuardSpec) -> Vec<(String, Vec<u8>)> {
-        pairs(spec).unwrap().iter().map(|(shape, pair)| (shape.set(), shape.key(pair))).collect()
+        pairs(spec, &BTreeSet::new())
+            .unwrap()
+            .iter()
+            .map(|(shape, pair)| (shape.set(), shape.key(pair)))
+            .collect()
     }
 
     #[test]
@@ -736,8 +948,38 @@ mod tests {
     #[test]
     fn only_equal_sides_let_decrypted_packets_go() {
         let all = net("0.0.0.0/0");
-        assert_eq!(sets(&guard(&[all], &[all]))[0].0, "protected4-0-0-symmetric");
+        let names: Vec<String> = sets(&guard(&[all], &[all])).into_iter().map(|(set, _)| set).collect();
+        assert_eq!(names, ["either4-0-0", "protected4-0-0-symmetric"]);
         assert_eq!(sets(&guard(&[net("10.1.0.0/16")], &[all]))[0].0, "protected4-16-0");
+    }
+
+    #[test]
+    fn what_lets_go_stands_before_what_drops_and_after_what_is_narrower() {
+        let wide =
+            GuardSpec { bypass: Bypass::Attached, ..guard(&[net("10.1.0.0/16")], &[net("0.0.0.0/0")]) };
+        let web = TrafficSelector { protocol: 6, ports: (443, 443), ..net("0.0.0.0/0") };
+        let attached = BTreeSet::from([("10.1.0.0".parse().unwrap(), 24)]);
+        let mut shapes: BTreeSet<Shape> = BTreeSet::new();
+        for spec in
+            [wide, guard(&[net("10.1.0.0/16")], &[net("10.0.0.0/8")]), guard(&[net("10.1.0.0/16")], &[web])]
+        {
+            shapes.extend(pairs(&spec, &attached).unwrap().into_iter().map(|(shape, _)| shape));
+        }
+        let mut sorted: Vec<Shape> = shapes.into_iter().collect();
+        sorted.sort_by_key(Shape::place);
+        let names: Vec<String> = sorted.iter().map(Shape::set).collect();
+        assert_eq!(
+            names,
+            [
+                "either4-16-16-ports-ffff-ffff",
+                "either4-16-16",
+                "protected4-16-8",
+                "near4-16-24-before-16",
+                "near4-24-16-before-16",
+                "protected4-16-0-ports-0-ffff",
+                "protected4-16-0",
+            ]
+        );
     }
 
     #[test]
@@ -753,7 +995,7 @@ mod tests {
             nat: true,
             keeping: Keeping::Shared,
         };
-        for (shape, pair) in pairs(&spec).unwrap() {
+        for (shape, pair) in pairs(&spec, &BTreeSet::new()).unwrap() {
             assert!(shape.key(&pair).len() <= 4 * usize::from(ADDRESS));
             // Panics beyond the capacity of a message.
             frame.shape(&shape).iter().for_each(|step| drop(step.request(TABLE)));
@@ -769,7 +1011,7 @@ mod tests {
             let local = TrafficSelector::cidr(ip(a), la).unwrap();
             let remote = TrafficSelector::cidr(ip(b), lb).unwrap();
             let mut addresses = Addresses::default();
-            for (shape, pair) in pairs(&guard(&[local], &[remote])).unwrap() {
+            for (shape, pair) in pairs(&guard(&[local], &[remote]), &BTreeSet::new()).unwrap().into_iter().filter(|(s, _)| s.protects()) {
                 addresses.add(&shape, &pair);
             }
             let naive = local.range.contains(ip(from)) && remote.range.contains(ip(to));

@@ -12,6 +12,8 @@ use crate::socket::{NLM_F_APPEND, Request};
 pub enum Hook {
     /// It has just come.
     Prerouting,
+    /// It is about to be delivered to this host.
+    Input,
     /// It was made by this host.
     Output,
     /// It is about to leave.
@@ -22,6 +24,7 @@ impl Hook {
     const fn number(self) -> u32 {
         match self {
             Self::Prerouting => 0,
+            Self::Input => 1,
             Self::Output => 3,
             Self::Postrouting => 4,
         }

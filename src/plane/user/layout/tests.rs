@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use cygnet_model::tunnel::{GuardAction, Mark};
+use cygnet_model::tunnel::{Bypass, GuardAction, Mark};
 use cygnet_model::{ChildId, Reqid, TunnelId};
 use proptest::prelude::*;
 
