@@ -306,8 +306,9 @@ mod tests {
         let tenants: Vec<_> =
             (0..10_000).map(|n| of(n, block(0, 16), block(1 << 16, 16), Some(n + 1))).collect();
         assert!(conflicts(&tenants, Marks::Seen).is_empty());
-        let crossing =
-            |n: u32| if n % 2 == 0 { (block(0, 8), block(0, 24)) } else { (block(0, 24), block(0, 8)) };
+        let crossing = |n: u32| {
+            if n.is_multiple_of(2) { (block(0, 8), block(0, 24)) } else { (block(0, 24), block(0, 8)) }
+        };
         let crossed: Vec<_> = (0..10_000).map(|n| of(n, crossing(n).0, crossing(n).1, Some(n + 1))).collect();
         assert!(conflicts(&crossed, Marks::Seen).is_empty());
         let spokes: Vec<_> = (0..10_000).map(|n| of(n, block(0, 8), block(n << 8, 24), None)).collect();
