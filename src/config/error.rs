@@ -181,7 +181,7 @@ impl Sink {
         push(&self.warnings, Severity::Warning, at, wrong);
     }
 
-    /// Notes a place that no excerpt may show; see [`Masks::hide`].
+    /// Notes a place that no excerpt may show; see `Masks::hide`.
     pub fn hide(&self, from: Mark, to: Mark) {
         self.masks.borrow_mut().hide(from, to);
     }

@@ -4,7 +4,7 @@
 //! line. Anchors and aliases work for whole values and are capped, so that no small file becomes a large tree; a
 //! pre-shared key shares none with another value, which messages would quote.
 //!
-//! Where secrets stand is noted while reading ([`super::masks`]): what is refused never gets into the tree.
+//! Where secrets stand is noted while reading (`masks`): what is refused never gets into the tree.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
