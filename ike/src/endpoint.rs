@@ -130,7 +130,7 @@ impl Endpoint {
 
     /// Takes over a set of tunnels. New active ones start at once; those that are gone are deleted at the peer; SAs of
     /// those that changed keep the policy that they were negotiated with until they are rekeyed or reset. Of changed
-    /// addresses see [`Endpoint::follow_addresses`].
+    /// addresses see `follow_addresses`.
     pub fn set_policies(&mut self, now: Now, policies: Vec<TunnelPolicy>, out: &mut Actions) {
         let new: Policies = policies.into_iter().map(|p| (p.id, Arc::new(p))).collect();
         let gone: Vec<TunnelId> = self.policies.keys().filter(|id| !new.contains_key(id)).copied().collect();
