@@ -7,7 +7,7 @@
 
 use std::hint::black_box;
 
-use aes::{Aes128, Aes256};
+use aes::{Aes128, Aes192, Aes256};
 use cbc::{Decryptor, Encryptor};
 use cipher::{Block, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit};
 use cygnet_model::SecretBytes;
@@ -33,6 +33,7 @@ pub(crate) enum Cipher {
 
 pub(crate) enum CbcKey {
     Aes128(Aes128),
+    Aes192(Aes192),
     Aes256(Aes256),
 }
 
@@ -70,6 +71,7 @@ impl Cipher {
             Encr::AesGcm16_256 => aead(&aead::AES_256_GCM),
             Encr::ChaCha20Poly1305 => aead(&aead::CHACHA20_POLY1305),
             Encr::AesCbc128 => cbc(CbcKey::Aes128(Aes128::new_from_slice(key).map_err(|_| odd_suite())?)),
+            Encr::AesCbc192 => cbc(CbcKey::Aes192(Aes192::new_from_slice(key).map_err(|_| odd_suite())?)),
             Encr::AesCbc256 => cbc(CbcKey::Aes256(Aes256::new_from_slice(key).map_err(|_| odd_suite())?)),
         }
     }
@@ -175,6 +177,7 @@ impl CbcKey {
         let blocks = whole_blocks(text)?;
         match self {
             Self::Aes128(k) => Encryptor::<&Aes128>::inner_iv_init(k, iv).encrypt_blocks(blocks),
+            Self::Aes192(k) => Encryptor::<&Aes192>::inner_iv_init(k, iv).encrypt_blocks(blocks),
             Self::Aes256(k) => Encryptor::<&Aes256>::inner_iv_init(k, iv).encrypt_blocks(blocks),
         }
         Ok(())
@@ -184,6 +187,7 @@ impl CbcKey {
         let blocks = whole_blocks(text)?;
         match self {
             Self::Aes128(k) => Decryptor::<&Aes128>::inner_iv_init(k, iv).decrypt_blocks(blocks),
+            Self::Aes192(k) => Decryptor::<&Aes192>::inner_iv_init(k, iv).decrypt_blocks(blocks),
             Self::Aes256(k) => Decryptor::<&Aes256>::inner_iv_init(k, iv).decrypt_blocks(blocks),
         }
         Ok(())

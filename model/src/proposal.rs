@@ -139,12 +139,11 @@ fn token(word: &str) -> Result<Token, ProposalError> {
         "md5" | "sha" | "sha1" | "prfmd5" | "prfsha1" => {
             Err(ProposalError::Weak(word.into(), "sha256 or prfsha256"))
         }
-        "aes192" | "aes192cbc" | "aes192gcm" | "aes192gcm16" | "aes192gcm128" => {
+        "aes192cbc" => Ok(Token::Encr(Encr::AesCbc192)),
+        "aes192gcm" | "aes192gcm16" | "aes192gcm128" => {
             Err(ProposalError::Absent(word.into(), "aes256gcm16 or aes256, which the peer will have as well"))
         }
-        "modp6144" | "modp8192" | "ecp521" | "curve448" | "x448" => {
-            Err(ProposalError::Absent(word.into(), GROUPS))
-        }
+        "ecp521" | "curve448" | "x448" => Err(ProposalError::Absent(word.into(), GROUPS)),
         "modp768" | "modp1024" | "modp1536" | "modp1024s160" | "modp2048s224" | "modp2048s256" | "ecp192"
         | "ecp224" => Err(ProposalError::Weak(word.into(), GROUPS)),
         _ => Err(ProposalError::Unknown(word.into())),
@@ -354,7 +353,8 @@ mod tests {
         assert_eq!(ike("aes256-sha256-modp2048,aes128-sha256-modp2048"), Err(ProposalError::Several));
         assert!(matches!(ike("aes256-sha256-dh2"), Err(ProposalError::Weak(..))));
         assert!(matches!(ike("aes256-sha256-group21"), Err(ProposalError::Absent(..))));
-        assert!(matches!(ike("aes192-sha256-modp2048"), Err(ProposalError::Absent(..))));
+        assert!(matches!(ike("aes192gcm-prfsha256-modp2048"), Err(ProposalError::Absent(..))));
+        assert_eq!(ike("aes192cbc-sha256-dh18"), ike("aes192-sha256-modp8192"));
         for odd in ["dh", "dh014", "dh+14", "group99", "dh70000", "!", "-", ";"] {
             assert!(matches!(ike(&format!("aes256-sha256-{odd}")), Err(ProposalError::Unknown(_))), "{odd}");
         }

@@ -12,6 +12,8 @@ pub enum Encr {
     AesGcm16_256,
     /// AES-CBC with a 128 bit key (RFC 3602).
     AesCbc128,
+    /// AES-CBC with a 192 bit key.
+    AesCbc192,
     /// AES-CBC with a 256 bit key.
     AesCbc256,
     /// ChaCha20-Poly1305 (RFC 7634).
@@ -41,8 +43,14 @@ pub struct EncrInfo {
 
 impl Encr {
     /// Every algorithm, strongest choice first.
-    pub const ALL: [Self; 5] =
-        [Self::AesGcm16_256, Self::ChaCha20Poly1305, Self::AesGcm16_128, Self::AesCbc256, Self::AesCbc128];
+    pub const ALL: [Self; 6] = [
+        Self::AesGcm16_256,
+        Self::ChaCha20Poly1305,
+        Self::AesGcm16_128,
+        Self::AesCbc256,
+        Self::AesCbc192,
+        Self::AesCbc128,
+    ];
 
     /// The table row.
     pub const fn info(self) -> EncrInfo {
@@ -74,6 +82,7 @@ impl Encr {
             Self::AesGcm16_128 => gcm(128, "aes128gcm16"),
             Self::AesGcm16_256 => gcm(256, "aes256gcm16"),
             Self::AesCbc128 => cbc(128, "aes128"),
+            Self::AesCbc192 => cbc(192, "aes192"),
             Self::AesCbc256 => cbc(256, "aes256"),
             Self::ChaCha20Poly1305 => EncrInfo {
                 transform: 28,
@@ -229,12 +238,24 @@ pub enum Group {
     Modp3072,
     /// 4096-bit MODP group (RFC 3526).
     Modp4096,
+    /// 6144-bit MODP group (RFC 3526).
+    Modp6144,
+    /// 8192-bit MODP group (RFC 3526).
+    Modp8192,
 }
 
 impl Group {
     /// Every method, preferred first.
-    pub const ALL: [Self; 6] =
-        [Self::X25519, Self::Ecp256, Self::Ecp384, Self::Modp3072, Self::Modp4096, Self::Modp2048];
+    pub const ALL: [Self; 8] = [
+        Self::X25519,
+        Self::Ecp256,
+        Self::Ecp384,
+        Self::Modp3072,
+        Self::Modp4096,
+        Self::Modp6144,
+        Self::Modp8192,
+        Self::Modp2048,
+    ];
 
     /// IANA transform id.
     pub const fn transform(self) -> u16 {
@@ -242,6 +263,8 @@ impl Group {
             Self::Modp2048 => 14,
             Self::Modp3072 => 15,
             Self::Modp4096 => 16,
+            Self::Modp6144 => 17,
+            Self::Modp8192 => 18,
             Self::Ecp256 => 19,
             Self::Ecp384 => 20,
             Self::X25519 => 31,
@@ -254,6 +277,8 @@ impl Group {
             Self::Modp2048 => 256,
             Self::Modp3072 => 384,
             Self::Modp4096 => 512,
+            Self::Modp6144 => 768,
+            Self::Modp8192 => 1024,
             Self::Ecp256 => 64,
             Self::Ecp384 => 96,
             Self::X25519 => 32,
@@ -266,6 +291,8 @@ impl Group {
             Self::Modp2048 => "modp2048",
             Self::Modp3072 => "modp3072",
             Self::Modp4096 => "modp4096",
+            Self::Modp6144 => "modp6144",
+            Self::Modp8192 => "modp8192",
             Self::Ecp256 => "ecp256",
             Self::Ecp384 => "ecp384",
             Self::X25519 => "x25519",

@@ -12,7 +12,7 @@ use nix::unistd::{Group, Uid, User};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::frame::{self, FrameError, MAX_REQUEST};
@@ -21,8 +21,10 @@ use crate::observe::events::{Event, Kind};
 
 /// The group whose members may use the socket.
 pub const GROUP: &str = "cygnet";
-/// Clients at a time.
+/// Clients at a time that are not root.
 const MAX_CLIENTS: usize = 64;
+/// Clients of root at a time, whoever else is connected.
+const ROOTS_CLIENTS: usize = 16;
 /// A client that says nothing for this long is let go.
 const IDLE: Duration = Duration::from_secs(30);
 /// A frame that has begun must be complete after this long, and a client must take its answer in this time.
@@ -89,7 +91,7 @@ pub fn bind(path: &Path) -> io::Result<Socket> {
 
 /// Serves clients until `asks` is closed.
 pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::Sender<Event>) {
-    let seats = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let seats = Seats::default();
     loop {
         let stream = tokio::select! {
             accepted = socket.listener.accept() => match accepted {
@@ -102,7 +104,8 @@ pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::S
             },
             () = asks.closed() => return,
         };
-        let Ok(seat) = Arc::clone(&seats).try_acquire_owned() else {
+        let uid = stream.peer_cred().map_or(u32::MAX, |cred| cred.uid());
+        let Some(seat) = seats.take(uid) else {
             // A new socket has room for this; nothing is kept for a client that does not fit.
             if let Ok(frame) =
                 frame::encode(&Response::error(ErrorKind::Busy, "too many clients are connected"))
@@ -125,6 +128,26 @@ pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::S
             }
             drop(seat);
         });
+    }
+}
+
+/// Room for clients. Members of the group cannot take root's.
+struct Seats {
+    root: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Default for Seats {
+    fn default() -> Self {
+        Self { root: Arc::new(Semaphore::new(ROOTS_CLIENTS)), others: Arc::new(Semaphore::new(MAX_CLIENTS)) }
+    }
+}
+
+impl Seats {
+    /// A seat for a client of this user, until it is dropped; `None` if all are taken.
+    fn take(&self, uid: u32) -> Option<OwnedSemaphorePermit> {
+        let room = if uid == 0 { &self.root } else { &self.others };
+        Arc::clone(room).try_acquire_owned().ok()
     }
 }
 
@@ -258,5 +281,22 @@ fn member(cred: UCred, group: &Group) -> bool {
     match User::from_uid(Uid::from_raw(cred.uid())) {
         Ok(Some(user)) => group.mem.contains(&user.name),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever may use the socket may also sit there and say nothing.
+    #[test]
+    fn root_finds_a_seat_however_many_members_of_the_group_sit_there() {
+        let seats = Seats::default();
+        let taken: Vec<_> = std::iter::from_fn(|| seats.take(1000)).collect();
+        assert_eq!(taken.len(), MAX_CLIENTS);
+        let roots: Vec<_> = std::iter::from_fn(|| seats.take(0)).collect();
+        assert_eq!(roots.len(), ROOTS_CLIENTS);
+        drop(taken);
+        assert!(seats.take(1000).is_some() && seats.take(0).is_none());
     }
 }

@@ -18,7 +18,7 @@ pub const fn cipher_name(encr: Encr) -> &'static str {
     match encr {
         Encr::AesGcm16_128 | Encr::AesGcm16_256 => "rfc4106(gcm(aes))",
         Encr::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
-        Encr::AesCbc128 | Encr::AesCbc256 => "cbc(aes)",
+        Encr::AesCbc128 | Encr::AesCbc192 | Encr::AesCbc256 => "cbc(aes)",
     }
 }
 

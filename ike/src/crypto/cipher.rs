@@ -7,7 +7,7 @@
 //! ```
 
 use aes::cipher::{Block, BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
-use aes::{Aes128, Aes256};
+use aes::{Aes128, Aes192, Aes256};
 use cygnet_model::SecretBytes;
 use cygnet_model::suite::{Encr, Integ};
 use ring::{aead, hmac};
@@ -53,7 +53,7 @@ impl SkCipher {
             Encr::AesGcm16_128 => &aead::AES_128_GCM,
             Encr::AesGcm16_256 => &aead::AES_256_GCM,
             Encr::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
-            Encr::AesCbc128 | Encr::AesCbc256 => {
+            Encr::AesCbc128 | Encr::AesCbc192 | Encr::AesCbc256 => {
                 let integ = integ?;
                 let algorithm = match integ {
                     Integ::HmacSha256_128 => hmac::HMAC_SHA256,
@@ -166,6 +166,7 @@ fn blocks(data: &mut [u8]) -> Option<&mut [Block<Aes128>]> {
 fn cbc_encrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
     match key.len() {
         16 => cbc::Encryptor::<Aes128>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
+        24 => cbc::Encryptor::<Aes192>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
         _ => cbc::Encryptor::<Aes256>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
     }
     Some(())
@@ -174,6 +175,7 @@ fn cbc_encrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
 fn cbc_decrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
     match key.len() {
         16 => cbc::Decryptor::<Aes128>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
+        24 => cbc::Decryptor::<Aes192>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
         _ => cbc::Decryptor::<Aes256>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
     }
     Some(())
