@@ -30,7 +30,7 @@ replay! {
     config 50_000,
     control_request 100_000,
     control_response 100_000,
-    endpoint 15_000,
+    endpoint 30_000,
     esp_coalesce 50_000,
     esp_inner 100_000,
     esp_natt 100_000,
