@@ -86,6 +86,14 @@ ctl() { # HOST VERB...
     "$CYGNET" --control "$LAB_DIR/$host.sock" "$@"
 }
 
+# Whether a command's output has the pattern. Not a pipe: a command that is told to stop by SIGPIPE, or that says by its
+# exit code how tunnels are, would count as failed.
+says() { # PATTERN COMMAND...
+    local pattern=$1
+    shift
+    grep -q -- "$pattern" <<<"$("$@" 2>/dev/null)"
+}
+
 # Tries a command until it succeeds.
 wait_for() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))

@@ -69,13 +69,14 @@ lab_up() {
     ns wan ip -6 route add fd02::/16 via 2001:db8:b::2
 }
 
-# Translates gwa's address to the router's. User-Mode Linux has the older tables only.
+# Translates gwa's address to the router's. User-Mode Linux of Debian 12 has the older tables only, newer ones have none;
+# the exit code tells.
 lab_nat() {
-    if ns wan nft add table ip lab 2>/dev/null; then
-        ns wan nft "add chain ip lab post { type nat hook postrouting priority 100 ; }"
+    if ns wan nft add table ip lab 2>/dev/null &&
+        ns wan nft "add chain ip lab post { type nat hook postrouting priority 100 ; }" 2>/dev/null; then
         ns wan nft add rule ip lab post ip saddr 192.0.2.1 masquerade
     else
-        ns wan iptables-legacy -t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE
+        ns wan iptables-legacy -t nat -A POSTROUTING -s 192.0.2.1 -j MASQUERADE 2>/dev/null
     fi
 }
 

@@ -70,7 +70,7 @@ case_swan-cookie-initiator() {
 case_swan-on-demand() {
     start_pair cygnet on-demand swan passive "${GCM% *}" "${GCM#* }"
     sleep 1
-    ctl gwa status --json | grep -q '"waiting"' || fail "it does not wait for traffic"
+    says '"waiting"' ctl gwa status --json || fail "it does not wait for traffic"
     wait_for 5 ns vpc ping -c 1 -W 1 -q 10.2.0.2 || fail "the first packets bring nothing up"
     wait_for 5 ns vpc ping -c 1 -W 1 -q fd02::2 || fail "the second child does not come up"
     is_up gwa || fail "not up"
