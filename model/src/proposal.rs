@@ -112,7 +112,7 @@ fn token(word: &str) -> Result<Token, ProposalError> {
     if let Some(number) = word.strip_prefix("dh").or_else(|| word.strip_prefix("group")) {
         return match number.parse().ok().filter(|_| !number.starts_with(['0', '+'])) {
             Some(1 | 2 | 5 | 22..=26) => Err(ProposalError::Weak(word.into(), GROUPS)),
-            Some(17 | 18 | 21 | 27..=30 | 32) => Err(ProposalError::Absent(word.into(), GROUPS)),
+            Some(21 | 27..=30 | 32) => Err(ProposalError::Absent(word.into(), GROUPS)),
             Some(n) => Group::from_transform(n).map(Token::Group).ok_or(ProposalError::Unknown(word.into())),
             None => Err(ProposalError::Unknown(word.into())),
         };
