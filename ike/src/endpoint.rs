@@ -3,6 +3,7 @@
 //! It finds the SA that a datagram belongs to and knows when to be woken; [`strangers`] are admitted, and tunnels are kept
 //! up by [`supervise`]. Protocol decisions are made in `crate::sa`.
 
+mod policies;
 mod strangers;
 mod supervise;
 #[cfg(feature = "test-util")]
@@ -10,7 +11,6 @@ mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::tunnel::{Direction, SaId};
@@ -20,8 +20,8 @@ use crate::cookie::Cookies;
 use crate::crypto::Random;
 use crate::crypto::kex::KeyExchange;
 use crate::error::{DropReason, FailureReason, Trouble};
-use crate::io::{Action, Actions, Command, Event, Flow, Input, RekeyKind};
-use crate::policy::{Policies, Start, TunnelPolicy};
+use crate::io::{Action, Actions, Event, Flow, Input, RekeyKind};
+use crate::policy::Policies;
 use crate::rate::PeerRates;
 use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
@@ -126,34 +126,6 @@ impl Endpoint {
     /// Keeps SPIs that others use out of the choice.
     pub fn reserve_spis(&mut self, spis: impl IntoIterator<Item = Spi>) {
         self.spis.esp.extend(spis);
-    }
-
-    /// Takes over a set of tunnels. New active ones start at once; those that are gone are deleted at the peer; SAs of
-    /// those that changed keep the policy that they were negotiated with until they are rekeyed or reset. Of changed
-    /// addresses see `follow_addresses`.
-    pub fn set_policies(&mut self, now: Now, policies: Vec<TunnelPolicy>, out: &mut Actions) {
-        let new: Policies = policies.into_iter().map(|p| (p.id, Arc::new(p))).collect();
-        let gone: Vec<TunnelId> = self.policies.keys().filter(|id| !new.contains_key(id)).copied().collect();
-        for id in gone {
-            self.handle(now, Input::Command(Command::Down(id)), out);
-            self.supervision.remove(&id);
-            self.held.remove(&id);
-            self.rates.remove(&id);
-        }
-        for (id, policy) in &new {
-            self.supervision.entry(*id).or_insert_with(|| Supervision {
-                wanted: policy.start == Start::Active,
-                retry_at: (policy.start == Start::Active).then_some(now.mono),
-                ..Supervision::default()
-            });
-        }
-        let before = std::mem::replace(&mut self.policies, new);
-        for (id, old) in before {
-            let moved = |new: &&Arc<TunnelPolicy>| (&new.local, &new.remote) != (&old.local, &old.remote);
-            if self.policies.get(&id).filter(moved).is_some() {
-                self.follow_addresses(now, id, out);
-            }
-        }
     }
 
     /// Takes one input and appends what is to be done. The only door.

@@ -1,5 +1,6 @@
 //! Who may connect with what: the resolved tunnels, and the choice of algorithms.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,7 @@ impl Default for Retransmit {
 }
 
 /// One child of a tunnel.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct ChildPolicy {
     /// Our side, never empty.
     pub local: Vec<TrafficSelector>,
@@ -73,8 +74,87 @@ pub struct ChildPolicy {
     pub weight: u8,
 }
 
+/// The children of a tunnel by their numbers, which are those of [`cygnet_model::ChildId`]. A number stays with its child
+/// when others come and go.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Children(BTreeMap<u16, ChildPolicy>);
+
+impl Children {
+    /// The child of that number.
+    pub fn get(&self, index: u16) -> Option<&ChildPolicy> {
+        self.0.get(&index)
+    }
+
+    /// The child with the smallest number, which IKE_AUTH makes.
+    pub fn first(&self) -> Option<(u16, &ChildPolicy)> {
+        self.iter().next()
+    }
+
+    /// All of them, in the order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u16, &ChildPolicy)> {
+        self.0.iter().map(|(index, child)| (*index, child))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<(u16, ChildPolicy)> for Children {
+    fn from_iter<T: IntoIterator<Item = (u16, ChildPolicy)>>(children: T) -> Self {
+        Self(children.into_iter().collect())
+    }
+}
+
+impl From<Vec<ChildPolicy>> for Children {
+    /// Numbered from 0.
+    fn from(children: Vec<ChildPolicy>) -> Self {
+        (0..).zip(children).collect()
+    }
+}
+
+#[cfg(feature = "test-util")]
+impl Children {
+    /// All of them, to be changed.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut ChildPolicy> {
+        self.0.values_mut()
+    }
+
+    /// Adds a child, or changes the one that has this number.
+    pub fn insert(&mut self, index: u16, child: ChildPolicy) {
+        self.0.insert(index, child);
+    }
+
+    /// Takes a child out.
+    pub fn remove(&mut self, index: u16) -> Option<ChildPolicy> {
+        self.0.remove(&index)
+    }
+}
+
+#[cfg(feature = "test-util")]
+impl std::ops::Index<u16> for Children {
+    type Output = ChildPolicy;
+
+    fn index(&self, index: u16) -> &ChildPolicy {
+        self.0.get(&index).expect("a test knows its children")
+    }
+}
+
+#[cfg(feature = "test-util")]
+impl std::ops::IndexMut<u16> for Children {
+    fn index_mut(&mut self, index: u16) -> &mut ChildPolicy {
+        self.0.get_mut(&index).expect("a test knows its children")
+    }
+}
+
 /// One tunnel, resolved.
-#[derive(Debug)]
+#[derive(PartialEq, Debug)]
 pub struct TunnelPolicy {
     /// Which.
     pub id: TunnelId,
@@ -104,11 +184,32 @@ pub struct TunnelPolicy {
     pub fragmentation: bool,
     /// Retransmission.
     pub retransmit: Retransmit,
-    /// Children, in the order of [`cygnet_model::ChildId::index`].
-    pub children: Vec<ChildPolicy>,
+    /// Children by their numbers.
+    pub children: Children,
 }
 
 impl TunnelPolicy {
+    /// The same with other addresses of the peer.
+    pub(crate) fn with_remote(&self, remote: Vec<IpAddr>) -> Self {
+        Self {
+            id: self.id,
+            name: self.name.clone(),
+            local: self.local.clone(),
+            remote,
+            local_id: self.local_id.clone(),
+            remote_id: self.remote_id.clone(),
+            psk: self.psk.duplicate(),
+            start: self.start,
+            proposals: self.proposals.clone(),
+            lifetime: self.lifetime,
+            dpd: self.dpd,
+            encap: self.encap,
+            fragmentation: self.fragmentation,
+            retransmit: self.retransmit,
+            children: self.children.clone(),
+        }
+    }
+
     /// Addresses to initiate with.
     pub(crate) fn addresses(&self) -> Option<(IpAddr, IpAddr)> {
         self.remote.iter().find_map(|r| {
@@ -119,7 +220,7 @@ impl TunnelPolicy {
 }
 
 /// Every tunnel, by number.
-pub(crate) type Policies = std::collections::BTreeMap<TunnelId, Arc<TunnelPolicy>>;
+pub(crate) type Policies = BTreeMap<TunnelId, Arc<TunnelPolicy>>;
 
 /// The tunnels that a stranger from `remote` at our address `local` could belong to.
 pub(crate) fn candidates(

@@ -85,6 +85,8 @@ pub enum ConfiguredState {
 /// A configured child.
 #[derive(Clone, Debug)]
 pub struct ConfiguredView {
+    /// Its number.
+    pub index: u16,
     /// Our side.
     pub local: Vec<TrafficSelector>,
     /// The peer's side.
@@ -147,7 +149,7 @@ pub(crate) fn tunnel<'a>(
         state: TunnelState::Down,
         ike: None,
         children: Vec::new(),
-        configured: policy.children.iter().map(not_connected).collect(),
+        configured: policy.children.iter().map(|(index, child)| not_connected(index, child)).collect(),
         coverage: Coverage::default(),
         retry_at,
         lesson: None,
@@ -174,16 +176,16 @@ pub(crate) fn tunnel<'a>(
                         expire_at: c.expire_at,
                     });
                 }
-                for (c, of) in view.configured.iter_mut().zip(0u16..) {
-                    note(c, live, of);
+                for c in &mut view.configured {
+                    note(c, live);
                 }
             }
             State::InitSent(_) | State::AuthSent(_) => connecting = true,
             _ => {}
         }
     }
-    for ((c, of), child) in view.configured.iter_mut().zip(0u16..).zip(&policy.children) {
-        let carried: Vec<Networks<'_>> = (view.children.iter().filter(|v| v.of == of))
+    for (c, (_, child)) in view.configured.iter_mut().zip(policy.children.iter()) {
+        let carried: Vec<Networks<'_>> = (view.children.iter().filter(|v| v.of == c.index))
             .map(|v| (v.local.as_slice(), v.remote.as_slice()))
             .collect();
         c.coverage = coverage::coverage(child, &carried);
@@ -220,8 +222,9 @@ pub(crate) fn tunnel<'a>(
 }
 
 /// A configured child of a tunnel without an IKE SA.
-fn not_connected(child: &ChildPolicy) -> ConfiguredView {
+fn not_connected(index: u16, child: &ChildPolicy) -> ConfiguredView {
     ConfiguredView {
+        index,
         local: child.local.clone(),
         remote: child.remote.clone(),
         state: ConfiguredState::Down,
@@ -233,7 +236,8 @@ fn not_connected(child: &ChildPolicy) -> ConfiguredView {
 }
 
 /// Notes what an IKE SA knows of a configured child.
-fn note(c: &mut ConfiguredView, live: &Live, of: u16) {
+fn note(c: &mut ConfiguredView, live: &Live) {
+    let of = c.index;
     let seeking = live.seeking.get(&of);
     c.seeking |= live.is_seeking(of);
     c.trouble = seeking.and_then(|s| s.trouble.clone());

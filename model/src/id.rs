@@ -72,10 +72,14 @@ impl fmt::Debug for IkeSpi {
     }
 }
 
-/// A configured tunnel. The daemon numbers tunnels when it loads the configuration; the number of a tunnel does not
-/// change while the daemon runs.
+/// A configured tunnel. Its number belongs to its name for as long as that is configured; see [`crate::registry`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TunnelId(pub u32);
+
+impl TunnelId {
+    /// Numbers are below this, since a [`Reqid`] has room for no more; the last one is [`ChildId::LAST`]'s.
+    pub const LIMIT: u32 = (1 << TUNNEL_BITS) - 1;
+}
 
 /// One child of a tunnel: what a pair of ESP SAs serves. It outlives every generation of keys.
 ///
@@ -86,14 +90,17 @@ pub struct TunnelId(pub u32);
 pub struct ChildId {
     /// The tunnel that the child belongs to.
     pub tunnel: TunnelId,
-    /// The position of the child in the tunnel's configuration, or the number of a part.
+    /// The number of the child in its tunnel, or that of a part.
     pub index: u16,
 }
 
 impl ChildId {
-    /// Indices are below this, since a [`Reqid`] has room for no more. Configured children count from 0, parts of them
-    /// from here downwards.
+    /// Indices are below this, since a [`Reqid`] has room for no more. Parts of configured children count from here
+    /// downwards to [`ChildId::CONFIGURED`].
     pub const LIMIT: u16 = 1 << CHILD_BITS;
+
+    /// Indices of configured children are below this, those of parts are not.
+    pub const CONFIGURED: u16 = 1 << (CHILD_BITS - 1);
 
     /// The last child that a [`Reqid`] can name: no configuration has it, so that a probe of the kernel may.
     pub const LAST: Self = Self { tunnel: TunnelId((1 << TUNNEL_BITS) - 1), index: Self::LIMIT - 1 };

@@ -48,8 +48,8 @@ impl MemoryPlane {
             let (local, remote) = (narrowest(&t.local, source)?, narrowest(&t.remote, destination)?);
             Some(local + remote)
         };
-        let open = self.tunnels.values().filter_map(|t| Some((width(t)?, t.child)));
-        self.outbound(open.min()?.1)
+        let open = self.tunnels.values().filter_map(|t| Some((width(t)?, t.weight, t.child)));
+        self.outbound(open.min()?.2)
     }
 
     /// The inbound SA with an SPI.

@@ -7,10 +7,11 @@ use std::time::Duration;
 use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
 
 use super::Endpoint;
+use super::policies::is_unfit;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
 use crate::policy::{Start, TunnelPolicy};
-use crate::sa::{self, ChildState, Closed, IkeSa, Next, State, Task};
+use crate::sa::{self, Closed, IkeSa, Next, State, Task};
 
 /// First and longest wait between new IKE SAs that are to replace one whose keys cannot be renewed.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -27,18 +28,7 @@ impl Endpoint {
             Command::Up(id) => self.up(now, id, out),
             Command::Down(id) => self.down(now, id, out),
             Command::RekeyChildren(id) => self.each_established(now, id, out, |live, _, _, _| {
-                let active: Vec<_> = live
-                    .children
-                    .iter_mut()
-                    .filter(|c| c.state == ChildState::Active)
-                    .map(|c| {
-                        c.state = ChildState::Rekeying;
-                        c.inbound
-                    })
-                    .collect();
-                for inbound in active {
-                    live.enqueue(Task::RekeyChild { inbound, group: None });
-                }
+                live.renew_children(|_| true);
                 Next::Stay
             }),
             Command::RekeyIke(id) => self.each_established(now, id, out, |live, _, _, _| {
@@ -99,8 +89,7 @@ impl Endpoint {
         self.held.remove(&id);
         self.initiate(now, id, out);
         self.each_established(now, id, out, |live, _, _, _| {
-            let count = u16::try_from(live.policy.children.len()).unwrap_or(u16::MAX);
-            for index in 0..count {
+            for index in live.configured() {
                 live.seek(index);
             }
             Next::Stay
@@ -238,13 +227,15 @@ impl Endpoint {
         }
     }
 
-    /// Whether a tunnel has an IKE SA, or we are negotiating one. Those on their way out do not count.
+    /// Whether a tunnel has an IKE SA, or we are negotiating one. Those on their way out do not count, nor do those that
+    /// the configuration has left behind.
     pub(super) fn is_served(&self, id: TunnelId) -> bool {
         self.by_tunnel
             .get(&id)
             .into_iter()
             .flatten()
             .filter_map(|spi| self.sas.get(spi))
+            .filter(|sa| self.policies.get(&id).is_none_or(|policy| !is_unfit(sa, policy)))
             .any(|sa| matches!(sa.state, State::InitSent(_) | State::AuthSent(_) | State::Established(_)))
     }
 
@@ -374,13 +365,15 @@ impl Endpoint {
     /// When both ends initiated at once there are two IKE SAs: the one with the highest SPIs stays. Both ends come to
     /// this verdict, and who initiated a superfluous one deletes it.
     ///
-    /// One that is outdated, because its keys cannot be renewed or because the peer has left its address, goes in any
-    /// case: a moment later, so that both ends use the new one by then.
+    /// One that is outdated, because its keys cannot be renewed, because the peer has left its address or because the
+    /// configuration has other identities now, goes in any case: a moment later, so that both ends use the new one by then.
     pub(super) fn deduplicate(&mut self, now: Now, tunnel: TunnelId, out: &mut Actions) {
         let policy = self.policies.get(&tunnel).cloned();
         let left = |sa: &IkeSa| policy.as_ref().is_some_and(|p| has_left(sa, p));
-        let outdated = |sa: &IkeSa| left(sa) || sa.live().is_some_and(|l| l.outdated);
-        let first = |sa: &IkeSa| sa.live().is_some_and(|l| l.has_child(0));
+        let unfit = |sa: &IkeSa| policy.as_ref().is_some_and(|p| is_unfit(sa, p));
+        let outdated = |sa: &IkeSa| left(sa) || unfit(sa) || sa.live().is_some_and(|l| l.outdated);
+        let first = policy.as_ref().and_then(|p| p.children.first()).map_or(0, |(index, _)| index);
+        let first = |sa: &IkeSa| sa.live().is_some_and(|l| l.has_child(first));
         let fresh: Vec<bool> =
             self.established_of(tunnel).filter(|(_, sa)| !outdated(sa)).map(|(_, sa)| first(sa)).collect();
         // One that has not got the child yet does not take its place.

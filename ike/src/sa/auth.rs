@@ -129,7 +129,7 @@ impl AuthSent {
         if ctx.established.get(&policy.id).copied().unwrap_or(0) == 0 {
             notifies.push(Notify::new(NotifyType::INITIAL_CONTACT, vec![]));
         }
-        let first = policy.children.first();
+        let first = policy.children.first().map(|(_, child)| child);
         let payloads = Payloads {
             idi: Some(policy.local_id.clone()),
             idr: Some(policy.remote_id.clone()),
@@ -262,9 +262,9 @@ impl AuthSent {
         proof: PeerAuthenticated,
     ) -> State {
         let this = *self;
-        let first = this.policy.children.first();
+        let (of, first) = this.policy.children.first().map_or((0, None), |(of, child)| (of, Some(child)));
         let offered = Offered {
-            of: 0,
+            of,
             inbound: this.inbound,
             local: first.map_or(&[], |c| &c.local),
             remote: first.map_or(&[], |c| &c.remote),
@@ -288,16 +288,16 @@ impl AuthSent {
         match pair {
             Ok(pair) => {
                 if live.install(core, ctx, pair, None).is_some() {
-                    live.seek_rest(core, ctx, 0);
+                    live.seek_rest(core, ctx, of);
                 }
             }
             Err(unfit) => {
                 ctx.spis.esp.remove(&this.inbound);
                 live.disown(this.inbound, &payloads);
-                let nets = live.asked(0, Ask::Whole).map_or_else(String::new, |(l, r)| networks(&l, &r));
-                let detail = live.answer_detail(core, "IKE_AUTH", &nets, 0, &payloads, &unfit);
+                let nets = live.asked(of, Ask::Whole).map_or_else(String::new, |(l, r)| networks(&l, &r));
+                let detail = live.answer_detail(core, "IKE_AUTH", &nets, of, &payloads, &unfit);
                 live.refused_in_auth = unfit.reason.spares_ike_auth();
-                live.refused(core, ctx, 0, Ask::Whole, Trouble { reason: unfit.reason, detail });
+                live.refused(core, ctx, of, Ask::Whole, Trouble { reason: unfit.reason, detail });
             }
         }
         live.want_other_children();
@@ -600,7 +600,7 @@ impl InitAnswered {
             }
         }
         let offered = payloads.sa.as_deref().unwrap_or_default();
-        let ours = live.policy.children.first().map_or(&[][..], |c| &c.proposals);
+        let ours = live.policy.children.first().map_or(&[][..], |(_, c)| &c.proposals);
         if let Some(differs) = mismatch::pfs_ahead(ours, offered) {
             let detail =
                 format!("the rekey of the child that {} made will fail: {differs}", core.flow.remote);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cygnet_model::id::Reqid;
 use cygnet_model::selector::{TrafficSelector, narrow, same, within};
 use cygnet_model::suite::{EspSuite, Group};
-use cygnet_model::tunnel::{Direction, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits};
+use cygnet_model::tunnel::{Direction, Mark, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits};
 use cygnet_model::{ChildId, Spi, Timestamp};
 
 use super::{Core, Ctx, Live, Task};
@@ -71,6 +71,8 @@ pub(crate) struct Child {
     pub inbound: Spi,
     pub outbound: Spi,
     pub suite: EspSuite,
+    /// Mark of its packets.
+    pub mark: Option<Mark>,
     pub local: Vec<TrafficSelector>,
     pub remote: Vec<TrafficSelector>,
     pub state: ChildState,
@@ -82,8 +84,10 @@ pub(crate) struct Child {
     pub expire_at: Timestamp,
     /// The outbound SA, while the peer may not have the inbound half of it yet.
     pub pending: Option<Box<SaSpec>>,
-    /// When it is taken into use all the same: a pair of another IKE SA has no rekey to tell the moment.
+    /// When it is taken into use all the same: where it replaces nothing there is no rekey to tell the moment.
     pub switch_at: Option<Timestamp>,
+    /// The tunnel as it is from then on, if another child carries some of its packets until then.
+    pub opens: Option<TunnelSpec>,
     /// The pair that this one replaces, while it is there.
     pub replaces: Option<Spi>,
     /// Our own rekey of the same pair is on its way too: nonces will decide.
@@ -196,7 +200,7 @@ pub(crate) fn find(
     };
     let mut refusal: Option<Unfit> = None;
     let mut best: Option<((bool, bool), Found)> = None;
-    for (c, of) in policy.children.iter().zip(0u16..) {
+    for (of, c) in policy.children.iter() {
         if only.is_some_and(|o| o != of) {
             continue;
         }
@@ -222,9 +226,8 @@ pub(crate) fn find(
     best.map(|(_, found)| found).ok_or_else(|| {
         refusal.unwrap_or_else(|| {
             let ours = |side: fn(&policy::ChildPolicy) -> &Vec<TrafficSelector>| {
-                let fitting =
-                    policy.children.iter().zip(0u16..).filter(|(_, of)| only.is_none_or(|o| o == *of));
-                fitting.flat_map(|(c, _)| side(c)).copied().collect::<Vec<_>>()
+                let fitting = policy.children.iter().filter(|(of, _)| only.is_none_or(|o| o == *of));
+                fitting.flat_map(|(_, c)| side(c)).copied().collect::<Vec<_>>()
             };
             let wanted = (&*ours(|c| &c.local), &*ours(|c| &c.remote));
             let differs = mismatch::networks(wanted, (tsr, tsi));
@@ -255,7 +258,7 @@ pub(crate) fn accept(
         return Err(Unfit::new(n.kind, FailureReason::of_notify(n.kind), Vec::new()));
     }
     let Offered { of, inbound, local, remote, with_ke } = *offered;
-    let child = policy.children.get(usize::from(of));
+    let child = policy.children.get(of);
     let (Some(sa), Some(tsi), Some(tsr), Some(child)) = (&answer.sa, &answer.tsi, &answer.tsr, child) else {
         return Err(Unfit::syntax());
     };
@@ -325,7 +328,7 @@ impl Live {
             }
             None => ctx.parts.place(&self.policy, n.of, &n.local, &n.remote),
         };
-        let c = self.policy.children.get(usize::from(n.of));
+        let c = self.policy.children.get(n.of);
         let (Some(id), Some(reqid), Some(c)) = (id, id.and_then(Reqid::of), c) else {
             ctx.spis.esp.remove(&n.inbound);
             if role == Role::Initiator {
@@ -366,7 +369,7 @@ impl Live {
         };
         let inbound = Box::new(spec(Direction::In, n.inbound, in_keys));
         let outbound = Box::new(spec(Direction::Out, n.outbound, out_keys));
-        let tunnel = TunnelSpec {
+        let mut tunnel = TunnelSpec {
             child: id,
             reqid,
             local: n.local.clone(),
@@ -388,14 +391,22 @@ impl Live {
             just_made.filter(|spi| self.children.iter().any(|c| c.inbound == *spi && c.is_to_stay()))
         });
         ctx.out.push(Action::InstallSa(inbound));
-        // Another IKE SA may carry the child still: one that this one is to replace.
-        let beside = replaces.is_none() && ctx.carries(id) && !self.children.iter().any(|c| c.id == id);
+        // Something may carry the child already: another IKE SA, which this one is to replace, or another pair, beside
+        // which the peer wants one.
+        let alike = self.children.iter().any(|c| c.id != id && c.carries_like(&n.local, &n.remote));
+        let beside = replaces.is_none() && (ctx.carries(id) || alike);
         let switch_at = beside.then(|| ctx.now.mono + SWITCH);
         let mut pending = None;
         if role == Role::Responder && (replaces.is_some() || beside) {
             pending = Some(outbound);
         } else {
             ctx.out.push(Action::InstallSa(outbound));
+        }
+        let mut opens = None;
+        if pending.is_some() && alike {
+            // Until then the packets are the other's.
+            opens = Some(tunnel.clone());
+            tunnel.weight = u8::MAX;
         }
         if !same {
             ctx.out.push(Action::OpenTunnel(tunnel));
@@ -415,6 +426,7 @@ impl Live {
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
+            mark: c.mark,
             local: n.local,
             remote: n.remote,
             state: ChildState::Active,
@@ -422,6 +434,7 @@ impl Live {
             expire_at: ctx.now.mono + lifetime,
             pending,
             switch_at,
+            opens,
             replaces,
             contested: false,
             unseen: role == Role::Responder,
@@ -435,7 +448,7 @@ impl Live {
     pub fn is_crowded(&self, found: &Found) -> bool {
         let alike = self.children.iter().filter(|c| found.is_like(c)).count();
         let of_child = self.children.iter().filter(|c| c.of == found.of).count();
-        let pairs = self.policy.children.get(usize::from(found.of));
+        let pairs = self.policy.children.get(found.of);
         let pairs = pairs.map_or(0, |c| c.local.len().saturating_mul(c.remote.len()));
         alike >= MAX_ALIKE || of_child >= pairs.saturating_mul(2).saturating_add(MAX_NARROWED)
     }
@@ -589,8 +602,21 @@ impl Child {
         let spec = self.pending.take().filter(|_| self.is_to_stay());
         if let Some(spec) = spec {
             self.contested = false;
+            let remote = spec.remote;
             ctx.out.push(Action::InstallSa(spec));
+            if let Some(tunnel) = self.opens.take() {
+                ctx.out.push(Action::OpenTunnel(TunnelSpec { outer_remote: remote, ..tunnel }));
+            }
         }
+    }
+
+    /// Whether it carries packets, some of which have the same two selectors as others.
+    fn carries_like(&self, local: &[TrafficSelector], remote: &[TrafficSelector]) -> bool {
+        let common = |a: &[TrafficSelector], b: &[TrafficSelector]| a.iter().any(|s| b.contains(s));
+        self.pending.is_none()
+            && self.is_to_stay()
+            && common(&self.local, local)
+            && common(&self.remote, remote)
     }
 
     /// The event of its end.

@@ -138,7 +138,7 @@ impl Live {
         rekeys: Option<Spi>,
         group: Option<Group>,
     ) -> Option<(Payloads, Request)> {
-        let c = self.policy.children.get(usize::from(of))?;
+        let c = self.policy.children.get(of)?;
         let preferred = group.or_else(|| c.proposals.first()?.groups.first().copied());
         let (key, ke) = match preferred {
             Some(g) => {
@@ -412,7 +412,7 @@ impl Live {
                 unfit.reason
             );
         };
-        let proposals = self.policy.children.get(usize::from(of)).map_or(&[][..], |c| &c.proposals);
+        let proposals = self.policy.children.get(of).map_or(&[][..], |c| &c.proposals);
         let offered = match n.kind {
             NotifyType::NO_PROPOSAL_CHOSEN | NotifyType::INVALID_KE_PAYLOAD => {
                 let all = proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -427,7 +427,7 @@ impl Live {
 
     fn wanted_group(&self, index: u16, data: &[u8]) -> Option<Group> {
         let group = Group::from_transform(u16::from_be_bytes(data.try_into().ok()?))?;
-        let child = self.policy.children.get(usize::from(index))?;
+        let child = self.policy.children.get(index)?;
         child.proposals.iter().any(|p| p.groups.contains(&group)).then_some(group)
     }
 
@@ -448,6 +448,7 @@ impl Live {
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,
+            mark: None,
             local: n.local,
             remote: n.remote,
             state: ChildState::Deleting,
@@ -455,6 +456,7 @@ impl Live {
             expire_at: ctx.now.mono + super::live::REKEYED_LIFETIME,
             pending: None,
             switch_at: None,
+            opens: None,
             replaces: None,
             contested: false,
             unseen: false,
@@ -470,7 +472,7 @@ impl Live {
         if is_for_ike(offer) {
             return rates.rekeys.admit(now, IKE_REKEYS.0, IKE_REKEYS.1);
         }
-        let pairs = self.policy.children.iter().map(|c| c.local.len().saturating_mul(c.remote.len()));
+        let pairs = self.policy.children.iter().map(|(_, c)| c.local.len().saturating_mul(c.remote.len()));
         let pairs = u32::try_from(pairs.fold(0, usize::saturating_add)).unwrap_or(u32::MAX);
         rates.children.admit(now, CHILDREN.0, CHILDREN.1.saturating_add(pairs.saturating_mul(4)))
     }

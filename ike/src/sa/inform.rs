@@ -27,11 +27,15 @@ impl Live {
     // -> INFORMATIONAL { D(inbound SPI) }
     pub(super) fn begin_delete_child(
         &mut self,
+        core: &Core,
         ctx: &mut Ctx<'_>,
         inbound: Spi,
     ) -> Option<(Payloads, Request)> {
         let child = self.children.iter_mut().find(|c| c.inbound == inbound)?;
         child.state = ChildState::Deleting;
+        if self.policy.children.get(child.of).is_none() && child.pending.is_none() {
+            child.step_back(core, ctx);
+        }
         if child.pending.is_some() {
             self.defer(ctx, Task::DeleteChild { inbound });
             return None;
@@ -107,7 +111,7 @@ impl Live {
         let outbound = sa.direction == Direction::Out;
         let named = |c: &&mut super::Child| if outbound { c.outbound == sa.spi } else { c.inbound == sa.spi };
         let Some(child) = self.children.iter_mut().find(named) else { return };
-        let limit = self.policy.children.get(usize::from(child.of)).map_or(0, |c| c.bytes);
+        let limit = self.policy.children.get(child.of).map_or(0, |c| c.bytes);
         let before = child.carried.entry(sa.direction).or_insert((child.made, 0));
         let (at, earlier) = std::mem::replace(before, (now, bytes));
         let (span, grown) = (now.since(at).as_millis(), u128::from(bytes.saturating_sub(earlier)));

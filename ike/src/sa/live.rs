@@ -379,7 +379,7 @@ impl Live {
                 Task::CreateChild { index, group } => self.begin_create_child(ctx, index, group),
                 Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
                 Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
-                Task::DeleteChild { inbound } => self.begin_delete_child(ctx, inbound),
+                Task::DeleteChild { inbound } => self.begin_delete_child(core, ctx, inbound),
                 Task::DisownChild { inbound } => Some(begin_disown_child(inbound)),
                 Task::DeleteIke => Some(self.begin_delete_ike(ctx)),
                 Task::Liveness => Some((Payloads::default(), Request::Liveness)),
@@ -432,8 +432,7 @@ impl Live {
 
     /// After IKE_AUTH made the first child, the initiator makes the others.
     pub fn want_other_children(&mut self) {
-        let count = u16::try_from(self.policy.children.len()).unwrap_or(u16::MAX);
-        for index in 1..count {
+        for index in self.configured().into_iter().skip(1) {
             self.enqueue(Task::CreateChild { index, group: None });
         }
     }

@@ -13,6 +13,7 @@ mod auth;
 mod child;
 mod collide;
 mod create_child;
+mod follow;
 mod inform;
 mod init;
 mod live;

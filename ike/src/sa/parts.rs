@@ -33,7 +33,7 @@ impl Parts {
         local: &[TrafficSelector],
         remote: &[TrafficSelector],
     ) -> Option<ChildId> {
-        let configured = policy.children.get(usize::from(of))?;
+        let configured = policy.children.get(of)?;
         if same(local, &configured.local) && same(remote, &configured.remote) {
             return Some(ChildId { tunnel: policy.id, index: of });
         }
@@ -43,8 +43,8 @@ impl Parts {
             (part.local, part.remote) = (local.to_vec(), remote.to_vec());
             return Some(id);
         }
-        let count = u16::try_from(policy.children.len()).unwrap_or(u16::MAX);
-        let mut free = (count..ChildId::LIMIT).rev().map(|index| ChildId { tunnel: policy.id, index });
+        let numbers = ChildId::CONFIGURED..ChildId::LIMIT;
+        let mut free = numbers.rev().map(|index| ChildId { tunnel: policy.id, index });
         let id = free.find(|id| !self.0.contains_key(id))?;
         self.0.insert(id, Part { of, local: local.to_vec(), remote: remote.to_vec() });
         Some(id)

@@ -78,6 +78,11 @@ fn is_whole(child: &ChildPolicy, carried: &[Networks<'_>]) -> bool {
 }
 
 impl Live {
+    /// The numbers of the configured children.
+    pub fn configured(&self) -> Vec<u16> {
+        self.policy.children.iter().map(|(index, _)| index).collect()
+    }
+
     /// What is carried of a configured child by pairs that are there to stay.
     fn carried(&self, of: u16) -> Vec<Networks<'_>> {
         let stays = self.children.iter().filter(|c| c.of == of && c.is_to_stay());
@@ -86,7 +91,7 @@ impl Live {
 
     /// What to ask for next; `None` if everything is carried at least in part, or was asked for in this round.
     pub fn next_ask(&self, of: u16) -> Option<Ask> {
-        let child = self.policy.children.get(usize::from(of))?;
+        let child = self.policy.children.get(of)?;
         let carried = self.carried(of);
         let tried = self.seeking.get(&of).map(|s| &s.tried);
         let fresh = |ask: &Ask| tried.is_none_or(|t| !t.contains(ask) && t.len() <= MAX_ASKED);
@@ -110,7 +115,7 @@ impl Live {
 
     /// The selectors of a request.
     pub fn asked(&self, of: u16, ask: Ask) -> Option<(Vec<TrafficSelector>, Vec<TrafficSelector>)> {
-        let child = self.policy.children.get(usize::from(of))?;
+        let child = self.policy.children.get(of)?;
         match ask {
             Ask::Whole => Some((child.local.clone(), child.remote.clone())),
             Ask::Pair(l, r) => {
@@ -146,8 +151,7 @@ impl Live {
         if !ours || self.outdated {
             return;
         }
-        let count = u16::try_from(self.policy.children.len()).unwrap_or(u16::MAX);
-        for of in 0..count {
+        for of in self.configured() {
             let later = |(_, task): &(Timestamp, Task)| matches!(task, Task::CreateChild { index, .. } if *index == of);
             let waits = self.delayed.iter().any(later) || self.is_patient(ctx, of);
             // Of what is carried in part, the rest is sought by whoever made that part.
@@ -172,7 +176,7 @@ impl Live {
 
     /// A pair of SAs was made: what was in its way is gone if nothing more is missing.
     pub fn found(&mut self, of: u16) {
-        let Some(child) = self.policy.children.get(usize::from(of)) else { return };
+        let Some(child) = self.policy.children.get(of) else { return };
         let carried = self.carried(of);
         let missing = !is_whole(child, &carried)
             && coverage::pairs_of(child).any(|(l, r)| !coverage::touches(&[l], &[r], &carried));

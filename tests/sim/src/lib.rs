@@ -177,27 +177,29 @@ pub fn net(text: &str) -> TrafficSelector {
     TrafficSelector::cidr(addr.parse().expect("an address"), len.parse().expect("a length")).expect("a CIDR")
 }
 
-/// Policies once more, for a laboratory to keep: keys are not copied by accident.
+/// A policy once more, for a laboratory to keep: keys are not copied by accident.
+pub fn copy(p: &TunnelPolicy) -> TunnelPolicy {
+    TunnelPolicy {
+        name: p.name.clone(),
+        local: p.local.clone(),
+        remote: p.remote.clone(),
+        local_id: p.local_id.clone(),
+        remote_id: p.remote_id.clone(),
+        psk: p.psk.duplicate(),
+        proposals: p.proposals.clone(),
+        children: p.children.clone(),
+        ..*p
+    }
+}
+
+/// The same of both ends.
 pub fn copies(both: &[TunnelPolicy; 2]) -> [TunnelPolicy; 2] {
-    [0, 1].map(|side| {
-        let p = &both[side];
-        TunnelPolicy {
-            name: p.name.clone(),
-            local: p.local.clone(),
-            remote: p.remote.clone(),
-            local_id: p.local_id.clone(),
-            remote_id: p.remote_id.clone(),
-            psk: p.psk.duplicate(),
-            proposals: p.proposals.clone(),
-            children: p.children.clone(),
-            ..*p
-        }
-    })
+    [0, 1].map(|side| copy(&both[side]))
 }
 
 /// Every pair of networks that a policy protects: ours, the peer's.
 pub fn pairs(policy: &TunnelPolicy) -> Vec<(TrafficSelector, TrafficSelector)> {
-    let of = |c: &ChildPolicy| {
+    let of = |(_, c): (u16, &ChildPolicy)| {
         let pairs = c.local.iter().flat_map(|l| c.remote.iter().map(|r| (*l, *r)));
         pairs.collect::<Vec<_>>()
     };
@@ -207,13 +209,13 @@ pub fn pairs(policy: &TunnelPolicy) -> Vec<(TrafficSelector, TrafficSelector)> {
 /// A policy whose peer takes one pair of networks into each child: the same networks, in as many children as there are
 /// pairs.
 pub fn single_pairs(mut policy: TunnelPolicy) -> TunnelPolicy {
-    let one = |c: &ChildPolicy| {
-        let all = pairs(&TunnelPolicy { children: vec![c.clone()], ..self::policy(0, 0) });
+    let one = |(_, c): (u16, &ChildPolicy)| {
+        let all = pairs(&TunnelPolicy { children: vec![c.clone()].into(), ..self::policy(0, 0) });
         all.into_iter()
             .map(|(l, r)| ChildPolicy { local: vec![l], remote: vec![r], ..c.clone() })
             .collect::<Vec<_>>()
     };
-    policy.children = policy.children.iter().flat_map(one).collect();
+    policy.children = policy.children.iter().flat_map(one).collect::<Vec<_>>().into();
     policy
 }
 
@@ -241,15 +243,20 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
         fragmentation: true,
         retransmit: Retransmit::default(),
         children: (0..children)
-            .map(|c| ChildPolicy {
-                weight: 0,
-                local: nets(side, c),
-                remote: nets(other, c),
-                proposals: vec!["aes256gcm16-x25519-ecp384".parse().expect("a proposal")],
-                lifetime: Duration::from_secs(3600),
-                bytes: 0,
-                replay_window: 64,
-                mark: None,
+            .map(|c| {
+                (
+                    u16::from(c),
+                    ChildPolicy {
+                        weight: 0,
+                        local: nets(side, c),
+                        remote: nets(other, c),
+                        proposals: vec!["aes256gcm16-x25519-ecp384".parse().expect("a proposal")],
+                        lifetime: Duration::from_secs(3600),
+                        bytes: 0,
+                        replay_window: 64,
+                        mark: None,
+                    },
+                )
             })
             .collect(),
     }
@@ -611,10 +618,10 @@ impl Lab {
         for side in 0..2 {
             let (ours, theirs) = (&policies[side].children, &policies[1 - side].children);
             let (mut whole, mut all) = (0, 0);
-            for own in ours {
+            for (_, own) in ours.iter() {
                 all += own.local.len() * own.remote.len();
                 let mut common: Vec<(TrafficSelector, TrafficSelector)> = Vec::new();
-                for peer in theirs {
+                for (_, peer) in theirs.iter() {
                     let (l, r) = (
                         narrow(&own.local, &peer.remote, usize::MAX),
                         narrow(&own.remote, &peer.local, usize::MAX),
@@ -650,7 +657,7 @@ impl Lab {
             for t in g.plane.tunnels.values() {
                 let fits = |c: &ChildPolicy| within(&t.local, &c.local) && within(&t.remote, &c.remote);
                 assert!(
-                    policy.children.iter().any(fits),
+                    policy.children.iter().any(|(_, c)| fits(c)),
                     "seed {}: {t:?} is wider than its rules",
                     self.seed
                 );

@@ -37,7 +37,7 @@ impl Wrong {
         match self {
             Self::Psk => p.psk = SecretBytes::copy_of(b"another key of 32 octets length!"),
             Self::Proposal => p.proposals = vec!["aes128-sha256-modp2048".parse().unwrap()],
-            Self::Selectors => p.children.iter_mut().for_each(|c| c.local = vec![net("172.16.0.0/16")]),
+            Self::Selectors => p.children.values_mut().for_each(|c| c.local = vec![net("172.16.0.0/16")]),
         }
     }
 }
@@ -97,7 +97,7 @@ impl Plan {
             }
         }
         if self.wide {
-            for (c, n) in p.children.iter_mut().zip(0..) {
+            for (c, n) in p.children.values_mut().zip(0..) {
                 let nets =
                     |i: usize| (0..60).map(|k| net(&format!("10.{}.{n}.{}/32", i + 1, 2 * k))).collect();
                 (c.local, c.remote) = (nets(side), nets(1 - side));
@@ -106,7 +106,7 @@ impl Plan {
         if let Some(end) = self.split {
             // Child c of n has n + 1 networks at gateway 1's side.
             let more = 1 + self.children;
-            for (c, n) in p.children.iter_mut().zip(0..) {
+            for (c, n) in p.children.values_mut().zip(0..) {
                 let many = |but: bool| {
                     let nets = (0..more).map(|k| net(&format!("10.{}.{n}.0/24", 20 + k)));
                     nets.skip(usize::from(but)).collect::<Vec<_>>()
@@ -122,7 +122,7 @@ impl Plan {
             }
         }
         if self.pfs.is_some_and(|end| end != side) {
-            p.children.iter_mut().for_each(|c| c.proposals = vec!["aes256gcm16".parse().unwrap()]);
+            p.children.values_mut().for_each(|c| c.proposals = vec!["aes256gcm16".parse().unwrap()]);
         }
         if side == 1
             && let Some(wrong) = self.wrong

@@ -98,7 +98,7 @@ fn t33_cookies_and_other_groups_cost_round_trips_only() {
 #[test]
 fn an_ike_auth_without_a_child_is_refused_as_a_whole() {
     let mut policies = [policy(0, 1), policy(1, 1)];
-    policies[0].children.clear();
+    policies[0].children = Vec::new().into();
     let mut lab = Lab::new(20, Link::GOOD, policies);
     // I -> R  IKE_AUTH { IDi, IDr, AUTH }, I <- R  IKE_AUTH { N(INVALID_SYNTAX) }: no IKE SA at either end.
     lab.run(Duration::from_millis(100));

@@ -11,6 +11,7 @@ mod ending;
 mod messages;
 mod middle;
 mod rekey;
+mod reload;
 mod surroundings;
 
 use std::cell::RefCell;

@@ -91,7 +91,7 @@ fn lifetimes_are_kept_by_rekeying() {
     let mut policies = [policy(0, 2), policy(1, 2)];
     for p in &mut policies {
         p.lifetime = secs(600);
-        p.children.iter_mut().for_each(|c| c.lifetime = secs(180));
+        p.children.values_mut().for_each(|c| c.lifetime = secs(180));
     }
     let mut lab = Lab::new(11, Link::GOOD, policies);
     lab.run(secs(1));

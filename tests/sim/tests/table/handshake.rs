@@ -130,7 +130,7 @@ pub fn auth() -> Vec<Row> {
         Some(arrives(s, &bytes))
     }));
     rows.push(Row {
-        change: |p| p[0].children.clear(),
+        change: |p| p[0].children = Vec::new().into(),
         only_at: Some(At::InitAnswered),
         ..row(format!("{exchange} request, without a child"), |s| {
             let bytes = s.said(0, Exchange::IKE_AUTH, false)?;

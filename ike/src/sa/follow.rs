@@ -1,0 +1,109 @@
+//! A living IKE SA and its children follow a changed policy of the same peer.
+
+use std::sync::Arc;
+
+use cygnet_model::id::Reqid;
+use cygnet_model::tunnel::{Mark, TunnelSpec};
+
+use super::{Child, ChildState, Core, Ctx, Live, Task};
+use crate::io::Action;
+use crate::policy::{ChildPolicy, TunnelPolicy};
+
+/// What a child has to do to follow its policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Follow {
+    Nothing,
+    /// Only its place among others that claim the same packets.
+    Weight,
+    /// Other algorithms, lifetimes or limits: they come with new keys.
+    Rekey,
+}
+
+fn step(old: &ChildPolicy, new: &ChildPolicy) -> Follow {
+    let weighed = ChildPolicy { weight: new.weight, ..old.clone() };
+    match () {
+        () if old == new => Follow::Nothing,
+        () if weighed == *new => Follow::Weight,
+        () => Follow::Rekey,
+    }
+}
+
+impl Live {
+    /// Takes a changed policy over: children that are new are asked for, those that changed get new keys, and those that
+    /// are gone end after what is new is there.
+    pub fn follow(&mut self, core: &Core, ctx: &mut Ctx<'_>, new: &Arc<TunnelPolicy>) {
+        // By its first addresses it is known whether the peer has left one of them.
+        let policy = if self.policy.remote == new.remote {
+            Arc::clone(new)
+        } else {
+            Arc::new(new.with_remote(self.policy.remote.clone()))
+        };
+        let old = std::mem::replace(&mut self.policy, policy);
+        if (&old.proposals, old.lifetime) != (&new.proposals, new.lifetime) {
+            self.enqueue(Task::RekeyIke { group: None });
+        }
+        for (index, child) in new.children.iter() {
+            match old.children.get(index).map(|before| step(before, child)) {
+                None => self.seek(index),
+                Some(Follow::Nothing) => {}
+                Some(Follow::Weight) => self.weigh(core, ctx, index, child),
+                Some(Follow::Rekey) => {
+                    self.weigh(core, ctx, index, child);
+                    self.renew_children(|of| of == index);
+                    // What was refused with the old one may be taken with the new one.
+                    self.seek(index);
+                }
+            }
+        }
+        let gone = |of: u16| new.children.get(of).is_none();
+        self.seeking.retain(|of, _| !gone(*of));
+        let pointless = |t: &Task| matches!(t, Task::CreateChild { index, .. } if gone(*index));
+        self.queue.retain(|t| !pointless(t));
+        self.delayed.retain(|(_, t)| !pointless(t));
+        let ends: Vec<_> =
+            self.children.iter().filter(|c| gone(c.of) && c.is_to_stay()).map(|c| c.inbound).collect();
+        for inbound in ends {
+            self.enqueue(Task::DeleteChild { inbound });
+        }
+    }
+
+    /// Makes new keys for what is carried of some configured children.
+    pub fn renew_children(&mut self, wanted: impl Fn(u16) -> bool) {
+        let mut renewed = Vec::new();
+        for c in self.children.iter_mut().filter(|c| c.state == ChildState::Active && wanted(c.of)) {
+            c.state = ChildState::Rekeying;
+            renewed.push(c.inbound);
+        }
+        for inbound in renewed {
+            self.enqueue(Task::RekeyChild { inbound, group: None });
+        }
+    }
+
+    /// Tells the data plane the weight of what is carried of a configured child.
+    fn weigh(&self, core: &Core, ctx: &mut Ctx<'_>, of: u16, policy: &ChildPolicy) {
+        for c in self.children.iter().filter(|c| c.of == of && c.is_to_stay()) {
+            c.weigh(core, ctx, policy.mark, policy.weight);
+        }
+    }
+}
+
+impl Child {
+    /// Leaves the packets that others claim as well to them, before the peer is told that this pair ends.
+    pub fn step_back(&self, core: &Core, ctx: &mut Ctx<'_>) {
+        self.weigh(core, ctx, self.mark, u8::MAX);
+    }
+
+    fn weigh(&self, core: &Core, ctx: &mut Ctx<'_>, mark: Option<Mark>, weight: u8) {
+        let Some(reqid) = Reqid::of(self.id) else { return };
+        ctx.out.push(Action::OpenTunnel(TunnelSpec {
+            child: self.id,
+            reqid,
+            local: self.local.clone(),
+            remote: self.remote.clone(),
+            outer_local: core.flow.local.ip(),
+            outer_remote: core.flow.remote.ip(),
+            mark,
+            weight,
+        }));
+    }
+}
