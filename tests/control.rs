@@ -82,7 +82,7 @@ fn snapshot() -> Snapshot {
         rekey_in_s: 3000,
         expires_in_s: Some(3600),
         age_s: 600,
-        rule: 0,
+        rule: Some(0),
     };
     let up = TunnelStatus {
         path: Some(PathStatus { local: "192.0.2.1:4500".into(), remote: "192.0.2.2:4500".into() }),
@@ -116,6 +116,7 @@ fn snapshot() -> Snapshot {
             name: "vpc-a".into(),
             address: "192.0.2.1".into(),
             bandwidth_bps: Some(100_000_000),
+            bandwidth_origin: cygnet::observe::snapshot::Origin::default(),
             tx_bps: 1_500_000,
             rx_bps: 0,
             role: Role::Single,
@@ -146,6 +147,12 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             Request::Bandwidth { bps, .. } => Response::done(format!("{bps:?}")),
             Request::Logs { .. } => {
                 Response::Events { events: vec![Event::new(0, Kind::TunnelUp, "up").tunnel("a-b")] }
+            }
+            Request::Plan { .. } => {
+                Response::Plan { plan: Box::new(cygnet::config::diff::Plan::default()), applied: false }
+            }
+            Request::Apply { .. } => {
+                Response::BadConfig { problems: vec!["a.yaml:1:1: error: x: bad\u{1b}[2J; fix".into()] }
             }
             Request::Doctor {} => Response::Findings { findings: vec![] },
             Request::Events {} => panic!("the driver never sees this"),

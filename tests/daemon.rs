@@ -1,129 +1,13 @@
 //! The daemon against a host that is not as it wishes, each in a network namespace of its own. Needs root.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // the lints know tests only inside #[test] functions
 
+mod host;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// A network namespace and a directory for configurations.
-struct Host {
-    dir: tempfile::TempDir,
-    holder: Child,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-/// A daemon that is told to end when the test does.
-struct Daemon(Child);
-
-impl Daemon {
-    fn end(&mut self) -> Option<i32> {
-        let _ = Command::new("kill").arg(self.0.id().to_string()).stderr(Stdio::null()).status();
-        self.0.wait().unwrap().code()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-impl Host {
-    fn new(test: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("{test} is skipped: network namespaces need root");
-            return None;
-        }
-        let holder = Command::new("unshare").args(["--net", "sleep", "300"]).spawn().unwrap();
-        let host = Self { dir: tempfile::tempdir().unwrap(), holder };
-        let own = fs::read_link("/proc/self/ns/net").unwrap();
-        let theirs = format!("/proc/{}/ns/net", host.holder.id());
-        until(|| fs::read_link(&theirs).is_ok_and(|ns| ns != own));
-        host.sh("ip link set lo up; ip link add out type veth peer name far; ip link set out up; ip link set far up");
-        Some(host)
-    }
-
-    fn inside(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "-t", &self.holder.id().to_string(), "--", program]);
-        command
-    }
-
-    fn sh(&self, script: &str) -> String {
-        let o = self.inside("sh").args(["-c", script]).output().unwrap();
-        String::from_utf8(o.stdout).unwrap()
-    }
-
-    /// What a daemon could leave behind.
-    fn traces(&self) -> String {
-        self.sh("ip rule; ip -6 rule; ip -br link | cut -d' ' -f1; ip xfrm policy; tc qdisc show dev out | sed 's/direct_packets_stat [0-9]*//'; ip route show table all")
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// A configuration with a control socket, state directory and exporter of its own.
-    fn config(&self, name: &str, port: u16, address: &str) -> PathBuf {
-        let key = self.path("a-b.psk");
-        fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-        let dir = self.dir.path().display();
-        let text = format!(
-            "daemon: {{ control_socket: {dir}/{name}.sock, state_dir: {dir}/{name}, metrics: {{ listen: \"127.0.0.1:{port}\" }} }}
-gateways: [ {{ name: vpc-a, address: {address}, networks: [10.1.0.0/16], bandwidth: 100mbit }} ]
-customer_gateways: [ {{ name: idc-b, address: 192.0.2.2 }} ]
-tunnels:
-  - {{ name: a-b, gateway: vpc-a, customer_gateway: idc-b, auth: {{ psk_file: a-b.psk }},
-      spd: [ {{ local: 10.1.0.0/16, remote: [10.2.0.0/16] }} ] }}
-  - {{ name: lazy, gateway: vpc-a, customer_gateway: idc-b, auth: {{ psk_file: a-b.psk }}, start: on-demand,
-      spd: [ {{ local: 10.1.0.0/16, remote: [10.3.0.0/16] }} ] }}
-"
-        );
-        let path = self.path(&format!("{name}.yaml"));
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn run(&self, config: &PathBuf) -> Command {
-        let mut command = self.inside(env!("CARGO_BIN_EXE_cygnet"));
-        command.arg("run").arg("--config").arg(config);
-        command
-    }
-
-    /// A daemon that is ready.
-    fn started(&self, name: &str, port: u16, address: &str) -> Daemon {
-        let config = self.config(name, port, address);
-        let daemon = Daemon(self.run(&config).stderr(Stdio::null()).spawn().unwrap());
-        until(|| self.ask(name, &["status"]).status.code() != Some(69));
-        daemon
-    }
-
-    fn ask(&self, name: &str, args: &[&str]) -> Output {
-        let socket = self.path(&format!("{name}.sock"));
-        self.inside(env!("CARGO_BIN_EXE_cygnet")).arg("--control").arg(socket).args(args).output().unwrap()
-    }
-}
-
-fn until(mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < Duration::from_secs(20), "it did not come to pass");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn told(o: &Output) -> (Option<i32>, String) {
-    (o.status.code(), String::from_utf8_lossy(&o.stderr).into_owned())
-}
+use host::{Daemon, Host, told, until};
 
 /// Whatever is taken is named, and neither the host nor the daemon that has it is touched.
 #[test]

@@ -75,6 +75,7 @@ fn published(tunnels: usize) -> Published {
         name: "vpc-a".into(),
         address: "192.0.2.1".into(),
         bandwidth_bps: Some(100_000_000),
+        bandwidth_origin: cygnet::observe::snapshot::Origin::default(),
         tx_bps: 25_000_000,
         rx_bps: 0,
         role: Role::Single,

@@ -194,10 +194,8 @@ impl Engine {
         if !Spd::accepts(of_tunnel(spec)) {
             return Err(too_many(what()));
         }
-        // Who has a guard is as preferred as that.
-        let weight = self.guards.get(&spec.child).map_or(spec.weight, |guard| guard.weight);
-        self.tables.spd.enter(Layer::Tunnel, spec.child, weight, of_tunnel(spec));
-        if let Some(old) = self.tunnels.insert(spec.child, TunnelSpec { weight, ..spec.clone() }) {
+        self.tables.spd.enter(Layer::Tunnel, spec.child, spec.weight, of_tunnel(spec));
+        if let Some(old) = self.tunnels.insert(spec.child, spec.clone()) {
             self.tables.spd.withdraw(Layer::Tunnel, old.child, old.weight, of_tunnel(&old));
         }
         self.refresh(spec.child);

@@ -189,6 +189,15 @@ impl Endpoint {
         self.by_tunnel.get(&tunnel).is_some_and(|set| !set.is_empty())
     }
 
+    /// Whether any SA of a configured child, or of a part of it, is in the data plane.
+    pub fn is_carried(&self, child: ChildId) -> bool {
+        let first = ChildId { index: 0, ..child };
+        let of_tunnel = self.installed.range(first..).take_while(|(id, _)| id.tunnel == child.tunnel);
+        of_tunnel
+            .filter(|(_, sas)| !sas.is_empty())
+            .any(|(id, _)| *id == child || self.parts.configured(*id) == child.index)
+    }
+
     /// How many half-open SAs of strangers there are.
     pub fn half_open(&self) -> usize {
         self.half_open.len()

@@ -8,8 +8,8 @@
 pub mod id;
 pub mod plane;
 pub mod proposal;
-pub mod secret;
 pub mod registry;
+pub mod secret;
 pub mod selector;
 pub mod suite;
 #[cfg(feature = "test-util")]

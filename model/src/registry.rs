@@ -152,7 +152,10 @@ mod tests {
         r.follow(names(&[("a", &["x", "y"]), ("b", &["x"])])).unwrap();
         assert_eq!((r.tunnel("a"), r.tunnel("b")), (Some(TunnelId(0)), Some(TunnelId(1))));
         r.follow(names(&[("c", &[]), ("b", &["z", "x"])])).unwrap();
-        assert_eq!((r.tunnel("a"), r.tunnel("b"), r.tunnel("c")), (None, Some(TunnelId(1)), Some(TunnelId(2))));
+        assert_eq!(
+            (r.tunnel("a"), r.tunnel("b"), r.tunnel("c")),
+            (None, Some(TunnelId(1)), Some(TunnelId(2)))
+        );
         assert_eq!(r.child("b", "x"), Some(ChildId { tunnel: TunnelId(1), index: 0 }));
         assert_eq!(r.child("b", "z"), Some(ChildId { tunnel: TunnelId(1), index: 1 }));
         assert_eq!((r.name(TunnelId(1)), r.name(TunnelId(0))), (Some("b"), None));

@@ -217,8 +217,9 @@ swan_start() { # HOST
     STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c \
         'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec /usr/sbin/charon-systemd' >>"$dir/out" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
-    wait_for 15 test -S "$dir/vici"
-    wait_for 5 swan "$1" --load-all --file "$dir/swanctl.conf"
+    # An emulated machine takes its time.
+    wait_for 60 test -S "$dir/vici"
+    wait_for 30 swan "$1" --load-all --file "$dir/swanctl.conf"
 }
 
 swan() { # HOST SWANCTL-ARGS...

@@ -7,6 +7,7 @@ mod events;
 mod generate;
 mod guards;
 mod output;
+mod plan;
 mod run;
 mod status;
 mod tunnel;
@@ -35,6 +36,7 @@ pub const SOCKET: &str = "/run/cygnet/control.sock";
     after_help = "Examples:
   cygnet check /etc/cygnet/cygnet.yaml     everything that is wrong, with line and column
   cygnet run --config ./lab.yaml           the daemon, in the foreground
+  cygnet plan; cygnet apply                what a changed file would do; do it
   cygnet status                            gateways and tunnels at a glance
   cygnet up a-b --timeout 10s              bring a tunnel up and wait for it
   cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
@@ -79,6 +81,10 @@ enum Verb {
     Run(run::RunArgs),
     /// Check a configuration, without a daemon and without root
     Check(check::CheckArgs),
+    /// Show the difference between the running gateway and a file, and what making it would cost
+    Plan(plan::PlanArgs),
+    /// Make the running gateway what a file says, or change nothing
+    Apply(plan::ApplyArgs),
     /// Show gateways, tunnels and SAs; exit 1 if a tunnel that should be up is not
     Status(status::StatusArgs),
     /// Bring a tunnel up and wait until it carries traffic
@@ -193,6 +199,8 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
     match cli.verb {
         Verb::Run(args) => run::run(&args, g),
         Verb::Check(args) => check::check(&args, out),
+        Verb::Plan(args) => plan::plan(&args, g, out),
+        Verb::Apply(args) => plan::apply(&args, g, out),
         Verb::Status(args) => status::status(&args, g, out),
         Verb::Up(args) => tunnel::up(args, g, out),
         Verb::Down(args) => tunnel::down(args, g, out),

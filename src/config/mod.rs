@@ -8,6 +8,7 @@
 
 mod check;
 mod decode;
+pub mod diff;
 pub mod dn;
 pub mod error;
 pub mod fields;

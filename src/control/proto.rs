@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::diff::Plan;
 use crate::observe::events::Event;
 use crate::observe::snapshot::{Finding, Snapshot};
 
@@ -51,6 +52,16 @@ pub enum Request {
         /// Whether to keep it over a restart.
         save: bool,
     },
+    /// The difference between what runs and a file. Answered by [`Response::Plan`].
+    Plan {
+        /// The file, absolute; null: the one that the daemon was started with. Only root may name one.
+        file: Option<String>,
+    },
+    /// Makes that difference, or nothing if any of it cannot be made. Answered by [`Response::Plan`].
+    Apply {
+        /// As for [`Request::Plan`].
+        file: Option<String>,
+    },
     /// The last events of a tunnel. Answered by [`Response::Events`].
     Logs {
         /// The tunnel.
@@ -74,6 +85,8 @@ impl Request {
             | Self::Reset { timeout_s, .. } => Some(*timeout_s),
             Self::Status {}
             | Self::Bandwidth { .. }
+            | Self::Plan { .. }
+            | Self::Apply { .. }
             | Self::Logs { .. }
             | Self::Doctor {}
             | Self::Events {} => None,
@@ -94,6 +107,18 @@ pub enum Response {
     Done {
         /// What was done, in a sentence.
         message: String,
+    },
+    /// To `plan` and `apply`.
+    Plan {
+        /// The difference.
+        plan: Box<Plan>,
+        /// Whether it was made.
+        applied: bool,
+    },
+    /// To `plan` and `apply` of a file that cannot be used. Nothing was changed.
+    BadConfig {
+        /// One line for each error and warning, as `cygnet check` says it.
+        problems: Vec<String>,
     },
     /// To `logs`, oldest first.
     Events {

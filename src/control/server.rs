@@ -156,11 +156,15 @@ struct Client {
 }
 
 impl Client {
+    fn is_root(&self) -> bool {
+        self.stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == Uid::effective().as_raw())
+    }
+
     async fn allowed(&self, group: Option<Group>) -> bool {
-        let Ok(cred) = self.stream.peer_cred() else { return false };
-        if cred.uid() == 0 || cred.uid() == Uid::effective().as_raw() {
+        if self.is_root() {
             return true;
         }
+        let Ok(cred) = self.stream.peer_cred() else { return false };
         let Some(group) = group else { return false };
         // Looking up a user may ask a directory service: not on the loop's thread.
         tokio::task::spawn_blocking(move || member(cred, &group)).await.unwrap_or(false)
@@ -183,6 +187,12 @@ impl Client {
             };
             if request == (Request::Events {}) {
                 return self.stream_events(events.subscribe()).await;
+            }
+            if names_a_file(&request) && !self.is_root() {
+                // What is wrong with a file is said in its own words: it may be anybody's.
+                let text = "only root may name a file; without one, the daemon's own is meant";
+                self.send(&Response::error(ErrorKind::Permission, text)).await?;
+                continue;
             }
             let response = match self.ask(request, asks).await {
                 Some(response) => response,
@@ -257,6 +267,10 @@ impl Client {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(())
     }
+}
+
+const fn names_a_file(request: &Request) -> bool {
+    matches!(request, Request::Plan { file: Some(_) } | Request::Apply { file: Some(_) })
 }
 
 /// Waits until the client closes its end. A client that talks while it should listen counts as gone, too.

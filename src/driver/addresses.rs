@@ -11,7 +11,7 @@ use cygnet_model::TunnelId;
 use nix::ifaddrs::getifaddrs;
 
 use super::resolver::Answer;
-use super::{Daemon, policy, sockets};
+use super::{Daemon, sockets};
 use crate::config::model::{Config, Gateway, GatewayAddress, PeerAddress};
 
 /// `ifa_flags` of addresses that nothing may be sent from (`linux/if_addr.h`): tentative, and found to be a duplicate.
@@ -37,7 +37,7 @@ impl HostAddresses {
         Self(usable.collect())
     }
 
-    fn has(&self, address: IpAddr) -> bool {
+    pub(super) fn has(&self, address: IpAddr) -> bool {
         self.0.iter().any(|(_, ip)| *ip == address)
     }
 
@@ -134,10 +134,7 @@ impl Daemon {
     fn follow_sockets(&mut self, wanted: &BTreeSet<IpAddr>) -> bool {
         for gone in self.sockets.addresses().difference(wanted).copied().collect::<Vec<_>>() {
             tracing::info!(address = %gone, "the gateway has lost this address");
-            self.sockets.close(gone);
-            if let Err(e) = self.plane.remove_socket((gone, sockets::NATT_PORT).into()) {
-                tracing::warn!(error = %e, address = %gone, "data plane");
-            }
+            self.close_address(gone);
         }
         let mut opened = false;
         for address in wanted.difference(&self.sockets.addresses()).copied().collect::<Vec<_>>() {
@@ -157,7 +154,16 @@ impl Daemon {
         opened
     }
 
-    fn open_address(&mut self, address: IpAddr) -> anyhow::Result<()> {
+    /// Closes the sockets of an address.
+    pub(super) fn close_address(&mut self, address: IpAddr) {
+        self.sockets.close(address);
+        if let Err(e) = self.plane.remove_socket((address, sockets::NATT_PORT).into()) {
+            tracing::warn!(error = %e, %address, "data plane");
+        }
+    }
+
+    /// Opens sockets on an address, and lets the data plane have its own.
+    pub(super) fn open_address(&mut self, address: IpAddr) -> anyhow::Result<()> {
         let for_plane = self.sockets.open(address, self.choice.plane, &self.received)?;
         let handed = match for_plane {
             Some(socket) => self.plane.add_socket((address, sockets::NATT_PORT).into(), socket),
@@ -199,9 +205,9 @@ impl Daemon {
     /// Tells the tunnels of a name, once, that it cannot be resolved.
     fn tell_unresolved(&mut self, name: &str, why: &str) {
         let detail = format!("the name {name} cannot be resolved ({why}); it is asked for again");
-        let concerned: Vec<TunnelId> = (self.config.tunnels.iter().enumerate())
-            .filter(|(_, t)| self.dns_name(&t.customer_gateway).is_some_and(|n| n == name))
-            .map(|(index, _)| policy::tunnel_id(index))
+        let concerned: Vec<TunnelId> = (self.config.tunnels.iter())
+            .filter(|t| self.dns_name(&t.customer_gateway).is_some_and(|n| n == name))
+            .filter_map(|t| self.registry.tunnel(&t.name))
             .collect();
         for tunnel in concerned {
             self.tell(IkeEvent::Failure {
@@ -216,8 +222,7 @@ impl Daemon {
 
     /// There is reason to believe that a tunnel's peer has another address.
     pub(super) fn suspect_address(&self, tunnel: TunnelId) {
-        let index = usize::try_from(tunnel.0).unwrap_or(usize::MAX);
-        let name = self.config.tunnels.get(index).and_then(|t| self.dns_name(&t.customer_gateway));
+        let name = self.tunnel(tunnel).and_then(|t| self.dns_name(&t.customer_gateway));
         if let Some(name) = name {
             self.resolver.hurry(name);
         }

@@ -1,18 +1,21 @@
 //! Answers what is asked over the control socket.
 
+use std::path::Path;
+
 use cygnet_ike::io::RekeyKind;
 use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::{Command, Input};
 use cygnet_model::TunnelId;
 use tokio::sync::oneshot;
 
+use super::reload::Level;
 use super::tell::missing_words;
 use super::{Daemon, clock, saved};
 use crate::config::model::PlaneChoice;
 use crate::config::units;
 use crate::control::{Ask, ErrorKind, Request, Response};
 use crate::observe::events::Kind;
-use crate::observe::snapshot::{Finding, Verdict};
+use crate::observe::snapshot::{Finding, Origin, Verdict};
 use crate::plane::choose::{HostReport, Wish};
 
 /// A client that waits for something to become true.
@@ -52,6 +55,14 @@ impl Daemon {
                 self.publish();
                 response
             }
+            Request::Plan { file } => match self.plan(file.as_deref().map(Path::new)) {
+                Ok(plan) => Response::Plan { plan: Box::new(plan), applied: false },
+                Err(refused) => refused.into(),
+            },
+            Request::Apply { file } => match self.apply(file.as_deref().map(Path::new)) {
+                Ok(plan) => Response::Plan { plan: Box::new(plan), applied: true },
+                Err(refused) => refused.into(),
+            },
             Request::Logs { tunnel, since_s } => {
                 let since = since_s.map_or(0, |s| clock::now().unix.saturating_sub(s));
                 match self.history.of(&tunnel, since) {
@@ -67,7 +78,7 @@ impl Daemon {
     }
 
     fn tunnel_named(&self, name: &str) -> Option<TunnelId> {
-        self.config.tunnels.iter().position(|t| t.name == name).map(super::policy::tunnel_id)
+        self.registry.tunnel(name)
     }
 
     fn command(
@@ -180,10 +191,8 @@ impl Daemon {
     }
 
     fn change_bandwidth(&mut self, gateway: &str, bps: Option<u64>, save: bool) -> Response {
-        let Some(before) = self.bandwidth.insert(gateway.to_owned(), bps) else {
-            self.bandwidth.remove(gateway);
-            return unknown("gateway", gateway);
-        };
+        let Some(before) = self.bandwidth.get(gateway).copied() else { return unknown("gateway", gateway) };
+        self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Command });
         // What is wrong with another gateway's level is in the log.
         let errors = self.shape();
         let errors: Vec<String> =
@@ -200,13 +209,18 @@ impl Daemon {
         let level = bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
         let message = format!("bandwidth of {gateway} is now {level}");
         self.announce_gateway(Kind::BandwidthChanged, gateway, &message);
-        if save && let Err(e) = saved::keep(&self.config, gateway, bps) {
-            let dir = self.config.daemon.state_dir.display();
-            return Response::Error {
-                kind: ErrorKind::Failed,
-                message: format!("{message}, but only until a restart: it could not be saved: {e}"),
-                hint: format!("make {dir} writable for the daemon, or set bandwidth in the configuration"),
-            };
+        if save {
+            if let Err(e) = saved::keep(&self.config, gateway, bps) {
+                let dir = self.config.daemon.state_dir.display();
+                return Response::Error {
+                    kind: ErrorKind::Failed,
+                    message: format!("{message}, but only until a restart: it could not be saved: {e}"),
+                    hint: format!(
+                        "make {dir} writable for the daemon, or set bandwidth in the configuration"
+                    ),
+                };
+            }
+            self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Saved });
         }
         Response::done(message)
     }

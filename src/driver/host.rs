@@ -88,7 +88,7 @@ impl Daemon {
     }
 
     fn mend_shaping(&mut self) {
-        if self.bandwidth.values().all(Option::is_none) {
+        if self.bandwidth.values().all(|level| level.bps.is_none()) {
             return;
         }
         let Some(shaper) = &mut self.shaper else { return };

@@ -21,6 +21,7 @@ mod perform;
 mod plane;
 mod policy;
 mod publish;
+mod reload;
 mod resolver;
 pub mod saved;
 mod sockets;
@@ -37,6 +38,7 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
 use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent, PlaneKind};
+use cygnet_model::registry::Registry;
 use cygnet_model::{ChildId, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -44,12 +46,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::config::model::{Config, Guards, PeerAddress, PlaneChoice};
-use crate::config::{Loaded, units};
+use crate::config::Loaded;
+use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
 use crate::control::{self, Ask};
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
+use crate::observe::http::Exporter;
 use crate::observe::passage::{Carried, Passage};
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
@@ -61,6 +64,7 @@ use self::answer::Waiter;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
+use self::reload::Level;
 use self::resolver::Resolver;
 use self::sockets::{Received, Sockets};
 
@@ -95,11 +99,20 @@ struct Daemon {
     /// Outer addresses that cannot be used.
     closed: BTreeSet<IpAddr>,
     resolver: Resolver,
+    /// Where resolvers put what they learn.
+    answers: mpsc::Sender<resolver::Resolved>,
     /// Names of customer gateways that have no answer, and whose tunnels were told so.
     unresolved: BTreeSet<String>,
     shaper: Option<Shaper>,
-    bandwidth: BTreeMap<String, Option<u64>>,
+    bandwidth: BTreeMap<String, Level>,
     resolved: Resolved,
+    /// Numbers of tunnels and children.
+    registry: Registry,
+    /// Where the tunnels with these numbers stand in the configuration.
+    places: BTreeMap<TunnelId, usize>,
+    /// Children that the configuration has no more, whose guards stay until their SAs are gone.
+    leaving: BTreeSet<ChildId>,
+    exporter: Option<Exporter>,
     counters: Counters,
     history: History,
     events: broadcast::Sender<Event>,
@@ -226,7 +239,12 @@ impl Daemon {
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
-        let foreign = match occupy(&mut plane, &config, natt) {
+        let registry = registered(&config)?;
+        if let Err(e) = saved::keep_registry(&config, &registry) {
+            let dir = config.daemon.state_dir.display();
+            tracing::warn!(error = %e, "the numbers of tunnels are not kept over a restart: {dir} cannot be written");
+        }
+        let foreign = match occupy(&mut plane, &config, &registry, natt) {
             Ok(foreign) => foreign,
             Err(e) => {
                 // Why the start failed is what counts; what could not be released is in the log.
@@ -240,18 +258,14 @@ impl Daemon {
         endpoint.reserve_spis(foreign);
 
         let (publisher, subscriber) = observe::channel();
-        if let Some(listener) = metrics {
-            observe::http::spawn(listener, subscriber).context("cannot serve metrics")?;
-        }
+        let exporter = metrics
+            .map(|listener| observe::http::spawn(listener, subscriber).context("cannot serve metrics"))
+            .transpose()?;
         let (events, _) = broadcast::channel(256);
         let (asks_tx, asks) = mpsc::channel(64);
         tokio::spawn(control::server::serve(control, asks_tx, events.clone()));
         let (resolved_tx, resolved) = mpsc::channel(16);
-        let names = config.customer_gateways.iter().filter_map(|c| match &c.address {
-            PeerAddress::Dns(name) => Some(name.clone()),
-            PeerAddress::Ip(_) => None,
-        });
-        let resolver = Resolver::spawn(names.collect::<BTreeSet<_>>(), &resolved_tx);
+        let resolver = Resolver::spawn(names(&config), &resolved_tx);
         let plane_fd = plane.port_ref().event_fd().map(watched).transpose()?;
         let host = HostMonitor::open()
             .inspect_err(|e| tracing::warn!(error = %e, "changes of the host are seen late"))
@@ -269,10 +283,15 @@ impl Daemon {
             outer: Outer::new(),
             closed: BTreeSet::new(),
             resolver,
+            answers: resolved_tx,
             unresolved: BTreeSet::new(),
             shaper: None,
             bandwidth: BTreeMap::new(),
             resolved: Resolved::new(),
+            registry,
+            places: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            exporter,
             counters: Counters::default(),
             history: History::default(),
             events,
@@ -296,6 +315,7 @@ impl Daemon {
             config_ok: true,
             config,
         };
+        daemon.set_levels();
         daemon.configure();
         let inputs =
             Inputs { received, asks, resolved, plane: plane_fd, host: host_fd, wall: wall_fd, signals };
@@ -317,25 +337,23 @@ impl Daemon {
             }
         }
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
-        for index in 0..tunnels.len() {
-            self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now.unix));
-        }
-        self.bandwidth = self.config.gateways.iter().map(|g| (g.name.clone(), g.bandwidth)).collect();
-        for (name, bps) in saved::levels(&self.config) {
-            let show = |bps: Option<u64>| bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
-            let (saved, configured) = (show(bps), show(self.bandwidth.get(&name).copied().flatten()));
-            if saved != configured {
-                tracing::info!(gateway = %name, "bandwidth is {saved}, as saved, instead of {configured}");
-            }
-            self.bandwidth.insert(name, bps);
+        self.places = policy::places(&self.registry, &self.config);
+        for id in self.places.keys() {
+            self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now.unix));
         }
         self.look_for_addresses();
         self.shape();
         self.apply_policies();
     }
 
+    /// A configured tunnel.
+    fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
+        self.config.tunnels.get(*self.places.get(&id)?)
+    }
+
     fn apply_policies(&mut self) {
-        let policies = policy::policies(&self.config, &self.outer, &self.resolved, self.choice.plane);
+        let policies =
+            policy::policies(&self.config, &self.registry, &self.outer, &self.resolved, self.choice.plane);
         let mut actions = Vec::new();
         self.endpoint.set_policies(clock::now(), policies, &mut actions);
         self.perform(actions);
@@ -372,7 +390,7 @@ impl Daemon {
                 }
                 () = sleep_until(self.publish_at) => self.publish(),
                 _ = inputs.signals.hup.recv() => {
-                    tracing::warn!(file = %self.path.display(), "reloading is not possible yet; restart the daemon to apply changes");
+                    self.on_hangup();
                 }
                 _ = inputs.signals.term.recv() => break,
                 _ = inputs.signals.int.recv() => break,
@@ -446,7 +464,7 @@ impl Daemon {
             .map(|g| crate::shaping::apply::Gateway {
                 name: g.name.clone(),
                 addresses: self.outer.get(&g.name).cloned().unwrap_or_default(),
-                bandwidth_bps: self.bandwidth.get(&g.name).copied().flatten(),
+                bandwidth_bps: self.bandwidth.get(&g.name).and_then(|level| level.bps),
             })
             .collect();
         // Also without any level: an earlier life of the daemon may have left some.
@@ -497,24 +515,43 @@ pub fn guard(config: &Config) -> anyhow::Result<usize> {
     let choice = choose_plane(config)?;
     let own: BTreeSet<IpAddr> = HostAddresses::read().outer(config).into_values().flatten().collect();
     let mut plane = Plane::open(choice.plane, own, Box::new(|_, _, _| {}))?;
-    let result = occupy(&mut plane, config, Vec::new());
+    let registry = registered(config)?;
+    let result = occupy(&mut plane, config, &registry, Vec::new());
     // Guards in force are better than none, whatever went wrong with one of them.
     plane.end(Guards::Keep)?;
     result?;
-    Ok(policy::guards(config).len())
+    Ok(policy::guards(config, &registry).len())
+}
+
+/// The numbers of a configuration's tunnels, as an earlier life of the daemon gave them.
+fn registered(config: &Config) -> anyhow::Result<Registry> {
+    let mut registry = saved::registry(config);
+    policy::register(&mut registry, config)
+        .map_err(|_| anyhow::anyhow!("the configuration has more tunnels than there are numbers for them"))?;
+    Ok(registry)
+}
+
+/// Names of customer gateways that DNS knows.
+fn names(config: &Config) -> BTreeSet<String> {
+    let name = |c: &CustomerGateway| match &c.address {
+        PeerAddress::Dns(name) => Some(name.clone()),
+        PeerAddress::Ip(_) => None,
+    };
+    config.customer_gateways.iter().filter_map(name).collect()
 }
 
 /// Puts the guards in force and hands the sockets to the plane; gives the SPIs that others use.
 fn occupy(
     plane: &mut Plane,
     config: &Config,
+    registry: &Registry,
     natt: Vec<(IpAddr, Option<UdpSocket>)>,
 ) -> Result<Vec<Spi>, PlaneError> {
     // Guards first: from here on nothing that belongs into a tunnel leaves without one.
-    plane.guard_all(&policy::guards(config))?;
+    plane.guard_all(&policy::guards(config, registry))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
-    plane.follow_sources(policy::sources(config, &HostAddresses::read().outer(config)))?;
+    plane.follow_sources(policy::sources(config, registry, &HostAddresses::read().outer(config)))?;
     let mut foreign = Vec::new();
     for (address, socket) in natt {
         if let Some(socket) = socket {

@@ -63,6 +63,7 @@ impl Daemon {
                 failed.push((child, e.to_string()));
             }
         }
+        self.release_left();
         for (child, detail) in failed {
             self.input(Input::PlaneFailed { child, detail });
         }

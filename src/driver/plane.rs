@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
+use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::routing::Routing;
@@ -129,6 +130,18 @@ impl Plane {
         }
         specs.iter().for_each(|spec| self.wall.guard(spec));
         Ok(())
+    }
+
+    /// Releases the guards of children whose tunnels are closed. Goes on after errors and returns the first.
+    pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
+        let released = match &mut self.esp {
+            Esp::Kernel(p) => children.iter().fold(Ok(()), |first, child| first.and(p.unguard(*child))),
+            Esp::User(p) => p.unguard_all(children),
+        };
+        if released.is_ok() {
+            children.iter().for_each(|child| self.wall.unguard(*child));
+        }
+        released
     }
 
     /// Gives our own plane a 4500 socket to read.

@@ -7,20 +7,51 @@ use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
 use cygnet_ike::wire::Identity;
 use cygnet_model::id::Reqid;
 use cygnet_model::plane::PlaneKind;
+use cygnet_model::registry::{Exhausted, Registry};
 use cygnet_model::tunnel::{GuardAction, GuardSpec};
-use cygnet_model::{ChildId, TunnelId};
+use cygnet_model::{ChildId, TrafficSelector, TunnelId};
 
 use super::addresses::Outer;
-use crate::config::model::{self, Auth, Config, PeerAddress, Tunnel};
+use crate::config::model::{self, Auth, ChildSpec, Config, PeerAddress, Tunnel};
 use crate::plane::source::Wish;
 use crate::plane::user::indistinguishable;
 
 /// What DNS said of customer gateways.
 pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
 
-/// A tunnel's number: its place in the configuration.
-pub fn tunnel_id(index: usize) -> TunnelId {
-    TunnelId(u32::try_from(index).unwrap_or(u32::MAX))
+/// Gives numbers to the tunnels and children of a configuration.
+///
+/// # Errors
+/// If there are none left.
+pub fn register(registry: &mut Registry, config: &Config) -> Result<(), Exhausted> {
+    let children = |t: &Tunnel| t.children().iter().map(|c| child_name(t, c)).collect();
+    registry.follow(config.tunnels.iter().map(|t| (t.name.as_str(), children(t))))
+}
+
+/// What a child is known by as long as its tunnel is configured: the packets that it protects.
+fn child_name(t: &Tunnel, c: &ChildSpec) -> String {
+    let mut name = networks(&c.local, &c.remote);
+    if let Some(mark) = t.mark {
+        name.push_str(&format!(" mark {:#x}/{:#x}", mark.value, mark.mask));
+    }
+    name
+}
+
+fn networks(local: &[TrafficSelector], remote: &[TrafficSelector]) -> String {
+    let list = |all: &[TrafficSelector]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    format!("{} -> {}", list(local), list(remote))
+}
+
+/// A tunnel's children with their numbers. One without a number is not registered.
+fn numbered<'a>(registry: &'a Registry, t: &'a Tunnel) -> impl Iterator<Item = (ChildId, ChildSpec)> + 'a {
+    let number = |c: ChildSpec| Some((registry.child(&t.name, &child_name(t, &c))?, c));
+    t.children().into_iter().filter_map(number)
+}
+
+/// Where the tunnels with these numbers stand in the configuration.
+pub fn places(registry: &Registry, config: &Config) -> BTreeMap<TunnelId, usize> {
+    let place = |(n, t): (usize, &Tunnel)| Some((registry.tunnel(&t.name)?, n));
+    config.tunnels.iter().enumerate().filter_map(place).collect()
 }
 
 fn identity(id: &model::Identity) -> Identity {
@@ -34,8 +65,14 @@ fn identity(id: &model::Identity) -> Identity {
 }
 
 /// The protocol's view of every tunnel. With our own data plane ESP always travels in UDP.
-pub fn policies(config: &Config, outer: &Outer, resolved: &Resolved, plane: PlaneKind) -> Vec<TunnelPolicy> {
-    let make = |(index, t): (usize, &Tunnel)| {
+pub fn policies(
+    config: &Config,
+    registry: &Registry,
+    outer: &Outer,
+    resolved: &Resolved,
+    plane: PlaneKind,
+) -> Vec<TunnelPolicy> {
+    let make = |t: &Tunnel| {
         let local = outer.get(&t.gateway).cloned().unwrap_or_default();
         let remote = match config.customer_gateway(&t.customer_gateway).map(|c| &c.address) {
             Some(PeerAddress::Ip(ip)) => vec![*ip],
@@ -44,8 +81,8 @@ pub fn policies(config: &Config, outer: &Outer, resolved: &Resolved, plane: Plan
         };
         let own = local.first().copied().unwrap_or([0, 0, 0, 0].into());
         let Auth::Psk(psk) = &t.auth;
-        TunnelPolicy {
-            id: tunnel_id(index),
+        Some(TunnelPolicy {
+            id: registry.tunnel(&t.name)?,
             name: t.name.clone(),
             local_id: t.local_id.as_ref().map_or_else(|| Identity::address(own), identity),
             remote_id: identity(&t.remote_id),
@@ -71,45 +108,41 @@ pub fn policies(config: &Config, outer: &Outer, resolved: &Resolved, plane: Plan
                 max: t.ike.retransmit.max,
                 tries: u32::from(t.ike.retransmit.tries) + 1,
             },
-            children: children(t),
-        }
+            children: numbered(registry, t).map(|(id, c)| (id.index, child_policy(t, c))).collect(),
+        })
     };
-    config.tunnels.iter().enumerate().map(make).collect()
+    config.tunnels.iter().filter_map(make).collect()
 }
 
-fn children(t: &Tunnel) -> Vec<ChildPolicy> {
-    t.children()
-        .into_iter()
-        .map(|c| ChildPolicy {
-            local: c.local,
-            remote: c.remote,
-            proposals: t.esp.proposals.clone(),
-            lifetime: t.esp.lifetime,
-            bytes: t.esp.bytes.unwrap_or(0),
-            replay_window: t.esp.replay_window,
-            mark: t.mark,
-            weight: t.weight,
-        })
-        .collect()
+fn child_policy(t: &Tunnel, c: ChildSpec) -> ChildPolicy {
+    ChildPolicy {
+        local: c.local,
+        remote: c.remote,
+        proposals: t.esp.proposals.clone(),
+        lifetime: t.esp.lifetime,
+        bytes: t.esp.bytes.unwrap_or(0),
+        replay_window: t.esp.replay_window,
+        mark: t.mark,
+        weight: t.weight,
+    }
 }
 
 /// Which source own packets into every child get.
-pub fn sources(config: &Config, outer: &Outer) -> Vec<Wish> {
+pub fn sources(config: &Config, registry: &Registry, outer: &Outer) -> Vec<Wish> {
+    let places = places(registry, config);
     let wish = |guard: GuardSpec| {
-        let index = usize::try_from(guard.child.tunnel.0).ok()?;
-        let tunnel = config.tunnels.get(index)?;
+        let tunnel = config.tunnels.get(*places.get(&guard.child.tunnel)?)?;
         let outer = outer.get(&tunnel.gateway).cloned().unwrap_or_default();
         Some(Wish { tunnel: tunnel.name.clone(), source: tunnel.source, guard, outer })
     };
-    guards(config).into_iter().filter_map(wish).collect()
+    guards(config, registry).into_iter().filter_map(wish).collect()
 }
 
 /// The guards of every child: what must never pass in clear text.
-pub fn guards(config: &Config) -> Vec<GuardSpec> {
+pub fn guards(config: &Config, registry: &Registry) -> Vec<GuardSpec> {
     let mut out = Vec::new();
-    for (index, t) in config.tunnels.iter().enumerate() {
-        for (c, n) in t.children().into_iter().zip(0u16..) {
-            let child = ChildId { tunnel: tunnel_id(index), index: n };
+    for t in &config.tunnels {
+        for (child, c) in numbered(registry, t) {
             let Some(reqid) = Reqid::of(child) else { continue };
             let action =
                 if t.start == model::Start::OnDemand { GuardAction::Acquire } else { GuardAction::Drop };
@@ -131,12 +164,12 @@ pub fn guards(config: &Config) -> Vec<GuardSpec> {
 /// Refuses tunnels that the userspace plane would mix up, because only marks tell them apart; the configuration was checked
 /// for the kernel's plane if `data_plane` is `auto`.
 pub fn told_apart(config: &Config) -> anyhow::Result<()> {
-    let guards = guards(config);
+    // Which numbers they have is of no matter here.
+    let mut registry = Registry::default();
+    let _ = register(&mut registry, config);
+    let guards = guards(config, &registry);
     let Some((a, b)) = indistinguishable(&guards).into_iter().next() else { return Ok(()) };
-    let name = |child: ChildId| {
-        let index = usize::try_from(child.tunnel.0).ok();
-        index.and_then(|n| config.tunnels.get(n)).map_or("?", |t| t.name.as_str())
-    };
+    let name = |child: ChildId| registry.name(child.tunnel).unwrap_or("?");
     anyhow::bail!(
         "tunnels {} and {} claim the same packets and only their marks tell them apart, which the userspace data plane \
          does not see; nothing was started: use data_plane: kernel on a host that has ESP, or other networks",
@@ -177,7 +210,10 @@ mod tests {
 
     #[test]
     fn the_weight_of_a_tunnel_reaches_its_guards() {
-        let guards = guards(&two("weight: 3", "weight: 200"));
+        let config = two("weight: 3", "weight: 200");
+        let mut registry = Registry::default();
+        register(&mut registry, &config).unwrap();
+        let guards = guards(&config, &registry);
         assert_eq!(guards.iter().map(|g| g.weight).collect::<Vec<_>>(), [3, 200]);
     }
 }

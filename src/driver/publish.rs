@@ -13,11 +13,11 @@ use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Timestamp, TunnelId};
 
 use super::tell::lesson_words;
-use super::{Daemon, clock, policy};
+use super::{Daemon, clock};
 use crate::config::model::Start;
 use crate::observe::snapshot::{
-    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, MissingStatus, Nat, PathStatus,
-    RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
+    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, MissingStatus, Nat, Origin,
+    PathStatus, RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -120,7 +120,7 @@ impl Daemon {
         let now = clock::now();
         let Some(view) = self.endpoint.view(id) else { return };
         let state = tunnel_state(view.state);
-        let Some(t) = usize::try_from(id.0).ok().and_then(|n| self.config.tunnels.get(n)) else { return };
+        let Some(t) = self.places.get(&id).and_then(|n| self.config.tunnels.get(*n)) else { return };
         // Neither a tunnel that was taken down nor one that waits for its first packet is missed.
         let idle = state == TunnelState::Waiting && t.start == Start::OnDemand;
         self.counters.set_up(&t.name, state.is_up() || idle || state == TunnelState::Down, now.mono);
@@ -188,12 +188,12 @@ impl Daemon {
     fn snapshot(&mut self) -> Snapshot {
         let now = clock::now();
         let mut tunnels = Vec::new();
-        for index in 0..self.config.tunnels.len() {
-            let id = policy::tunnel_id(index);
+        // In the order of the file.
+        let ids: Vec<TunnelId> =
+            self.config.tunnels.iter().filter_map(|t| self.registry.tunnel(&t.name)).collect();
+        for id in ids {
             self.note_state(id);
-            if let Some(status) = self.tunnel_status(index, id, now.mono) {
-                tunnels.push(status);
-            }
+            tunnels.extend(self.tunnel_status(id, now.mono));
         }
         let gateways = (self.config.gateways.iter())
             .map(|g| {
@@ -203,7 +203,11 @@ impl Daemon {
                 GatewayStatus {
                     name: g.name.clone(),
                     address: addresses.join(", "),
-                    bandwidth_bps: self.bandwidth.get(&g.name).copied().flatten(),
+                    bandwidth_bps: self.bandwidth.get(&g.name).and_then(|level| level.bps),
+                    bandwidth_origin: self
+                        .bandwidth
+                        .get(&g.name)
+                        .map_or_else(Origin::default, |level| level.origin),
                     tx_bps: rates.map_or(0, |r| r.tx_bps),
                     rx_bps: rates.map_or(0, |r| r.rx_bps),
                     role: crate::observe::snapshot::Role::Single,
@@ -231,8 +235,8 @@ impl Daemon {
         }
     }
 
-    fn tunnel_status(&self, index: usize, id: TunnelId, now: Timestamp) -> Option<TunnelStatus> {
-        let t = self.config.tunnels.get(index)?;
+    fn tunnel_status(&self, id: TunnelId, now: Timestamp) -> Option<TunnelStatus> {
+        let t = self.tunnel(id)?;
         let view = self.endpoint.view(id)?;
         let memory = self.tunnels.get(&id)?;
         let state = memory.state;
@@ -253,7 +257,11 @@ impl Daemon {
                 .as_ref()
                 .map(|i| PathStatus { local: i.flow.local.to_string(), remote: i.flow.remote.to_string() }),
             ike: view.ike.as_ref().map(|i| ike_status(i, now, &t.remote_id.to_string())),
-            children: view.children.iter().map(|c| child_status(c, &memory.sas, now)).collect(),
+            children: view
+                .children
+                .iter()
+                .map(|c| child_status(c, &view.configured, &memory.sas, now))
+                .collect(),
             coverage: coverage_status(&view.coverage),
             unanswered_s: self.unanswered(id, now),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
@@ -330,7 +338,13 @@ fn ike_status(i: &IkeView, now: Timestamp, peer_id: &str) -> IkeStatus {
     }
 }
 
-fn child_status(c: &ChildView, sas: &BTreeMap<SaId, SaCounters>, now: Timestamp) -> ChildStatus {
+fn child_status(
+    c: &ChildView,
+    rules: &[ConfiguredView],
+    sas: &BTreeMap<SaId, SaCounters>,
+    now: Timestamp,
+) -> ChildStatus {
+    let rule = rules.iter().position(|rule| rule.index == c.of);
     let of = |direction, spi| sas.get(&SaId { child: c.id, direction, spi }).copied().unwrap_or_default();
     let (inbound, outbound) = (of(Direction::In, c.inbound), of(Direction::Out, c.outbound));
     ChildStatus {
@@ -347,6 +361,6 @@ fn child_status(c: &ChildView, sas: &BTreeMap<SaId, SaCounters>, now: Timestamp)
         rekey_in_s: c.rekey_at.since(now).as_secs(),
         expires_in_s: Some(c.expire_at.since(now).as_secs()),
         age_s: now.since(c.made).as_secs(),
-        rule: c.of,
+        rule: rule.and_then(|n| u16::try_from(n).ok()),
     }
 }

@@ -1,10 +1,13 @@
-//! Bandwidth levels that outlive a restart: `bandwidth.json` in the state directory, one object from the name of a
-//! gateway to bits per second or null.
+//! What outlives a restart, in the state directory: `bandwidth.json`, one object from the name of a gateway to bits per
+//! second or null, and `registry.json`, the numbers of tunnels and children.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use cygnet_model::registry::Registry;
+use serde::{Deserialize, Serialize};
 
 use crate::config::model::Config;
 
@@ -41,14 +44,26 @@ pub(super) fn levels(config: &Config) -> Levels {
     }
 }
 
-/// Keeps a level over restarts: written beside and renamed, so that the file is always whole.
+/// Keeps a level over restarts.
 pub(super) fn keep(config: &Config, gateway: &str, bps: Option<u64>) -> io::Result<()> {
-    fs::create_dir_all(&config.daemon.state_dir)?;
     let mut saved = levels(config);
     saved.insert(gateway.to_owned(), bps);
-    let path = path(config);
+    replace(config, &path(config), &show(&saved)?)
+}
+
+/// Forgets the saved level of a gateway, if there is one.
+pub(super) fn forget(config: &Config, gateway: &str) -> io::Result<()> {
+    let mut saved = levels(config);
+    match saved.remove(gateway) {
+        Some(_) => replace(config, &path(config), &show(&saved)?),
+        None => Ok(()),
+    }
+}
+
+/// Writes a file of the state directory: beside and renamed, so that it is always whole.
+fn replace(config: &Config, path: &Path, content: &str) -> io::Result<()> {
+    fs::create_dir_all(&config.daemon.state_dir)?;
     let beside = path.with_extension("tmp");
-    let content = show(&saved)?;
     let written = fs::File::create(&beside)
         .and_then(|mut file| {
             file.write_all(content.as_bytes())?;
@@ -60,4 +75,95 @@ pub(super) fn keep(config: &Config, gateway: &str, bps: Option<u64>) -> io::Resu
         let _ = fs::remove_file(&beside);
     }
     written
+}
+
+/// The registry as it is kept.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    version: u32,
+    next: u32,
+    tunnels: BTreeMap<String, KeptTunnel>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptTunnel {
+    number: u32,
+    next: u16,
+    children: BTreeMap<String, u16>,
+}
+
+/// Larger files are nobody's registry.
+const MAX_REGISTRY: u64 = 256 * 1024 * 1024;
+
+fn registry_path(config: &Config) -> PathBuf {
+    config.daemon.state_dir.join("registry.json")
+}
+
+/// Reads the content of a kept registry. `None` if it is none, or of another version.
+pub fn parse_registry(content: &[u8]) -> Option<Registry> {
+    let kept: Kept = serde_json::from_slice(content).ok().filter(|k: &Kept| k.version == 1)?;
+    let rows = kept.tunnels.into_iter().map(|(name, t)| (name, t.number, t.next, t.children));
+    Registry::from_rows(kept.next, rows)
+}
+
+/// The content that [`parse_registry`] reads.
+pub fn show_registry(registry: &Registry) -> Result<String, serde_json::Error> {
+    let (next, rows) = registry.rows();
+    let tunnels =
+        rows.map(|(name, number, next, children)| (name, KeptTunnel { number, next, children })).collect();
+    serde_json::to_string(&Kept { version: 1, next, tunnels })
+}
+
+/// The numbers of an earlier life of the daemon; none if they are not there, not readable or nearly used up. Then counting
+/// begins anew, which is safe: nothing that lives is known by them, and what is left in the kernel is replaced.
+pub(super) fn registry(config: &Config) -> Registry {
+    let path = registry_path(config);
+    let content = match fs::metadata(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Registry::default(),
+        Ok(facts) if facts.len() > MAX_REGISTRY => Err(io::ErrorKind::FileTooLarge.into()),
+        _ => fs::read(&path),
+    };
+    match content.map(|content| parse_registry(&content)) {
+        Ok(Some(registry)) if !registry.is_worn() => registry,
+        Ok(Some(_)) => Registry::default(),
+        Ok(None) => {
+            tracing::warn!(file = %path.display(), "the numbers of tunnels are not readable and begin anew");
+            Registry::default()
+        }
+        Err(e) => {
+            tracing::warn!(file = %path.display(), error = %e, "the numbers of tunnels are not readable and begin anew");
+            Registry::default()
+        }
+    }
+}
+
+/// Keeps the numbers over restarts.
+pub(super) fn keep_registry(config: &Config, registry: &Registry) -> io::Result<()> {
+    replace(config, &registry_path(config), &show_registry(registry)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_back_and_what_is_not_ours_does_not() {
+        let mut registry = Registry::default();
+        registry.follow([("a", vec!["10.1.0.0/16 -> 10.2.0.0/16".to_owned()]), ("b", vec![])]).unwrap();
+        let content = show_registry(&registry).unwrap();
+        assert_eq!(parse_registry(content.as_bytes()), Some(registry));
+        // What this version writes must be read by later ones.
+        let golden = r#"{"version":1,"next":2,"tunnels":{"a":{"number":0,"next":1,"children":{"10.1.0.0/16 -> 10.2.0.0/16":0}},"b":{"number":1,"next":0,"children":{}}}}"#;
+        assert_eq!(content, golden);
+        for other in [
+            "",
+            "{}",
+            &golden.replace("\"version\":1", "\"version\":2"),
+            &golden.replace("\"number\":1", "\"number\":0"),
+        ] {
+            assert_eq!(parse_registry(other.as_bytes()), None, "{other}");
+        }
+    }
 }

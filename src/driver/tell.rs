@@ -41,8 +41,7 @@ pub(super) const OF_FAILURES: u32 = 20;
 impl Daemon {
     /// A tunnel's name.
     pub(super) fn tunnel_name(&self, id: TunnelId) -> Option<String> {
-        let index = usize::try_from(id.0).ok()?;
-        self.config.tunnels.get(index).map(|t| t.name.clone())
+        self.registry.name(id).map(str::to_owned)
     }
 
     /// Tells of the daemon as a whole.

@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::prometheus::{Format, render};
@@ -31,19 +32,29 @@ const MAX_HEAD: usize = 16 * 1024;
 /// No request needs more headers.
 const MAX_HEADERS: usize = 64;
 
-/// Serves what is published on a bound listener until the process ends.
-pub fn spawn(listener: StdListener, published: Subscriber) -> io::Result<()> {
+/// An exporter that serves until it is dropped.
+#[derive(Debug)]
+pub struct Exporter {
+    _stop: oneshot::Sender<()>,
+}
+
+/// Serves what is published on a bound listener, on a thread of its own.
+pub fn spawn(listener: StdListener, published: Subscriber) -> io::Result<Exporter> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let (stop, stopped) = oneshot::channel::<()>();
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         runtime.block_on(async move {
             match TcpListener::from_std(listener) {
-                Ok(listener) => serve(listener, published).await,
+                Ok(listener) => tokio::select! {
+                    () = serve(listener, published) => {}
+                    _ = stopped => {}
+                },
                 Err(e) => tracing::error!(error = %e, "the metrics listener cannot be used"),
             }
         });
     })?;
-    Ok(())
+    Ok(Exporter { _stop: stop })
 }
 
 /// Serves what is published on a bound listener.

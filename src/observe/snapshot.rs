@@ -94,12 +94,28 @@ pub struct GatewayStatus {
     pub address: String,
     /// Cap on what leaves to the public network; null: none.
     pub bandwidth_bps: Option<u64>,
+    /// Where that comes from.
+    #[serde(default)]
+    pub bandwidth_origin: Origin,
     /// What left in the last sampling interval.
     pub tx_bps: u64,
     /// What arrived.
     pub rx_bps: u64,
     /// Role in a pair of hosts.
     pub role: Role,
+}
+
+/// Where a bandwidth level comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The configuration.
+    #[default]
+    Configuration,
+    /// A command, until the daemon is restarted or the configuration says something else.
+    Command,
+    /// A command that was saved: until the configuration says something else.
+    Saved,
 }
 
 /// A gateway's role in a pair of hosts.
@@ -371,9 +387,9 @@ pub struct ChildStatus {
     /// How long ago these keys were made.
     #[serde(default)]
     pub age_s: u64,
-    /// Position in `rules` of the configured child that it is, or is a part of.
+    /// Position in `rules` of the configured child that it is, or is a part of; null: the configuration has it no more.
     #[serde(default)]
-    pub rule: u16,
+    pub rule: Option<u16>,
 }
 
 /// Packets dropped by an inbound SA.

@@ -494,9 +494,7 @@ impl DataPlane for KernelPlane {
         let operation = format!("open the tunnel of {}", name(spec.child));
         let policies = spd::tunnel_policies(spec, self.newest_outbound(spec.child))
             .map_err(|e| error(&operation, &e))?;
-        if !self.spd.has(Layer::Guard, spec.child) {
-            self.spd.weigh(spec.child, spec.weight);
-        }
+        self.spd.weigh(spec.child, spec.weight);
         self.change(Layer::Tunnel, spec.child, policies, &operation)?;
         self.tunnels.insert(spec.child, spec.clone());
         if self.inherited.remove(&spec.child) {

@@ -1,0 +1,380 @@
+//! The running gateway follows its configuration.
+//!
+//! First everything is prepared that can fail: the file is read, numbers are given, the exporter's and the gateways'
+//! sockets are opened, and new guards are put in force beside the old ones. If any of it fails it is taken back, and all is
+//! as before. Only then the new configuration is taken over, and what it has no more is let go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use cygnet_model::registry::Registry;
+use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::{ChildId, plane::PlaneKind};
+
+use super::addresses::HostAddresses;
+use super::resolver::Resolver;
+use super::{Daemon, names, policy, saved};
+use crate::config::diff::{self, Action, Impact, Plan};
+use crate::config::model::Config;
+use crate::config::{self, Loaded, units};
+use crate::control::{ErrorKind, Response};
+use crate::observe;
+use crate::observe::events::Kind;
+use crate::observe::snapshot::Origin;
+
+/// How long the port of an exporter that ends may take to be free.
+const PORT_WAIT: (Duration, u32) = (Duration::from_millis(10), 50);
+
+/// A gateway's bandwidth level in force.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Level {
+    /// Bits per second; `None`: unlimited.
+    pub bps: Option<u64>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Why nothing was changed.
+pub(super) enum Refused {
+    /// The file has errors: one line for each, and for each warning.
+    BadConfig(Vec<String>),
+    /// Something could not be prepared.
+    Unprepared { message: String, hint: &'static str },
+}
+
+impl Refused {
+    fn unprepared(message: impl Into<String>, hint: &'static str) -> Self {
+        Self::Unprepared { message: message.into(), hint }
+    }
+}
+
+impl From<Refused> for Response {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::BadConfig(problems) => Self::BadConfig { problems },
+            Refused::Unprepared { message, hint } => Self::Error {
+                kind: ErrorKind::Failed,
+                message: format!("nothing was changed: {message}"),
+                hint: hint.to_owned(),
+            },
+        }
+    }
+}
+
+impl Daemon {
+    /// What it takes to get from what runs to a file.
+    pub(super) fn plan(&self, file: Option<&Path>) -> Result<Plan, Refused> {
+        self.read(file).map(|(_, plan)| plan)
+    }
+
+    fn read(&self, file: Option<&Path>) -> Result<(Config, Plan), Refused> {
+        let path = file.unwrap_or(&self.path);
+        let lines = |problems: &[config::Problem]| {
+            let name = config::error::quoted_path(&path.to_string_lossy());
+            problems.iter().map(|p| p.one_line(&name)).collect::<Vec<_>>()
+        };
+        let Loaded { config, warnings } =
+            config::load(path).map_err(|errors| Refused::BadConfig(lines(&errors.problems)))?;
+        let mut plan = diff::plan(&self.config, &config);
+        plan.notes.extend(self.level_notes(&config));
+        for line in lines(&warnings) {
+            tracing::debug!("{line}");
+        }
+        Ok((config, plan))
+    }
+
+    /// What becomes of levels that were set by command: the last word counts, whoever says it.
+    fn level_notes(&self, new: &Config) -> Vec<String> {
+        let note = |(name, level): (&String, &Level)| {
+            let stays = self.override_stays(name, new)?;
+            let set = show(level.bps);
+            Some(if stays {
+                format!("the bandwidth of {name} stays at {set}, as set by command")
+            } else {
+                format!("the bandwidth of {name}, {set} as set by command, gives way to what the file says")
+            })
+        };
+        self.bandwidth.iter().filter_map(note).collect()
+    }
+
+    /// Whether a level that was set by command stays in force under a new configuration; `None` if there is none.
+    fn override_stays(&self, gateway: &str, new: &Config) -> Option<bool> {
+        let level = self.bandwidth.get(gateway)?;
+        if level.origin == Origin::Configuration {
+            return None;
+        }
+        let (old, new) = (self.config.gateway(gateway)?, new.gateway(gateway)?);
+        Some(old.bandwidth == new.bandwidth)
+    }
+
+    /// The levels of the configuration, and over them those that were saved.
+    pub(super) fn set_levels(&mut self) {
+        self.bandwidth = configured(&self.config);
+        for (name, bps) in saved::levels(&self.config) {
+            let before = self.bandwidth.insert(name.clone(), Level { bps, origin: Origin::Saved });
+            if let Some(before) = before.filter(|level| level.bps != bps) {
+                let (saved, configured) = (show(bps), show(before.bps));
+                tracing::info!(gateway = %name, "bandwidth is {saved}, as saved, instead of {configured}");
+            }
+        }
+    }
+
+    /// SIGHUP.
+    pub(super) fn on_hangup(&mut self) {
+        use sd_notify::NotifyState;
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            let _ = sd_notify::notify(&[NotifyState::Reloading, now]);
+        }
+        // What there is to say of it is in the log and the events.
+        let _ = self.apply(None);
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    /// Makes the running gateway what a file says, or changes nothing.
+    pub(super) fn apply(&mut self, file: Option<&Path>) -> Result<Plan, Refused> {
+        let shown = observe::one_line(&file.unwrap_or(&self.path).to_string_lossy());
+        let result = self.read(file).and_then(|(config, plan)| {
+            if plan.changes() {
+                self.take_over(config)?;
+            }
+            Ok(plan)
+        });
+        self.config_ok = result.is_ok();
+        match &result {
+            Ok(plan) => {
+                let message = format!("{shown}: {}", summary(plan));
+                self.announce(Kind::ConfigApplied, &message);
+                for c in plan.waits_for_restart() {
+                    tracing::warn!("daemon.{} takes effect when the daemon is restarted", c.field);
+                }
+            }
+            Err(Refused::BadConfig(problems)) => {
+                for line in problems {
+                    tracing::error!("{}", observe::one_line(line));
+                }
+                let errors = problems.len();
+                self.announce(
+                    Kind::ConfigRefused,
+                    &format!("{shown} was refused for {errors} problems; nothing was changed"),
+                );
+            }
+            Err(Refused::Unprepared { message, .. }) => {
+                let message = format!("{shown} was refused; nothing was changed: {message}");
+                tracing::error!("{}", observe::one_line(&message));
+                self.announce(Kind::ConfigRefused, &message);
+            }
+        }
+        self.publish();
+        result
+    }
+
+    fn take_over(&mut self, mut new: Config) -> Result<(), Refused> {
+        // These wait for a restart; what depends on them goes on with the old ones.
+        new.daemon.control_socket.clone_from(&self.config.daemon.control_socket);
+        new.daemon.state_dir.clone_from(&self.config.daemon.state_dir);
+        new.daemon.data_plane = self.config.daemon.data_plane;
+        if self.choice.plane == PlaneKind::Userspace {
+            policy::told_apart(&new).map_err(|e| Refused::unprepared(e.to_string(), ""))?;
+        }
+        let mut registry = self.registry.clone();
+        policy::register(&mut registry, &new).map_err(|_| {
+            Refused::unprepared("there are no numbers left for new tunnels", "restart the daemon")
+        })?;
+        let guards = policy::guards(&new, &registry);
+        let before = policy::guards(&self.config, &self.registry);
+
+        let opened = self.open_new_addresses(&new)?;
+        if let Err(refused) = self.put_guards(&before, &guards).and_then(|()| self.follow_metrics(&new)) {
+            // Both are as they were if that fails, too, but for what is in the log.
+            self.take_guards_back(&before, &guards);
+            opened.iter().for_each(|address| self.close_address(*address));
+            return Err(refused);
+        }
+        self.commit(new, registry, &before, &guards);
+        Ok(())
+    }
+
+    /// Opens sockets on addresses of the new configuration that this host has.
+    fn open_new_addresses(&mut self, new: &Config) -> Result<Vec<IpAddr>, Refused> {
+        let host = HostAddresses::read();
+        let wanted: BTreeSet<IpAddr> = host.outer(new).into_values().flatten().collect();
+        let mut opened = Vec::new();
+        for address in wanted.difference(&self.sockets.addresses()).copied().collect::<Vec<_>>() {
+            // One that is absent is waited for, as at the start.
+            if !host.has(address) {
+                continue;
+            }
+            if let Err(e) = self.open_address(address) {
+                opened.iter().for_each(|address| self.close_address(*address));
+                let message = format!("cannot use address {address} of a gateway: {e:#}");
+                return Err(Refused::unprepared(message, "stop who uses it: ss -lnpu"));
+            }
+            opened.push(address);
+        }
+        Ok(opened)
+    }
+
+    fn put_guards(&mut self, before: &[GuardSpec], guards: &[GuardSpec]) -> Result<(), Refused> {
+        let known: BTreeMap<ChildId, &GuardSpec> = before.iter().map(|g| (g.child, g)).collect();
+        let changed: Vec<GuardSpec> =
+            guards.iter().filter(|g| known.get(&g.child) != Some(g)).cloned().collect();
+        self.plane
+            .guard_all(&changed)
+            .map_err(|e| Refused::unprepared(e.to_string(), "cygnet doctor shows what this host offers"))
+    }
+
+    fn take_guards_back(&mut self, before: &[GuardSpec], guards: &[GuardSpec]) {
+        let known: BTreeSet<ChildId> = before.iter().map(|g| g.child).collect();
+        let new: Vec<ChildId> = guards.iter().map(|g| g.child).filter(|c| !known.contains(c)).collect();
+        let undone = self.plane.guard_all(before).and(self.plane.unguard_all(&new));
+        if let Err(e) = undone {
+            tracing::error!(error = %e, "guards of a configuration that was refused are left");
+        }
+    }
+
+    /// Serves metrics where the new configuration wants them.
+    fn follow_metrics(&mut self, new: &Config) -> Result<(), Refused> {
+        let (old, wanted) = (self.config.daemon.metrics, new.daemon.metrics);
+        if old == wanted {
+            return Ok(());
+        }
+        let Some(listen) = wanted else {
+            self.exporter = None;
+            return Ok(());
+        };
+        // The same port on another address may be one that we hold ourselves.
+        let shares = old.is_some_and(|old| old.port() == listen.port());
+        if shares {
+            self.exporter = None;
+        }
+        match self.serve_metrics(listen, shares) {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                if let (true, Some(old)) = (shares, old)
+                    && let Err(e) = self.serve_metrics(old, true)
+                {
+                    tracing::error!(error = %e, "metrics are not served on TCP {old} any more");
+                }
+                let message = format!("cannot serve metrics on TCP {listen}: {e}");
+                Err(Refused::unprepared(message, "stop who uses it: ss -lntp"))
+            }
+        }
+    }
+
+    fn serve_metrics(&mut self, listen: SocketAddr, patient: bool) -> std::io::Result<()> {
+        let mut tries = if patient { PORT_WAIT.1 } else { 0 };
+        let listener = loop {
+            match std::net::TcpListener::bind(listen) {
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(PORT_WAIT.0);
+                }
+                bound => break bound?,
+            }
+        };
+        self.exporter = Some(observe::http::spawn(listener, self.publisher.subscribe())?);
+        Ok(())
+    }
+
+    /// Takes over what was prepared. What fails from here on is mended by the audit, as if others had disturbed it.
+    fn commit(&mut self, new: Config, registry: Registry, before: &[GuardSpec], guards: &[GuardSpec]) {
+        if let Err(e) = saved::keep_registry(&self.config, &registry) {
+            let dir = self.config.daemon.state_dir.display();
+            tracing::warn!(error = %e, "the numbers of tunnels are not kept over a restart: {dir} cannot be written");
+        }
+        self.follow_levels(&new);
+        let asked = names(&new);
+        if asked != names(&self.config) {
+            self.unresolved.retain(|name| asked.contains(name));
+            self.resolved.retain(|name, _| asked.contains(name));
+            self.resolver = Resolver::spawn(asked, &self.answers);
+        }
+        let gone: Vec<String> = (self.config.tunnels.iter())
+            .filter(|t| registry.tunnel(&t.name) != self.registry.tunnel(&t.name))
+            .map(|t| t.name.clone())
+            .collect();
+        // Told while they still have a name.
+        for name in &gone {
+            if let Some(id) = self.registry.tunnel(name) {
+                self.tell_tunnel(id, Kind::TunnelDown, "the configuration has it no more");
+                self.tunnels.remove(&id);
+            }
+        }
+        self.config = new;
+        self.registry = registry;
+        self.configure();
+        let sources = policy::sources(&self.config, &self.registry, &self.outer);
+        if let Err(e) = self.plane.follow_sources(sources) {
+            tracing::warn!(error = %e, "own packets do not have their sources");
+        }
+        let kept: BTreeSet<ChildId> = guards.iter().map(|g| g.child).collect();
+        self.leaving.extend(before.iter().map(|g| g.child).filter(|child| !kept.contains(child)));
+        self.release_left();
+    }
+
+    /// Releases the guards of children that the configuration has no more and that have no SA any more.
+    pub(super) fn release_left(&mut self) {
+        let free: Vec<ChildId> =
+            self.leaving.iter().copied().filter(|child| !self.endpoint.is_carried(*child)).collect();
+        if free.is_empty() {
+            return;
+        }
+        match self.plane.unguard_all(&free) {
+            Ok(()) => free.iter().for_each(|child| {
+                self.leaving.remove(child);
+            }),
+            Err(e) => {
+                tracing::warn!(error = %e, "guards that nobody wants any more could not be released yet")
+            }
+        }
+    }
+
+    fn follow_levels(&mut self, new: &Config) {
+        let mut levels = configured(new);
+        for (name, level) in &mut levels {
+            match self.override_stays(name, new) {
+                None => {}
+                Some(true) => {
+                    if let Some(set) = self.bandwidth.get(name) {
+                        *level = *set;
+                    }
+                }
+                Some(false) => {
+                    if let Err(e) = saved::forget(&self.config, name) {
+                        tracing::warn!(gateway = %name, error = %e, "a saved bandwidth level comes back with the next start");
+                    }
+                }
+            }
+        }
+        self.bandwidth = levels;
+    }
+}
+
+fn configured(config: &Config) -> BTreeMap<String, Level> {
+    let level = |bps| Level { bps, origin: Origin::Configuration };
+    config.gateways.iter().map(|g| (g.name.clone(), level(g.bandwidth))).collect()
+}
+
+fn show(bps: Option<u64>) -> String {
+    bps.map_or_else(|| "unlimited".to_owned(), units::show_rate)
+}
+
+/// A plan in a sentence.
+fn summary(plan: &Plan) -> String {
+    if !plan.changes() {
+        return "nothing to change".to_owned();
+    }
+    let count = |f: &dyn Fn(&diff::Step) -> bool| plan.steps.iter().filter(|s| f(s)).count();
+    let changed = |impact| count(&|s| s.action == Action::Change && s.impact == impact);
+    format!(
+        "{} added, {} removed, {} changed in place, {} with new keys, {} anew, {} untouched",
+        count(&|s| s.action == Action::Add),
+        count(&|s| s.action == Action::Remove),
+        changed(Impact::InPlace),
+        changed(Impact::Rekey),
+        changed(Impact::Restart),
+        count(&|s| s.action == Action::Keep),
+    )
+}
