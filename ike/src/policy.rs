@@ -170,6 +170,9 @@ pub struct TunnelPolicy {
     pub remote_id: Identity,
     /// The shared key.
     pub psk: SecretBytes,
+    /// Keys that are good as well while one is exchanged for another at both ends, one end after the other. A peer may
+    /// prove any of them; we try them in turn.
+    pub other_psks: Vec<SecretBytes>,
     /// How it comes up.
     pub start: Start,
     /// Acceptable IKE algorithms, preferred first.
@@ -199,6 +202,7 @@ impl TunnelPolicy {
             local_id: self.local_id.clone(),
             remote_id: self.remote_id.clone(),
             psk: self.psk.duplicate(),
+            other_psks: self.other_psks.iter().map(SecretBytes::duplicate).collect(),
             start: self.start,
             proposals: self.proposals.clone(),
             lifetime: self.lifetime,
@@ -208,6 +212,17 @@ impl TunnelPolicy {
             retransmit: self.retransmit,
             children: self.children.clone(),
         }
+    }
+
+    /// The keys that are good, preferred first.
+    pub(crate) fn psks(&self) -> impl Iterator<Item = &SecretBytes> {
+        std::iter::once(&self.psk).chain(&self.other_psks)
+    }
+
+    /// The key to try after this many that the peer did not know.
+    pub(crate) fn psk_after(&self, refused: usize) -> &SecretBytes {
+        let turn = refused.checked_rem(1 + self.other_psks.len()).unwrap_or(0);
+        self.psks().nth(turn).unwrap_or(&self.psk)
     }
 
     /// Addresses to initiate with.

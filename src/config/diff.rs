@@ -4,11 +4,14 @@
 //! key by key.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::model::{Auth, Config, Tunnel};
+use cygnet_model::SecretBytes;
+
+use super::model::{Auth, Config, Psk, Tunnel};
 use super::show;
 
 /// What a change costs. The words are those of `cygnet plan`.
@@ -198,7 +201,10 @@ impl Step {
 fn look_behind(step: &mut Step, old: (&Config, Option<&Tunnel>), new: (&Config, Option<&Tunnel>)) {
     let ((old, Some(before)), (new, Some(after))) = (old, new) else { return };
     let (Auth::Psk(was), Auth::Psk(is)) = (&before.auth, &after.auth);
-    if was.secret != is.secret {
+    let secrets = |psk: &Psk| -> Vec<Arc<SecretBytes>> {
+        std::iter::once(psk).chain(&psk.others).map(|psk| Arc::clone(&psk.secret)).collect()
+    };
+    if secrets(was) != secrets(is) {
         let field = "auth.psk".to_owned();
         step.add(Change { field, before: None, after: None, impact: Impact::InPlace });
     }

@@ -273,6 +273,12 @@ pub static AUTH: Section = Section {
             "File with the pre-shared key, relative to this file; only its owner may have access to it.",
         ),
         may(
+            "psk_files",
+            Kind::List(&PATH),
+            "",
+            "The same, of several keys that are good at once while one is exchanged for another, the new one first. At most 4.",
+        ),
+        may(
             "psk",
             Kind::Text { pattern: "", example: "" },
             "",

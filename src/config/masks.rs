@@ -28,7 +28,7 @@ impl Context {
         // What is no word may be a line in which something was forgotten.
         let secret = self != Self::Public || names_secret(key) || !is_nameable(key);
         match secret {
-            true if self != Self::File && key.to_lowercase().ends_with("_file") => Self::File,
+            true if self != Self::File && names_files(key) => Self::File,
             true => Self::Secret,
             false => Self::Public,
         }
@@ -44,6 +44,12 @@ impl Context {
             Self::Secret => true,
         }
     }
+}
+
+/// Whether the values of a key are names of files.
+fn names_files(key: &str) -> bool {
+    let key = key.to_lowercase();
+    key.ends_with("_file") || key.ends_with("_files")
 }
 
 /// Whether the value of a key is secret wherever it strayed to, however other programs and hasty people spell the key.
@@ -130,6 +136,6 @@ mod tests {
         let mut all = Vec::new();
         keys(&ROOT, &mut all);
         all.retain(|key| names_secret(key) || !is_nameable(key));
-        assert_eq!(all, ["auth", "psk_file", "psk"]);
+        assert_eq!(all, ["auth", "psk_file", "psk_files", "psk"]);
     }
 }

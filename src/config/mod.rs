@@ -199,29 +199,13 @@ impl Source<'_> {
     }
 
     fn auth(&self, auth: &RawAuth, secrets: Secrets, sink: &Sink) -> Option<Auth> {
-        let unread = |file: Option<PathBuf>| {
-            Some(Auth::Psk(Psk { secret: Arc::new(SecretBytes::new(Vec::new())), file }))
-        };
-        let (at, file, key) = match auth {
-            RawAuth::File(path) => {
-                let full = self.dir.join(&path.value);
-                if secrets == Secrets::Skip {
-                    return unread(Some(full));
-                }
-                match secrets::read_psk(&full, &path.value.to_string_lossy()) {
-                    Ok(key) => (&path.at, Some(full), Ok(key)),
-                    Err(Refusal::Wrong(w)) => (&path.at, None, Err(w)),
-                    Err(Refusal::Denied) if secrets == Secrets::ReadIfAllowed => {
-                        let what = "this user may not read the file, so the key was not checked";
-                        sink.warning(&path.at, wrong(what, "run as root to check it too"));
-                        return unread(Some(full));
-                    }
-                    Err(Refusal::Denied) => (
-                        &path.at,
-                        None,
-                        Err(wrong("the daemon may not read the file", "run the daemon as root")),
-                    ),
-                }
+        match auth {
+            RawAuth::Files(first, others) => {
+                let first = self.key_file(first, secrets, sink);
+                // What is wrong with the others is told as well.
+                let read: Vec<Option<Psk>> =
+                    others.iter().map(|path| self.key_file(path, secrets, sink)).collect();
+                Some(Auth::Psk(Psk { others: read.into_iter().collect::<Option<_>>()?, ..first? }))
             }
             RawAuth::Inline { key, at } => {
                 let exposed =
@@ -231,20 +215,49 @@ impl Source<'_> {
                 {
                     sink.error(at, error::Wrong { fix: format!("{}, or use psk_file", w.fix), ..w });
                 }
-                (at, None, secrets::psk(key.as_bytes()))
+                usable(at, None, secrets::psk(key.as_bytes()), sink).map(Auth::Psk)
             }
+        }
+    }
+
+    fn key_file(&self, path: &decode::Spanned<PathBuf>, secrets: Secrets, sink: &Sink) -> Option<Psk> {
+        let full = self.dir.join(&path.value);
+        let unread = |file| {
+            Some(Psk { secret: Arc::new(SecretBytes::new(Vec::new())), file: Some(file), others: Vec::new() })
         };
-        match key {
-            Ok(key) => {
-                if let Some(w) = key.weak {
-                    sink.warning(at, w);
-                }
-                Some(Auth::Psk(Psk { secret: Arc::new(key.secret), file }))
+        if secrets == Secrets::Skip {
+            return unread(full);
+        }
+        let key = match secrets::read_psk(&full, &path.value.to_string_lossy()) {
+            Ok(key) => Ok(key),
+            Err(Refusal::Wrong(w)) => Err(w),
+            Err(Refusal::Denied) if secrets == Secrets::ReadIfAllowed => {
+                let what = "this user may not read the file, so the key was not checked";
+                sink.warning(&path.at, wrong(what, "run as root to check it too"));
+                return unread(full);
             }
-            Err(w) => {
-                sink.error(at, w);
-                None
+            Err(Refusal::Denied) => Err(wrong("the daemon may not read the file", "run the daemon as root")),
+        };
+        usable(&path.at, Some(full), key, sink)
+    }
+}
+
+fn usable(
+    at: &At,
+    file: Option<PathBuf>,
+    key: Result<secrets::Key, error::Wrong>,
+    sink: &Sink,
+) -> Option<Psk> {
+    match key {
+        Ok(key) => {
+            if let Some(w) = key.weak {
+                sink.warning(at, w);
             }
+            Some(Psk { secret: Arc::new(key.secret), file, others: Vec::new() })
+        }
+        Err(w) => {
+            sink.error(at, w);
+            None
         }
     }
 }

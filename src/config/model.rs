@@ -234,11 +234,13 @@ pub struct Psk {
     pub secret: Arc<SecretBytes>,
     /// The file it came from; `None`: the configuration itself.
     pub file: Option<PathBuf>,
+    /// Keys that are good as well, while one is exchanged for another.
+    pub others: Vec<Psk>,
 }
 
 impl PartialEq for Psk {
     fn eq(&self, other: &Self) -> bool {
-        self.file == other.file && self.secret.ct_eq(other.secret.expose())
+        self.file == other.file && self.secret == other.secret && self.others == other.others
     }
 }
 

@@ -92,8 +92,12 @@ pub struct RawTunnel {
 /// `tunnels[].auth`, of which one form was given.
 #[derive(Debug)]
 pub enum RawAuth {
-    File(Spanned<PathBuf>),
-    Inline { key: Zeroizing<String>, at: At },
+    /// One or more, preferred first.
+    Files(Spanned<PathBuf>, Vec<Spanned<PathBuf>>),
+    Inline {
+        key: Zeroizing<String>,
+        at: At,
+    },
 }
 
 /// `tunnels[].spd[]`.
@@ -341,25 +345,50 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
     })
 }
 
+/// Keys of a tunnel that are good at once.
+const MAX_PSKS: usize = 4;
+
 fn auth(item: &Item<'_>) -> Option<RawAuth> {
     let r = item.map(&fields::AUTH)?;
-    match (r.get("psk_file"), r.get("psk")) {
-        (Some(file), None) => file
-            .parse("the path of a file", |t| {
-                if t.is_empty() || t.contains('\0') {
-                    return Err(wrong("not a path", "write the path of the file with the key"));
-                }
-                Ok(PathBuf::from(t))
-            })
-            .map(RawAuth::File),
-        (None, Some(key)) => {
+    let path = |i: &Item<'_>| {
+        i.parse("the path of a file", |t| {
+            if t.is_empty() || t.contains('\0') {
+                return Err(wrong("not a path", "write the path of the file with the key"));
+            }
+            Ok(PathBuf::from(t))
+        })
+    };
+    let (file, files, key) = (r.get("psk_file"), r.get("psk_files"), r.get("psk"));
+    match (file, files, key) {
+        (Some(file), None, None) => path(&file).map(|first| RawAuth::Files(first, Vec::new())),
+        (None, Some(files), None) => {
+            let all = files.list("paths of files")?;
+            if all.is_empty() || all.len() > MAX_PSKS {
+                let fix = "name the file with the new key, then that with the old one";
+                files.error(wrong(format!("1 to {MAX_PSKS} files are needed"), fix));
+                return None;
+            }
+            let good: Vec<Spanned<PathBuf>> = all.iter().filter_map(path).collect();
+            let complete = good.len() == all.len();
+            let mut good = good.into_iter();
+            let first = good.next().filter(|_| complete)?;
+            Some(RawAuth::Files(first, good.collect()))
+        }
+        (None, None, Some(key)) => {
             Some(RawAuth::Inline { key: Zeroizing::new(key.text("the key")?.to_owned()), at: key.at() })
         }
-        (Some(_), Some(key)) => {
+        (Some(_), None, Some(key)) => {
             key.error(wrong("both psk and psk_file are given", "keep one of them"));
             None
         }
-        (None, None) => {
+        (_, Some(files), _) => {
+            files.error(wrong(
+                "psk_files is given beside another key",
+                "keep one of psk, psk_file and psk_files",
+            ));
+            None
+        }
+        (None, None, None) => {
             item.error(wrong("no key is given", "add psk_file: and the path of a file with the key"));
             None
         }

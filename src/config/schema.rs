@@ -121,7 +121,7 @@ mod tests {
                 let inner = &schema["properties"][f.key];
                 assert!(inner["description"].is_string(), "{} is not in the schema", f.key);
                 assert!(manual.contains(&roff(f.key)), "{} is not in the manual", f.key);
-                let alternatives = ["psk", "interface"];
+                let alternatives = ["psk", "psk_files", "interface"];
                 assert!(
                     alternatives.contains(&f.key) || sample.contains(&format!("{}:", f.key)),
                     "{}",

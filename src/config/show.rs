@@ -54,7 +54,11 @@ pub fn resolved(c: &Config) -> Value {
 fn tunnel(t: &Tunnel) -> Value {
     let Auth::Psk(psk) = &t.auth;
     let auth = match &psk.file {
-        Some(path) => json!({ "psk_file": path }),
+        Some(path) if psk.others.is_empty() => json!({ "psk_file": path }),
+        Some(path) => {
+            let others = psk.others.iter().filter_map(|psk| psk.file.as_ref());
+            json!({ "psk_files": std::iter::once(path).chain(others).collect::<Vec<_>>() })
+        }
         None => json!({ "psk": "(not shown)" }),
     };
     let retransmit = &t.ike.retransmit;

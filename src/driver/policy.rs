@@ -89,6 +89,7 @@ pub fn policies(
             local,
             remote,
             psk: psk.secret.duplicate(),
+            other_psks: psk.others.iter().map(|psk| psk.secret.duplicate()).collect(),
             start: match t.start {
                 model::Start::Active => Start::Active,
                 model::Start::Passive => Start::Passive,

@@ -24,6 +24,7 @@ impl Endpoint {
             self.supervision.remove(&id);
             self.held.remove(&id);
             self.rates.remove(&id);
+            self.refused_psks.remove(&id);
         }
         for (id, policy) in &new {
             self.supervision.entry(*id).or_insert_with(|| Supervision {
@@ -44,6 +45,7 @@ impl Endpoint {
             if Arc::ptr_eq(&old, &new) {
                 continue;
             }
+            self.refused_psks.remove(&id);
             self.follow_start(id, old.start, new.start);
             self.follow_policy(now, id, &new, out);
             if (&old.local, &old.remote) != (&new.local, &new.remote) {

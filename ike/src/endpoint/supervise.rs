@@ -277,6 +277,12 @@ impl Endpoint {
             return;
         };
         let tunnel = policy.id;
+        if closed.ending == Ending::Failed(FailureReason::AuthenticationFailed)
+            && !closed.was_up
+            && !policy.other_psks.is_empty()
+        {
+            *self.refused_psks.entry(tunnel).or_default() += 1;
+        }
         if closed.was_up {
             out.push(Action::Tell(Event::IkeDown { tunnel, spi, ending: closed.ending }));
         }

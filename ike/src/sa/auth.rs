@@ -119,7 +119,7 @@ impl AuthSent {
         let inbound = ctx.spis.new_esp(ctx.random);
         let auth = psk_auth(
             done.suite.prf,
-            &policy.psk,
+            policy.psk_after(ctx.refused_psks.get(&policy.id).copied().unwrap_or(0)),
             &done.request,
             &done.nonce_r,
             &keys.sk_pi,
@@ -226,9 +226,8 @@ impl AuthSent {
             return self.refuse(core, ctx, FailureReason::UnknownIdentity, detail, notify);
         }
         let keys = &self.keys;
-        let expected =
-            psk_auth(self.suite.prf, &self.policy.psk, &self.response, &self.nonce_i, &keys.sk_pr, idr);
-        let Some(proof) = verify(auth, &expected) else {
+        let expected = |psk| psk_auth(self.suite.prf, psk, &self.response, &self.nonce_i, &keys.sk_pr, idr);
+        let Some(proof) = self.policy.psks().find_map(|psk| verify(auth, &expected(psk))) else {
             let detail = format!("{peer} does not prove to be {idr}: its AUTH payload is wrong");
             let notify = NotifyType::AUTHENTICATION_FAILED;
             return self.refuse(core, ctx, FailureReason::AuthenticationFailed, detail, notify);
@@ -408,7 +407,7 @@ impl InitAnswered {
                 // The peer repeats its request, and may be let in then.
                 super::drop_in(State::InitAnswered(self), ctx, DropReason::RateLimit, flow)
             }
-            Ok((policy, payloads, proof)) => self.establish(core, ctx, policy, payloads, proof),
+            Ok((policy, payloads, psk, proof)) => self.establish(core, ctx, (policy, psk), payloads, proof),
             Err(refusal) => self.refuse(core, ctx, refusal),
         }
     }
@@ -422,7 +421,7 @@ impl InitAnswered {
         ctx: &Ctx<'_>,
         payloads: Payloads,
         flow: Flow,
-    ) -> Result<(Arc<TunnelPolicy>, Payloads, PeerAuthenticated), Refusal> {
+    ) -> Result<(Arc<TunnelPolicy>, Payloads, SecretBytes, PeerAuthenticated), Refusal> {
         let refusal = |kind, policy: Option<&Arc<TunnelPolicy>>, reason, detail| Refusal {
             notify: Notify::new(kind, vec![]),
             policy: policy.cloned(),
@@ -475,8 +474,10 @@ impl InitAnswered {
             let reason = FailureReason::UnknownIdentity;
             return Err(refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail));
         }
-        let mut proven: Vec<(Arc<TunnelPolicy>, PeerAuthenticated)> =
-            named.iter().filter_map(|p| Some((p.clone(), verify(auth, &expected(&p.psk))?))).collect();
+        let mut proven: Vec<(&Arc<TunnelPolicy>, &SecretBytes, PeerAuthenticated)> = named
+            .iter()
+            .filter_map(|p| p.psks().find_map(|psk| Some((p, psk, verify(auth, &expected(psk))?))))
+            .collect();
         if proven.is_empty() {
             let detail = format!("{} does not prove to be {idi}: its AUTH payload is wrong", flow.remote);
             let reason = FailureReason::AuthenticationFailed;
@@ -486,12 +487,14 @@ impl InitAnswered {
             // An IKE SA without a child needs an extension that we do not offer (RFC 6023).
             let detail = format!("IKE_AUTH of {} lacks a payload of its child", flow.remote);
             let (kind, reason) = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
-            return Err(refusal(kind, proven.first().map(|(p, _)| p), reason, detail));
+            return Err(refusal(kind, proven.first().map(|(p, ..)| *p), reason, detail));
         }
         // Several tunnels between the same two identities: the one whose selectors fit.
         let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false, |_| false).is_ok();
-        let at = proven.iter().position(|(p, _)| fits(p)).unwrap_or(0);
-        let (policy, proof) = proven.swap_remove(at);
+        let at = proven.iter().position(|(p, ..)| fits(p)).unwrap_or(0);
+        let (policy, psk, proof) = proven.swap_remove(at);
+        // We answer with the key that the peer knows.
+        let (policy, psk) = (Arc::clone(policy), psk.duplicate());
         if ctx.held.contains(&policy.id) {
             let detail = format!("{} was refused: the tunnel was taken down by command", flow.remote);
             let kind = NotifyType::AUTHENTICATION_FAILED;
@@ -508,7 +511,7 @@ impl InitAnswered {
                 detail,
             ));
         }
-        Ok((policy, payloads, proof))
+        Ok((policy, payloads, psk, proof))
     }
 
     fn refuse(mut self: Box<Self>, core: &Core, ctx: &mut Ctx<'_>, refusal: Refusal) -> State {
@@ -538,7 +541,7 @@ impl InitAnswered {
         self: Box<Self>,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
-        policy: Arc<TunnelPolicy>,
+        (policy, psk): (Arc<TunnelPolicy>, SecretBytes),
         payloads: Payloads,
         proof: PeerAuthenticated,
     ) -> State {
@@ -546,14 +549,8 @@ impl InitAnswered {
         let Some(Derived { keys, mut channel }) = this.opened else { return internal(policy) };
         // The fragmentation of the tunnel itself counts, now that it is known.
         channel.fragmentation = this.fragmentation && policy.fragmentation;
-        let auth = psk_auth(
-            this.suite.prf,
-            &policy.psk,
-            &this.response,
-            &this.nonce_i,
-            &keys.sk_pr,
-            &policy.local_id,
-        );
+        let auth =
+            psk_auth(this.suite.prf, &psk, &this.response, &this.nonce_i, &keys.sk_pr, &policy.local_id);
         let mut answer = Payloads {
             idr: Some(policy.local_id.clone()),
             auth: Some(Auth { method: AuthMethod::SHARED_KEY_MIC, data: auth.expose().to_vec() }),

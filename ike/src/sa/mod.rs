@@ -61,6 +61,8 @@ pub(crate) struct Ctx<'a> {
     pub parts: &'a mut Parts,
     /// What each tunnel's authenticated peer may still ask for.
     pub rates: &'a mut BTreeMap<TunnelId, PeerRates>,
+    /// How many keys of a tunnel in a row the peer did not know.
+    pub refused_psks: &'a BTreeMap<TunnelId, usize>,
     /// How many established IKE SAs each tunnel has.
     pub established: &'a BTreeMap<TunnelId, u32>,
     /// SAs in the data plane.

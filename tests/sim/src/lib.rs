@@ -186,6 +186,7 @@ pub fn copy(p: &TunnelPolicy) -> TunnelPolicy {
         local_id: p.local_id.clone(),
         remote_id: p.remote_id.clone(),
         psk: p.psk.duplicate(),
+        other_psks: p.other_psks.iter().map(SecretBytes::duplicate).collect(),
         proposals: p.proposals.clone(),
         children: p.children.clone(),
         ..*p
@@ -235,6 +236,7 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
         local_id: Identity::address(addr(side)),
         remote_id: Identity::address(addr(other)),
         psk: SecretBytes::copy_of(b"correct horse battery staple"),
+        other_psks: Vec::new(),
         start: if side == 0 { Start::Active } else { Start::Passive },
         proposals: vec!["aes256gcm16-prfsha384-x25519-ecp384".parse().expect("a proposal")],
         lifetime: Duration::from_secs(86_400),

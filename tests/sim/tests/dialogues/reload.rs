@@ -220,3 +220,41 @@ fn with(policy: &Policy, change: impl FnOnce(&mut Policy)) -> Policy {
     change(&mut changed);
     changed
 }
+
+/// A key is exchanged at one end after the other, whoever begins and whenever a new IKE SA is needed meanwhile.
+#[test]
+fn two_keys_are_good_while_one_is_exchanged_for_the_other() {
+    let key = |text: &str| SecretBytes::copy_of(text.as_bytes());
+    let keys = |p: &Policy, first: &str, second: Option<&str>| {
+        with(p, |p| {
+            p.psk = key(first);
+            p.other_psks = second.into_iter().map(key).collect();
+        })
+    };
+    for first in [0, 1] {
+        for initiator in [0, 1] {
+            let mut both = [policy(0, 1), policy(1, 1)].map(|p| keys(&p, "old", None));
+            for (side, p) in both.iter_mut().enumerate() {
+                p.start = if side == initiator { Start::Active } else { Start::Passive };
+            }
+            let mut lab = Lab::new(24, Link::GOOD, copies(&both));
+            lab.run(secs(2));
+            lab.assert_settled(1);
+            for step in [Some("old"), None] {
+                for side in [first, 1 - first] {
+                    lab.configure(side, keys(&both[side], "new", step));
+                    run_without_a_gap(&mut lab, secs(1));
+                    // At this moment of all the SA is lost and must be made anew.
+                    lab.command(initiator, Command::Reset(TUNNEL));
+                    lab.run(secs(10));
+                    assert!(lab.is_up(), "{first} is the first to have {step:?}, {initiator} begins");
+                }
+            }
+            // One that neither end has configured any more is worth nothing.
+            lab.configure(1 - initiator, keys(&both[1 - initiator], "old", None));
+            lab.command(initiator, Command::Reset(TUNNEL));
+            lab.run(secs(60));
+            assert!(!lab.is_up());
+        }
+    }
+}
