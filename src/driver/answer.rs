@@ -3,7 +3,7 @@
 use cygnet_ike::io::RekeyKind;
 use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::{Command, Input};
-use cygnet_model::TunnelId;
+use cygnet_model::{Timestamp, TunnelId};
 use tokio::sync::oneshot;
 
 use super::tell::missing_words;
@@ -53,7 +53,8 @@ impl Daemon {
                 response
             }
             Request::Logs { tunnel, since_s } => {
-                let since = since_s.map_or(0, |s| clock::now().unix.saturating_sub(s));
+                let since = since_s
+                    .map_or(Timestamp::default(), |s| clock::now().mono - std::time::Duration::from_secs(s));
                 match self.history.of(&tunnel, since) {
                     Some(events) => Response::Events { events },
                     None => unknown("tunnel", &tunnel),
@@ -205,7 +206,12 @@ impl Daemon {
             return Response::Error {
                 kind: ErrorKind::Failed,
                 message: format!("{message}, but only until a restart: it could not be saved: {e}"),
-                hint: format!("make {dir} writable for the daemon, or set bandwidth in the configuration"),
+                hint: match e.kind() {
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                        format!("make room in {dir} and say it again, or set bandwidth in the configuration")
+                    }
+                    _ => format!("make {dir} writable for the daemon, or set bandwidth in the configuration"),
+                },
             };
         }
         Response::done(message)

@@ -37,7 +37,7 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
 use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent, PlaneKind};
-use cygnet_model::{ChildId, Spi, TunnelId};
+use cygnet_model::{ChildId, Now, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
@@ -126,7 +126,7 @@ struct Daemon {
     shaping_troubles: Vec<String>,
     /// When to publish what has changed since the last snapshot.
     publish_at: Option<tokio::time::Instant>,
-    started_unix: u64,
+    started: Now,
     config_ok: bool,
 }
 
@@ -292,7 +292,7 @@ impl Daemon {
             obstacles: Vec::new(),
             shaping_troubles: Vec::new(),
             publish_at: None,
-            started_unix: now.unix,
+            started: now,
             config_ok: true,
             config,
         };
@@ -318,7 +318,7 @@ impl Daemon {
         }
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
         for index in 0..tunnels.len() {
-            self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now.unix));
+            self.tunnels.entry(policy::tunnel_id(index)).or_insert_with(|| TunnelMemory::new(now));
         }
         self.bandwidth = self.config.gateways.iter().map(|g| (g.name.clone(), g.bandwidth)).collect();
         for (name, bps) in saved::levels(&self.config) {
