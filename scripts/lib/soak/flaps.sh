@@ -31,8 +31,8 @@ soak_flaps() {
         : >"$LAB_DIR/restored"
         for ((n = 1; n <= times; n++)); do
             flaps_break $kind
-            # Long enough to be noticed, and now and then so long that requests are repeated.
-            if ((n % 5 == 0)); then sleep 6; else sleep 1; fi
+            # Long enough to be noticed, now and then so long that requests are repeated, and once until the peer counts as dead.
+            if ((n == times)); then sleep 40; elif ((n % 5 == 0)); then sleep 6; else sleep 1; fi
             restored=$(uptime_s)
             flaps_restore
             echo "$restored" >>"$LAB_DIR/restored"

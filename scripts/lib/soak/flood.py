@@ -1,12 +1,14 @@
 """Floods an IKE responder from forged addresses, by whole frames on one interface.
 
-    flood.py KIND INTERFACE GATEWAY-MAC TARGET RATE SECONDS [SOURCE...] [--pcap FILE]
+    flood.py KIND INTERFACE GATEWAY-MAC TARGET RATE SECONDS [SOURCE...] [--pcap FILE] [--singly]
 
 KIND: init      requests to begin, each with an SPI of its own, to port 500
       garbage   random octets of random length, to ports 500 and 4500 in turn
       replay    the UDP payloads of FILE that went to TARGET, in turn, to the ports they went to
 
-Without a SOURCE the addresses are random ones of 11.0.0.0/8; ports are random. Prints how many were sent and how long that took.
+Without a SOURCE the addresses are random ones of 11.0.0.0/8; ports are random. They
+come a few at a time, as interfaces hand them over, or with --singly one by one, which costs the receiver a wake-up for each.
+Prints how many were sent and how long that took.
 """
 
 import argparse
@@ -81,6 +83,7 @@ def main():
     parser.add_argument("seconds", type=float)
     parser.add_argument("source", nargs="*")
     parser.add_argument("--pcap")
+    parser.add_argument("--singly", action="store_true")
     a = parser.parse_args()
     rng = random.Random(1)
     s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -104,7 +107,8 @@ def main():
     while (now := time.monotonic() - start) < a.seconds:
         due = int(now * a.rate)
         if due <= sent:
-            time.sleep(0.0005)
+            if not a.singly:
+                time.sleep(0.0005)
             continue
         for _ in range(min(due - sent, 256)):
             f = frames[sent % FRAMES]

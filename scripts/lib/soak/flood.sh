@@ -136,6 +136,7 @@ soak_flood() {
     flood_kind quiet $((seconds / 2))
     flood_kind unconfigured "$seconds" init "$rate"
     flood_kind configured "$seconds" init "$rate" 192.0.2.1 198.51.100.1
+    flood_kind singly "$seconds" init "$rate" 192.0.2.1 198.51.100.1 --singly
     flood_kind garbage "$seconds" garbage "$rate" 192.0.2.1 198.51.100.1
     flood_kind replays "$seconds" replay "$rate" 192.0.2.1 198.51.100.1 --pcap "$LAB_DIR/real.pcap"
     must unconfigured_cpu_us_per_datagram le 10

@@ -52,8 +52,8 @@ soak_rekeys() {
     done
     wait_for 20 ctl gwa status || broken "not every tunnel comes up"
     watch_leaks
-    # Ring buffers, caches and the first generations of everything.
-    rekeys_round warm-up $((20 * REKEY_TUNNELS)) 0.05
+    # Until the history of each tunnel (200 events) and whatever holds the pairs of the last seconds are full.
+    rekeys_round warm-up $((250 * REKEY_TUNNELS)) 0.05
     sleep 8
     local rss fds rss_b fds_b
     read -r rss fds _ <<<"$(sample gwa)"
