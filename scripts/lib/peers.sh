@@ -5,7 +5,7 @@ CYGNET=${CYGNET:-target/release/cygnet}
 PSK_HEX=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 declare -A DAEMON_PID=()
 
-# V4ONLY=1: a single child, IPv4. SWAN_LOG: level of strongSwan's log (1).
+# V4ONLY=1: a single child, IPv4. TUNNEL: a name from the configuration, if that is not "tunnel". SWAN_LOG: level of strongSwan's log (1).
 
 # Outer address, peer's outer address and networks, as seen from a gateway. V6OUT=1: IPv6 outside.
 outer() { # HOST
@@ -73,11 +73,49 @@ ${5:-}
 YAML
 }
 
+# Tunnels t0, t1, ... between the two, each for a network of 256 addresses at both ends (10.1.N.0/24 and 10.2.N.0/24). gwa
+# has an identity of its own for each of them, so that there are as many IKE SAs.
+cygnet_many_config() { # HOST START IKE ESP COUNT
+    local host=$1 peer n own=1 their=2 local_id remote_id
+    peer=$(other "$host")
+    if [[ $host == gwb ]]; then own=2 their=1; fi
+    (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk")
+    {
+        cat <<YAML
+daemon:
+  control_socket: $LAB_DIR/$host.sock
+  state_dir: $LAB_DIR/$host.state
+  data_plane: ${PLANE:-auto}
+  metrics: { listen: "127.0.0.1:9180" }
+gateways:
+  - { name: gateway, address: $(outer "$host"), networks: [10.$own.0.0/16] }
+customer_gateways:
+  - { name: peer, address: $(outer "$peer") }
+tunnels:
+YAML
+        for ((n = 0; n < $5; n++)); do
+            if [[ $host == gwa ]]; then local_id=gwa-$n.example remote_id=gwb.example; else local_id=gwb.example remote_id=gwa-$n.example; fi
+            cat <<YAML
+  - name: t$n
+    gateway: gateway
+    customer_gateway: peer
+    local_id: $local_id
+    remote_id: $remote_id
+    start: $2
+    auth: { psk_file: psk }
+    spd: [{ local: 10.$own.$n.0/24, remote: [10.$their.$n.0/24] }]
+    ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 6 } }
+    esp: { proposals: [$4] }
+YAML
+        done
+    } >"$LAB_DIR/$host.yaml"
+}
+
 cygnet_start() { # HOST
     ns_start "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
     # The socket itself may be that of a daemon that was killed.
-    wait_for 10 ctl "$1" logs tunnel
+    wait_for 10 ctl "$1" logs "${TUNNEL:-tunnel}"
 }
 
 ctl() { # HOST VERB...

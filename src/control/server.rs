@@ -1,18 +1,20 @@
 //! The daemon's end of the control socket. It checks who asks, bounds what a client can cost, and hands requests to the
 //! driver's loop; it knows nothing of tunnels.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::unistd::{Group, Uid, User};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::frame::{self, FrameError, MAX_REQUEST};
@@ -21,9 +23,9 @@ use crate::observe::events::{Event, Kind};
 
 /// The group whose members may use the socket.
 pub const GROUP: &str = "cygnet";
-/// Clients at a time that are not root.
+/// Clients at a time that are not root. One more takes the seat of the one that has been silent longest.
 const MAX_CLIENTS: usize = 64;
-/// Clients of root at a time, whoever else is connected.
+/// Clients of root at a time, whoever else is connected; as above.
 const ROOTS_CLIENTS: usize = 16;
 /// A client that says nothing for this long is let go.
 const IDLE: Duration = Duration::from_secs(30);
@@ -116,7 +118,7 @@ pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::S
         };
         let (asks, events, group) = (asks.clone(), events.clone(), socket.group.clone());
         tokio::spawn(async move {
-            let mut client = Client { stream };
+            let mut client = Client { stream, seat };
             let ended = if client.allowed(group).await {
                 client.converse(&asks, &events).await
             } else {
@@ -126,33 +128,80 @@ pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::S
             if let Err(e) = ended {
                 tracing::debug!(error = %e, "a control connection ended early");
             }
-            drop(seat);
         });
+        // A client is silent only once it was listened to.
+        tokio::task::yield_now().await;
     }
 }
 
-/// Room for clients. Members of the group cannot take root's.
+/// Room for clients. Members of the group cannot take root's, and whoever says nothing keeps nobody out.
 struct Seats {
-    root: Arc<Semaphore>,
-    others: Arc<Semaphore>,
+    root: Arc<Row>,
+    others: Arc<Row>,
 }
 
 impl Default for Seats {
     fn default() -> Self {
-        Self { root: Arc::new(Semaphore::new(ROOTS_CLIENTS)), others: Arc::new(Semaphore::new(MAX_CLIENTS)) }
+        Self { root: Arc::new(Row::new(ROOTS_CLIENTS)), others: Arc::new(Row::new(MAX_CLIENTS)) }
     }
 }
 
 impl Seats {
-    /// A seat for a client of this user, until it is dropped; `None` if all are taken.
-    fn take(&self, uid: u32) -> Option<OwnedSemaphorePermit> {
-        let room = if uid == 0 { &self.root } else { &self.others };
-        Arc::clone(room).try_acquire_owned().ok()
+    /// A seat for a client of this user, until it is dropped; `None` if all are taken by clients that are being served.
+    fn take(&self, uid: u32) -> Option<Seat> {
+        let row = if uid == 0 { &self.root } else { &self.others };
+        let mut taken = row.taken();
+        if taken.len() >= row.room {
+            let silent = taken.iter().position(|s| s.silent.load(Relaxed))?;
+            taken.remove(silent)?.leave.notify_one();
+        }
+        let sitter = Arc::new(Sitter::default());
+        taken.push_back(Arc::clone(&sitter));
+        drop(taken);
+        Some(Seat { row: Arc::clone(row), sitter })
+    }
+}
+
+/// Seats of one kind.
+struct Row {
+    room: usize,
+    /// In the order in which they sat down.
+    sitters: Mutex<VecDeque<Arc<Sitter>>>,
+}
+
+impl Row {
+    fn new(room: usize) -> Self {
+        Self { room, sitters: Mutex::default() }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, VecDeque<Arc<Sitter>>> {
+        self.sitters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+struct Sitter {
+    /// It has been listened to and has said nothing yet.
+    silent: AtomicBool,
+    /// Its seat was given to another.
+    leave: Notify,
+}
+
+/// A seat that is taken, until this is dropped.
+struct Seat {
+    row: Arc<Row>,
+    sitter: Arc<Sitter>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.row.taken().retain(|s| !Arc::ptr_eq(s, &self.sitter));
     }
 }
 
 struct Client {
     stream: UnixStream,
+    seat: Seat,
 }
 
 impl Client {
@@ -202,10 +251,19 @@ impl Client {
         }
     }
 
-    /// The next request; `None` if the client hung up or fell silent between two.
+    /// The next request; `None` if the client hung up, or fell silent between two for too long or while others wait.
     async fn request(&mut self) -> Result<Option<Request>, FrameError> {
         let mut prefix = [0; 4];
-        match timeout(IDLE, self.stream.read(&mut prefix[..1])).await {
+        let sitter = Arc::clone(&self.seat.sitter);
+        sitter.silent.store(true, Relaxed);
+        // What it has said is heard, even if its seat went to another in the same moment.
+        let heard = tokio::select! {
+            biased;
+            heard = timeout(IDLE, self.stream.read(&mut prefix[..1])) => heard,
+            () = sitter.leave.notified() => return Ok(None),
+        };
+        sitter.silent.store(false, Relaxed);
+        match heard {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) | Err(_) => return Ok(None),
             Ok(Err(e)) => return Err(e.into()),
@@ -312,5 +370,18 @@ mod tests {
         assert_eq!(roots.len(), ROOTS_CLIENTS);
         drop(taken);
         assert!(seats.take(1000).is_some() && seats.take(0).is_none());
+    }
+
+    #[test]
+    fn the_one_that_was_silent_longest_gives_its_seat_to_a_new_one() {
+        let seats = Seats::default();
+        let taken: Vec<_> = std::iter::from_fn(|| seats.take(0)).collect();
+        taken[3].sitter.silent.store(true, Relaxed);
+        taken[5].sitter.silent.store(true, Relaxed);
+        let new = seats.take(0).unwrap();
+        let sits = |seat: &Seat| seats.root.taken().iter().any(|s| Arc::ptr_eq(s, &seat.sitter));
+        assert!(!sits(&taken[3]) && sits(&taken[5]) && sits(&new));
+        drop(taken);
+        assert_eq!(seats.root.taken().len(), 1, "who was sent away leaves nobody else's seat free");
     }
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 use cygnet_ike::io::RekeyKind;
 use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::{Command, Input};
-use cygnet_model::TunnelId;
+use cygnet_model::{Timestamp, TunnelId};
 use tokio::sync::oneshot;
 
 use super::reload::Level;
 use super::tell::missing_words;
 use super::{Daemon, clock, saved};
-use crate::config::model::PlaneChoice;
+use crate::config::model::{Config, PlaneChoice};
 use crate::config::units;
 use crate::control::{Ask, ErrorKind, Request, Response};
 use crate::observe::events::Kind;
@@ -64,7 +64,8 @@ impl Daemon {
                 Err(refused) => refused.into(),
             },
             Request::Logs { tunnel, since_s } => {
-                let since = since_s.map_or(0, |s| clock::now().unix.saturating_sub(s));
+                let since = since_s
+                    .map_or(Timestamp::default(), |s| clock::now().mono - std::time::Duration::from_secs(s));
                 match self.history.of(&tunnel, since) {
                     Some(events) => Response::Events { events },
                     None => unknown("tunnel", &tunnel),
@@ -211,14 +212,7 @@ impl Daemon {
         self.announce_gateway(Kind::BandwidthChanged, gateway, &message);
         if save {
             if let Err(e) = saved::keep(&self.config, gateway, bps) {
-                let dir = self.config.daemon.state_dir.display();
-                return Response::Error {
-                    kind: ErrorKind::Failed,
-                    message: format!("{message}, but only until a restart: it could not be saved: {e}"),
-                    hint: format!(
-                        "make {dir} writable for the daemon, or set bandwidth in the configuration"
-                    ),
-                };
+                return unsaved(&self.config, &message, &e);
             }
             self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Saved });
         }
@@ -292,6 +286,21 @@ fn partly_up(name: &str, view: &TunnelView) -> Response {
             missing.join(", ")
         ),
         hint: hint.to_owned(),
+    }
+}
+
+/// The answer where a level is in force and could not be saved.
+fn unsaved(config: &Config, message: &str, error: &std::io::Error) -> Response {
+    let dir = config.daemon.state_dir.display();
+    Response::Error {
+        kind: ErrorKind::Failed,
+        message: format!("{message}, but only until a restart: it could not be saved: {error}"),
+        hint: match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                format!("make room in {dir} and say it again, or set bandwidth in the configuration")
+            }
+            _ => format!("make {dir} writable for the daemon, or set bandwidth in the configuration"),
+        },
     }
 }
 

@@ -39,7 +39,7 @@ use cygnet_ike::crypto::kex::RingKex;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
 use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent, PlaneKind};
 use cygnet_model::registry::Registry;
-use cygnet_model::{ChildId, Spi, TunnelId};
+use cygnet_model::{ChildId, Now, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
@@ -139,7 +139,7 @@ struct Daemon {
     shaping_troubles: Vec<String>,
     /// When to publish what has changed since the last snapshot.
     publish_at: Option<tokio::time::Instant>,
-    started_unix: u64,
+    started: Now,
     config_ok: bool,
 }
 
@@ -311,7 +311,7 @@ impl Daemon {
             obstacles: Vec::new(),
             shaping_troubles: Vec::new(),
             publish_at: None,
-            started_unix: now.unix,
+            started: now,
             config_ok: true,
             config,
         };
@@ -339,7 +339,7 @@ impl Daemon {
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
         self.places = policy::places(&self.registry, &self.config);
         for id in self.places.keys() {
-            self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now.unix));
+            self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
         self.look_for_addresses();
         self.shape();

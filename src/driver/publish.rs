@@ -10,7 +10,7 @@ use cygnet_ike::io::Role;
 use cygnet_ike::view::{self, ChildView, ConfiguredState, ConfiguredView, IkeView};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
-use cygnet_model::{Timestamp, TunnelId};
+use cygnet_model::{Now, Timestamp, TunnelId};
 
 use super::tell::lesson_words;
 use super::{Daemon, clock};
@@ -27,7 +27,7 @@ const PUBLISH_DELAY: Duration = Duration::from_millis(500);
 /// What is remembered of a tunnel between snapshots.
 pub(super) struct TunnelMemory {
     state: TunnelState,
-    since_unix: u64,
+    since: Now,
     /// Pairs of networks that are carried.
     covered: usize,
     pub last_error: Option<String>,
@@ -38,10 +38,10 @@ pub(super) struct TunnelMemory {
 }
 
 impl TunnelMemory {
-    pub fn new(unix: u64) -> Self {
+    pub fn new(now: Now) -> Self {
         Self {
             state: TunnelState::Connecting,
-            since_unix: unix,
+            since: now,
             covered: 0,
             last_error: None,
             received: BTreeMap::new(),
@@ -127,7 +127,7 @@ impl Daemon {
         let Some(memory) = self.tunnels.get_mut(&id) else { return };
         // A rekey does not make a tunnel younger.
         if memory.state != state && !(memory.state.is_up() && state.is_up()) {
-            memory.since_unix = now.unix;
+            memory.since = now;
         }
         memory.state = state;
         if std::mem::replace(&mut memory.covered, view.coverage.covered) != view.coverage.covered {
@@ -225,7 +225,7 @@ impl Daemon {
             wall,
             data_plane: self.choice.plane.name().to_owned(),
             data_plane_reason: self.choice.reason.clone(),
-            started: rfc3339(self.started_unix),
+            started: rfc3339(clock::unix_of(self.started, clock::now())),
             config_ok: self.config_ok,
             obstacles: self.obstacle_findings(),
             half_open: u64::try_from(self.endpoint.half_open()).unwrap_or(u64::MAX),
@@ -247,7 +247,7 @@ impl Daemon {
             gateway: t.gateway.clone(),
             customer_gateway: t.customer_gateway.clone(),
             state,
-            since: rfc3339(memory.since_unix),
+            since: rfc3339(clock::unix_of(memory.since, clock::now())),
             last_error: memory.last_error.clone(),
             start: t.start.name().to_owned(),
             wanted,

@@ -57,7 +57,7 @@ impl Daemon {
     }
 
     fn publish_event(&mut self, event: Event) {
-        self.history.record(&event);
+        self.history.record(clock::now().mono, &event);
         // Nobody may be listening.
         let _ = self.events.send(event);
     }

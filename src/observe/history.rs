@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use cygnet_model::Timestamp;
+
 use super::events::Event;
 
 /// Events kept for a tunnel.
 pub const PER_TUNNEL: usize = 200;
 
-/// A ring of events for each tunnel.
+/// A ring of events for each tunnel. How old an event is does not depend on the wall clock, which may have been set since.
 #[derive(Clone, Default, Debug)]
 pub struct History {
-    rings: BTreeMap<String, VecDeque<Event>>,
+    rings: BTreeMap<String, VecDeque<(Timestamp, Event)>>,
 }
 
 impl History {
@@ -22,18 +24,19 @@ impl History {
         }
     }
 
-    /// Keeps an event that is about a configured tunnel.
-    pub fn record(&mut self, event: &Event) {
+    /// Keeps an event of this moment that is about a configured tunnel.
+    pub fn record(&mut self, at: Timestamp, event: &Event) {
         let Some(ring) = event.tunnel.as_ref().and_then(|name| self.rings.get_mut(name)) else { return };
         if ring.len() == PER_TUNNEL {
             ring.pop_front();
         }
-        ring.push_back(event.clone());
+        ring.push_back((at, event.clone()));
     }
 
-    /// A tunnel's events from `since` (seconds since 1970) on, oldest first; `None` if there is no such tunnel.
-    pub fn of(&self, tunnel: &str, since: u64) -> Option<Vec<Event>> {
-        Some(self.rings.get(tunnel)?.iter().filter(|e| e.unix >= since).cloned().collect())
+    /// A tunnel's events from `since` on, oldest first; `None` if there is no such tunnel.
+    pub fn of(&self, tunnel: &str, since: Timestamp) -> Option<Vec<Event>> {
+        let ring = self.rings.get(tunnel)?.iter();
+        Some(ring.filter(|(at, _)| *at >= since).map(|(_, event)| event.clone()).collect())
     }
 }
 
@@ -46,14 +49,30 @@ mod tests {
     fn rings_are_bounded_and_survive_a_reload() {
         let mut h = History::default();
         h.configure(["a", "b"]);
+        let at = Timestamp::from_nanos;
         for n in 0..1000 {
-            h.record(&Event::new(n, Kind::TunnelUp, "").tunnel("a"));
-            h.record(&Event::new(n, Kind::TunnelUp, "").tunnel("stranger"));
+            h.record(at(n), &Event::new(n, Kind::TunnelUp, "").tunnel("a"));
+            h.record(at(n), &Event::new(n, Kind::TunnelUp, "").tunnel("stranger"));
         }
         h.configure(["a", "c"]);
-        assert_eq!(h.of("a", 0).unwrap().len(), PER_TUNNEL);
-        assert_eq!(h.of("a", 990).unwrap().len(), 10);
-        assert_eq!(h.of("b", 0), None);
-        assert_eq!(h.of("stranger", 0), None);
+        assert_eq!(h.of("a", at(0)).unwrap().len(), PER_TUNNEL);
+        assert_eq!(h.of("a", at(990)).unwrap().len(), 10);
+        assert_eq!(h.of("b", at(0)), None);
+        assert_eq!(h.of("stranger", at(0)), None);
+    }
+
+    #[test]
+    fn an_event_is_as_old_as_it_is_however_the_wall_clock_was_set() {
+        let mut h = History::default();
+        h.configure(["a"]);
+        let at = Timestamp::from_nanos;
+        // Set ahead by a day, and back by two.
+        for (n, unix) in [(1, 1_000_000), (2, 1_086_400), (3, 913_600)] {
+            h.record(at(n), &Event::new(unix, Kind::TunnelUp, "").tunnel("a"));
+        }
+        let of = |since| h.of("a", at(since)).unwrap().iter().map(|e| e.unix).collect::<Vec<_>>();
+        assert_eq!(of(0), [1_000_000, 1_086_400, 913_600]);
+        assert_eq!(of(2), [1_086_400, 913_600]);
+        assert_eq!(of(3), [913_600]);
     }
 }

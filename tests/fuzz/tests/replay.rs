@@ -1,5 +1,5 @@
 //! Every target over its corpus, and over seeded mutations of it. `CYGNET_FUZZ_RUNS=n` makes it n mutations for each
-//! target.
+//! target, `CYGNET_FUZZ_FIRST=n` begins with another seed than 0.
 #![allow(clippy::unwrap_used, clippy::panic)] // the lints know tests only inside #[test] functions
 
 use std::fs;
@@ -89,13 +89,15 @@ fn entries(name: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 fn replay(name: &str, target: Target, runs: u64) {
-    let runs = std::env::var("CYGNET_FUZZ_RUNS").ok().map_or(runs, |v| v.parse().unwrap());
+    let number = |name: &str| std::env::var(name).ok().map(|v| v.parse::<u64>().unwrap());
+    let runs = number("CYGNET_FUZZ_RUNS").unwrap_or(runs);
+    let first = number("CYGNET_FUZZ_FIRST").unwrap_or(0);
     let corpus = entries(name);
     run(name, target, "the empty input", &[]);
     for (file, input) in &corpus {
         run(name, target, &format!("corpus file {file}"), input);
     }
-    for seed in 0..runs {
+    for seed in first..first + runs {
         let input = mutated(seed, &corpus);
         run(name, target, &format!("seed {seed}"), &input);
     }
