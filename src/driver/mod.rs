@@ -14,6 +14,7 @@
 mod addresses;
 mod answer;
 mod clock;
+mod dns;
 mod host;
 mod logging;
 mod passage;

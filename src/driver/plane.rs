@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{GuardSpec, Source};
 use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
@@ -91,6 +91,11 @@ impl Plane {
 
     /// Gives own packets sources inside the tunnels, from here on as addresses come and go.
     pub fn follow_sources(&mut self, wishes: Vec<Wish>) -> Result<(), PlaneError> {
+        if let Esp::User(p) = &mut self.esp {
+            let wanted = |w: &Wish| (w.guard.child, w.source);
+            let said = wishes.iter().filter(|w| w.source != Source::Auto);
+            p.follow_sources(said.map(wanted).collect())?;
+        }
         self.wishes = wishes;
         self.follow_addresses()
     }

@@ -121,7 +121,7 @@ pub fn guards(config: &Config) -> Vec<GuardSpec> {
                 action,
                 mark: t.mark,
                 weight: t.weight,
-                bypass: t.bypass,
+                bypass: t.bypass.clone(),
             });
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use cygnet_model::ChildId;
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{GuardSpec, Source};
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::{Rtnl, RtnlError};
 use cygnet_xfrm::route::Family;
@@ -25,6 +25,7 @@ pub(super) struct Placement {
     guards: BTreeMap<ChildId, GuardSpec>,
     sockets: BTreeSet<SocketAddr>,
     own: BTreeSet<OwnAddress>,
+    sources: BTreeMap<ChildId, Source>,
 }
 
 impl Placement {
@@ -43,6 +44,7 @@ impl Placement {
             guards: BTreeMap::new(),
             sockets: BTreeSet::new(),
             own,
+            sources: BTreeMap::new(),
         })
     }
 
@@ -103,12 +105,26 @@ impl Placement {
     }
 
     fn lay_out(&mut self) -> Result<(), RtnlError> {
-        let Self { rules, tun, tun_index, guards, sockets, own, .. } = self;
+        let Self { rules, tun, tun_index, guards, sockets, own, sources, .. } = self;
         let addresses: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
         let attached = attached(own.iter());
-        let host = Host { tun, tun_index: *tun_index, sockets, own: &addresses, attached: &attached };
+        let host =
+            Host { tun, tun_index: *tun_index, sockets, own: &addresses, sources, attached: &attached };
         let layout = Layout::new(guards.values(), &host, &mut rules.tables);
         rules.apply(&layout)
+    }
+
+    /// Which source own packets into each child get. After an error all is as before.
+    pub fn follow_sources(&mut self, sources: BTreeMap<ChildId, Source>) -> Result<(), RtnlError> {
+        if sources == self.sources {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.sources, sources);
+        let result = self.lay_out();
+        if result.is_err() {
+            self.sources = before;
+        }
+        result
     }
 
     /// Follows changes of this host's addresses.
