@@ -414,16 +414,16 @@ fn listed_networks_pass_the_wall_also_translated_and_nothing_beyond_them_does() 
         "add rule ip host post oifname wan masquerade",
         "add chain ip host out { type nat hook output priority -100; }",
     ] {
-        a.run(&format!("nft '{line}'"));
+        a.run(&format!("nft {line}"));
     }
     assert_eq!(reaches(), [5, 0, 0]);
     // Out of what is listed into what is protected.
-    a.run("nft 'add rule ip host out ip daddr 203.0.113.9 udp dport 7000 dnat to 10.2.0.1'");
+    a.run("nft add rule ip host out ip daddr 203.0.113.9 udp dport 7000 dnat to 10.2.0.1");
     assert_eq!(carried(&a, "10.1.0.1:0", &b, "203.0.113.9:7000", "10.2.0.1:7000"), 0);
     assert!(drops(&mut wall, "bypass") + drops(&mut wall, "nat") >= 25);
     // And the other way round: as it was sent, it is protected.
     a.run("nft flush chain ip host out");
-    a.run("nft 'add rule ip host out ip daddr 10.2.0.1 dnat to 203.0.113.9'");
+    a.run("nft add rule ip host out ip daddr 10.2.0.1 dnat to 203.0.113.9");
     let unexempt = carried(&a, "10.1.0.1:0", &b, "10.2.0.1:7000", "203.0.113.9:7000");
     assert_eq!(unexempt, 0);
 }

@@ -254,7 +254,7 @@ pub static TUNNEL: Section = Section {
             SOURCE,
             "auto",
             "Source of the gateway's own packets to the remote networks, where a socket has none: an own address inside \
-             the local networks, or this one; none: as the host's routes say. For data plane kernel.",
+             the local networks, or this one; none: as the host's routes say.",
         ),
     ],
 };
