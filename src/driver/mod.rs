@@ -515,7 +515,10 @@ fn occupy(
     plane.guard_all(&policy::guards(config))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
-    plane.follow_sources(policy::sources(config, &HostAddresses::read().outer(config)))?;
+    // Own packets without a source are a convenience; the guards, and everybody else's packets, do not wait for it.
+    if let Err(e) = plane.follow_sources(policy::sources(config, &HostAddresses::read().outer(config))) {
+        tracing::warn!(error = %e, "own packets to the remote networks may go outside of the tunnels");
+    }
     let mut foreign = Vec::new();
     for (address, socket) in natt {
         if let Some(socket) = socket {

@@ -39,6 +39,12 @@ pub fn own_addresses(routing: &mut Routing) -> Result<BTreeSet<OwnAddress>, Rtnl
     Ok(out)
 }
 
+/// Those of them that packets of this host may have outside of VRFs.
+pub fn sources(routing: &mut Routing, own: &BTreeSet<OwnAddress>) -> Result<BTreeSet<OwnAddress>, RtnlError> {
+    let vrf = routing.vrf_interfaces()?;
+    Ok(own.iter().filter(|own| !vrf.contains(&own.interface)).copied().collect())
+}
+
 /// The own addresses and attached networks as prefixes.
 pub fn attached<'a>(own: impl IntoIterator<Item = &'a OwnAddress>) -> BTreeSet<Prefix> {
     own.into_iter().flat_map(|own| [(own.address, u8::MAX), own.network]).filter_map(clean).collect()

@@ -1,7 +1,7 @@
 """A stream of numbered datagrams, and what arrives of it.
 
     stream.py send FROM TO PORT RATE SECONDS     sends RATE numbered datagrams a second
-    stream.py take AT PORT                       takes them until there is silence for 20 s; then prints, each on a line, how
+    stream.py take AT PORT                       takes and returns them until there is silence for 20 s; then prints, each on a line, how
                                                  many were sent before the last one and how many of these are missing, and
                                                  every gap as FIRST LENGTH
 """
@@ -10,6 +10,8 @@ import socket
 import struct
 import sys
 import time
+
+SO_RCVBUFFORCE = 33
 
 
 def send(source, target, port, rate, seconds):
@@ -27,13 +29,20 @@ def send(source, target, port, rate, seconds):
 def take(at, port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.bind((at, port))
+        # What is lost shall be lost on the way, not behind a process that waits for its turn.
+        s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         s.settimeout(60)
         seen = set()
         while True:
             try:
-                seen.add(struct.unpack_from(">I", s.recv(2048))[0])
+                datagram, sender = s.recvfrom(2048)
             except TimeoutError:
                 break
+            seen.add(struct.unpack_from(">I", datagram)[0])
+            try:
+                s.sendto(datagram, sender)
+            except OSError:
+                pass
             s.settimeout(20)
     last = max(seen, default=-1)
     missing = sorted(set(range(last + 1)) - seen)

@@ -25,6 +25,8 @@ pub(super) struct Placement {
     guards: BTreeMap<ChildId, GuardSpec>,
     sockets: BTreeSet<SocketAddr>,
     own: BTreeSet<OwnAddress>,
+    /// Those of them that can be a source.
+    usable: BTreeSet<IpAddr>,
     sources: BTreeMap<ChildId, Source>,
 }
 
@@ -35,6 +37,7 @@ impl Placement {
         let mut rules = Rules::open(tun)?;
         let link = rtnl.set_up(tun, mtu.into())?;
         let own = rules.own_addresses()?;
+        let usable = rules.sources(&own)?;
         Ok(Self {
             rtnl,
             rules,
@@ -44,6 +47,7 @@ impl Placement {
             guards: BTreeMap::new(),
             sockets: BTreeSet::new(),
             own,
+            usable,
             sources: BTreeMap::new(),
         })
     }
@@ -105,11 +109,9 @@ impl Placement {
     }
 
     fn lay_out(&mut self) -> Result<(), RtnlError> {
-        let Self { rules, tun, tun_index, guards, sockets, own, sources, .. } = self;
-        let addresses: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
+        let Self { rules, tun, tun_index, guards, sockets, own, usable, sources, .. } = self;
         let attached = attached(own.iter());
-        let host =
-            Host { tun, tun_index: *tun_index, sockets, own: &addresses, sources, attached: &attached };
+        let host = Host { tun, tun_index: *tun_index, sockets, own: usable, sources, attached: &attached };
         let layout = Layout::new(guards.values(), &host, &mut rules.tables);
         rules.apply(&layout)
     }
@@ -130,13 +132,14 @@ impl Placement {
     /// Follows changes of this host's addresses.
     pub fn follow_addresses(&mut self) -> Result<(), RtnlError> {
         let now = self.rules.own_addresses()?;
-        if now == self.own {
+        let usable = self.rules.sources(&now)?;
+        if now == self.own && usable == self.usable {
             return Ok(());
         }
-        let before = std::mem::replace(&mut self.own, now);
+        let before = (std::mem::replace(&mut self.own, now), std::mem::replace(&mut self.usable, usable));
         let result = self.lay_out();
         if result.is_err() {
-            self.own = before;
+            (self.own, self.usable) = before;
         }
         result
     }
