@@ -448,6 +448,59 @@ proptest! {
     }
 }
 
+fn tunnel_with(keys: &str) -> String {
+    format!(
+        "{ENDS}tunnels:\n  - name: a-b\n    gateway: vpc-a\n    customer_gateway: idc-b\n    auth: {{ psk: {CANARY}x9 }}\n{keys}{RULE}"
+    )
+}
+
+fn told(text: &str, here: Option<&config::Here>) -> Vec<String> {
+    let checked = config::check_text_here(text, Path::new("/nonexistent"), config::Secrets::Read, here);
+    checked.problems.iter().map(|p| p.one_line("f")).collect()
+}
+
+#[test]
+fn networks_may_be_listed_to_pass_beside_a_tunnel_and_show_as_they_are() {
+    let shown = |bypass: &str| {
+        let checked =
+            config::check_text(&tunnel_with(bypass), Path::new("/nonexistent"), config::Secrets::Read);
+        let config = checked.preview.unwrap_or_else(|| panic!("{bypass}: {:?}", checked.problems));
+        config::show::resolved(&config)["tunnels"][0]["bypass"].clone()
+    };
+    assert_eq!(shown(""), "attached");
+    assert_eq!(shown("    bypass: none\n"), "none");
+    assert_eq!(shown("    bypass: []\n"), "none");
+    assert_eq!(shown("    bypass: [attached]\n"), "attached");
+    let listed = serde_json::json!(["attached", "10.2.200.0/24"]);
+    assert_eq!(shown("    bypass: [10.2.200.0/24, attached]\n"), listed);
+    // What takes a whole rule away, and what takes nothing, is told.
+    let warned = |bypass: &str| told(&tunnel_with(&format!("    bypass: {bypass}\n")), None).join("\n");
+    assert!(!warned("[10.2.200.0/24]").contains("bypass"));
+    assert!(warned("[10.0.0.0/8]").contains("10.0.0.0/8 covers all of 10.2.0.0/16"));
+    assert!(warned("[10.2.0.0/16]").contains("none of its packets will be protected"));
+    assert!(warned("[10.9.0.0/16]").contains("no rule of the tunnel covers 10.9.0.0/16"));
+    assert!(warned("[none]").contains("error"));
+    let many: Vec<String> = (0..65).map(|n| format!("10.2.{n}.0/24")).collect();
+    assert!(warned(&format!("[{}]", many.join(", "))).contains("more than 64"));
+}
+
+/// Off the host nothing can be said about its addresses, and nothing is.
+#[test]
+fn on_the_gateway_itself_a_rule_without_an_own_address_inside_is_told() {
+    let here = |addresses: &[&str]| {
+        config::Here::new(addresses.iter().map(|ip| ("eth0".to_owned(), ip.parse().unwrap())))
+    };
+    let warned = |keys: &str, here: Option<&config::Here>| {
+        told(&tunnel_with(keys), here).iter().filter(|line| line.contains("own packets")).count()
+    };
+    assert_eq!(warned("", None), 0);
+    assert_eq!(warned("", Some(&here(&["198.51.100.7"]))), 0, "another host");
+    assert_eq!(warned("", Some(&here(&["192.0.2.1"]))), 1);
+    assert_eq!(warned("    source: none\n", Some(&here(&["192.0.2.1"]))), 0);
+    assert_eq!(warned("", Some(&here(&["192.0.2.1", "10.1.0.1"]))), 0);
+    assert_eq!(warned("    source: 10.1.0.9\n", Some(&here(&["192.0.2.1", "10.1.0.1"]))), 1);
+}
+
 #[test]
 fn samples_are_good() {
     let mut seen = 0;
@@ -458,7 +511,7 @@ fn samples_are_good() {
             continue;
         }
         seen += 1;
-        let checked = config::check(&path, config::Secrets::Skip);
+        let checked = config::check(&path, config::Secrets::Skip, None);
         // The complete sample has keys of later versions, too.
         let told = checked.problems.iter().map(|p| p.one_line(&checked.file));
         let told: Vec<String> = told.filter(|line| !line.contains("this version")).collect();

@@ -75,7 +75,7 @@ impl Site {
             action,
             mark: None,
             weight: 0,
-            bypass: Bypass::None,
+            bypass: Bypass::NONE,
         };
         self.plane.guard(&spec).unwrap();
     }
@@ -292,7 +292,7 @@ fn the_place_of_another_program_is_refused_with_its_owner() {
         action: GuardAction::Drop,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     };
     let e = a.plane.guard(&spec).unwrap_err();
     assert_eq!(e.kind, PlaneErrorKind::Exists);
@@ -351,13 +351,19 @@ fn neighbours_are_reached_directly_under_a_guard_of_everything_and_follow_the_ad
         action: GuardAction::Drop,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     };
     let attached = BTreeSet::from([(ip("10.3.0.0"), 24), (ip("10.3.0.1"), 32)]);
     a.plane.follow(&attached).unwrap();
     a.plane.guard(&all).unwrap();
     assert!(!near(&a) && !far(&a));
-    a.plane.guard(&GuardSpec { bypass: Bypass::Attached, ..all.clone() }).unwrap();
+    a.plane.guard(&GuardSpec { bypass: Bypass::ATTACHED, ..all.clone() }).unwrap();
+    assert!(near(&a) && !far(&a));
+    // What is listed passes, attached or not, and what is not listed does not.
+    let listed = Bypass { attached: false, networks: vec![ts("10.2.0.0/24").range] };
+    a.plane.guard(&GuardSpec { bypass: listed, ..all.clone() }).unwrap();
+    assert!(!near(&a) && far(&a));
+    a.plane.guard(&GuardSpec { bypass: Bypass::ATTACHED, ..all.clone() }).unwrap();
     assert!(near(&a) && !far(&a));
     // A guard that means the neighbour is asked before.
     let other = ChildId { tunnel: TunnelId(9), index: 0 };
@@ -400,7 +406,7 @@ fn own_packets_get_a_source_inside_the_tunnel_and_others_keep_theirs() {
         action: GuardAction::Drop,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     };
     let wish =
         Wish { tunnel: "t".to_owned(), source: Source::Auto, guard, outer: vec![ip(A), ip("2001:db8::1")] };
@@ -535,7 +541,7 @@ fn selectors_that_the_kernel_cannot_have_are_refused_whole() {
         action: GuardAction::Drop,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     };
     let e = a.plane.guard(&spec).unwrap_err();
     assert_eq!(e.kind, PlaneErrorKind::Unsupported);

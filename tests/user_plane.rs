@@ -310,13 +310,74 @@ fn neighbours_are_reached_directly_under_a_guard_of_everything() {
     };
     plane.guard(&all).unwrap();
     assert_eq!(reaches(), [false, false]);
-    all.bypass = Bypass::Attached;
+    all.bypass = Bypass::ATTACHED;
     plane.guard(&all).unwrap();
     assert_eq!(reaches(), [true, true]);
     for (from, to) in HOSTS {
         assert!(!host.pings(from, to, 56));
     }
     assert_eq!(lab.leaked(), 0, "the tunnel is closed");
+}
+
+/// In both directions, by hosts and by the gateway, and nothing beside what is listed.
+#[test]
+fn listed_networks_are_reached_directly_under_a_guard_of_everything() {
+    if !possible("listed_networks_are_reached_directly_under_a_guard_of_everything") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let (host, gw, transit) = (lab.ns("host-a"), lab.ns("gw-a"), lab.ns("transit"));
+    transit.run("ip route add 10.1.0.0/16 via 192.0.2.1");
+    transit.run("ip addr add 203.0.113.1/32 dev lo");
+    transit.run("ip addr add 203.0.113.200/32 dev lo");
+    let mut all = guard(0);
+    all.remote = vec![net("0.0.0.0/0"), net("::/0")];
+    all.bypass = Bypass { attached: true, networks: vec![net("203.0.113.0/25").range] };
+    plane.guard(&all).unwrap();
+    assert!(host.pings("10.1.0.2", "203.0.113.1", 56) && transit.pings("203.0.113.1", "10.1.0.2", 56));
+    assert!(gw.pings("10.1.0.1", "203.0.113.1", 56) && gw.pings("192.0.2.1", "203.0.113.1", 56));
+    let passed = lab.leaked();
+    assert!(!host.pings("10.1.0.2", "203.0.113.200", 56) && !gw.pings("10.1.0.1", "203.0.113.200", 56));
+    assert_eq!(lab.leaked(), passed, "what is not listed leaves by the tunnel or not at all");
+    all.bypass = Bypass::ATTACHED;
+    plane.guard(&all).unwrap();
+    assert!(!host.pings("10.1.0.2", "203.0.113.1", 56));
+}
+
+/// All tunnels of a gateway share its socket: while that is full, each batch waits for it a moment at most.
+#[test]
+fn a_full_socket_drops_at_once_and_holds_nobody_up() {
+    if !possible("a_full_socket_drops_at_once_and_holds_nobody_up") {
+        return;
+    }
+    let lab = Lab::new();
+    let [plane, _other] = lab.tunnel(GCM, true);
+    lab.ns("gw-a").run("tc qdisc add dev wan root tbf rate 8kbit burst 1600 limit 200000000");
+    let host = lab.ns("host-a");
+    let send = move |lens: Vec<usize>| {
+        host.inside(move || {
+            let socket = UdpSocket::bind("10.1.0.2:0").unwrap();
+            for (n, len) in lens.into_iter().enumerate() {
+                socket.send_to(&vec![0; len], "10.2.0.2:9").unwrap();
+                if n % 100 == 99 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        });
+    };
+    let begin = Instant::now();
+    while dropped(&plane, "socket_full") == 0 && begin.elapsed() < Duration::from_secs(30) {
+        send(vec![1300; 2000]);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let before = dropped(&plane, "socket_full");
+    assert!(before > 0, "the socket is full");
+    // None joins the train of the one before it, so that each is sent by itself.
+    send((0..60).map(|n| 100 + n).collect());
+    std::thread::sleep(Duration::from_secs(1));
+    let counted = dropped(&plane, "socket_full") - before;
+    assert!(counted >= 55, "{counted} of 60 have been decided about after a second");
 }
 
 #[test]

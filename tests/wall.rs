@@ -38,7 +38,7 @@ fn guard(number: u32, local: TrafficSelector, remote: TrafficSelector) -> GuardS
         action: GuardAction::Drop,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     }
 }
 
@@ -371,7 +371,7 @@ fn neighbours_pass_the_wall_both_ways_unless_a_narrower_guard_protects_them() {
             arrive(&lab, "10.1.0.1:0", "10.2.0.1:7000"),
         )
     };
-    let all = GuardSpec { bypass: Bypass::Attached, ..guard(1, net("10.1.0.0/16"), net("0.0.0.0/0")) };
+    let all = GuardSpec { bypass: Bypass::ATTACHED, ..guard(1, net("10.1.0.0/16"), net("0.0.0.0/0")) };
     let mut wall = a.inside(move || wall(&[all]));
     // Both sides of the guard hold both ends, so that it cannot be told to be forged.
     assert_eq!(reaches(), (0, 5, 0));
@@ -386,4 +386,44 @@ fn neighbours_pass_the_wall_both_ways_unless_a_narrower_guard_protects_them() {
     wall.follow_attached(&[].into());
     assert_eq!(reaches(), (0, 5, 0));
     assert!(drops(&mut wall, "bypass") >= 25);
+}
+
+/// What is listed is reached also under the host's masquerade, which would otherwise look as if it had been led away.
+#[test]
+fn listed_networks_pass_the_wall_also_translated_and_nothing_beyond_them_does() {
+    let name = "listed_networks_pass_the_wall_also_translated_and_nothing_beyond_them_does";
+    let Some(lab) = lab(name) else { return };
+    let (a, b) = (lab.ns("gw-a"), lab.ns("gw-b"));
+    a.run("ip route add 203.0.113.0/24 dev wan");
+    for address in ["203.0.113.9/32", "203.0.113.200/32"] {
+        b.run(&format!("ip addr add {address} dev lo"));
+    }
+    let reaches = || {
+        ["203.0.113.9:7000", "203.0.113.200:7000", "10.2.0.1:7000"].map(|to| arrive(&lab, "10.1.0.1:0", to))
+    };
+    let all = GuardSpec {
+        bypass: Bypass { attached: false, networks: vec![net("203.0.113.0/25").range] },
+        ..guard(1, net("10.1.0.0/16"), net("0.0.0.0/0"))
+    };
+    let mut wall = a.inside(move || wall(&[all]));
+    assert_eq!(reaches(), [5, 0, 0]);
+    assert_eq!(come(&lab, "203.0.113.9:0", "10.1.0.1:7000"), 5, "and back");
+    for line in [
+        "add table ip host",
+        "add chain ip host post { type nat hook postrouting priority 100; }",
+        "add rule ip host post oifname wan masquerade",
+        "add chain ip host out { type nat hook output priority -100; }",
+    ] {
+        a.run(&format!("nft {line}"));
+    }
+    assert_eq!(reaches(), [5, 0, 0]);
+    // Out of what is listed into what is protected.
+    a.run("nft add rule ip host out ip daddr 203.0.113.9 udp dport 7000 dnat to 10.2.0.1");
+    assert_eq!(carried(&a, "10.1.0.1:0", &b, "203.0.113.9:7000", "10.2.0.1:7000"), 0);
+    assert!(drops(&mut wall, "bypass") + drops(&mut wall, "nat") >= 25);
+    // And the other way round: as it was sent, it is protected.
+    a.run("nft flush chain ip host out");
+    a.run("nft add rule ip host out ip daddr 10.2.0.1 dnat to 203.0.113.9");
+    let unexempt = carried(&a, "10.1.0.1:0", &b, "10.2.0.1:7000", "203.0.113.9:7000");
+    assert_eq!(unexempt, 0);
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::id::{ChildId, Reqid, Spi};
 use crate::secret::SecretBytes;
-use crate::selector::TrafficSelector;
+use crate::selector::{IpRange, TrafficSelector};
 use crate::suite::EspSuite;
 
 /// What shall happen to a guarded packet while no tunnel is open for it.
@@ -20,16 +20,22 @@ pub enum GuardAction {
     Acquire,
 }
 
-/// What of this host's surroundings is reached directly although a guard covers it: a guard of everything (0.0.0.0/0) would
-/// otherwise lead a host's packets to its neighbours, and to this host, into the tunnel.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub enum Bypass {
+/// What is reached directly although a guard covers it: between the guard's local selectors and these, both ways, but not
+/// where another selector, narrower than the one that covers them, protects the packets.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Bypass {
+    /// This host's own addresses and attached networks inside the local selectors: a guard of everything (0.0.0.0/0) would
+    /// otherwise lead a host's packets to its neighbours, and to this host, into the tunnel.
+    pub attached: bool,
+    /// These, as far as the remote selectors cover them.
+    pub networks: Vec<IpRange>,
+}
+
+impl Bypass {
     /// Nothing.
-    #[default]
-    None,
-    /// Between the local selectors and this host's own addresses and attached networks inside them. Not where another
-    /// selector, narrower than the one that covers them, protects the packets.
-    Attached,
+    pub const NONE: Self = Self { attached: false, networks: Vec::new() };
+    /// What is attached.
+    pub const ATTACHED: Self = Self { attached: true, networks: Vec::new() };
 }
 
 /// Which source the gateway's own packets to a remote network get, if their socket has no address.

@@ -1,15 +1,17 @@
 //! `cygnet check`.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use nix::ifaddrs::getifaddrs;
 use serde::Serialize;
 use serde_json::json;
 
 use super::output::{Out, Tone};
 use super::{CONFIG, Failure, Outcome, exit};
-use crate::config::{self, Problem, Secrets, Severity};
+use crate::config::{self, Here, Problem, Secrets, Severity};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -41,9 +43,20 @@ struct InFile<'a> {
     problem: &'a Problem,
 }
 
+/// This host; one that cannot be asked has no addresses, and is no gateway's.
+fn here() -> Here {
+    let all = getifaddrs().into_iter().flatten().filter_map(|a| {
+        let address = a.address?;
+        let v4 = address.as_sockaddr_in().map(|s| IpAddr::V4(s.ip()));
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|s| IpAddr::V6(s.ip())))?;
+        Some((a.interface_name, ip))
+    });
+    Here::new(all)
+}
+
 pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
     let secrets = if args.no_secrets { Secrets::Skip } else { Secrets::ReadIfAllowed };
-    let checked = config::check(&args.file, secrets);
+    let checked = config::check(&args.file, secrets, Some(&here()));
     let (errors, warnings): (Vec<&Problem>, Vec<&Problem>) =
         checked.problems.iter().partition(|p| p.severity == Severity::Error);
     let code = if errors.is_empty() { 0 } else { exit::CONFIG };

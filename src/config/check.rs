@@ -5,18 +5,22 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use cygnet_model::IpRange;
+use cygnet_model::tunnel::Bypass;
 
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
-    Auth, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress, PlaneChoice,
-    SpdRule, Tunnel,
+    Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress,
+    PlaneChoice, SpdRule, Tunnel,
 };
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
 
 /// A TS payload holds no more selectors (RFC 7296 §3.13).
 const MAX_SELECTORS: usize = 255;
+/// Networks listed in `bypass`, and pairs of them with blocks of one child: each is a policy or a rule, and a look-up.
+const MAX_BYPASSED: usize = 64;
+const MAX_BYPASSED_PAIRS: usize = 512;
 /// The number of a child has six bits in a reqid.
 const MAX_CHILDREN: usize = 64;
 
@@ -87,7 +91,10 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Ident
         mark: t.mark,
         weight: t.weight.unwrap_or(0),
         allow_internet: t.allow_internet,
-        bypass: t.bypass,
+        bypass: Bypass {
+            attached: t.bypass.attached,
+            networks: t.bypass.networks.into_iter().map(|n| n.value).collect(),
+        },
         source: t.source,
     })
 }
@@ -211,6 +218,7 @@ impl<'a> Book<'a> {
             self.check_rule(t, rule, sink);
         }
         check_children(t, sink);
+        check_bypass(t, sink);
     }
 
     /// The two ends must be different, and able to reach each other.
@@ -490,6 +498,32 @@ fn wide(range: &IpRange) -> bool {
     range.prefix_len().is_some_and(|len| 0 < len && len < limit)
 }
 
+/// What is listed in `bypass` leaves in clear text: what it takes from the rules is told where it is all or nothing.
+fn check_bypass(t: &RawTunnel, sink: &Sink) {
+    if let Some(first) = t.bypass.networks.get(MAX_BYPASSED) {
+        let what = format!("more than {MAX_BYPASSED} networks are listed");
+        sink.error(&first.at, wrong(what, "write wider blocks, or narrower SPD rules"));
+    }
+    let remotes = || t.rules.good.iter().flat_map(|rule| &rule.remote.good);
+    for network in &t.bypass.networks {
+        for remote in remotes().filter(|remote| network.value.covers(&remote.value)) {
+            let what = format!(
+                "{} covers all of {} ({}, line {}): none of its packets will be protected",
+                network.value, remote.value, remote.at.path, remote.at.line
+            );
+            sink.warning(
+                &network.at,
+                wrong(what, "list only what shall pass beside the tunnel in clear text, or drop the rule"),
+            );
+        }
+        if t.rules.complete && !remotes().any(|remote| remote.value.intersect(&network.value).is_some()) {
+            let what =
+                format!("no rule of the tunnel covers {}, so that nothing has to be let by", network.value);
+            sink.warning(&network.at, wrong(what, "correct it, or take it out"));
+        }
+    }
+}
+
 fn check_children(t: &RawTunnel, sink: &Sink) {
     let rules: Option<Vec<SpdRule>> = (t.rules.good.iter())
         .map(|r| {
@@ -503,6 +537,20 @@ fn check_children(t: &RawTunnel, sink: &Sink) {
     if children.len() > MAX_CHILDREN {
         let what = format!("the rules need {} child SAs, more than {MAX_CHILDREN}", children.len());
         sink.error(&at, wrong(what, "give more rules the same remote list, or make a second tunnel"));
+    }
+    let bypassed = |c: &ChildSpec| {
+        let networks = t.bypass.networks.iter();
+        let overlaps =
+            |n: &Spanned<IpRange>| c.remote.iter().filter(|r| r.range.intersect(&n.value).is_some()).count();
+        c.local.len() * networks.map(overlaps).sum::<usize>()
+    };
+    if let Some(first) = t.bypass.networks.first()
+        && children.iter().any(|c| bypassed(c) > MAX_BYPASSED_PAIRS)
+    {
+        let what = format!(
+            "the networks listed meet the blocks of one child in more than {MAX_BYPASSED_PAIRS} pairs"
+        );
+        sink.error(&first.at, wrong(what, "write wider blocks, or make a second tunnel"));
     }
     if children.iter().any(|c| c.local.len() > MAX_SELECTORS || c.remote.len() > MAX_SELECTORS) {
         let what = format!("a child SA would need more than {MAX_SELECTORS} blocks on one side");

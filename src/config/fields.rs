@@ -84,6 +84,8 @@ const SOURCE: Kind = Kind::AnyOf(&[
     Kind::Words(&["auto", "none"]),
     Kind::Text { pattern: "^[0-9a-fA-F.:]+$", example: "10.1.0.1" },
 ]);
+const BYPASS: Kind =
+    Kind::AnyOf(&[Kind::Words(BYPASSES), Kind::List(&Kind::AnyOf(&[Kind::Words(&["attached"]), CIDR]))]);
 const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
 
 /// The whole file.
@@ -242,21 +244,21 @@ pub static TUNNEL: Section = Section {
         may("allow_internet", Kind::Bool, "false", "Permits 0.0.0.0/0 and ::/0 in SPD rules."),
         may(
             "bypass",
-            Kind::Words(BYPASSES),
+            BYPASS,
             "attached",
-            "What is reached directly although the remote networks cover it: our own addresses and attached networks \
-             inside the local ones, or nothing.",
+            "What is reached directly although the remote networks cover it: attached (our own addresses and attached \
+             networks inside the local ones), none, or a list of CIDR blocks, in which attached may stand as well.",
         ),
         may(
             "source",
             SOURCE,
             "auto",
             "Source of the gateway's own packets to the remote networks, where a socket has none: an own address inside \
-             the local networks, or this one; none: as the host's routes say. For data plane kernel.",
+             the local networks, or this one; none: as the host's routes say.",
         ),
     ],
 };
-/// Values of `tunnels[].bypass`.
+/// Words of `tunnels[].bypass`.
 pub const BYPASSES: &[&str] = &["attached", "none"];
 /// Values of `tunnels[].start`.
 pub const STARTS: &[&str] = &["active", "passive", "on-demand"];

@@ -12,6 +12,7 @@ pub mod diff;
 pub mod dn;
 pub mod error;
 pub mod fields;
+pub mod here;
 pub mod identity;
 mod masks;
 pub mod model;
@@ -34,6 +35,7 @@ use zeroize::Zeroizing;
 use decode::Item;
 use error::{At, Sink, wrong};
 pub use error::{ConfigErrors, Problem, Severity};
+pub use here::Here;
 pub use model::*;
 use raw::RawAuth;
 use secrets::{Facts, Refusal};
@@ -52,13 +54,13 @@ pub struct Loaded {
 
 /// Reads and resolves a configuration with its keys.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
-    let (config, problems) = read(path, Secrets::Read);
+    let (config, problems) = read(path, Secrets::Read, None);
     finish(config, problems, path)
 }
 
 /// Resolves a configuration from text that stands for a file of mode 0600 in `dir`; for tests and generators.
 pub fn load_text(text: &str, dir: &Path) -> Result<Loaded, ConfigErrors> {
-    let source = Source { text, dir, facts: None, name: "cygnet.yaml" };
+    let source = Source { text, dir, facts: None, name: "cygnet.yaml", here: None };
     let (config, problems) = source.resolve(Secrets::Read);
     finish(config, problems, Path::new("cygnet.yaml"))
 }
@@ -95,16 +97,21 @@ pub enum Secrets {
     Skip,
 }
 
-/// Checks a file without wanting to run it.
-pub fn check(path: &Path, secrets: Secrets) -> Checked {
-    let (config, problems) = read(path, secrets);
+/// Checks a file without wanting to run it. `here` is the host on which that happens, if it may be the one that will.
+pub fn check(path: &Path, secrets: Secrets, here: Option<&Here>) -> Checked {
+    let (config, problems) = read(path, secrets, here);
     let good = problems.iter().all(|p| p.severity == Severity::Warning);
     Checked { file: show_path(path), problems, preview: config.filter(|_| good) }
 }
 
 /// Checks text that stands for a file of mode 0600 in `dir`, as an editor has it before it is saved.
 pub fn check_text(text: &str, dir: &Path, secrets: Secrets) -> Checked {
-    let source = Source { text, dir, facts: None, name: "cygnet.yaml" };
+    check_text_here(text, dir, secrets, None)
+}
+
+/// The same on a host that may be the one that will run it.
+pub fn check_text_here(text: &str, dir: &Path, secrets: Secrets, here: Option<&Here>) -> Checked {
+    let source = Source { text, dir, facts: None, name: "cygnet.yaml", here };
     let (config, problems) = source.resolve(secrets);
     let good = problems.iter().all(|p| p.severity == Severity::Warning);
     Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good) }
@@ -115,12 +122,12 @@ fn show_path(path: &Path) -> String {
 }
 
 /// A file's text, or why there is none.
-fn read(path: &Path, secrets: Secrets) -> (Option<Config>, Vec<Problem>) {
+fn read(path: &Path, secrets: Secrets, here: Option<&Here>) -> (Option<Config>, Vec<Problem>) {
     match read_text(path) {
         Ok((text, facts)) => {
             let name = show_path(path);
             let dir = path.parent().unwrap_or(Path::new(""));
-            Source { text: &text, dir, facts: Some(facts), name: &name }.resolve(secrets)
+            Source { text: &text, dir, facts: Some(facts), name: &name, here }.resolve(secrets)
         }
         Err((at, w)) => {
             let sink = Sink::default();
@@ -175,6 +182,8 @@ struct Source<'a> {
     /// Who may read the file; `None`: only we can.
     facts: Option<Facts>,
     name: &'a str,
+    /// The host that this is.
+    here: Option<&'a Here>,
 }
 
 impl Source<'_> {
@@ -184,6 +193,9 @@ impl Source<'_> {
         let config = root.as_ref().and_then(|root| {
             let item = Item::root(root, &sink);
             let raw = raw::config(&item, &sink)?;
+            if let Some(here) = self.here {
+                here::warn_sourceless(&raw, here, &sink);
+            }
             check::resolve(raw, &sink, &mut |auth| self.auth(auth, secrets, &sink))
         });
         let (mut problems, masks) = sink.into_sorted();

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cygnet_model::IpRange;
-use cygnet_model::tunnel::{Bypass, Mark, Source};
+use cygnet_model::tunnel::{Mark, Source};
 use zeroize::Zeroizing;
 
 use super::decode::{Item, Reader, Spanned};
@@ -85,8 +85,23 @@ pub struct RawTunnel {
     pub mark: Option<Mark>,
     pub weight: Option<u8>,
     pub allow_internet: bool,
-    pub bypass: Bypass,
+    pub bypass: RawBypass,
     pub source: Source,
+}
+
+/// `tunnels[].bypass`.
+#[derive(Debug)]
+pub struct RawBypass {
+    /// Whether attached networks are let by.
+    pub attached: bool,
+    /// The networks listed.
+    pub networks: Vec<Spanned<IpRange>>,
+}
+
+impl Default for RawBypass {
+    fn default() -> Self {
+        Self { attached: true, networks: Vec::new() }
+    }
 }
 
 /// `tunnels[].auth`, of which one form was given.
@@ -320,8 +335,6 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
     let reference = |key| r.get(key).and_then(|i: Item<'_>| i.parse("a name", identity::object_name));
     let start = r.get("start").and_then(|i| i.word(fields::STARTS)).unwrap_or(0);
     let start = [Start::Active, Start::Passive, Start::OnDemand][start];
-    let bypass = r.get("bypass").and_then(|i| i.word(fields::BYPASSES)).unwrap_or(0);
-    let bypass = [Bypass::Attached, Bypass::None][bypass];
     Some(RawTunnel {
         at: item.at(),
         name: name(&r),
@@ -337,12 +350,32 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
         weight: r.get("weight").and_then(|i| i.integer(0, 255)).and_then(|n| u8::try_from(n).ok()),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
-        bypass,
+        bypass: r.get("bypass").map_or_else(RawBypass::default, |i| bypass(&i)),
         source: r
             .get("source")
             .and_then(|i| i.parse("auto, none or an address", source))
             .map_or(Source::Auto, |s| s.value),
     })
+}
+
+/// A word, or a list of CIDR blocks among which `attached` may stand.
+fn bypass(item: &Item<'_>) -> RawBypass {
+    if !item.is_list() {
+        let attached = item.word(fields::BYPASSES).is_none_or(|word| word == 0);
+        return RawBypass { attached, networks: Vec::new() };
+    }
+    let mut out = RawBypass { attached: false, networks: Vec::new() };
+    for entry in item.list("CIDR blocks").unwrap_or_default() {
+        let Some(text) = entry.text("attached or a CIDR block") else { continue };
+        match text {
+            "attached" => out.attached = true,
+            "none" => {
+                entry.error(wrong("none does not stand in a list", "write bypass: none, or an empty list"))
+            }
+            _ => out.networks.extend(entry.parse("attached or a CIDR block", identity::cidr)),
+        }
+    }
+    out
 }
 
 /// Keys of a tunnel that are good at once.

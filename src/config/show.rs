@@ -73,7 +73,7 @@ fn tunnel(t: &Tunnel) -> Value {
         "mark": t.mark.map(|m| format!("{:#x}/{:#x}", m.value, m.mask)),
         "weight": t.weight,
         "allow_internet": t.allow_internet,
-        "bypass": match t.bypass { Bypass::Attached => "attached", Bypass::None => "none" },
+        "bypass": bypass(&t.bypass),
         "source": match t.source {
             Source::Auto => "auto".to_owned(),
             Source::None => "none".to_owned(),
@@ -103,6 +103,18 @@ fn tunnel(t: &Tunnel) -> Value {
             "dpd_action": match t.esp.dpd_action { DpdAction::Clear => "clear", DpdAction::Restart => "restart" },
         },
     }))
+}
+
+/// The word where one says all, else the list.
+fn bypass(b: &Bypass) -> Value {
+    match (b.attached, b.networks.as_slice()) {
+        (true, []) => json!("attached"),
+        (false, []) => json!("none"),
+        (attached, networks) => {
+            let word = attached.then(|| "attached".to_owned());
+            json!(word.into_iter().chain(networks.iter().map(ToString::to_string)).collect::<Vec<_>>())
+        }
+    }
 }
 
 fn without_null(mut value: Value) -> Value {

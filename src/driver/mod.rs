@@ -14,6 +14,7 @@
 mod addresses;
 mod answer;
 mod clock;
+mod dns;
 mod host;
 mod logging;
 mod passage;
@@ -551,7 +552,11 @@ fn occupy(
     plane.guard_all(&policy::guards(config, registry))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
-    plane.follow_sources(policy::sources(config, registry, &HostAddresses::read().outer(config)))?;
+    // Own packets without a source are a convenience; the guards, and everybody else's packets, do not wait for it.
+    let sources = policy::sources(config, registry, &HostAddresses::read().outer(config));
+    if let Err(e) = plane.follow_sources(sources) {
+        tracing::warn!(error = %e, "own packets to the remote networks may go outside of the tunnels");
+    }
     let mut foreign = Vec::new();
     for (address, socket) in natt {
         if let Some(socket) = socket {

@@ -6,7 +6,8 @@ use std::os::fd::BorrowedFd;
 
 use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{GuardSpec, Source};
+use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
@@ -66,14 +67,16 @@ impl Plane {
     /// Follows the own addresses and attached networks, which guards may let by.
     pub fn follow_addresses(&mut self) -> Result<(), PlaneError> {
         let Some(routing) = &mut self.routing else { return Ok(()) };
-        let own = near::own_addresses(routing).map_err(|e| PlaneError {
+        let failed = |e: RtnlError| PlaneError {
             operation: "look for own addresses".to_owned(),
             kind: PlaneErrorKind::Other,
             detail: e.to_string(),
-        })?;
+        };
+        let own = near::own_addresses(routing).map_err(failed)?;
+        let usable = near::sources(routing, &own).map_err(failed)?;
         let attached = near::attached(&own);
         self.wall.follow_attached(&attached);
-        let layout = source::layout(&self.wishes, &own);
+        let layout = source::layout(&self.wishes, &usable);
         let applied = match &mut self.esp {
             Esp::Kernel(p) => {
                 let sources = if self.wishes.is_empty() { Ok(0) } else { source::apply(routing, &layout) };
@@ -92,6 +95,11 @@ impl Plane {
 
     /// Gives own packets sources inside the tunnels, from here on as addresses come and go.
     pub fn follow_sources(&mut self, wishes: Vec<Wish>) -> Result<(), PlaneError> {
+        if let Esp::User(p) = &mut self.esp {
+            let wanted = |w: &Wish| (w.guard.child, w.source);
+            let said = wishes.iter().filter(|w| w.source != Source::Auto);
+            p.follow_sources(said.map(wanted).collect())?;
+        }
         self.wishes = wishes;
         self.follow_addresses()
     }

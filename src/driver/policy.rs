@@ -155,7 +155,7 @@ pub fn guards(config: &Config, registry: &Registry) -> Vec<GuardSpec> {
                 action,
                 mark: t.mark,
                 weight: t.weight,
-                bypass: t.bypass,
+                bypass: t.bypass.clone(),
             });
         }
     }

@@ -1,10 +1,13 @@
 //! DNS names of customer gateways, asked of the system's resolver: one task for each name.
 //!
-//! A name is asked for again after a while, and at once when there is reason to believe that its answer has changed: its
-//! gateway does not answer, or somebody comes from an address that nobody is known by. Strangers can make such reasons,
-//! so that a name has a shortest time between two questions.
+//! A name is asked for again when its answer has come to its end ([`super::dns`]), after a failure soon and then less and
+//! less often, and at once when there is reason to believe that its answer has changed: its gateway does not answer, or
+//! somebody comes from an address that nobody is known by. Strangers can make such reasons, so that there is a shortest
+//! time between two questions for them.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +15,22 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-/// How often a name is asked for without a reason. The system's resolver may answer from its cache.
+use super::dns;
+
+/// How often a name is asked for if nobody says for how long its answer holds (`/etc/hosts`, say).
 const REGULAR: Duration = Duration::from_secs(30);
-/// The shortest time between two questions for a name.
+/// A shorter time to live than this is not followed.
+const FLOOR: Duration = Duration::from_secs(5);
+/// Nor a longer one than this: an error in a zone shall be mended within the hour.
+const CEILING: Duration = Duration::from_secs(3600);
+/// A cache has forgotten an answer when it has ended, not before.
+const MARGIN: Duration = Duration::from_millis(500);
+/// The shortest time between two questions for a name for somebody else's reasons.
 const SHORTEST: Duration = Duration::from_secs(3);
+/// After the first failure; twice as long after each one more.
+const RETRY: Duration = Duration::from_millis(500);
+/// But no longer than this.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What became of a question.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +44,30 @@ pub(super) enum Answer {
 /// An answer and the name that it is for.
 pub(super) type Resolved = (String, Answer);
 
+/// Who knows names.
+trait Names: Clone + Send + 'static {
+    /// The addresses of a name.
+    fn addresses(&self, name: &str) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send;
+    /// For how long it stands for them; `None` if nobody says.
+    fn holds(&self, name: &str, addresses: &[IpAddr]) -> impl Future<Output = Option<Duration>> + Send;
+}
+
+/// The system's resolver, and the servers that it is configured with.
+#[derive(Clone)]
+struct System;
+
+impl Names for System {
+    async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        Ok(tokio::net::lookup_host((name, 0)).await?.map(|a| a.ip()).collect())
+    }
+
+    async fn holds(&self, name: &str, addresses: &[IpAddr]) -> Option<Duration> {
+        // Read each time, as the system's resolver does: networks come and go.
+        let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        dns::holds(&dns::servers(&text), name, addresses).await
+    }
+}
+
 /// Asks for names, again and again.
 #[derive(Default)]
 pub(super) struct Resolver {
@@ -41,7 +80,7 @@ impl Resolver {
         let mut hurry = BTreeMap::new();
         for name in names {
             let wake = Arc::new(Notify::new());
-            tokio::spawn(ask(name.clone(), Arc::clone(&wake), out.clone()));
+            tokio::spawn(ask(System, name.clone(), Arc::clone(&wake), out.clone()));
             hurry.insert(name, wake);
         }
         Self { hurry }
@@ -60,29 +99,102 @@ impl Resolver {
     }
 }
 
-async fn ask(name: String, wake: Arc<Notify>, out: mpsc::Sender<Resolved>) {
+/// How long to wait after an answer that holds for so long.
+fn regular(holds: Option<Duration>) -> Duration {
+    holds.map_or(REGULAR, |ttl| ttl.clamp(FLOOR, CEILING) + MARGIN)
+}
+
+/// How long to wait after so many failures in a row, the last one included.
+fn retry(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    (RETRY * 2u32.saturating_pow(doublings)).min(RETRY_MAX)
+}
+
+async fn ask(names: impl Names, name: String, wake: Arc<Notify>, out: mpsc::Sender<Resolved>) {
+    let mut failures = 0;
     loop {
         let asked = Instant::now();
-        let answer = match tokio::net::lookup_host((name.as_str(), 0)).await {
-            Ok(found) => {
-                let mut addresses: Vec<IpAddr> = found.map(|a| a.ip()).collect();
-                addresses.sort_unstable();
-                addresses.dedup();
-                if addresses.is_empty() {
-                    Answer::Failed("it has no address".to_owned())
-                } else {
-                    Answer::Addresses(addresses)
-                }
-            }
+        let found = names.addresses(&name).await.map(|mut addresses| {
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses
+        });
+        let answer = match found {
+            Ok(addresses) if addresses.is_empty() => Answer::Failed("it has no address".to_owned()),
+            Ok(addresses) => Answer::Addresses(addresses),
             Err(e) => Answer::Failed(e.to_string()),
         };
-        // Without an answer there is reason to ask again.
-        let wait = if matches!(answer, Answer::Failed(_)) { SHORTEST } else { REGULAR };
-        if out.send((name.clone(), answer)).await.is_err() {
+        if out.send((name.clone(), answer.clone())).await.is_err() {
             return;
         }
+        let wait = match &answer {
+            Answer::Addresses(addresses) => {
+                failures = 0;
+                regular(names.holds(&name, addresses).await)
+            }
+            Answer::Failed(_) => {
+                failures += 1;
+                retry(failures)
+            }
+        };
         // Who hurries during the question has its answer.
-        let _ = tokio::time::timeout(wait, wake.notified()).await;
-        tokio::time::sleep_until(asked + SHORTEST).await;
+        if tokio::time::timeout_at(asked + wait, wake.notified()).await.is_ok() {
+            tokio::time::sleep_until(asked + SHORTEST).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn a_time_to_live_is_followed_between_floor_and_ceiling_and_a_failure_soon() {
+        let secs = Duration::from_secs;
+        assert_eq!(regular(None), REGULAR);
+        assert_eq!(regular(Some(secs(0))), FLOOR + MARGIN);
+        assert_eq!(regular(Some(secs(300))), secs(300) + MARGIN);
+        assert_eq!(regular(Some(secs(86_400))), CEILING + MARGIN);
+        let waits: Vec<u128> = (1..9).map(|n| retry(n).as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        assert_eq!(retry(u32::MAX), RETRY_MAX);
+    }
+
+    /// Knows one address; how long that holds is asked of a real server.
+    #[derive(Clone)]
+    struct Known {
+        server: SocketAddr,
+        asked: mpsc::UnboundedSender<Instant>,
+    }
+
+    impl Names for Known {
+        async fn addresses(&self, _: &str) -> io::Result<Vec<IpAddr>> {
+            self.asked.send(Instant::now()).map_err(io::Error::other)?;
+            Ok(vec![[192, 0, 2, 1].into()])
+        }
+
+        async fn holds(&self, name: &str, addresses: &[IpAddr]) -> Option<Duration> {
+            dns::holds(&[self.server], name, addresses).await
+        }
+    }
+
+    /// The server says six seconds, which is more than the floor and less than what is waited without a word.
+    #[tokio::test]
+    async fn a_name_is_asked_for_again_when_the_servers_answer_ends() {
+        let (server, questions) = dns::tests::server(6, &[[192, 0, 2, 1]]).await;
+        let (asked, mut times) = mpsc::unbounded_channel();
+        let (out, mut answers) = mpsc::channel(8);
+        let task =
+            tokio::spawn(ask(Known { server, asked }, "gw.example.org".into(), Arc::new(Notify::new()), out));
+        let first = times.recv().await.unwrap();
+        let second = tokio::time::timeout(Duration::from_secs(20), times.recv()).await.unwrap().unwrap();
+        let apart = second - first;
+        assert!(apart >= Duration::from_secs(6) && apart < Duration::from_secs(15), "{apart:?}");
+        assert!(matches!(answers.recv().await, Some((_, Answer::Addresses(_)))));
+        assert!(questions.load(Ordering::Relaxed) >= 1);
+        task.abort();
     }
 }

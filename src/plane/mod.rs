@@ -7,5 +7,7 @@ pub mod near;
 pub mod residue;
 pub mod source;
 mod spd;
+#[cfg(test)]
+mod testing;
 pub mod user;
 pub mod wall;

@@ -67,7 +67,7 @@ pub struct Layout {
 pub fn layout<'a>(wishes: impl IntoIterator<Item = &'a Wish>, own: &BTreeSet<OwnAddress>) -> Layout {
     let attached = near::attached(own);
     let mut out = Layout::default();
-    let mut routes: BTreeMap<(Family, Option<Prefix>, Prefix), Option<OwnAddress>> = BTreeMap::new();
+    let mut routes = Routes::default();
     for wish in wishes.into_iter().filter(|wish| wish.source != Source::None) {
         let guard = &wish.guard;
         let inside = |addr: IpAddr| guard.local.iter().any(|local| local.range.contains(addr));
@@ -106,17 +106,18 @@ pub fn layout<'a>(wishes: impl IntoIterator<Item = &'a Wish>, own: &BTreeSet<Own
             let led = remotes.iter().filter(|r| is_outer_inside || r.range.prefix_len() != Some(0));
             let led = led.flat_map(|remote| remote.range.prefixes());
             for destination in led.take(ROUTES) {
-                routes.entry((family, local, destination)).or_insert(Some(source));
+                routes.lead((family, local, destination), destination.1, source);
             }
-            for (network, _) in near::networks(guard, &attached).filter(|(n, _)| of_family(n)) {
+            for (network, covering) in near::networks(guard, &attached).filter(|(n, _)| of_family(n)) {
                 for prefix in network.prefixes() {
-                    routes.insert((family, local, prefix), None);
+                    routes.throw((family, local, prefix), covering.range.prefix_len().unwrap_or(0));
                 }
             }
         }
     }
+    let routes = routes.0;
     let locals: BTreeSet<Option<Prefix>> = routes.keys().map(|(_, local, _)| *local).collect();
-    for ((family, local, destination), source) in routes {
+    for ((family, local, destination), (_, source)) in routes {
         let place = locals.iter().filter(|l| l.is_some()).position(|l| *l == local).map_or(0, |at| at + 1);
         let table = TABLE + u32::try_from(place).unwrap_or(0);
         out.rules.insert(Rule {
@@ -136,6 +137,30 @@ pub fn layout<'a>(wishes: impl IntoIterator<Item = &'a Wish>, own: &BTreeSet<Own
         });
     }
     out
+}
+
+/// A family, the local prefix that is asked for (IPv6), and a destination.
+type Place = (Family, Option<Prefix>, Prefix);
+
+/// Routes with the prefix length of the remote selector that wants each: the narrower one wins, as with the packets, and of
+/// equal ones what is let by.
+#[derive(Default)]
+struct Routes(BTreeMap<Place, (u8, Option<OwnAddress>)>);
+
+impl Routes {
+    fn lead(&mut self, place: Place, len: u8, source: OwnAddress) {
+        let there = self.0.entry(place).or_insert((len, Some(source)));
+        if there.0 < len {
+            *there = (len, Some(source));
+        }
+    }
+
+    fn throw(&mut self, place: Place, len: u8) {
+        let there = self.0.entry(place).or_insert((len, None));
+        if there.0 <= len {
+            *there = (len, None);
+        }
+    }
 }
 
 /// By which interface packets with a source shall go; `None` if there is none that IPsec is asked for.
@@ -190,34 +215,13 @@ pub fn release() -> Result<usize, RtnlError> {
 
 #[cfg(test)]
 mod tests {
-    use cygnet_model::selector::TrafficSelector;
-    use cygnet_model::tunnel::{Bypass, GuardAction};
-    use cygnet_model::{ChildId, Reqid, TunnelId};
+    use cygnet_model::tunnel::Bypass;
 
     use super::*;
-
-    fn prefix(text: &str) -> Prefix {
-        let (address, len) = text.split_once('/').unwrap();
-        (address.parse().unwrap(), len.parse().unwrap())
-    }
-
-    fn net(text: &str) -> TrafficSelector {
-        let (address, len) = prefix(text);
-        TrafficSelector::cidr(address, len).unwrap()
-    }
+    use crate::plane::testing::{guard_of, listed, nets, prefix};
 
     fn wish(source: Source, local: &[&str], remote: &[&str]) -> Wish {
-        let child = ChildId { tunnel: TunnelId(1), index: 0 };
-        let guard = GuardSpec {
-            child,
-            reqid: Reqid::of(child).unwrap(),
-            local: local.iter().map(|l| net(l)).collect(),
-            remote: remote.iter().map(|r| net(r)).collect(),
-            action: GuardAction::Drop,
-            mark: None,
-            weight: 0,
-            bypass: Bypass::Attached,
-        };
+        let guard = GuardSpec { bypass: Bypass::ATTACHED, ..guard_of(1, &nets(local), &nets(remote)) };
         Wish { tunnel: "berlin".to_owned(), source, guard, outer: vec!["192.0.2.1".parse().unwrap()] }
     }
 
@@ -287,6 +291,26 @@ mod tests {
             sources(&layout([&outer], &host()))
                 .contains(&(prefix("0.0.0.0/0"), Some("10.1.0.1".parse().unwrap())))
         );
+    }
+
+    /// What is listed is thrown although its guard leads there, and led where a narrower guard protects it.
+    #[test]
+    fn what_is_let_by_has_the_hosts_source_unless_a_narrower_guard_protects_it() {
+        let mut all = wish(Source::Auto, &["10.1.0.0/16"], &["10.0.0.0/8"]);
+        all.guard.bypass = listed(&["10.8.0.0/16", "10.9.0.0/16"]);
+        let narrow = wish(Source::Auto, &["10.1.0.0/16"], &["10.9.0.0/16"]);
+        for order in [[&all, &narrow], [&narrow, &all]] {
+            let found = layout(order, &host());
+            let inner = Some("10.1.0.1".parse().unwrap());
+            assert_eq!(
+                sources(&found),
+                [
+                    (prefix("10.0.0.0/8"), inner),
+                    (prefix("10.8.0.0/16"), None),
+                    (prefix("10.9.0.0/16"), inner)
+                ]
+            );
+        }
     }
 
     #[test]

@@ -371,32 +371,17 @@ fn neighbour_discovery() -> impl Iterator<Item = Policy> {
 
 #[cfg(test)]
 mod tests {
-    use cygnet_model::tunnel::Bypass;
-    use cygnet_model::{TrafficSelector, TunnelId};
+    use cygnet_model::TunnelId;
 
     use super::*;
+    use crate::plane::testing::{guard_of, net as ts};
 
     fn child(n: u32) -> ChildId {
         ChildId { tunnel: TunnelId(n), index: 0 }
     }
 
-    fn ts(cidr: &str) -> TrafficSelector {
-        let (addr, len) = cidr.split_once('/').unwrap();
-        TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
-    }
-
     fn guard(n: u32, local: &str, remote: &str) -> Vec<Policy> {
-        let spec = GuardSpec {
-            child: child(n),
-            reqid: Reqid::of(child(n)).unwrap(),
-            local: vec![ts(local)],
-            remote: vec![ts(remote)],
-            action: GuardAction::Drop,
-            mark: None,
-            weight: 0,
-            bypass: Bypass::None,
-        };
-        guard_policies(&spec, 0).unwrap()
+        guard_policies(&guard_of(n, &[ts(local)], &[ts(remote)]), 0).unwrap()
     }
 
     fn tunnel(n: u32, local: &str, remote: &str) -> Vec<Policy> {

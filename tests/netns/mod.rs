@@ -244,7 +244,7 @@ pub fn guard(side: usize) -> GuardSpec {
         action: GuardAction::Acquire,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     }
 }
 

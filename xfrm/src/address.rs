@@ -18,9 +18,29 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFADDRMSG: usize = 8;
 const IFINFOMSG: usize = 16;
 const IFF_LOOPBACK: u32 = 8;
+
+/// Interfaces that are, or are in, a VRF: their addresses are not local outside of it.
+pub(crate) fn vrf_request() -> Request {
+    let mut w = Writer::new();
+    w.raw(&[0; IFINFOMSG]);
+    Request::new(RTM_GETLINK, 0, w)
+}
+
+/// The index in an RTM_NEWLINK message, if the interface is a VRF or in one.
+pub(crate) fn parse_vrf(kind: u16, payload: &[u8]) -> Option<u32> {
+    if kind != RTM_NEWLINK {
+        return None;
+    }
+    let info = codec::find(payload.get(IFINFOMSG..)?, IFLA_LINKINFO)?;
+    let is_vrf = |which| codec::find(info, which).is_some_and(|name| codec::text(name) == "vrf");
+    (is_vrf(IFLA_INFO_KIND) || is_vrf(IFLA_INFO_SLAVE_KIND)).then(|| codec::u32_at(payload, 4)).flatten()
+}
 
 /// A network interface.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -1,10 +1,11 @@
 //! Rules and routes by the thousand: read in one dump, changed in windows, each change acknowledged; and news of changes
 //! by others.
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
 use crate::NetlinkSocket;
-use crate::address::{OwnAddress, RTM_DELADDR, RTM_NEWADDR};
+use crate::address::{OwnAddress, RTM_DELADDR, RTM_NEWADDR, parse_vrf, vrf_request};
 use crate::codec;
 use crate::error::{Errno, NetlinkError};
 use crate::link::RtnlError;
@@ -82,6 +83,12 @@ impl Routing {
             Ok((kind == RTM_NEWADDR).then(|| OwnAddress::parse(payload)).flatten())
         });
         present(found).map_err(|e| RtnlError::refused("list addresses", &e))
+    }
+
+    /// Indices of the interfaces that are, or are in, a VRF: outside of it no packet may have their addresses.
+    pub fn vrf_interfaces(&mut self) -> Result<BTreeSet<u32>, RtnlError> {
+        let found = self.socket.dump(&vrf_request(), |kind, payload| Ok(parse_vrf(kind, payload)));
+        Ok(found.map_err(|e| RtnlError::refused("list interfaces", &e))?.into_iter().collect())
     }
 
     fn each<T>(

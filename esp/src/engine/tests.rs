@@ -18,7 +18,7 @@ fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
         action: GuardAction::Acquire,
         mark: None,
         weight: 0,
-        bypass: Bypass::None,
+        bypass: Bypass::NONE,
     }
 }
 

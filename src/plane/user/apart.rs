@@ -62,29 +62,15 @@ fn meet(a: &GuardSpec, b: &GuardSpec) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cygnet_model::tunnel::{Bypass, GuardAction};
-    use cygnet_model::{Reqid, TrafficSelector, TunnelId};
+    use cygnet_model::TrafficSelector;
     use proptest::prelude::*;
 
     use super::*;
-
-    fn net(text: &str) -> TrafficSelector {
-        let (addr, len) = text.split_once('/').unwrap();
-        TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
-    }
+    use crate::plane::testing::{guard_of, net};
 
     fn guard(n: u32, remote: TrafficSelector, mark: Option<u32>) -> GuardSpec {
-        let child = ChildId { tunnel: TunnelId(n), index: 0 };
-        GuardSpec {
-            child,
-            reqid: Reqid::of(child).unwrap(),
-            local: vec![net("10.1.0.0/16")],
-            remote: vec![remote],
-            action: GuardAction::Drop,
-            mark: mark.map(|value| Mark { value, mask: u32::MAX }),
-            weight: 0,
-            bypass: Bypass::None,
-        }
+        let mark = mark.map(|value| Mark { value, mask: u32::MAX });
+        GuardSpec { mark, ..guard_of(n, &[net("10.1.0.0/16")], &[remote]) }
     }
 
     fn pairs(guards: &[GuardSpec]) -> Vec<(u32, u32)> {

@@ -26,9 +26,9 @@ pub(super) const WAKE: usize = 0;
 const READ_LEN: usize = VNET_LEN + 65_536;
 /// At most one acquire a child in this time.
 const ACQUIRE_EVERY: Duration = Duration::from_secs(1);
-/// How long a full socket may hold up the thread before packets are dropped, if there is no other socket whose packets
-/// would wait with it.
-const SEND_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a full socket may hold up the thread for a whole batch before its packets are dropped, if there is no other
+/// socket whose packets would wait with it. Other tunnels wait as long.
+const SEND_PATIENCE: Duration = Duration::from_millis(2);
 
 pub(super) struct Egress {
     shared: Arc<Shared>,
@@ -145,7 +145,7 @@ impl Egress {
             return;
         }
         let sockets = self.shared.sockets.load();
-        let patience = if sockets.len() == 1 { SEND_PATIENCE } else { Duration::ZERO };
+        let mut patience = if sockets.len() == 1 { SEND_PATIENCE } else { Duration::ZERO };
         for run in self.batch.trains().chunk_by(|a, b| a.path.local == b.path.local) {
             let socket = run.first().and_then(|train| sockets.iter().find(|s| s.local() == train.path.local));
             let Some(socket) = socket else {
@@ -155,7 +155,7 @@ impl Egress {
             let mut pipe = Pipe {
                 shared: &self.shared,
                 socket,
-                patience,
+                patience: &mut patience,
                 arena: self.batch.arena(),
                 sender: &mut self.sender,
                 outgoing: &mut self.outgoing,
@@ -170,7 +170,8 @@ impl Egress {
 struct Pipe<'a> {
     shared: &'a Shared,
     socket: &'a EspSocket,
-    patience: Duration,
+    /// What is left of it.
+    patience: &'a mut Duration,
     arena: &'a [u8],
     sender: &'a mut Sender,
     outgoing: &'a mut Vec<Outgoing>,
@@ -227,16 +228,19 @@ impl Pipe<'_> {
 
     /// Sends from `outgoing[from]` on and waits for a full socket as long as there is patience.
     fn send_patiently(&mut self, from: usize) -> Result<usize, Errno> {
-        let begin = Instant::now();
         loop {
             let rest = self.outgoing.get(from..).unwrap_or(&[]);
             match self.sender.send(self.socket.as_fd(), self.arena, rest) {
                 Ok(sent) => return Ok(sent),
                 Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
                     Errno::EINTR => {}
-                    Errno::EAGAIN if begin.elapsed() < self.patience && !self.shared.stopping() => {
+                    Errno::EAGAIN if !self.patience.is_zero() && !self.shared.stopping() => {
+                        let begin = Instant::now();
                         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
-                        let _ = poll(&mut fds, PollTimeout::from(10u8));
+                        let left = PollTimeout::try_from(self.patience.as_millis().max(1))
+                            .unwrap_or(PollTimeout::ZERO);
+                        let _ = poll(&mut fds, left);
+                        *self.patience = self.patience.saturating_sub(begin.elapsed());
                     }
                     errno => return Err(errno),
                 },

@@ -6,7 +6,7 @@
 //! ```text
 //!   1  iif lo, from our address, UDP 500 and 4500    leave      IKE and ESP themselves
 //!      iif TUN                                       go to 6    decrypted
-//!   2  between LOCAL and an attached network in it   leave      see `bypassed`; what a narrower guard means: TUN
+//!   2  between LOCAL and what is let by              leave      see `bypassed`; what a narrower guard means: TUN, before
 //!      without a source, to REMOTE                   TUN        see below
 //!   3  iif lo                                        go to 6    sent by this host: cannot be forged
 //!   4  from LOCAL∩REMOTE to LOCAL∩REMOTE             go to 6    could be either way
@@ -34,8 +34,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use cygnet_model::ChildId;
 use cygnet_model::selector::{IpRange, TrafficSelector, within};
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{GuardSpec, Source};
 use cygnet_xfrm::route::{Family, Prefix, Route, Via};
 use cygnet_xfrm::rule::{Rule, Verdict};
 
@@ -48,7 +49,7 @@ pub(super) const OWNER: u8 = 0xC9;
 const MAIN: u32 = 254;
 /// The table that leads everything into the TUN.
 pub(super) const TABLE: u32 = 0xC9C9;
-/// Destinations of look-ups without a source (IPv4).
+/// Destinations of look-ups without a source (IPv6: of those that shall have a certain one).
 const SOURCELESS: u32 = 0xC9CA;
 /// Tables of prefixes with many on the other side are numbered from here on.
 pub(super) const FIRST_TABLE: u32 = 0xC900_0000;
@@ -76,6 +77,8 @@ pub(super) struct Host<'a> {
     pub sockets: &'a BTreeSet<SocketAddr>,
     /// Addresses of this host, without those of the loopback network and link-local ones.
     pub own: &'a BTreeSet<IpAddr>,
+    /// Which source own packets into a child get; [`Source::Auto`] where nothing is said.
+    pub sources: &'a BTreeMap<ChildId, Source>,
     /// These addresses and the networks that are attached with them, as prefixes.
     pub attached: &'a BTreeSet<Prefix>,
 }
@@ -114,15 +117,23 @@ impl TableNumbers {
 #[derive(Default)]
 struct Rules {
     bypass: BTreeSet<Rule>,
-    /// What narrower guards protect of that which is bypassed next.
-    narrower: BTreeSet<Rule>,
-    attached: BTreeSet<Rule>,
+    /// What is let by and what narrower guards protect of it, by the width of the guard, narrow ones first.
+    levels: BTreeMap<u32, Level>,
     sourceless: BTreeSet<Rule>,
     either: Kind,
     inward: Kind,
     outward: Kind,
     back: BTreeSet<Rule>,
     symmetric: BTreeSet<Rule>,
+}
+
+/// Rules for guards of one width, the bits that their selectors leave free.
+#[derive(Default)]
+struct Level {
+    /// What they let by.
+    near: BTreeSet<Rule>,
+    /// What they protect of that which wider ones let by.
+    protected: BTreeSet<Rule>,
 }
 
 /// Rules of one step.
@@ -273,14 +284,14 @@ impl Layout {
             for local in guard.local.iter().filter(|local| local.range.same_family(&near)) {
                 let width = free_bits(&covering.range) + free_bits(&local.range);
                 for (from, to) in [(local.range, near), (near, local.range)] {
-                    self.let_by(from, to, width, all);
+                    self.let_by(from, to, width, all, host);
                 }
             }
         }
     }
 
     /// Lets packets from one range to another by, but for those of selectors narrower than `width` bits.
-    fn let_by(&mut self, from: IpRange, to: IpRange, width: u32, all: &[&GuardSpec]) {
+    fn let_by(&mut self, from: IpRange, to: IpRange, width: u32, all: &[&GuardSpec], host: &Host<'_>) {
         for guard in all {
             let narrow =
                 guard.local.iter().flat_map(|l| guard.remote.iter().map(move |r| (l, r))).filter(|(l, r)| {
@@ -289,8 +300,13 @@ impl Layout {
                         && free_bits(&l.range) + free_bits(&r.range) < width
                 });
             for (local, remote) in narrow {
+                let width = free_bits(&local.range) + free_bits(&remote.range);
                 for rule in between(local, remote, Verdict::Table(TABLE), guard).unwrap_or_default() {
-                    self.of(&rule).narrower.insert(rule);
+                    let sourceless =
+                        own_source(local, remote, guard, host).and_then(|own| sourceless(&rule, own));
+                    let level = self.of(&rule).levels.entry(width).or_default();
+                    level.protected.extend(sourceless);
+                    level.protected.insert(rule);
                 }
             }
         }
@@ -303,60 +319,40 @@ impl Layout {
                 destination: some(destination),
                 ..Rule::new(family, 0, Verdict::Nop, OWNER)
             };
-            let rules = self.of(&rule);
+            let near = &mut self.of(&rule).levels.entry(width).or_default().near;
             // The source would be chosen inside, so the look-up without one is let by, too.
             match family {
                 Family::V4 => {
                     let nowhere = Some((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 32));
-                    rules.attached.insert(Rule { source: nowhere, ..rule.clone() });
+                    near.insert(Rule { source: nowhere, ..rule.clone() });
                 }
                 Family::V6 => {
                     let main = Rule { verdict: Verdict::Table(MAIN), find_source: true, ..rule.clone() };
-                    rules.attached.insert(main);
+                    near.insert(main);
                 }
             }
-            rules.attached.insert(rule);
+            near.insert(rule);
         }
     }
 
-    /// What look-ups without a source need for one guard; `sources` are those that IPv4 destinations get.
+    /// What look-ups without a source need for one guard; `sources` are those that destinations get.
     fn sourceless(&mut self, guard: &GuardSpec, host: &Host<'_>, sources: &mut BTreeMap<Prefix, IpAddr>) {
-        let inside = |addr: &IpAddr| guard.local.iter().any(|local| local.range.contains(*addr));
         for local in &guard.local {
-            let Some(source) = host.own.iter().copied().find(|addr| local.range.contains(*addr)) else {
-                continue;
-            };
-            let outer = host.sockets.iter().any(|socket| inside(&socket.ip()));
             for remote in guard.remote.iter().filter(|remote| remote.range.same_family(&local.range)) {
-                if remote.range.prefix_len() == Some(0) && !outer {
-                    continue;
-                }
+                let Some(own) = own_source(local, remote, guard, host) else { continue };
                 let Some(rules) = between(local, remote, Verdict::Table(TABLE), guard) else { continue };
                 for rule in rules {
-                    let family = rule.family;
-                    let destination = rule.destination.unwrap_or(family.everything());
+                    let destination = rule.destination.unwrap_or(rule.family.everything());
                     let of = self.of(&rule);
-                    match family {
-                        Family::V6 if rule.source.is_some() => {
-                            of.sourceless.insert(Rule { find_source: true, ..rule });
+                    if let Some(found) = sourceless(&rule, own) {
+                        let is_table = found.verdict == Verdict::Table(SOURCELESS);
+                        if is_table {
+                            sources.entry(destination).or_insert(own.address());
                         }
-                        // Its own rule sees every look-up, one without a source, too.
-                        Family::V6 => {}
-                        Family::V4 => {
-                            let nowhere = Some((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 32));
-                            let special = !is_plain(&rule);
-                            let verdict = if special { TABLE } else { SOURCELESS };
-                            let rule = Rule {
-                                source: nowhere,
-                                destination: rule.destination.filter(|_| special),
-                                verdict: Verdict::Table(verdict),
-                                ..rule
-                            };
-                            of.sourceless.insert(rule);
-                            if !special {
-                                sources.entry(destination).or_insert(source);
-                            }
-                        }
+                        // One rule for all that is in the table.
+                        let destination =
+                            found.destination.filter(|_| !is_table || found.family == Family::V6);
+                        of.sourceless.insert(Rule { destination, ..found });
                     }
                 }
             }
@@ -390,7 +386,9 @@ impl Rules {
         let tree = |kind: &Kind| Tree::new(kind.plain.iter().cloned().collect(), leaf);
         let (either, inward, outward) = (tree(&self.either), tree(&self.inward), tree(&self.outward));
         let len = |tree: &Tree| u32::try_from(tree.len()).ok();
-        let either_at = first + 7;
+        let levels = u32::try_from(self.levels.len()).ok()?.checked_mul(2)?;
+        let sourceless_at = first.checked_add(2)?.checked_add(levels)?;
+        let either_at = sourceless_at + 3;
         let inward_at = either_at + len(&either)?;
         // One for the special rules of each.
         let outward_at = inward_at + 1 + len(&inward)?;
@@ -407,14 +405,16 @@ impl Rules {
         let mut out: Vec<Rule> = Vec::new();
         out.extend(self.bypass.iter().map(at(first, Some(leave))));
         out.push(Rule { iif: Some(tun.to_owned()), ..any(first + 1, to_outward) });
-        out.extend(self.narrower.iter().map(at(first + 2, None)));
-        out.extend(self.attached.iter().map(|rule| {
-            let verdict = if rule.verdict == Verdict::Nop { leave } else { rule.verdict };
-            Rule { priority: first + 3, verdict, ..rule.clone() }
-        }));
-        out.extend(self.sourceless.iter().map(at(first + 4, None)));
-        out.push(Rule { iif: Some("lo".to_owned()), ..any(first + 5, to_outward) });
-        out.extend(self.either.special.iter().map(at(first + 6, Some(to_outward))));
+        for (level, priority) in self.levels.values().zip((first + 2..).step_by(2)) {
+            out.extend(level.near.iter().map(|rule| {
+                let verdict = if rule.verdict == Verdict::Nop { leave } else { rule.verdict };
+                Rule { priority, verdict, ..rule.clone() }
+            }));
+            out.extend(level.protected.iter().map(at(priority + 1, None)));
+        }
+        out.extend(self.sourceless.iter().map(at(sourceless_at, None)));
+        out.push(Rule { iif: Some("lo".to_owned()), ..any(sourceless_at + 1, to_outward) });
+        out.extend(self.either.special.iter().map(at(sourceless_at + 2, Some(to_outward))));
         let hit = |rule: Rule| match rule.verdict {
             Verdict::Nop => Rule { verdict: to_outward, ..rule },
             _ => rule,
@@ -430,6 +430,64 @@ impl Rules {
         out.extend(self.back.iter().map(at(symmetric_at + 1, Some(leave))));
         out.extend(self.symmetric.iter().map(at(symmetric_at + 2, None)));
         Some(out)
+    }
+}
+
+/// The source that look-ups without one get.
+#[derive(Clone, Copy)]
+enum Own {
+    /// This one, or with IPv6 another one inside that the kernel chooses.
+    Any(IpAddr),
+    /// This one alone.
+    Fixed(IpAddr),
+}
+
+impl Own {
+    const fn address(self) -> IpAddr {
+        match self {
+            Self::Any(address) | Self::Fixed(address) => address,
+        }
+    }
+}
+
+/// The source for look-ups without one to a remote selector, if they are led into the TUN: an address of this host inside
+/// the local selector, the one that is wanted. To everything they are led only if the outer address is inside, too.
+fn own_source(
+    local: &TrafficSelector,
+    remote: &TrafficSelector,
+    guard: &GuardSpec,
+    host: &Host<'_>,
+) -> Option<Own> {
+    let inside = |addr: IpAddr| guard.local.iter().any(|local| local.range.contains(addr));
+    if remote.range.prefix_len() == Some(0) && !host.sockets.iter().any(|socket| inside(socket.ip())) {
+        return None;
+    }
+    let has = |addr: &IpAddr| local.range.contains(*addr);
+    match host.sources.get(&guard.child).copied().unwrap_or_default() {
+        Source::None => None,
+        Source::Address(wanted) if wanted.is_ipv4() == local.range.start().is_ipv4() => {
+            host.own.get(&wanted).copied().filter(has).map(Own::Fixed)
+        }
+        Source::Auto | Source::Address(_) => host.own.iter().copied().find(has).map(Own::Any),
+    }
+}
+
+/// What a rule of a guard is for look-ups without a source; `None` if it sees these by itself.
+fn sourceless(rule: &Rule, own: Own) -> Option<Rule> {
+    match (rule.family, own) {
+        // What the rule says of the source is asked once a route has given one.
+        (Family::V6, own) => rule.source.is_some().then(|| {
+            let verdict = match own {
+                Own::Fixed(_) if is_plain(rule) => Verdict::Table(SOURCELESS),
+                Own::Fixed(_) | Own::Any(_) => rule.verdict,
+            };
+            Rule { find_source: true, verdict, ..rule.clone() }
+        }),
+        (Family::V4, _) => {
+            let table = if is_plain(rule) { SOURCELESS } else { TABLE };
+            let nowhere = Some((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 32));
+            Some(Rule { source: nowhere, verdict: Verdict::Table(table), ..rule.clone() })
+        }
     }
 }
 

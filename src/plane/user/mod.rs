@@ -28,7 +28,7 @@ mod shared;
 mod socket;
 mod tree;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -42,7 +42,7 @@ use cygnet_esp::engine::{Engine, Tables};
 use cygnet_model::plane::{
     DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
 };
-use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
+use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, Source, TunnelSpec};
 use cygnet_model::{ChildId, Spi};
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::route::Family;
@@ -297,6 +297,13 @@ impl UserPlane {
                 })
             }
         }
+    }
+
+    /// Which source own packets into each child get; [`Source::Auto`] where nothing is said. After an error all is as
+    /// before.
+    pub fn follow_sources(&mut self, sources: BTreeMap<ChildId, Source>) -> Result<(), PlaneError> {
+        let followed = self.placement().follow_sources(sources);
+        followed.map_err(|e| from_rtnl("give own packets a source inside the tunnels", &e))
     }
 
     /// Takes the selectors of many children under guard in one step, which costs little more than one alone. After an

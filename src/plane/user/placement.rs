@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use cygnet_model::ChildId;
-use cygnet_model::tunnel::GuardSpec;
+use cygnet_model::tunnel::{GuardSpec, Source};
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::{Rtnl, RtnlError};
 use cygnet_xfrm::route::Family;
@@ -25,6 +25,9 @@ pub(super) struct Placement {
     guards: BTreeMap<ChildId, GuardSpec>,
     sockets: BTreeSet<SocketAddr>,
     own: BTreeSet<OwnAddress>,
+    /// Those of them that can be a source.
+    usable: BTreeSet<IpAddr>,
+    sources: BTreeMap<ChildId, Source>,
 }
 
 impl Placement {
@@ -34,6 +37,7 @@ impl Placement {
         let mut rules = Rules::open(tun)?;
         let link = rtnl.set_up(tun, mtu.into())?;
         let own = rules.own_addresses()?;
+        let usable = rules.sources(&own)?;
         Ok(Self {
             rtnl,
             rules,
@@ -43,6 +47,8 @@ impl Placement {
             guards: BTreeMap::new(),
             sockets: BTreeSet::new(),
             own,
+            usable,
+            sources: BTreeMap::new(),
         })
     }
 
@@ -103,24 +109,37 @@ impl Placement {
     }
 
     fn lay_out(&mut self) -> Result<(), RtnlError> {
-        let Self { rules, tun, tun_index, guards, sockets, own, .. } = self;
-        let addresses: BTreeSet<IpAddr> = own.iter().map(|own| own.address).collect();
+        let Self { rules, tun, tun_index, guards, sockets, own, usable, sources, .. } = self;
         let attached = attached(own.iter());
-        let host = Host { tun, tun_index: *tun_index, sockets, own: &addresses, attached: &attached };
+        let host = Host { tun, tun_index: *tun_index, sockets, own: usable, sources, attached: &attached };
         let layout = Layout::new(guards.values(), &host, &mut rules.tables);
         rules.apply(&layout)
+    }
+
+    /// Which source own packets into each child get. After an error all is as before.
+    pub fn follow_sources(&mut self, sources: BTreeMap<ChildId, Source>) -> Result<(), RtnlError> {
+        if sources == self.sources {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.sources, sources);
+        let result = self.lay_out();
+        if result.is_err() {
+            self.sources = before;
+        }
+        result
     }
 
     /// Follows changes of this host's addresses.
     pub fn follow_addresses(&mut self) -> Result<(), RtnlError> {
         let now = self.rules.own_addresses()?;
-        if now == self.own {
+        let usable = self.rules.sources(&now)?;
+        if now == self.own && usable == self.usable {
             return Ok(());
         }
-        let before = std::mem::replace(&mut self.own, now);
+        let before = (std::mem::replace(&mut self.own, now), std::mem::replace(&mut self.usable, usable));
         let result = self.lay_out();
         if result.is_err() {
-            self.own = before;
+            (self.own, self.usable) = before;
         }
         result
     }

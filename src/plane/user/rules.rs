@@ -15,6 +15,7 @@
 //! process left stays open beside ours until [`Rules::settle`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
@@ -310,6 +311,11 @@ impl Rules {
     /// The addresses of this host that packets of its own may have, with the networks attached by them.
     pub fn own_addresses(&mut self) -> Result<BTreeSet<OwnAddress>, RtnlError> {
         near::own_addresses(&mut self.routing)
+    }
+
+    /// Those of them that can be a route's source.
+    pub fn sources(&mut self, own: &BTreeSet<OwnAddress>) -> Result<BTreeSet<IpAddr>, RtnlError> {
+        Ok(near::sources(&mut self.routing, own)?.into_iter().map(|own| own.address).collect())
     }
 }
 

@@ -19,7 +19,7 @@ use std::os::fd::BorrowedFd;
 
 use cygnet_model::ChildId;
 use cygnet_model::plane::{PlaneError, PlaneErrorKind};
-use cygnet_model::tunnel::{Bypass, GuardSpec};
+use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::NetlinkError;
 use cygnet_xfrm::conntrack::{Conntrack, Ended};
 use cygnet_xfrm::nft::{Change, Counted, Keeping, Monitor, Nft};
@@ -125,7 +125,7 @@ impl Wall {
             return;
         }
         self.attached.clone_from(attached);
-        let concerned = self.specs.values().filter(|spec| spec.bypass == Bypass::Attached);
+        let concerned = self.specs.values().filter(|spec| spec.bypass.attached);
         for spec in concerned.cloned().collect::<Vec<_>>() {
             self.renew(&spec);
         }
@@ -366,6 +366,7 @@ impl Wall {
                     self.held.get(shape).map(|p| p.keys().copied().collect()).unwrap_or_default();
                 changes.extend(want::put(shape, &pairs));
             }
+            changes.extend(frame.end());
             match nft.commit(&changes) {
                 Ok(()) => {
                     self.gaps.remove("nf_tables");

@@ -10,20 +10,31 @@
 //!   postrouting          filter, behind all:
 //!       goes over lo                                                          → let go
 //!       goes into our TUN / its route ends in IPsec                           → let go
-//!       neighbour discovery                                                   → let go
-//!       IKE or ESP of one of our addresses (as first sent, before any NAT)    → let go
-//!       (source, destination) protected                                       → count `bypass`, drop
-//!       an ICMP error about such a packet, by conntrack's tuples              → count `icmp-error`, drop
-//!       the same before it was translated, by conntrack's tuples              → count `nat`, drop
+//!       related to a connection, or of a translated one                       → go on in `translated`
+//!       an answer                                                             → go on in `answers`
+//!       (source, destination) protected                                       → leak-bypass
+//!       the same as it was first sent, by conntrack's tuple                   → leak-nat
+//!   answers              the same two questions, the latter about the answer
+//!   translated           (source, destination) protected                      → leak-bypass
+//!                        else, and of what is let by                          → go on in `origins`
+//!   origins              an ICMP error about a protected packet, by conntrack's tuples → leak-icmp-error
+//!                        the packet before it was translated, by conntrack's tuples    → leak-nat
+//!   leak-REASON          neighbour discovery                                  → let go
+//!                        IKE or ESP of one of our addresses (as first sent, before any NAT) → let go
+//!                        else                                                 → count REASON, drop
 //!   input                filter, before all:
 //!       comes over lo, out of our TUN / out of IPsec                          → let go
-//!       neighbour discovery; IKE and ESP to one of our addresses, and errors about it → let go
-//!       (destination, source) protected, as it is or as it was first sent     → count `forged`, drop
+//!       (destination, source) protected, as it is or as it was first sent     → come-forged
+//!   come-forged          neighbour discovery; IKE and ESP to one of our addresses, and errors about it → let go
+//!                        else                                                 → count `forged`, drop
 //! ```
 //!
 //! Three kinds of sets: what is protected; of that, what could be either direction, since both sides of a guard hold both
 //! ends; and what a guard lets by ([`crate::plane::near`]). The latter two let go. Rules stand in the order of narrowness,
 //! so that a narrow guard is asked before a wide one that lets go.
+//!
+//! Most packets are nobody's: neither protected nor translated. They are asked two questions for each set, and who they are
+//! (IKE, ESP, neighbour discovery) only when they are about to be dropped.
 //!
 //! An identity binding is a binding: chains of others, nft's and iptables' alike, are not asked any more for this
 //! connection. Connection tracking itself goes on.
@@ -83,6 +94,9 @@ const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 136);
 const NO_ENTRY: u32 = 1 | 64;
 /// `NF_CT_STATE_BIT(IP_CT_RELATED)`: of ICMP packets, the errors about a connection.
 const RELATED: u32 = 4;
+
+/// `IPS_SRC_NAT | IPS_DST_NAT`: conntrack has bound the connection to other addresses.
+const TRANSLATED: u32 = 1 << 4 | 1 << 5;
 
 /// How packets that are going to be protected are known.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -430,8 +444,8 @@ impl Shape {
         Change::Rule { chain, exprs }
     }
 
-    /// What is let by goes its ordinary way, if it was not something else before it was translated. Errors go to whom
-    /// they concern.
+    /// What is let by goes its ordinary way, if neither it nor what it was before a translation is something else. Errors go
+    /// to whom they concern.
     fn near_rules(&self, nat: bool) -> Vec<Change> {
         let header = || self.look_up(Look::Header);
         let mut out = vec![self.let_go(INBOUND, header())];
@@ -440,17 +454,15 @@ impl Shape {
                 out.push(self.let_go(chain, header()));
             }
         }
-        let sent =
-            |direction, source, destination| self.look_up(Look::tuples(direction, source, destination));
-        let (source, destination) = (Of::Source(Tuple::Original), Of::Destination(Tuple::Original));
-        for also in [
-            sent(Tuple::Original, source, destination),
-            sent(Tuple::Reply, destination, source),
-            no_entry(),
-            self.icmp_error().to_vec(),
-        ] {
-            out.push(self.let_go(GUARD, header().into_iter().chain(also).collect()));
-        }
+        let header_and = |also: Vec<Expr>| header().into_iter().chain(also).collect::<Vec<Expr>>();
+        out.push(self.let_go(GUARD, header_and(self.look_up(Look::SENT))));
+        out.push(self.let_go(GUARD, header_and(no_entry())));
+        out.push(self.let_go(ANSWERS, header_and(self.look_up(Look::ANSWER))));
+        out.push(Change::Rule { chain: TRANSLATED_CHAIN, exprs: header_and(vec![go_to(ORIGINS)]) });
+        out.push(self.let_go(ORIGINS, header_and(self.icmp_error().to_vec())));
+        let sent = self.look_up(Look::SENT).into_iter().chain(self.look_up(Look::REDIRECTED)).collect();
+        out.push(self.let_go(ORIGINS, sent));
+        out.push(self.let_go(ORIGINS, self.look_up(Look::ANSWER)));
         out
     }
 
@@ -470,32 +482,27 @@ impl Shape {
             exprs.push(Expr::Nat(kind, self.ip, register(ADDRESS)));
             out.push(Change::Rule { chain, exprs });
         }
-        let tuples = [
-            // As it was sent; as it was sent, to where it was redirected; an answer before its source is put back.
-            Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Destination(Tuple::Original)),
-            Look::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Source(Tuple::Reply)),
-            Look::tuples(Tuple::Reply, Of::Source(Tuple::Reply), Of::Source(Tuple::Original)),
-        ];
-        let rules = std::iter::once((Look::Header, BYPASS))
-            .chain(tuples.map(|look| (look, ICMP_ERROR)))
-            .chain(tuples.map(|look| (look, NAT)));
-        for (look, reason) in rules {
+        let drop = |chain, also: &[Expr], look, leak| {
             let mut exprs = self.not_decrypted(protection, GUARD);
-            if reason == ICMP_ERROR {
-                exprs.extend(self.icmp_error());
-            }
+            exprs.extend_from_slice(also);
             exprs.extend(self.look_up(look));
-            exprs.push(Expr::Count(reason.to_owned()));
-            exprs.push(Expr::Verdict(Verdict::Drop));
-            out.push(Change::Rule { chain: GUARD, exprs });
-        }
+            exprs.push(go_to(leak));
+            Change::Rule { chain, exprs }
+        };
+        out.push(drop(GUARD, &[], Look::Header, LEAK_BYPASS));
+        out.push(drop(GUARD, &[], Look::SENT, LEAK_NAT));
+        out.push(drop(ANSWERS, &[], Look::Header, LEAK_BYPASS));
+        out.push(drop(ANSWERS, &[], Look::ANSWER, LEAK_NAT));
+        out.push(drop(TRANSLATED_CHAIN, &[], Look::Header, LEAK_BYPASS));
+        let tuples = [Look::SENT, Look::REDIRECTED, Look::ANSWER];
+        out.extend(tuples.map(|look| drop(ORIGINS, &self.icmp_error(), look, LEAK_ICMP_ERROR)));
+        out.extend(tuples.map(|look| drop(ORIGINS, &[], look, LEAK_NAT)));
         // As it is, and as it was sent, if it was redirected.
         let sent =
             Look::tuples(Tuple::Original, Of::Destination(Tuple::Original), Of::Source(Tuple::Original));
         for look in [Look::Turned, sent] {
             let mut exprs = self.look_up(look);
-            exprs.push(Expr::Count(FORGED.to_owned()));
-            exprs.push(Expr::Verdict(Verdict::Drop));
+            exprs.push(go_to(COME_FORGED));
             out.push(Change::Rule { chain: INBOUND, exprs });
         }
         out
@@ -578,6 +585,15 @@ enum Look {
 }
 
 impl Look {
+    /// As it was sent.
+    const SENT: Self =
+        Self::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Destination(Tuple::Original));
+    /// As it was sent, to where it was redirected.
+    const REDIRECTED: Self =
+        Self::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Source(Tuple::Reply));
+    /// An answer before its source is put back.
+    const ANSWER: Self = Self::tuples(Tuple::Reply, Of::Source(Tuple::Reply), Of::Source(Tuple::Original));
+
     const fn tuples(direction: Tuple, source: Of, destination: Of) -> Self {
         Self::Tuples { direction, source, destination }
     }
@@ -637,14 +653,42 @@ const EXEMPT_DESTINATION: &str = "exempt-destination";
 const EXEMPT_OWN_DESTINATION: &str = "exempt-own-destination";
 const GUARD: &str = "guard";
 const INBOUND: &str = "inbound";
+/// Branches of [`GUARD`] for answers, for what is translated or related to a connection, and for what that was before.
+const ANSWERS: &str = "answers";
+const TRANSLATED_CHAIN: &str = "translated";
+const ORIGINS: &str = "origins";
+/// What is about to be dropped, unless it is our own.
+const LEAK_BYPASS: &str = "leak-bypass";
+const LEAK_ICMP_ERROR: &str = "leak-icmp-error";
+const LEAK_NAT: &str = "leak-nat";
+const COME_FORGED: &str = "come-forged";
+/// IKE, ESP and neighbour discovery, outbound and inbound.
+const OURS: &str = "ours";
+const OURS_INBOUND: &str = "ours-inbound";
+/// The last branches with what they count and whom they ask before.
+const DROPS: [(&str, &str, &str); 4] = [
+    (LEAK_BYPASS, BYPASS, OURS),
+    (LEAK_ICMP_ERROR, ICMP_ERROR, OURS),
+    (LEAK_NAT, NAT, OURS),
+    (COME_FORGED, FORGED, OURS_INBOUND),
+];
+
+const fn go_to(chain: &'static str) -> Expr {
+    Expr::Verdict(Verdict::Goto(chain))
+}
+
+/// Some of these bits are set in what conntrack knows.
+fn has_bits(of: Ct, bits: u32) -> Vec<Expr> {
+    vec![
+        Expr::Ct(of, SCRATCH),
+        Expr::Mask(SCRATCH, bits.to_ne_bytes().to_vec()),
+        Expr::Differs(SCRATCH, vec![0; 4]),
+    ]
+}
 
 /// The packet has no entry of conntrack: what its header says is what was sent.
 fn no_entry() -> Vec<Expr> {
-    vec![
-        Expr::Ct(Ct::State, SCRATCH),
-        Expr::Mask(SCRATCH, NO_ENTRY.to_ne_bytes().to_vec()),
-        Expr::Differs(SCRATCH, vec![0; 4]),
-    ]
+    has_bits(Ct::State, NO_ENTRY)
 }
 
 /// The rules that let IKE and ESP to our own addresses in, and ICMP errors about what was sent from there.
@@ -655,7 +699,7 @@ fn inbound_own(
     protocol: Register,
     port: Register,
 ) -> Vec<Change> {
-    let rule = |exprs| Change::Rule { chain: INBOUND, exprs };
+    let rule = |exprs| Change::Rule { chain: OURS_INBOUND, exprs };
     let len = match ip {
         Ip::V4 => 4,
         Ip::V6 => 16,
@@ -718,6 +762,19 @@ impl Frame {
         }
         out.push(chain(GUARD, ChainKind::Filter, Hook::Postrouting, LAST));
         out.push(chain(INBOUND, ChainKind::Filter, Hook::Input, FIRST));
+        for branch in [
+            OURS,
+            OURS_INBOUND,
+            LEAK_BYPASS,
+            LEAK_ICMP_ERROR,
+            LEAK_NAT,
+            COME_FORGED,
+            ANSWERS,
+            ORIGINS,
+            TRANSLATED_CHAIN,
+        ] {
+            out.push(Change::Branch(branch));
+        }
         let accept_in = |chain, mut exprs: Vec<Expr>| {
             exprs.push(Expr::Verdict(Verdict::Accept));
             Change::Rule { chain, exprs }
@@ -749,7 +806,7 @@ impl Frame {
             }));
         }
         let (first, last) = NEIGHBOUR_DISCOVERY;
-        for chain in [GUARD, INBOUND] {
+        for chain in [OURS, OURS_INBOUND] {
             out.push(accept_in(
                 chain,
                 vec![
@@ -759,6 +816,21 @@ impl Frame {
                     Expr::Between(SCRATCH, vec![first], vec![last]),
                 ],
             ));
+        }
+        for (chain, reason, ours) in DROPS {
+            out.push(Change::Rule { chain, exprs: vec![Expr::Verdict(Verdict::Jump(ours))] });
+            let count = Expr::Count(reason.to_owned());
+            out.push(Change::Rule { chain, exprs: vec![count, Expr::Verdict(Verdict::Drop)] });
+        }
+        let is_answer =
+            vec![Expr::Ct(Ct::Direction, SCRATCH), Expr::Equals(SCRATCH, vec![Tuple::Reply.number()])];
+        for (mut exprs, chain) in [
+            (has_bits(Ct::State, RELATED), TRANSLATED_CHAIN),
+            (has_bits(Ct::Status, TRANSLATED), TRANSLATED_CHAIN),
+            (is_answer, ANSWERS),
+        ] {
+            exprs.push(go_to(chain));
+            out.push(Change::Rule { chain: GUARD, exprs });
         }
         out
     }
@@ -793,7 +865,7 @@ impl Frame {
         }
         let (protocol, port) = (register(words), register(words + 1));
         let found = || Expr::InSet(name.to_owned(), register(0));
-        let rule = |exprs| Change::Rule { chain: GUARD, exprs };
+        let rule = |exprs| Change::Rule { chain: OURS, exprs };
         for tuple in [Tuple::Original, Tuple::Reply] {
             out.push(rule(vec![
                 Expr::Ct(Ct::Direction, SCRATCH),
@@ -825,6 +897,11 @@ impl Frame {
         out.push(untracked(vec![Expr::Payload { base: Base::Transport, offset: 0, len: 2, to: port }]));
         out.extend(inbound_own(ip, found, offset + u32::from(words) * 4, protocol, port));
         out
+    }
+
+    /// The steps behind those of all shapes.
+    pub fn end(&self) -> Vec<Change> {
+        vec![Change::Rule { chain: TRANSLATED_CHAIN, exprs: vec![go_to(ORIGINS)] }]
     }
 
     /// The steps that make a shape's set and rules.
@@ -877,145 +954,4 @@ impl Addresses {
 }
 
 #[cfg(test)]
-mod tests {
-    use cygnet_model::tunnel::{Bypass, GuardAction, Mark};
-    use cygnet_model::{ChildId, Reqid, TunnelId};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn net(text: &str) -> TrafficSelector {
-        let (address, len) = text.split_once('/').unwrap();
-        TrafficSelector::cidr(address.parse().unwrap(), len.parse().unwrap()).unwrap()
-    }
-
-    fn guard(local: &[TrafficSelector], remote: &[TrafficSelector]) -> GuardSpec {
-        let child = ChildId { tunnel: TunnelId(1), index: 0 };
-        GuardSpec {
-            child,
-            reqid: Reqid::of(child).unwrap(),
-            local: local.to_vec(),
-            remote: remote.to_vec(),
-            action: GuardAction::Drop,
-            mark: None,
-            weight: 0,
-            bypass: Bypass::None,
-        }
-    }
-
-    fn sets(spec: &GuardSpec) -> Vec<(String, Vec<u8>)> {
-        pairs(spec, &BTreeSet::new())
-            .unwrap()
-            .iter()
-            .map(|(shape, pair)| (shape.set(), shape.key(pair)))
-            .collect()
-    }
-
-    #[test]
-    fn pairs_of_one_kind_share_a_set_and_families_never_mix() {
-        let spec = guard(
-            &[net("10.1.0.0/16"), net("fd01::/16")],
-            &[net("10.2.0.0/16"), net("10.3.0.0/16"), net("fd02::/16")],
-        );
-        let found = sets(&spec);
-        let names: Vec<&str> = found.iter().map(|(set, _)| set.as_str()).collect();
-        assert_eq!(names, ["protected4-16-16", "protected4-16-16", "protected6-16-16"]);
-        assert_eq!(found[0].1, [10, 1, 0, 0, 10, 2, 0, 0]);
-        assert_eq!(found[2].1.len(), 32);
-    }
-
-    #[test]
-    fn ports_and_marks_are_part_of_the_key_each_on_its_own_word() {
-        let web = TrafficSelector { protocol: 6, ports: (443, 443), ..net("10.2.0.1/32") };
-        let marked = GuardSpec {
-            mark: Some(Mark { value: 0xFF, mask: 0x0F }),
-            ..guard(&[net("10.1.0.0/16")], &[web])
-        };
-        let [(set, key)] = &sets(&marked)[..] else { panic!() };
-        assert_eq!(set, "protected4-16-32-ports-0-ffff-mark-f");
-        let mut expected = vec![10, 1, 0, 0, 10, 2, 0, 1];
-        expected.extend(0x0Fu32.to_ne_bytes());
-        expected.extend([6, 0, 0, 0, 0, 0, 0, 0, 1, 0xBB, 0, 0]);
-        assert_eq!(*key, expected);
-    }
-
-    #[test]
-    fn what_look_ups_cannot_say_is_covered_by_more() {
-        let opaque = TrafficSelector { protocol: 6, ports: (65535, 0), ..net("10.2.0.0/16") };
-        assert_eq!(sets(&guard(&[net("10.1.0.0/16")], &[opaque]))[0].0, "protected4-16-16-protocol");
-    }
-
-    #[test]
-    fn only_equal_sides_let_decrypted_packets_go() {
-        let all = net("0.0.0.0/0");
-        let names: Vec<String> = sets(&guard(&[all], &[all])).into_iter().map(|(set, _)| set).collect();
-        assert_eq!(names, ["either4-0-0", "protected4-0-0-symmetric"]);
-        assert_eq!(sets(&guard(&[net("10.1.0.0/16")], &[all]))[0].0, "protected4-16-0");
-    }
-
-    #[test]
-    fn what_lets_go_stands_before_what_drops_and_after_what_is_narrower() {
-        let wide =
-            GuardSpec { bypass: Bypass::Attached, ..guard(&[net("10.1.0.0/16")], &[net("0.0.0.0/0")]) };
-        let web = TrafficSelector { protocol: 6, ports: (443, 443), ..net("0.0.0.0/0") };
-        let attached = BTreeSet::from([("10.1.0.0".parse().unwrap(), 24)]);
-        let mut shapes: BTreeSet<Shape> = BTreeSet::new();
-        for spec in
-            [wide, guard(&[net("10.1.0.0/16")], &[net("10.0.0.0/8")]), guard(&[net("10.1.0.0/16")], &[web])]
-        {
-            shapes.extend(pairs(&spec, &attached).unwrap().into_iter().map(|(shape, _)| shape));
-        }
-        let mut sorted: Vec<Shape> = shapes.into_iter().collect();
-        sorted.sort_by_key(Shape::place);
-        let names: Vec<String> = sorted.iter().map(Shape::set).collect();
-        assert_eq!(
-            names,
-            [
-                "either4-16-16-ports-ffff-ffff",
-                "either4-16-16",
-                "protected4-16-8",
-                "near4-16-24-before-16",
-                "near4-24-16-before-16",
-                "protected4-16-0-ports-0-ffff",
-                "protected4-16-0",
-            ]
-        );
-    }
-
-    #[test]
-    fn no_set_and_no_rule_outgrows_the_kernels_registers_and_messages() {
-        let port = TrafficSelector { protocol: 17, ports: (53, 53), ..net("fd02::/16") };
-        let spec = GuardSpec {
-            mark: Some(Mark { value: 1, mask: 1 }),
-            ..guard(&[TrafficSelector { protocol: 17, ports: (9, 9), ..net("fd01::/16") }], &[port])
-        };
-        let frame = Frame {
-            protection: Protection::Route,
-            own: BTreeSet::new(),
-            nat: true,
-            keeping: Keeping::Shared,
-        };
-        for (shape, pair) in pairs(&spec, &BTreeSet::new()).unwrap() {
-            assert!(shape.key(&pair).len() <= 4 * usize::from(ADDRESS));
-            // Panics beyond the capacity of a message.
-            frame.shape(&shape).iter().for_each(|step| drop(step.request(TABLE)));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn addresses_cover_what_the_selectors_say(
-            a in 0u32..64, la in 26u8..=32, b in 0u32..64, lb in 26u8..=32, from in 0u32..64, to in 0u32..64
-        ) {
-            let ip = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(n));
-            let local = TrafficSelector::cidr(ip(a), la).unwrap();
-            let remote = TrafficSelector::cidr(ip(b), lb).unwrap();
-            let mut addresses = Addresses::default();
-            for (shape, pair) in pairs(&guard(&[local], &[remote]), &BTreeSet::new()).unwrap().into_iter().filter(|(s, _)| s.protects()) {
-                addresses.add(&shape, &pair);
-            }
-            let naive = local.range.contains(ip(from)) && remote.range.contains(ip(to));
-            prop_assert_eq!(addresses.cover(ip(from), ip(to)), naive);
-        }
-    }
-}
+mod tests;

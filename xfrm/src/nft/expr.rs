@@ -90,6 +90,8 @@ impl Tuple {
 pub enum Ct {
     /// A bit for the state (`NF_CT_STATE_…`), 4 octets in host order; also of packets without an entry.
     State,
+    /// What has happened to the connection (`IPS_…`), 4 octets in host order.
+    Status,
     /// Direction of this packet ([`Tuple::number`]), one octet.
     Direction,
     /// IP protocol, one octet.
@@ -139,6 +141,10 @@ pub enum Verdict {
     Drop,
     /// This chain lets it go.
     Accept,
+    /// Another chain goes on; if that does not decide, the next rule does.
+    Jump(&'static str),
+    /// Another chain goes on; if that does not decide, the packet passes, as at the end of this one.
+    Goto(&'static str),
 }
 
 /// One expression.
@@ -245,14 +251,16 @@ impl Expr {
                 number(w, 1, 0);
                 w.nest(2, |w| {
                     w.nest(2, |w| {
-                        number(
-                            w,
-                            1,
-                            match verdict {
-                                Verdict::Drop => 0,
-                                Verdict::Accept => 1,
-                            },
-                        );
+                        let (code, chain) = match verdict {
+                            Verdict::Drop => (0, None),
+                            Verdict::Accept => (1, None),
+                            Verdict::Jump(chain) => (NFT_JUMP, Some(chain)),
+                            Verdict::Goto(chain) => (NFT_GOTO, Some(chain)),
+                        };
+                        number(w, 1, code);
+                        if let Some(chain) = chain {
+                            w.attr_text(2, chain);
+                        }
                     });
                 });
             }),
@@ -276,6 +284,9 @@ impl Expr {
     }
 }
 
+/// -3 and -4 in `enum nft_verdicts`.
+const NFT_JUMP: u32 = u32::MAX - 2;
+const NFT_GOTO: u32 = u32::MAX - 3;
 const NFT_RT_XFRM: u32 = 4;
 const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
@@ -284,6 +295,7 @@ const fn ct_key(key: Ct) -> (u32, Option<Tuple>) {
     match key {
         Ct::State => (0, None),
         Ct::Direction => (1, None),
+        Ct::Status => (2, None),
         Ct::Protocol => (10, None),
         Ct::SourcePort(tuple) => (11, Some(tuple)),
         Ct::DestinationPort(tuple) => (12, Some(tuple)),

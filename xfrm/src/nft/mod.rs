@@ -185,6 +185,7 @@ fn describe(change: &Change) -> String {
         Change::Table(_) => "make the table".to_owned(),
         Change::RemoveTable => "remove the table".to_owned(),
         Change::Chain(chain) => format!("make the chain {}", chain.name),
+        Change::Branch(name) => format!("make the chain {name}"),
         Change::Set { name, .. } => format!("make the set {name}"),
         Change::Keys { set, .. } => format!("add to the set {set}"),
         Change::RemoveKeys { set, .. } => format!("remove from the set {set}"),

@@ -80,6 +80,8 @@ pub enum Change {
     RemoveTable,
     /// Makes a chain.
     Chain(Chain),
+    /// Makes a chain that only rules lead to. Rules that do come after it.
+    Branch(&'static str),
     /// Makes a set of exact keys.
     Set {
         /// Its name in the table.
@@ -155,6 +157,10 @@ impl Change {
                         ChainKind::Nat => "nat",
                     },
                 );
+                (Message::NewChain, CREATE)
+            }
+            Self::Branch(name) => {
+                w.attr_text(3, name);
                 (Message::NewChain, CREATE)
             }
             Self::Set { name, key_len, key_type } => {

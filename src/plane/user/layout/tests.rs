@@ -3,11 +3,11 @@
 
 use std::net::Ipv4Addr;
 
-use cygnet_model::tunnel::{Bypass, GuardAction, Mark};
-use cygnet_model::{ChildId, Reqid, TunnelId};
+use cygnet_model::tunnel::{Bypass, Mark, Source};
 use proptest::prelude::*;
 
 use super::*;
+use crate::plane::testing::{guard_of, listed, net};
 
 const TUN: &str = "tun9";
 const FIRST: u32 = 1102;
@@ -112,10 +112,20 @@ struct World {
 
 impl World {
     fn new(guards: &[GuardSpec], own: &[&str], sockets: &[&str]) -> Self {
+        Self::with_sources(guards, own, sockets, &BTreeMap::new())
+    }
+
+    fn with_sources(
+        guards: &[GuardSpec],
+        own: &[&str],
+        sockets: &[&str],
+        sources: &BTreeMap<ChildId, Source>,
+    ) -> Self {
         let own: BTreeSet<IpAddr> = own.iter().map(|a| a.parse().unwrap()).collect();
         let sockets = sockets.iter().map(|a| SocketAddr::new(a.parse().unwrap(), 4500)).collect();
         let attached = own.iter().flat_map(|addr| [(*addr, 24), (*addr, 32)]).collect();
-        let host = Host { tun: TUN, tun_index: 7, sockets: &sockets, own: &own, attached: &attached };
+        let host =
+            Host { tun: TUN, tun_index: 7, sockets: &sockets, own: &own, sources, attached: &attached };
         Self { layout: Layout::new(guards, &host, &mut TableNumbers::default()), own }
     }
 
@@ -128,26 +138,8 @@ impl World {
     }
 }
 
-fn child(n: usize) -> ChildId {
-    ChildId { tunnel: TunnelId(u32::try_from(n).unwrap()), index: 0 }
-}
-
 fn guard(n: usize, local: &[TrafficSelector], remote: &[TrafficSelector]) -> GuardSpec {
-    GuardSpec {
-        child: child(n),
-        reqid: Reqid::of(child(n)).unwrap(),
-        local: local.to_vec(),
-        remote: remote.to_vec(),
-        action: GuardAction::Drop,
-        mark: None,
-        weight: 0,
-        bypass: Bypass::None,
-    }
-}
-
-fn net(text: &str) -> TrafficSelector {
-    let (addr, len) = text.split_once('/').unwrap();
-    TrafficSelector::cidr(addr.parse().unwrap(), len.parse().unwrap()).unwrap()
+    guard_of(u32::try_from(n).unwrap(), local, remote)
 }
 
 fn nets(n: usize, local: &str, remote: &str) -> GuardSpec {
@@ -182,6 +174,24 @@ fn a_lookup_without_a_source_goes_into_the_tunnel_where_this_host_has_an_address
     assert_eq!(world.end(lookup("lo", "-", "fd03::2")), End::Main);
 }
 
+/// As with the kernel's plane.
+#[test]
+fn the_source_of_own_packets_is_the_one_that_is_wanted_or_the_hosts_routes_decide() {
+    let guards = [nets(1, "10.1.0.0/16", "10.2.0.0/16"), nets(2, "fd01::/16", "fd02::/16")];
+    let own = ["10.1.0.1", "10.1.7.1", "192.0.2.1", "fd01::1", "fd01::7"];
+    let ends = |wanted: [Source; 2]| {
+        let sources = guards.iter().map(|g| g.child).zip(wanted).collect();
+        let world = World::with_sources(&guards, &own, &["192.0.2.1"], &sources);
+        ["10.2.0.2", "fd02::2"].map(|to| world.end(lookup("lo", "-", to)))
+    };
+    let [v4, v6] = ["10.1.7.1", "fd01::7"].map(|a| a.parse::<IpAddr>().unwrap());
+    assert_eq!(ends([v4, v6].map(Source::Address)), [End::Tun(Some(v4)), End::Tun(Some(v6))]);
+    assert_eq!(ends([Source::None; 2]), [End::Main; 2]);
+    // Not there; and of the other family.
+    let absent = ["10.1.0.99", "10.1.7.1"].map(|a| Source::Address(a.parse().unwrap()));
+    assert_eq!(ends(absent), [End::Main, End::Tun(None)]);
+}
+
 #[test]
 fn the_hosts_own_way_to_the_internet_stays_its_own_unless_the_outer_address_is_guarded() {
     let guards = [nets(1, "10.1.0.0/16", "0.0.0.0/0")];
@@ -198,7 +208,7 @@ fn neighbours_are_reached_directly_under_a_guard_of_everything_unless_a_narrower
     let end = |guards: &[GuardSpec], l| World::new(guards, &own, &own).end(l);
     let there = lookup("lo", "10.1.0.1", "10.1.0.2");
     assert_eq!(end(&[all.clone()], there), End::Tun(None));
-    all.bypass = Bypass::Attached;
+    all.bypass = Bypass::ATTACHED;
     let guards = [all, nets(2, "10.1.0.0/16", "10.1.0.128/25"), nets(3, "10.1.0.7/32", "10.1.0.0/16")];
     for (from, to) in [
         ("10.1.0.1", "10.1.0.2"),
@@ -220,6 +230,43 @@ fn neighbours_are_reached_directly_under_a_guard_of_everything_unless_a_narrower
         assert_eq!(end(&guards, lookup("lan", from, to)), End::Tun(None), "{from} to {to}");
     }
     assert_eq!(end(&guards, lookup("lan", "203.0.113.1", "10.1.0.2")), End::Dropped);
+}
+
+#[test]
+fn listed_networks_are_reached_directly_unless_a_narrower_guard_protects_them() {
+    let all = GuardSpec {
+        bypass: listed(&["203.0.113.0/24", "10.9.0.0/16"]),
+        ..nets(1, "10.1.0.0/16", "0.0.0.0/0")
+    };
+    let guards = [all, nets(2, "10.1.0.0/16", "10.9.9.0/24")];
+    let end = |l| World::new(&guards, &["10.1.0.1", "192.0.2.1"], &["192.0.2.1"]).end(l);
+    for (from, to) in [
+        ("10.1.0.2", "203.0.113.5"),
+        ("203.0.113.5", "10.1.0.2"),
+        ("10.1.0.2", "10.9.0.1"),
+        ("-", "10.9.0.1"),
+    ] {
+        for iif in ["lan", "lo"] {
+            assert_eq!(end(lookup(iif, from, to)), End::Main, "{from} to {to}");
+        }
+    }
+    for (from, to) in [("10.1.0.2", "203.0.114.5"), ("10.1.0.2", "10.9.9.1"), ("10.1.0.2", "10.1.0.3")] {
+        assert_eq!(end(lookup("lan", from, to)), End::Tun(None), "{from} to {to}");
+    }
+    let inner = "10.1.0.1".parse().unwrap();
+    assert_eq!(end(lookup("lo", "-", "10.9.9.1")), End::Tun(Some(inner)), "the narrower guard's own packets");
+    assert_eq!(end(lookup("wan", "203.0.114.5", "10.1.0.2")), End::Dropped);
+}
+
+/// A guard around another one lets nothing by that is the inner one's, and the inner one lets by what it says.
+#[test]
+fn what_a_narrow_guard_lets_by_is_not_taken_by_the_wide_one_around_it() {
+    let mut wide = nets(1, "10.1.0.0/16", "0.0.0.0/0");
+    let mut narrow = nets(2, "10.1.0.0/16", "10.0.0.0/8");
+    (wide.bypass, narrow.bypass) = (Bypass::ATTACHED, Bypass::ATTACHED);
+    let world = World::new(&[wide, narrow], &["10.1.0.1"], &["192.0.2.1"]);
+    assert_eq!(world.end(lookup("lan", "10.1.0.1", "10.1.0.2")), End::Main);
+    assert_eq!(world.end(lookup("lan", "10.1.0.1", "10.2.0.2")), End::Tun(None));
 }
 
 #[test]
