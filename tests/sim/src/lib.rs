@@ -231,7 +231,7 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
         local: vec![addr(side)],
         remote: vec![addr(other)],
         local_id: Identity::address(addr(side)),
-        remote_id: Identity::address(addr(other)),
+        remote_id: Identity::address(addr(other)).into(),
         psk: SecretBytes::copy_of(b"correct horse battery staple"),
         start: if side == 0 { Start::Active } else { Start::Passive },
         proposals: vec!["aes256gcm16-prfsha384-x25519-ecp384".parse().expect("a proposal")],
