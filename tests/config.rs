@@ -96,7 +96,7 @@ fn what_is_left_out_gets_its_default() {
     let c = load("<<ends>>\ntunnels:\n<<tunnel a-b>>\n<<rule>>\n").config;
     let t = &c.tunnels[0];
     assert_eq!(t.local_id, Some(Identity::Ip("192.0.2.1".parse().unwrap())));
-    assert_eq!(t.remote_id, Identity::Ip("192.0.2.2".parse().unwrap()));
+    assert_eq!(t.remote_id, config::RemoteId::Is(Identity::Ip("192.0.2.2".parse().unwrap())));
     assert_eq!(t.ike, config::IkeParams::default());
     assert_eq!(t.esp, config::EspParams::default());
     assert_eq!((t.ike.lifetime.as_secs(), t.esp.lifetime.as_secs()), (86_400, 3600));
@@ -127,6 +127,45 @@ tunnels:
         .map(|t| format!("{} {}", t.local_id.as_ref().map_or("-".into(), Identity::to_string), t.remote_id))
         .collect();
     assert_eq!(ids, ["2001:db8::1 2001:db8::2", "- vpn.example.org", "keyid:01 ops@example.org"]);
+}
+
+#[test]
+fn legacy_algorithms_are_permitted_by_section_and_warned_of_where_they_stand() {
+    let loaded = load(
+        "<<ends>>\ntunnels:\n<<tunnel a-b>>\n    ike:\n      legacy: true\n      proposals: [aes256-sha256-modp2048, 3des-sha1-modp1024]\n    \
+         esp: { legacy: true }\n<<rule>>\n",
+    );
+    let t = &loaded.config.tunnels[0];
+    assert_eq!(t.ike.proposals[1].to_string(), "3des-sha1-prfsha1-modp1024");
+    assert_eq!(t.esp, config::EspParams::default(), "the defaults offer nothing legacy, permitted or not");
+    let told: Vec<String> = loaded.warnings.iter().map(|w| w.one_line("f")).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].contains("warning: tunnels[0].ike.proposals[1]: legacy: 3des, sha1, modp1024, prfsha1"),
+        "{told:?}"
+    );
+    assert!(told[1].contains("tunnels[0].esp.legacy: no proposal names"), "{told:?}");
+    let shown = config::show::resolved(&loaded.config);
+    assert_eq!(
+        (&shown["tunnels"][0]["ike"]["legacy"], &shown["tunnels"][0]["esp"]["legacy"]),
+        (&true.into(), &false.into())
+    );
+}
+
+#[test]
+fn a_peer_of_any_identity_is_one_of_its_own_address() {
+    let c = load("<<ends>>\ntunnels:\n<<tunnel a-b>>\n    remote_id: any\n<<rule>>\n").config;
+    assert_eq!(c.tunnels[0].remote_id, config::RemoteId::Any);
+    let c = load(
+        "gateways: [ { name: g, address: 192.0.2.1, networks: [10.1.0.0/16] } ]
+customer_gateways: [ { name: a, address: 192.0.2.2, id: any }, { name: b, address: 192.0.2.3 } ]
+tunnels:
+  - { name: a, gateway: g, customer_gateway: a, auth: {psk: pL7v0y2QxNf8sKd3RwZtB5}, spd: [{local: 10.1.0.0/16, remote: [10.2.0.0/16]}] }
+  - { name: b, gateway: g, customer_gateway: b, remote_id: any, auth: {psk: pL7v0y2QxNf8sKd3RwZtB5}, spd: [{local: 10.1.0.0/16, remote: [10.3.0.0/16]}] }
+",
+    )
+    .config;
+    assert!(c.tunnels.iter().all(|t| t.remote_id == config::RemoteId::Any));
 }
 
 /// PRODUCT.md's example, the accepted half; the refused one is among the bad configurations.

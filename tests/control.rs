@@ -42,6 +42,7 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         rules: vec![],
         unanswered_s: None,
         warnings: vec![],
+        legacy: LegacyStatus::default(),
     }
 }
 

@@ -70,6 +70,7 @@ fn published(tunnels: usize) -> Published {
         rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],
         unanswered_s: (name.as_str() == "a-b").then_some(30),
         warnings: vec![],
+        legacy: LegacyStatus { ike: vec!["modp1024".into(), "sha1".into()], esp: vec![] },
     };
     let gateway = GatewayStatus {
         name: "vpc-a".into(),

@@ -12,7 +12,7 @@ use cygnet::plane::kernel::KernelPlane;
 use cygnet::plane::near;
 use cygnet::plane::source::{self, Wish};
 use cygnet::shaping::apply::{Gateway, Shaper};
-use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
+use cygnet_model::plane::{Acquire, DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
 use cygnet_model::suite::{Encr, EspSuite};
 use cygnet_model::tunnel::{
     Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, Source, TunnelSpec, UdpEncap,
@@ -236,13 +236,22 @@ fn a_guard_that_acquires_asks_once_and_lets_nothing_pass() {
     let Some((mut a, _b)) = sites() else { return };
     a.guard(GuardAction::Acquire);
     assert!(!pings(&a, 20));
-    assert_eq!(wait_for("an acquire", || a.plane.next_event()), PlaneEvent::Acquire(child()));
+    // The packet is named: an echo request, whose type and code stand where ports would.
+    let asks = |event| match event {
+        PlaneEvent::Acquire(Acquire { child, packet: Some(p) }) => {
+            (child, p.local.to_string(), p.remote.to_string())
+        }
+        other => panic!("{other:?}"),
+    };
+    let (asked, local, remote) = asks(wait_for("an acquire", || a.plane.next_event()));
+    assert_eq!(asked, child());
+    assert!(local.ends_with("/32[1/2048]") && remote.ends_with("/32[1/2048]"), "{local} {remote}");
     assert_eq!(a.plane.next_event(), None);
     // Taking the guard up again asks again, without waiting for the kernel's larval state to expire.
     std::thread::sleep(Duration::from_millis(1100));
     a.guard(GuardAction::Acquire);
     assert!(!pings(&a, 2));
-    assert_eq!(wait_for("a second acquire", || a.plane.next_event()), PlaneEvent::Acquire(child()));
+    assert_eq!(asks(wait_for("a second acquire", || a.plane.next_event())).0, child());
 }
 
 /// `ip xfrm policy flush`, a script that tidies up: the guards are back before anybody would notice.

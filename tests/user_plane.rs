@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::user::UserPlane;
-use cygnet_model::plane::{DataPlane, PlaneErrorKind, PlaneEvent};
+use cygnet_model::plane::{Acquire, DataPlane, PlaneErrorKind, PlaneEvent};
 use cygnet_model::suite::{Encr, EspSuite, Integ};
 use cygnet_model::tunnel::{
     Bypass, Direction, GuardAction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, UdpEncap, VolumeLimits,
@@ -546,7 +546,14 @@ fn the_plane_tells_of_demand_limits_and_moved_peers() {
     }
     // Demand, and not more than once a second.
     assert!(!a.pings("10.1.0.2", "10.2.0.2", 56));
-    assert_eq!(next_event(&mut planes[0]), Some(PlaneEvent::Acquire(CHILD)));
+    // It names the packet: an echo request, whose type and code stand where ports would.
+    let Some(PlaneEvent::Acquire(Acquire { child: CHILD, packet: Some(packet) })) =
+        next_event(&mut planes[0])
+    else {
+        panic!("nothing asked for the tunnel");
+    };
+    let ends = (packet.local.to_string(), packet.remote.to_string());
+    assert_eq!(ends, ("10.1.0.2/32[1/2048]".into(), "10.2.0.2/32[1/2048]".into()));
     assert!(dropped(&planes[0], "no_sa") >= 3);
     let mut silent = guard(0);
     silent.action = GuardAction::Drop;

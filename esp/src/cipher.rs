@@ -1,5 +1,5 @@
-//! The ciphers of ESP over one packet, in place: AES-GCM (RFC 4106), ChaCha20-Poly1305 (RFC 7634), and AES-CBC
-//! (RFC 3602) with HMAC-SHA2 (RFC 4868).
+//! The ciphers of ESP over one packet, in place: AES-GCM (RFC 4106), ChaCha20-Poly1305 (RFC 7634), AES-CBC (RFC 3602) and
+//! triple DES in CBC mode (RFC 2451), with HMAC-SHA2 (RFC 4868) or HMAC-SHA1 (RFC 2404).
 //!
 //! IVs are made from the 64 bit sequence number, which the SA never gives out twice: for the AEADs it *is* the IV
 //! (RFC 4106 §3.1, RFC 7634 §2), for CBC it is encrypted under a key of its own, so that nobody can foresee it (RFC 3602
@@ -9,9 +9,13 @@ use std::hint::black_box;
 
 use aes::{Aes128, Aes192, Aes256};
 use cbc::{Decryptor, Encryptor};
-use cipher::{Block, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit};
+use cipher::{
+    Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, BlockSizeUser,
+    InnerIvInit, KeyInit,
+};
 use cygnet_model::SecretBytes;
 use cygnet_model::suite::{Encr, EspSuite, Integ};
+use des::TdesEde3;
 use ring::{aead, hmac};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
@@ -23,18 +27,24 @@ use crate::packet::HEADER_LEN;
 mod tests;
 
 const SALT_LEN: usize = 4;
-const BLOCK_LEN: usize = 16;
 
 /// One SA's keys, ready for use.
 pub(crate) enum Cipher {
     Aead { key: Box<aead::LessSafeKey>, salt: [u8; SALT_LEN], esn: bool },
-    Cbc { key: Box<CbcKey>, iv_key: Box<Aes128>, mac: hmac::Key, icv_len: usize, esn: bool },
+    Cbc { key: Box<CbcKey>, iv_key: Box<IvKey>, mac: hmac::Key, icv_len: usize, esn: bool },
 }
 
 pub(crate) enum CbcKey {
     Aes128(Aes128),
     Aes192(Aes192),
     Aes256(Aes256),
+    TripleDes(TdesEde3),
+}
+
+/// What turns a sequence number into an IV: a permutation of all blocks, so that no IV comes twice.
+pub(crate) enum IvKey {
+    Aes(Aes128),
+    TripleDes(TdesEde3),
 }
 
 impl Cipher {
@@ -60,7 +70,7 @@ impl Cipher {
             }
             Ok(Self::Cbc {
                 key: Box::new(key),
-                iv_key: Box::new(iv_key(encr).ok_or_else(odd_suite)?),
+                iv_key: Box::new(IvKey::of(suite.encr, encr).ok_or_else(odd_suite)?),
                 mac: hmac::Key::new(mac_algorithm(algorithm), integ.expose()),
                 icv_len: algorithm.icv_len(),
                 esn: suite.esn,
@@ -73,6 +83,9 @@ impl Cipher {
             Encr::AesCbc128 => cbc(CbcKey::Aes128(Aes128::new_from_slice(key).map_err(|_| odd_suite())?)),
             Encr::AesCbc192 => cbc(CbcKey::Aes192(Aes192::new_from_slice(key).map_err(|_| odd_suite())?)),
             Encr::AesCbc256 => cbc(CbcKey::Aes256(Aes256::new_from_slice(key).map_err(|_| odd_suite())?)),
+            Encr::TripleDesCbc => {
+                cbc(CbcKey::TripleDes(TdesEde3::new_from_slice(key).map_err(|_| odd_suite())?))
+            }
         }
     }
 
@@ -81,11 +94,18 @@ impl Cipher {
     pub fn seal(&self, seq: u64, packet: &mut [u8]) -> Result<(), DropReason> {
         match self {
             Self::Aead { .. } => self.seal_with_iv(seq, &seq.to_be_bytes(), packet),
-            Self::Cbc { iv_key, .. } => {
-                let mut iv = Block::<Aes128>::from(u128::from(seq).to_be_bytes());
-                iv_key.encrypt_block(&mut iv);
-                self.seal_with_iv(seq, &iv, packet)
-            }
+            Self::Cbc { iv_key, .. } => match &**iv_key {
+                IvKey::Aes(key) => {
+                    let mut iv = Block::<Aes128>::from(u128::from(seq).to_be_bytes());
+                    key.encrypt_block(&mut iv);
+                    self.seal_with_iv(seq, &iv, packet)
+                }
+                IvKey::TripleDes(key) => {
+                    let mut iv = Block::<TdesEde3>::from(seq.to_be_bytes());
+                    key.encrypt_block(&mut iv);
+                    self.seal_with_iv(seq, &iv, packet)
+                }
+            },
         }
     }
 
@@ -104,10 +124,9 @@ impl Cipher {
             Self::Cbc { key, mac, icv_len, esn, .. } => {
                 let (signed, icv) = split_end(packet, *icv_len)?;
                 let (_, rest) = split(signed, HEADER_LEN)?;
-                let (iv_field, text) = split(rest, BLOCK_LEN)?;
+                let (iv_field, text) = split(rest, key.block_len())?;
                 iv_field.copy_from_slice(iv);
-                let iv = Block::<Aes128>::try_from(iv).map_err(|_| DropReason::Truncated)?;
-                key.encrypt(&iv, text)?;
+                key.encrypt(iv, text)?;
                 copy_truncated(icv, &sign(mac, signed, seq, *esn))?;
             }
         }
@@ -134,16 +153,15 @@ impl Cipher {
                     return Err(DropReason::Integrity);
                 }
                 let (_, rest) = split(signed, HEADER_LEN)?;
-                let (iv, text) = split(rest, BLOCK_LEN)?;
-                let iv = Block::<Aes128>::try_from(&*iv).map_err(|_| DropReason::Truncated)?;
-                key.decrypt(&iv, text)?;
+                let (iv, text) = split(rest, key.block_len())?;
+                key.decrypt(iv, text)?;
                 Ok(text.len())
             }
         }
     }
 }
 
-/// Keys of ended SAs leave no copy on the heap. The keys of `aes` wipe themselves; those of `ring` cannot be wiped, but
+/// Keys of ended SAs leave no copy on the heap. The keys of `aes` and `des` wipe themselves; those of `ring` cannot be wiped, but
 /// overwritten by others. (Copies that were on the stack while a key was made are beyond reach.)
 impl Drop for Cipher {
     fn drop(&mut self) {
@@ -173,29 +191,47 @@ impl Cipher {
 }
 
 impl CbcKey {
-    fn encrypt(&self, iv: &Block<Aes128>, text: &mut [u8]) -> Result<(), DropReason> {
-        let blocks = whole_blocks(text)?;
+    /// Octets of a block, and of an IV.
+    const fn block_len(&self) -> usize {
         match self {
-            Self::Aes128(k) => Encryptor::<&Aes128>::inner_iv_init(k, iv).encrypt_blocks(blocks),
-            Self::Aes192(k) => Encryptor::<&Aes192>::inner_iv_init(k, iv).encrypt_blocks(blocks),
-            Self::Aes256(k) => Encryptor::<&Aes256>::inner_iv_init(k, iv).encrypt_blocks(blocks),
+            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => 16,
+            Self::TripleDes(_) => 8,
         }
-        Ok(())
     }
 
-    fn decrypt(&self, iv: &Block<Aes128>, text: &mut [u8]) -> Result<(), DropReason> {
-        let blocks = whole_blocks(text)?;
+    fn encrypt(&self, iv: &[u8], text: &mut [u8]) -> Result<(), DropReason> {
         match self {
-            Self::Aes128(k) => Decryptor::<&Aes128>::inner_iv_init(k, iv).decrypt_blocks(blocks),
-            Self::Aes192(k) => Decryptor::<&Aes192>::inner_iv_init(k, iv).decrypt_blocks(blocks),
-            Self::Aes256(k) => Decryptor::<&Aes256>::inner_iv_init(k, iv).decrypt_blocks(blocks),
+            Self::Aes128(k) => encrypt(k, iv, text),
+            Self::Aes192(k) => encrypt(k, iv, text),
+            Self::Aes256(k) => encrypt(k, iv, text),
+            Self::TripleDes(k) => encrypt(k, iv, text),
         }
-        Ok(())
+    }
+
+    fn decrypt(&self, iv: &[u8], text: &mut [u8]) -> Result<(), DropReason> {
+        match self {
+            Self::Aes128(k) => decrypt(k, iv, text),
+            Self::Aes192(k) => decrypt(k, iv, text),
+            Self::Aes256(k) => decrypt(k, iv, text),
+            Self::TripleDes(k) => decrypt(k, iv, text),
+        }
     }
 }
 
-fn whole_blocks(text: &mut [u8]) -> Result<&mut [Block<Aes128>], DropReason> {
-    match Block::<Aes128>::slice_as_chunks_mut(text) {
+fn encrypt<C: BlockCipherEncrypt>(key: &C, iv: &[u8], text: &mut [u8]) -> Result<(), DropReason> {
+    let iv = Block::<C>::try_from(iv).map_err(|_| DropReason::Truncated)?;
+    Encryptor::<&C>::inner_iv_init(key, &iv).encrypt_blocks(whole_blocks::<C>(text)?);
+    Ok(())
+}
+
+fn decrypt<C: BlockCipherDecrypt>(key: &C, iv: &[u8], text: &mut [u8]) -> Result<(), DropReason> {
+    let iv = Block::<C>::try_from(iv).map_err(|_| DropReason::Truncated)?;
+    Decryptor::<&C>::inner_iv_init(key, &iv).decrypt_blocks(whole_blocks::<C>(text)?);
+    Ok(())
+}
+
+fn whole_blocks<C: BlockSizeUser>(text: &mut [u8]) -> Result<&mut [Block<C>], DropReason> {
+    match Block::<C>::slice_as_chunks_mut(text) {
         (blocks, []) => Ok(blocks),
         _ => Err(DropReason::Truncated),
     }
@@ -211,11 +247,18 @@ fn split_key(encr: Encr, keymat: &SecretBytes) -> Result<(&[u8], &[u8]), SaError
     keymat.expose().split_at_checked(encr.info().key_len).ok_or(bad)
 }
 
-/// The key that encrypts sequence numbers into CBC IVs. It must be another than that of the packets: whoever could
-/// choose a plain text block could else compute an IV ahead of time.
-fn iv_key(encr: &SecretBytes) -> Option<Aes128> {
-    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, encr.expose()), b"cygnet ESP CBC IV");
-    Aes128::new_from_slice(derived.as_ref().first_chunk::<BLOCK_LEN>()?).ok()
+impl IvKey {
+    /// The key that encrypts sequence numbers into CBC IVs. It must be another than that of the packets: whoever could
+    /// choose a plain text block could else compute an IV ahead of time.
+    fn of(cipher: Encr, encr: &SecretBytes) -> Option<Self> {
+        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, encr.expose()), b"cygnet ESP CBC IV");
+        match cipher {
+            Encr::TripleDesCbc => {
+                TdesEde3::new_from_slice(derived.as_ref().first_chunk::<24>()?).ok().map(Self::TripleDes)
+            }
+            _ => Aes128::new_from_slice(derived.as_ref().first_chunk::<16>()?).ok().map(Self::Aes),
+        }
+    }
 }
 
 const fn mac_algorithm(integ: Integ) -> hmac::Algorithm {
@@ -223,6 +266,7 @@ const fn mac_algorithm(integ: Integ) -> hmac::Algorithm {
         Integ::HmacSha256_128 => hmac::HMAC_SHA256,
         Integ::HmacSha384_192 => hmac::HMAC_SHA384,
         Integ::HmacSha512_256 => hmac::HMAC_SHA512,
+        Integ::HmacSha1_96 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
     }
 }
 

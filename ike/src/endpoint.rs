@@ -151,7 +151,7 @@ impl Endpoint {
                     Next::Stay
                 });
             }
-            Input::Acquire(child) => self.on_acquire(now, child, out),
+            Input::Acquire(acquire) => self.on_acquire(now, acquire, out),
             Input::Inbound(sa) => self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
                 if let Some(c) = live.children.iter().find(|c| c.inbound == sa.spi) {
                     live.last_in = ctx.now.mono;
@@ -324,6 +324,13 @@ impl Endpoint {
                 Effect::Reauthenticate { spi, tunnel, trouble } => {
                     self.reauthenticate(now, spi, tunnel, trouble, out);
                 }
+                Effect::BeginAnew { tunnel, packet } => {
+                    if let Some(s) = self.supervision.get_mut(&tunnel) {
+                        s.retry_at = None;
+                    }
+                    let begin = sa::Begin { packet, cookies: sa::Cookies::Doubted };
+                    self.initiate(now, tunnel, begin, out);
+                }
                 Effect::Learned { tunnel, trouble } => {
                     self.learn(tunnel, trouble, out);
                 }
@@ -398,7 +405,7 @@ impl Endpoint {
             if let Some(s) = self.supervision.get_mut(&id) {
                 s.retry_at = None;
             }
-            self.initiate(now, id, out);
+            self.initiate(now, id, sa::Begin::default(), out);
         }
     }
 

@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use cygnet_model::plane::Acquire;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, IkeSuite};
 use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec, TunnelSpec};
@@ -62,7 +63,7 @@ pub enum Input<'a> {
         bytes: u64,
     },
     /// A guarded packet wants a tunnel.
-    Acquire(ChildId),
+    Acquire(Acquire),
     /// Authenticated ESP came in on this SA since the last such input.
     Inbound(SaId),
     /// Authenticated, newer ESP came from another address than before.

@@ -13,6 +13,47 @@ use cygnet_model::{SecretBytes, TunnelId};
 
 use crate::wire::{Identity, Proposal, Protocol, Transform, TransformType};
 
+/// Who the peer must be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RemoteId {
+    /// Whoever knows the key, but not somebody with our own name: that would be our own message, sent back to us.
+    Any,
+    /// This one.
+    Is(Identity),
+}
+
+impl RemoteId {
+    /// Whether a peer may be this one, towards us under the name `own`.
+    pub fn admits(&self, peer: &Identity, own: &Identity) -> bool {
+        match self {
+            Self::Any => peer != own,
+            Self::Is(id) => peer == id,
+        }
+    }
+
+    /// For messages: type and value, or `anybody`.
+    pub fn with_kind(&self) -> String {
+        match self {
+            Self::Any => "anybody".to_owned(),
+            Self::Is(id) => id.with_kind(),
+        }
+    }
+
+    /// What we ask the responder to be (IDr, RFC 7296 §1.2).
+    pub(crate) fn asked(&self) -> Option<Identity> {
+        match self {
+            Self::Any => None,
+            Self::Is(id) => Some(id.clone()),
+        }
+    }
+}
+
+impl From<Identity> for RemoteId {
+    fn from(id: Identity) -> Self {
+        Self::Is(id)
+    }
+}
+
 /// How a tunnel comes up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Start {
@@ -167,7 +208,7 @@ pub struct TunnelPolicy {
     /// Who we are.
     pub local_id: Identity,
     /// Who the peer must be.
-    pub remote_id: Identity,
+    pub remote_id: RemoteId,
     /// The shared key.
     pub psk: SecretBytes,
     /// Keys that are good as well while one is exchanged for another at both ends, one end after the other. A peer may

@@ -9,6 +9,7 @@ use crate::error::Trouble;
 use crate::io::{Flow, Role};
 use crate::policy::{ChildPolicy, Start, TunnelPolicy};
 use crate::sa::{ChildState, IkeSa, Live, State};
+use crate::wire::Identity;
 
 /// State of a tunnel in the words of `cygnet status`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +56,8 @@ pub struct IkeView {
     pub spi_r: u64,
     /// Our role.
     pub role: Role,
+    /// Who the peer has proven to be.
+    pub peer_id: Identity,
     /// Algorithms.
     pub suite: IkeSuite,
     /// Addresses.
@@ -250,6 +253,7 @@ fn ike(sa: &IkeSa, live: &Live) -> IkeView {
         spi_i: live.channel.spi_i,
         spi_r: live.channel.spi_r,
         role: sa.core.role,
+        peer_id: live.peer_id.clone(),
         suite: live.suite,
         flow: sa.core.flow,
         nat_local: live.nat.local,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use crate::id::{ChildId, Spi};
+use crate::selector::Packet;
 use crate::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 
 /// Which kind of plane.
@@ -41,11 +42,26 @@ pub struct SaCounters {
     pub sequence: u64,
 }
 
+/// A packet that wants a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Acquire {
+    /// The guarded child that it belongs to.
+    pub child: ChildId,
+    /// Its addresses, protocol and ports; `None` where the plane does not tell them.
+    pub packet: Option<Packet>,
+}
+
+impl From<ChildId> for Acquire {
+    fn from(child: ChildId) -> Self {
+        Self { child, packet: None }
+    }
+}
+
 /// What the plane tells on its own account.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PlaneEvent {
     /// A packet wants a tunnel that is not open ([`crate::tunnel::GuardAction::Acquire`]).
-    Acquire(ChildId),
+    Acquire(Acquire),
     /// An SA reached a volume limit; after a hard one it carries nothing more.
     Expired {
         /// Which SA.

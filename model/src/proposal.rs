@@ -1,7 +1,7 @@
 //! Proposals as the configuration writes them: keywords joined by `-`, as strongSwan's users know them.
 //!
 //! A proposal names one or more algorithms of each kind; the peers pick one of each. An AEAD and a cipher that needs an
-//! integrity algorithm cannot share a proposal (RFC 7296 §3.3).
+//! integrity algorithm cannot share a proposal (RFC 7296 §3.3). Legacy algorithms are read only where they are permitted.
 
 use std::fmt;
 
@@ -34,6 +34,15 @@ pub struct EspProposal {
     pub esn: Vec<bool>,
 }
 
+/// Which algorithms a proposal may name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Permit {
+    /// Those that are sound.
+    Sound,
+    /// Legacy ones as well (`legacy: true`): SHA-1, MODP with 1024 and 1536 bits, triple DES.
+    Legacy,
+}
+
 /// Why a proposal was refused.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ProposalError {
@@ -43,6 +52,13 @@ pub enum ProposalError {
     /// An algorithm that cygnet refuses because it is broken or too weak (RFC 8247, RFC 8221).
     #[error("\"{token}\" is too weak (RFC 8247, RFC 8221) and is not supported; use {instead}", token = .0.escape_debug(), instead = .1)]
     Weak(String, &'static str),
+    /// An algorithm that is spoken only on request.
+    #[error(
+        "\"{token}\" is too weak (RFC 8247, RFC 8221) and not permitted; use {instead}, or write legacy: true beside the \
+         proposals if the peer has nothing better",
+        token = .0.escape_debug(), instead = .1
+    )]
+    Legacy(String, &'static str),
     /// A kind of algorithm is missing.
     #[error("names no {0}; {1}")]
     Missing(&'static str, &'static str),
@@ -75,16 +91,20 @@ pub enum ProposalError {
 
 fn keywords() -> String {
     let mut all: Vec<&str> = Vec::new();
-    all.extend(Encr::ALL.map(|e| e.info().keyword));
-    all.extend(Integ::ALL.map(Integ::keyword));
-    all.extend(Prf::ALL.map(Prf::keyword));
-    all.extend(Group::ALL.map(Group::keyword));
+    all.extend(Encr::ALL.iter().filter(|e| !e.is_legacy()).map(|e| e.info().keyword));
+    all.extend(Integ::ALL.iter().filter(|i| !i.is_legacy()).map(|i| i.keyword()));
+    all.extend(Prf::ALL.iter().filter(|p| !p.is_legacy()).map(|p| p.keyword()));
+    all.extend(Group::ALL.iter().filter(|g| !g.is_legacy()).map(|g| g.keyword()));
     all.extend(["esn", "noesn"]);
     all.join(", ")
 }
 
 /// What to write instead of a group that we refuse or lack.
 const GROUPS: &str = "x25519, ecp256, ecp384, modp3072 or modp4096";
+/// The same for ciphers.
+const CIPHERS: &str = "aes256gcm16 or aes256";
+/// The same for hashes.
+const HASHES: &str = "sha256 or prfsha256";
 
 /// One keyword's meaning.
 enum Token {
@@ -93,6 +113,27 @@ enum Token {
     Prf(Prf),
     Group(Group),
     Esn(bool),
+}
+
+impl Token {
+    /// What to write instead of a legacy algorithm; `None` for the others.
+    const fn legacy_instead(&self) -> Option<&'static str> {
+        match self {
+            Self::Encr(e) if e.is_legacy() => Some(CIPHERS),
+            Self::Integ(i) if i.is_legacy() => Some(HASHES),
+            Self::Prf(p) if p.is_legacy() => Some(HASHES),
+            Self::Group(g) if g.is_legacy() => Some(GROUPS),
+            _ => None,
+        }
+    }
+}
+
+fn permitted(word: &str, permit: Permit) -> Result<Token, ProposalError> {
+    let token = token(word)?;
+    match token.legacy_instead() {
+        Some(instead) if permit == Permit::Sound => Err(ProposalError::Legacy(word.into(), instead)),
+        _ => Ok(token),
+    }
 }
 
 fn token(word: &str) -> Result<Token, ProposalError> {
@@ -111,8 +152,8 @@ fn token(word: &str) -> Result<Token, ProposalError> {
     // Groups by their numbers, as routers name them.
     if let Some(number) = word.strip_prefix("dh").or_else(|| word.strip_prefix("group")) {
         return match number.parse().ok().filter(|_| !number.starts_with(['0', '+'])) {
-            Some(1 | 2 | 5 | 22..=26) => Err(ProposalError::Weak(word.into(), GROUPS)),
-            Some(21 | 27..=30 | 32) => Err(ProposalError::Absent(word.into(), GROUPS)),
+            Some(1 | 22..=26) => Err(ProposalError::Weak(word.into(), GROUPS)),
+            Some(27..=30 | 32) => Err(ProposalError::Absent(word.into(), GROUPS)),
             Some(n) => Group::from_transform(n).map(Token::Group).ok_or(ProposalError::Unknown(word.into())),
             None => Err(ProposalError::Unknown(word.into())),
         };
@@ -133,19 +174,17 @@ fn token(word: &str) -> Result<Token, ProposalError> {
         "sha2_256" => Ok(Token::Integ(Integ::HmacSha256_128)),
         "sha2_384" => Ok(Token::Integ(Integ::HmacSha384_192)),
         "sha2_512" => Ok(Token::Integ(Integ::HmacSha512_256)),
-        "des" | "3des" | "null" | "blowfish" | "cast128" => {
-            Err(ProposalError::Weak(word.into(), "aes256gcm16 or aes256"))
-        }
-        "md5" | "sha" | "sha1" | "prfmd5" | "prfsha1" => {
-            Err(ProposalError::Weak(word.into(), "sha256 or prfsha256"))
-        }
+        "sha" => Ok(Token::Integ(Integ::HmacSha1_96)),
+        "des" | "null" | "blowfish" | "cast128" => Err(ProposalError::Weak(word.into(), CIPHERS)),
+        "md5" | "prfmd5" => Err(ProposalError::Weak(word.into(), HASHES)),
         "aes192cbc" => Ok(Token::Encr(Encr::AesCbc192)),
         "aes192gcm" | "aes192gcm16" | "aes192gcm128" => {
             Err(ProposalError::Absent(word.into(), "aes256gcm16 or aes256, which the peer will have as well"))
         }
-        "ecp521" | "curve448" | "x448" => Err(ProposalError::Absent(word.into(), GROUPS)),
-        "modp768" | "modp1024" | "modp1536" | "modp1024s160" | "modp2048s224" | "modp2048s256" | "ecp192"
-        | "ecp224" => Err(ProposalError::Weak(word.into(), GROUPS)),
+        "curve448" | "x448" => Err(ProposalError::Absent(word.into(), GROUPS)),
+        "modp768" | "modp1024s160" | "modp2048s224" | "modp2048s256" | "ecp192" | "ecp224" => {
+            Err(ProposalError::Weak(word.into(), GROUPS))
+        }
         _ => Err(ProposalError::Unknown(word.into())),
     }
 }
@@ -167,7 +206,7 @@ fn push<T: PartialEq>(list: &mut Vec<T>, value: T, word: &str) -> Result<(), Pro
     Ok(())
 }
 
-fn parts(text: &str) -> Result<Parts, ProposalError> {
+fn parts(text: &str, permit: Permit) -> Result<Parts, ProposalError> {
     let mut p = Parts::default();
     // As people paste them: capitals, the mark of a strict proposal (ours always are), and the group behind a semicolon.
     let text = text.trim().to_lowercase();
@@ -176,7 +215,7 @@ fn parts(text: &str) -> Result<Parts, ProposalError> {
         return Err(ProposalError::Several);
     }
     for word in text.split(['-', ';']) {
-        match token(word)? {
+        match permitted(word, permit)? {
             Token::Encr(v) => push(&mut p.encrs, v, word)?,
             Token::Integ(v) => push(&mut p.integs, v, word)?,
             Token::Prf(v) => push(&mut p.prfs, v, word)?,
@@ -204,8 +243,28 @@ fn parts(text: &str) -> Result<Parts, ProposalError> {
 impl std::str::FromStr for IkeProposal {
     type Err = ProposalError;
 
+    /// Reads a proposal of sound algorithms.
     fn from_str(text: &str) -> Result<Self, ProposalError> {
-        let mut p = parts(text)?;
+        Self::read(text, Permit::Sound)
+    }
+}
+
+impl std::str::FromStr for EspProposal {
+    type Err = ProposalError;
+
+    /// Reads a proposal of sound algorithms.
+    fn from_str(text: &str) -> Result<Self, ProposalError> {
+        Self::read(text, Permit::Sound)
+    }
+}
+
+impl IkeProposal {
+    /// Reads a proposal of permitted algorithms.
+    ///
+    /// # Errors
+    /// [`ProposalError`] says which word is wrong, and what would be right.
+    pub fn read(text: &str, permit: Permit) -> Result<Self, ProposalError> {
+        let mut p = parts(text, permit)?;
         if let Some(esn) = p.esn.first() {
             return Err(ProposalError::NotForIke(if *esn { "esn" } else { "noesn" }.into()));
         }
@@ -220,13 +279,28 @@ impl std::str::FromStr for IkeProposal {
         }
         Ok(Self { encrs: p.encrs, integs: p.integs, prfs: p.prfs, groups: p.groups })
     }
+
+    /// The keywords of its legacy algorithms.
+    pub fn legacy(&self) -> Vec<&'static str> {
+        let prfs = self.prfs.iter().filter(|p| p.is_legacy()).map(|p| p.keyword());
+        legacy(&self.encrs, &self.integs, &self.groups).chain(prfs).collect()
+    }
 }
 
-impl std::str::FromStr for EspProposal {
-    type Err = ProposalError;
+fn legacy(encrs: &[Encr], integs: &[Integ], groups: &[Group]) -> impl Iterator<Item = &'static str> {
+    let encrs = encrs.iter().filter(|e| e.is_legacy()).map(|e| e.info().keyword);
+    let integs = integs.iter().filter(|i| i.is_legacy()).map(|i| i.keyword());
+    let groups = groups.iter().filter(|g| g.is_legacy()).map(|g| g.keyword());
+    encrs.chain(integs).chain(groups)
+}
 
-    fn from_str(text: &str) -> Result<Self, ProposalError> {
-        let mut p = parts(text)?;
+impl EspProposal {
+    /// Reads a proposal of permitted algorithms.
+    ///
+    /// # Errors
+    /// [`ProposalError`] says which word is wrong, and what would be right.
+    pub fn read(text: &str, permit: Permit) -> Result<Self, ProposalError> {
+        let mut p = parts(text, permit)?;
         if let Some(prf) = p.prfs.first() {
             return Err(ProposalError::NotForEsp(prf.keyword().into()));
         }
@@ -234,6 +308,11 @@ impl std::str::FromStr for EspProposal {
             p.esn = vec![true, false];
         }
         Ok(Self { encrs: p.encrs, integs: p.integs, groups: p.groups, esn: p.esn })
+    }
+
+    /// The keywords of its legacy algorithms.
+    pub fn legacy(&self) -> Vec<&'static str> {
+        legacy(&self.encrs, &self.integs, &self.groups).collect()
     }
 }
 
@@ -351,8 +430,10 @@ mod tests {
         assert_eq!(ike("aes256gcm-prfsha384-dh31"), ike("aes256gcm16-prfsha384-x25519"));
         assert_eq!("AES128GCM;DH19!".parse::<EspProposal>(), "aes128gcm16-ecp256".parse::<EspProposal>());
         assert_eq!(ike("aes256-sha256-modp2048,aes128-sha256-modp2048"), Err(ProposalError::Several));
-        assert!(matches!(ike("aes256-sha256-dh2"), Err(ProposalError::Weak(..))));
-        assert!(matches!(ike("aes256-sha256-group21"), Err(ProposalError::Absent(..))));
+        assert!(matches!(ike("aes256-sha256-dh1"), Err(ProposalError::Weak(..))));
+        assert!(matches!(ike("aes256-sha256-dh2"), Err(ProposalError::Legacy(..))));
+        assert_eq!(ike("aes256-sha256-group21"), ike("aes256-sha256-ecp521"));
+        assert!(matches!(ike("aes256-sha256-group32"), Err(ProposalError::Absent(..))));
         assert!(matches!(ike("aes192gcm-prfsha256-modp2048"), Err(ProposalError::Absent(..))));
         assert_eq!(ike("aes192cbc-sha256-dh18"), ike("aes192-sha256-modp8192"));
         for odd in ["dh", "dh014", "dh+14", "group99", "dh70000", "!", "-", ";"] {
@@ -371,11 +452,50 @@ mod tests {
     }
 
     #[test]
+    fn legacy_algorithms_are_read_only_where_they_are_permitted() {
+        for (text, word) in [
+            ("3des-sha256-modp2048", "3des"),
+            ("aes128-sha1-modp2048", "sha1"),
+            ("aes128-sha-modp2048", "sha"),
+            ("aes256gcm16-prfsha1-x25519", "prfsha1"),
+            ("aes128-sha256-modp1024", "modp1024"),
+            ("aes128-sha256-dh5", "dh5"),
+        ] {
+            let told = text.parse::<IkeProposal>().unwrap_err();
+            assert!(matches!(&told, ProposalError::Legacy(w, _) if w == word), "{text}: {told}");
+            assert!(told.to_string().contains("legacy: true"), "{told}");
+            assert!(!IkeProposal::read(text, Permit::Legacy).unwrap().legacy().is_empty(), "{text}");
+        }
+        let esp = "3des-sha1-modp1024".parse::<EspProposal>().unwrap_err();
+        assert!(matches!(esp, ProposalError::Legacy(..)));
+        let ike = IkeProposal::read("3DES-SHA1-MODP1024", Permit::Legacy).unwrap();
+        assert_eq!(ike.legacy(), ["3des", "sha1", "modp1024", "prfsha1"]);
+        let esp = EspProposal::read("3des-sha1-dh2", Permit::Legacy).unwrap();
+        assert_eq!(
+            (esp.legacy(), esp.to_string().as_str()),
+            (vec!["3des", "sha1", "modp1024"], "3des-sha1-modp1024-esn-noesn")
+        );
+        // What is broken stays out.
+        for text in ["des-sha1-modp1024", "3des-md5-modp1024", "3des-sha1-modp768", "aes128-sha1-dh22"] {
+            assert!(
+                matches!(IkeProposal::read(text, Permit::Legacy), Err(ProposalError::Weak(..))),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn defaults_offer_nothing_legacy() {
+        assert!(IkeProposal::defaults().iter().all(|p| p.legacy().is_empty()));
+        assert!(EspProposal::defaults().iter().all(|p| p.legacy().is_empty()));
+    }
+
+    #[test]
     fn each_mistake_has_its_own_answer() {
         let ike = |t: &str| t.parse::<IkeProposal>().unwrap_err();
         let esp = |t: &str| t.parse::<EspProposal>().unwrap_err();
-        assert!(matches!(ike("aes256gcm16-prfsha1-x25519"), ProposalError::Weak(..)));
-        assert!(matches!(ike("aes256-sha256-modp1024"), ProposalError::Weak(..)));
+        assert!(matches!(ike("aes256gcm16-prfmd5-x25519"), ProposalError::Weak(..)));
+        assert!(matches!(ike("aes256-sha256-modp768"), ProposalError::Weak(..)));
         assert!(matches!(ike("aes256gcm16-x25519"), ProposalError::Missing("PRF", _)));
         assert!(matches!(ike("aes256-sha256"), ProposalError::Missing("key exchange group", _)));
         assert!(matches!(ike("aes256-x25519"), ProposalError::Missing("integrity algorithm", _)));

@@ -165,7 +165,29 @@ pub struct PacketEnd {
     pub port: Option<u16>,
 }
 
+/// One outbound packet as selectors: what RFC 7296 §2.9 puts in front of TSi and TSr.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packet {
+    /// Our side.
+    pub local: TrafficSelector,
+    /// The peer's side.
+    pub remote: TrafficSelector,
+}
+
+impl Packet {
+    /// The packet between two ends.
+    pub fn between(local: &PacketEnd, remote: &PacketEnd) -> Self {
+        Self { local: TrafficSelector::of(local), remote: TrafficSelector::of(remote) }
+    }
+}
+
 impl TrafficSelector {
+    /// Exactly what a packet shows of one end.
+    fn of(end: &PacketEnd) -> Self {
+        let range = IpRange { start: end.addr, end: end.addr };
+        Self { range, protocol: end.protocol, ports: end.port.map_or((0, 65535), |port| (port, port)) }
+    }
+
     /// Any protocol and port of an address range.
     pub const fn any(range: IpRange) -> Self {
         Self { range, protocol: 0, ports: (0, 65535) }
@@ -370,6 +392,20 @@ mod tests {
             }
             prop_assert_eq!(next, u64::from(hi) + 1);
         }
+    }
+
+    #[test]
+    fn a_packet_is_the_narrowest_selector_that_matches_it() {
+        let end = |addr, port| PacketEnd { addr: v4(addr), protocol: 6, port };
+        let (ours, theirs) = (end("10.1.0.7", Some(40_000)), end("10.2.0.9", Some(443)));
+        let packet = Packet::between(&ours, &theirs);
+        assert!(packet.local.matches(&ours) && packet.remote.matches(&theirs));
+        assert_eq!(
+            (packet.local.to_string(), packet.remote.to_string()),
+            ("10.1.0.7/32[6/40000]".into(), "10.2.0.9/32[6/443]".into())
+        );
+        let unseen = end("10.1.0.7", None);
+        assert_eq!(Packet::between(&unseen, &theirs).local.to_string(), "10.1.0.7/32[6]");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub enum Encr {
     AesCbc256,
     /// ChaCha20-Poly1305 (RFC 7634).
     ChaCha20Poly1305,
+    /// Triple DES in CBC mode (RFC 2451). Legacy: blocks of 64 bits.
+    TripleDesCbc,
 }
 
 /// What a row of the encryption table says. Sizes in octets.
@@ -43,13 +45,14 @@ pub struct EncrInfo {
 
 impl Encr {
     /// Every algorithm, strongest choice first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AesGcm16_256,
         Self::ChaCha20Poly1305,
         Self::AesGcm16_128,
         Self::AesCbc256,
         Self::AesCbc192,
         Self::AesCbc128,
+        Self::TripleDesCbc,
     ];
 
     /// The table row.
@@ -94,6 +97,30 @@ impl Encr {
                 block_len: 1,
                 keyword: "chacha20poly1305",
             },
+            Self::TripleDesCbc => EncrInfo {
+                transform: 3,
+                key_bits: None,
+                key_len: 24,
+                salt_len: 0,
+                iv_len: 8,
+                icv_len: 0,
+                block_len: 8,
+                keyword: "3des",
+            },
+        }
+    }
+
+    /// Whether it is spoken only where the configuration asks for it (RFC 8221 §5, RFC 8247 §2.1).
+    pub const fn is_legacy(self) -> bool {
+        matches!(self, Self::TripleDesCbc)
+    }
+
+    /// Octets under one key beyond which blocks that collide begin to tell of the plain text; `None` where no SA gets there.
+    /// At 1 GiB of 64 bit blocks one collision has a chance of 1 in 2000.
+    pub const fn volume_limit(self) -> Option<u64> {
+        match self {
+            Self::TripleDesCbc => Some(1 << 30),
+            _ => None,
         }
     }
 
@@ -122,11 +149,13 @@ pub enum Prf {
     HmacSha384,
     /// PRF_HMAC_SHA2_512.
     HmacSha512,
+    /// PRF_HMAC_SHA1 (RFC 2104). Legacy.
+    HmacSha1,
 }
 
 impl Prf {
     /// Every PRF.
-    pub const ALL: [Self; 3] = [Self::HmacSha256, Self::HmacSha384, Self::HmacSha512];
+    pub const ALL: [Self; 4] = [Self::HmacSha256, Self::HmacSha384, Self::HmacSha512, Self::HmacSha1];
 
     /// IANA transform id.
     pub const fn transform(self) -> u16 {
@@ -134,6 +163,7 @@ impl Prf {
             Self::HmacSha256 => 5,
             Self::HmacSha384 => 6,
             Self::HmacSha512 => 7,
+            Self::HmacSha1 => 2,
         }
     }
 
@@ -143,7 +173,13 @@ impl Prf {
             Self::HmacSha256 => 32,
             Self::HmacSha384 => 48,
             Self::HmacSha512 => 64,
+            Self::HmacSha1 => 20,
         }
+    }
+
+    /// Whether it is spoken only where the configuration asks for it (RFC 8247 §2.2).
+    pub const fn is_legacy(self) -> bool {
+        matches!(self, Self::HmacSha1)
     }
 
     /// Name in proposals.
@@ -152,6 +188,7 @@ impl Prf {
             Self::HmacSha256 => "prfsha256",
             Self::HmacSha384 => "prfsha384",
             Self::HmacSha512 => "prfsha512",
+            Self::HmacSha1 => "prfsha1",
         }
     }
 
@@ -161,7 +198,7 @@ impl Prf {
     }
 }
 
-/// Integrity algorithm (transform type 3), RFC 4868.
+/// Integrity algorithm (transform type 3), RFC 4868 and RFC 2404.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Integ {
     /// AUTH_HMAC_SHA2_256_128.
@@ -170,11 +207,14 @@ pub enum Integ {
     HmacSha384_192,
     /// AUTH_HMAC_SHA2_512_256.
     HmacSha512_256,
+    /// AUTH_HMAC_SHA1_96. Legacy.
+    HmacSha1_96,
 }
 
 impl Integ {
     /// Every integrity algorithm.
-    pub const ALL: [Self; 3] = [Self::HmacSha256_128, Self::HmacSha384_192, Self::HmacSha512_256];
+    pub const ALL: [Self; 4] =
+        [Self::HmacSha256_128, Self::HmacSha384_192, Self::HmacSha512_256, Self::HmacSha1_96];
 
     /// IANA transform id.
     pub const fn transform(self) -> u16 {
@@ -182,6 +222,7 @@ impl Integ {
             Self::HmacSha256_128 => 12,
             Self::HmacSha384_192 => 13,
             Self::HmacSha512_256 => 14,
+            Self::HmacSha1_96 => 2,
         }
     }
 
@@ -191,12 +232,21 @@ impl Integ {
             Self::HmacSha256_128 => 32,
             Self::HmacSha384_192 => 48,
             Self::HmacSha512_256 => 64,
+            Self::HmacSha1_96 => 20,
         }
     }
 
     /// Length of the truncated check value in octets.
     pub const fn icv_len(self) -> usize {
-        self.key_len() / 2
+        match self {
+            Self::HmacSha1_96 => 12,
+            _ => self.key_len() / 2,
+        }
+    }
+
+    /// Whether it is spoken only where the configuration asks for it (RFC 8221 §6, RFC 8247 §2.3).
+    pub const fn is_legacy(self) -> bool {
+        matches!(self, Self::HmacSha1_96)
     }
 
     /// Name in proposals.
@@ -205,6 +255,7 @@ impl Integ {
             Self::HmacSha256_128 => "sha256",
             Self::HmacSha384_192 => "sha384",
             Self::HmacSha512_256 => "sha512",
+            Self::HmacSha1_96 => "sha1",
         }
     }
 
@@ -214,6 +265,7 @@ impl Integ {
             Self::HmacSha256_128 => Prf::HmacSha256,
             Self::HmacSha384_192 => Prf::HmacSha384,
             Self::HmacSha512_256 => Prf::HmacSha512,
+            Self::HmacSha1_96 => Prf::HmacSha1,
         }
     }
 
@@ -232,6 +284,12 @@ pub enum Group {
     Ecp256,
     /// 384-bit random ECP group (RFC 5903).
     Ecp384,
+    /// 521-bit random ECP group (RFC 5903).
+    Ecp521,
+    /// 1024-bit MODP group (RFC 7296 appendix B.2). Legacy.
+    Modp1024,
+    /// 1536-bit MODP group (RFC 3526). Legacy.
+    Modp1536,
     /// 2048-bit MODP group (RFC 3526).
     Modp2048,
     /// 3072-bit MODP group (RFC 3526).
@@ -246,20 +304,25 @@ pub enum Group {
 
 impl Group {
     /// Every method, preferred first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::X25519,
         Self::Ecp256,
         Self::Ecp384,
+        Self::Ecp521,
         Self::Modp3072,
         Self::Modp4096,
         Self::Modp6144,
         Self::Modp8192,
         Self::Modp2048,
+        Self::Modp1536,
+        Self::Modp1024,
     ];
 
     /// IANA transform id.
     pub const fn transform(self) -> u16 {
         match self {
+            Self::Modp1024 => 2,
+            Self::Modp1536 => 5,
             Self::Modp2048 => 14,
             Self::Modp3072 => 15,
             Self::Modp4096 => 16,
@@ -267,6 +330,7 @@ impl Group {
             Self::Modp8192 => 18,
             Self::Ecp256 => 19,
             Self::Ecp384 => 20,
+            Self::Ecp521 => 21,
             Self::X25519 => 31,
         }
     }
@@ -274,6 +338,8 @@ impl Group {
     /// Length of the public value in a KE payload, in octets (ECP: x and y, RFC 5903 §7).
     pub const fn public_len(self) -> usize {
         match self {
+            Self::Modp1024 => 128,
+            Self::Modp1536 => 192,
             Self::Modp2048 => 256,
             Self::Modp3072 => 384,
             Self::Modp4096 => 512,
@@ -281,13 +347,21 @@ impl Group {
             Self::Modp8192 => 1024,
             Self::Ecp256 => 64,
             Self::Ecp384 => 96,
+            Self::Ecp521 => 132,
             Self::X25519 => 32,
         }
+    }
+
+    /// Whether it is spoken only where the configuration asks for it (RFC 8247 §2.4).
+    pub const fn is_legacy(self) -> bool {
+        matches!(self, Self::Modp1024 | Self::Modp1536)
     }
 
     /// Name in proposals.
     pub const fn keyword(self) -> &'static str {
         match self {
+            Self::Modp1024 => "modp1024",
+            Self::Modp1536 => "modp1536",
             Self::Modp2048 => "modp2048",
             Self::Modp3072 => "modp3072",
             Self::Modp4096 => "modp4096",
@@ -295,6 +369,7 @@ impl Group {
             Self::Modp8192 => "modp8192",
             Self::Ecp256 => "ecp256",
             Self::Ecp384 => "ecp384",
+            Self::Ecp521 => "ecp521",
             Self::X25519 => "x25519",
         }
     }

@@ -38,7 +38,8 @@ peer_address() { # HOST
     if [[ $1 == gwb && -n ${NAT:-} ]]; then echo 198.51.100.1; else outer "$(other "$1")"; fi
 }
 
-cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]; ENCAP=force: ESP always in UDP
+cygnet_config() { # HOST START IKE ESP [extra yaml for the tunnel]; ENCAP=force: ESP always in UDP; LEGACY=true: legacy
+    # algorithms; ANY=1: the peer may say any identity
     local host=$1 peer l4 l6 r6
     peer=$(other "$host")
     read -r l4 l6 <<<"$(nets "$host")"
@@ -59,7 +60,7 @@ gateways:
     address: "$(outer "$host")"
     networks: [$l4, "$l6"]
 customer_gateways:
-  - { name: peer, address: "$(peer_address "$host")", id: "$(outer "$peer")" }
+  - { name: peer, address: "$(peer_address "$host")", id: "$(if [[ -n ${ANY:-} ]]; then echo any; else outer "$peer"; fi)" }
 tunnels:
   - name: tunnel
     gateway: gateway
@@ -67,8 +68,8 @@ tunnels:
     start: $2
     auth: { psk_file: psk }
     spd:
-$rules    ike: { proposals: [$3], dpd: 10s, encap: ${ENCAP:-auto}, retransmit: { first: 500ms, tries: 4 } }
-    esp: { proposals: [$4] }
+$rules    ike: { proposals: [$3], legacy: ${LEGACY:-false}, dpd: 10s, encap: ${ENCAP:-auto}, retransmit: { first: 500ms, tries: 4 } }
+    esp: { proposals: [$4], legacy: ${LEGACY:-false} }
 ${5:-}
 YAML
 }

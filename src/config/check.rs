@@ -11,7 +11,7 @@ use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
     Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress,
-    PlaneChoice, SpdRule, Tunnel,
+    PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
@@ -40,6 +40,7 @@ pub fn resolve(
         book.check_tunnel(t, sink);
     }
     book.check_overlaps(&raw.tunnels.good, sink);
+    book.check_anybody(&raw.tunnels.good, sink);
     book.warn_twins(&raw.tunnels.good, sink);
     let auths: Vec<Option<Auth>> =
         raw.tunnels.good.iter().map(|t| t.auth.as_ref().and_then(&mut *read_auth)).collect();
@@ -72,7 +73,7 @@ fn customer(c: RawCustomer) -> Option<CustomerGateway> {
     Some(CustomerGateway { name: c.name?.value, address: c.address?.value, id: c.id.map(|i| i.value) })
 }
 
-fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Identity) -> Option<Tunnel> {
+fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: RemoteId) -> Option<Tunnel> {
     let rules = t.rules.good.into_iter().map(|r| {
         let remote = r.remote.good.into_iter().map(|b| b.value).collect();
         Some(SpdRule { local: r.local?.value, remote })
@@ -245,10 +246,11 @@ impl<'a> Book<'a> {
         }
         // RFC 7296 §5 and the "Selfie" attack: with one PSK and one name for both ends, a peer's own message can be
         // reflected to it and passes as ours.
-        if let (Some(local), Some(remote)) = (self.local_id(t), self.remote_id(t))
+        if let (Some(local), Some(RemoteId::Is(remote))) = (self.local_id(t), self.remote_id(t))
             && local.same(&remote)
         {
-            let at = t.remote_id.as_ref().or(t.local_id.as_ref()).map_or(reference, |i| &i.at);
+            let ours = t.local_id.as_ref().map(|i| &i.at);
+            let at = t.remote_id.as_ref().map(|i| &i.at).or(ours).unwrap_or(reference);
             let what = format!("both ends have the identity {local}");
             let fix = "give them different ones (id, local_id, remote_id): otherwise our own messages could be \
                        reflected to us";
@@ -285,7 +287,7 @@ impl<'a> Book<'a> {
     }
 
     /// The peer's identity: the tunnel's, the customer gateway's, or its address.
-    fn remote_id(&self, t: &RawTunnel) -> Option<Identity> {
+    fn remote_id(&self, t: &RawTunnel) -> Option<RemoteId> {
         if let Some(id) = &t.remote_id {
             return Some(id.value.clone());
         }
@@ -294,8 +296,8 @@ impl<'a> Book<'a> {
             return Some(id.value.clone());
         }
         Some(match &c.address.as_ref()?.value {
-            PeerAddress::Ip(ip) => Identity::Ip(*ip),
-            PeerAddress::Dns(name) => Identity::Fqdn(name.clone()),
+            PeerAddress::Ip(ip) => RemoteId::Is(Identity::Ip(*ip)),
+            PeerAddress::Dns(name) => RemoteId::Is(Identity::Fqdn(name.clone())),
         })
     }
 
@@ -411,9 +413,36 @@ impl<'a> Book<'a> {
         }
     }
 
+    /// A tunnel that takes any identity must be known by the peer's address: nothing else tells it from another one before
+    /// the key does, and the key may be the same.
+    fn check_anybody(&self, tunnels: &[RawTunnel], sink: &Sink) {
+        let anybody = |t: &RawTunnel| self.remote_id(t) == Some(RemoteId::Any);
+        let ends = |t: &RawTunnel| {
+            let gateway = t.gateway.as_ref()?.value.clone();
+            Some((gateway, self.customer(t)?.address.as_ref()?.value.clone()))
+        };
+        for (n, t) in tunnels.iter().enumerate().filter(|(_, t)| anybody(t)) {
+            let alike = |(m, o): &(usize, &RawTunnel)| {
+                // Of two that take anybody the later one is told.
+                *m != n && ends(o).is_some_and(|e| Some(e) == ends(t)) && (!anybody(o) || *m < n)
+            };
+            let Some((_, other)) = tunnels.iter().enumerate().find(alike) else { continue };
+            let Some(at) = t.remote_id.as_ref().map(|i| &i.at).or(t.customer.as_ref().map(|c| &c.at)) else {
+                continue;
+            };
+            let name = other.name.as_ref().map_or("?", |n| n.value.as_str());
+            let what = format!(
+                "any identity is taken, and tunnel {name} has the same gateway and the same peer's address"
+            );
+            let fix = "nothing tells the two apart when the peer comes: give both a remote_id, or make them one tunnel with \
+                       several SPD rules";
+            sink.error(at, wrong(what, fix));
+        }
+    }
+
     /// Warns of tunnels that an incoming negotiation cannot tell apart by its identities.
     fn warn_twins(&self, tunnels: &[RawTunnel], sink: &Sink) {
-        let mut seen: BTreeMap<(&str, Option<Identity>, Identity), &Spanned<String>> = BTreeMap::new();
+        let mut seen: BTreeMap<(&str, Option<Identity>, RemoteId), &Spanned<String>> = BTreeMap::new();
         for t in tunnels {
             let (Some(gateway), Some(remote), Some(name)) = (&t.gateway, self.remote_id(t), &t.name) else {
                 continue;

@@ -267,7 +267,7 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
             "ike.dpd" | "ike.retransmit.first" | "ike.retransmit.max" | "ike.retransmit.tries",
             _,
         ) => InPlace,
-        (Object::Tunnel, "ike.fragmentation" | "esp.dpd_action" | "ike.retransmit", _) => InPlace,
+        (Object::Tunnel, "ike.fragmentation" | "ike.legacy" | "esp.legacy" | "esp.dpd_action", _) => InPlace,
         (Object::Tunnel, "ike.encap", _) => Restart,
         (Object::Tunnel, "ike.proposals" | "ike.lifetime", _) => Rekey,
         (Object::Tunnel, "esp.proposals" | "esp.lifetime" | "esp.bytes" | "esp.replay_window", _) => Rekey,

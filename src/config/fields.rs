@@ -86,6 +86,12 @@ const SOURCE: Kind = Kind::AnyOf(&[
 ]);
 const BYPASS: Kind =
     Kind::AnyOf(&[Kind::Words(BYPASSES), Kind::List(&Kind::AnyOf(&[Kind::Words(&["attached"]), CIDR]))]);
+const LEGACY: Field = may(
+    "legacy",
+    Kind::Bool,
+    "false",
+    "Permits sha1, prfsha1, modp1024, modp1536 and 3des in these proposals, for peers that have nothing better.",
+);
 const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
 
 /// The whole file.
@@ -209,7 +215,12 @@ pub static CUSTOMER: Section = Section {
     fields: &[
         must("name", NAME, "Unique among customer gateways."),
         must("address", HOST, "IP address or DNS name."),
-        may("id", IDENTITY, "the address", "The identity that the peer must prove."),
+        may(
+            "id",
+            IDENTITY,
+            "the address",
+            "The identity that the peer must prove; any: whatever it says, the key decides.",
+        ),
     ],
 };
 
@@ -227,7 +238,12 @@ pub static TUNNEL: Section = Section {
         may("ike", Kind::Section(&IKE), "", "Parameters of the IKE SA."),
         may("esp", Kind::Section(&ESP), "", "Parameters of the ESP SAs."),
         may("local_id", IDENTITY, "the gateway's id", "Our identity in this tunnel."),
-        may("remote_id", IDENTITY, "the customer gateway's id", "The peer's identity in this tunnel."),
+        may(
+            "remote_id",
+            IDENTITY,
+            "the customer gateway's id",
+            "The peer's identity in this tunnel, or any.",
+        ),
         may(
             "mark",
             MARK,
@@ -305,6 +321,7 @@ pub static IKE: Section = Section {
     secret: false,
     fields: &[
         may("proposals", Kind::List(&PROPOSAL), "AEAD and AES-CBC with SHA-2", "Proposals, preferred first."),
+        LEGACY,
         may("lifetime", DURATION, "24h", "60s to 7d."),
         may(
             "dpd",
@@ -342,6 +359,7 @@ pub static ESP: Section = Section {
             "AEAD and AES-CBC with SHA-2, with PFS",
             "Preferred first.",
         ),
+        LEGACY,
         may("lifetime", DURATION, "1h", "180s to 7d."),
         may(
             "bytes",

@@ -23,6 +23,32 @@ pub enum Identity {
     Dn(Dn),
 }
 
+/// Who the peer of a tunnel may be.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum RemoteId {
+    /// Whoever knows the key.
+    Any,
+    /// This one.
+    Is(Identity),
+}
+
+impl fmt::Display for RemoteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str(ANY),
+            Self::Is(id) => id.fmt(f),
+        }
+    }
+}
+
+/// The word for whoever knows the key.
+const ANY: &str = "any";
+
+/// Reads the identity of a peer: any, or what [`identity`] reads.
+pub fn remote_id(text: &str) -> Result<RemoteId, Wrong> {
+    if text == ANY { Ok(RemoteId::Any) } else { identity(text).map(RemoteId::Is) }
+}
+
 /// How long an identity may be; longer ones do not fit an AUTH exchange without fragmentation.
 const MAX_IDENTITY: usize = 255;
 
@@ -73,6 +99,10 @@ pub fn identity(text: &str) -> Result<Identity, Wrong> {
                hexadecimal digits, keyid-text:";
     if text.is_empty() {
         return Err(wrong("the identity is empty", fix));
+    }
+    if text == ANY {
+        let fix = "name the one that we are; fqdn:any is the name";
+        return Err(wrong("any can only be said of the peer", fix));
     }
     if text.len() > MAX_IDENTITY {
         return Err(wrong(format!("the identity has more than {MAX_IDENTITY} octets"), fix));
@@ -281,6 +311,16 @@ mod tests {
         assert_eq!(wire("ops@example.org"), (3, b"ops@example.org".to_vec()));
         assert_eq!(wire("2001:db8::1").0, 5);
         assert_eq!(wire("keyid:c0FFee"), (11, vec![0xc0, 0xff, 0xee]));
+    }
+
+    #[test]
+    fn any_is_said_of_peers_only_and_as_a_name_with_its_type() {
+        assert_eq!(remote_id("any"), Ok(RemoteId::Any));
+        assert_eq!(RemoteId::Any.to_string(), "any");
+        assert_eq!(remote_id("gw.example.org"), identity("gw.example.org").map(RemoteId::Is));
+        assert!(identity("any").unwrap_err().what.contains("of the peer"));
+        let name = Identity::Fqdn("any".to_owned());
+        assert_eq!((identity("fqdn:any"), name.to_string().as_str()), (Ok(name.clone()), "fqdn:any"));
     }
 
     /// FortiGate sends addresses as FQDN, Palo Alto and Cloudflare text as key id, others a name of their certificate.

@@ -10,7 +10,7 @@ use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
-pub use super::identity::Identity;
+pub use super::identity::{Identity, RemoteId};
 
 /// A whole configuration.
 #[derive(Clone, PartialEq, Debug)]
@@ -142,7 +142,7 @@ pub struct CustomerGateway {
     /// Where it is.
     pub address: PeerAddress,
     /// Identity as configured; see [`Tunnel::remote_id`] for what is used.
-    pub id: Option<Identity>,
+    pub id: Option<RemoteId>,
 }
 
 /// Where a peer is.
@@ -179,7 +179,7 @@ pub struct Tunnel {
     /// Our identity. `None`: the outer address in use, because the gateway's address is that of an interface.
     pub local_id: Option<Identity>,
     /// The identity that the peer must prove.
-    pub remote_id: Identity,
+    pub remote_id: RemoteId,
     /// SPD rules as configured, at least one.
     pub spd: Vec<SpdRule>,
     /// The IKE SA.

@@ -3,20 +3,19 @@
 //! `None` and short lists mean that something was wrong there, which is already noted; checks that would only repeat
 //! it look at `complete` first.
 
-use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use cygnet_model::IpRange;
+use cygnet_model::proposal::{EspProposal, IkeProposal, Permit, ProposalError};
 use cygnet_model::tunnel::{Mark, Source};
 use zeroize::Zeroizing;
 
 use super::decode::{Item, Reader, Spanned};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::fields;
-use super::identity::{self, Identity};
+use super::identity::{self, Identity, RemoteId};
 use super::model::{
     Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
     Retransmit, Start,
@@ -65,7 +64,7 @@ pub struct RawGateway {
 pub struct RawCustomer {
     pub name: Option<Spanned<String>>,
     pub address: Option<Spanned<PeerAddress>>,
-    pub id: Option<Spanned<Identity>>,
+    pub id: Option<Spanned<RemoteId>>,
 }
 
 /// `tunnels[]`.
@@ -78,7 +77,7 @@ pub struct RawTunnel {
     pub start: Start,
     pub auth: Option<RawAuth>,
     pub local_id: Option<Spanned<Identity>>,
-    pub remote_id: Option<Spanned<Identity>>,
+    pub remote_id: Option<Spanned<RemoteId>>,
     pub rules: Many<RawRule>,
     pub ike: IkeParams,
     pub esp: EspParams,
@@ -254,6 +253,10 @@ fn id(r: &Reader<'_>, key: &'static str) -> Option<Spanned<Identity>> {
     r.get(key)?.parse("an identity", identity::identity)
 }
 
+fn remote_id(r: &Reader<'_>, key: &'static str) -> Option<Spanned<RemoteId>> {
+    r.get(key)?.parse("an identity, or any", identity::remote_id)
+}
+
 fn gateway(item: &Item<'_>) -> Option<RawGateway> {
     let r = item.map(&fields::GATEWAY)?;
     let addresses = match r.get("address") {
@@ -314,7 +317,7 @@ fn customer(item: &Item<'_>) -> Option<RawCustomer> {
     Some(RawCustomer {
         name: name(&r),
         address: r.get("address").and_then(|i| i.parse("an IP address or a DNS name", peer_address)),
-        id: id(&r, "id"),
+        id: remote_id(&r, "id"),
     })
 }
 
@@ -343,7 +346,7 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
         start,
         auth: r.get("auth").and_then(|i| auth(&i)),
         local_id: id(&r, "local_id"),
-        remote_id: id(&r, "remote_id"),
+        remote_id: remote_id(&r, "remote_id"),
         rules: many(&r, "spd", "SPD rules", rule),
         ike: ike(r.get("ike")),
         esp: esp(r.get("esp"), start),
@@ -465,11 +468,46 @@ fn mark(text: &str) -> Result<Mark, Wrong> {
     }
 }
 
-/// The proposals of one section: parsed, none twice, and not an empty list.
-fn proposals<P: FromStr + PartialEq>(r: &Reader<'_>, default: Vec<P>) -> Vec<P>
-where
-    P::Err: Display,
-{
+/// A proposal of either kind.
+trait Proposal: Sized + PartialEq {
+    fn read(text: &str, permit: Permit) -> Result<Self, ProposalError>;
+    fn legacy(&self) -> Vec<&'static str>;
+}
+
+impl Proposal for IkeProposal {
+    fn read(text: &str, permit: Permit) -> Result<Self, ProposalError> {
+        Self::read(text, permit)
+    }
+
+    fn legacy(&self) -> Vec<&'static str> {
+        Self::legacy(self)
+    }
+}
+
+impl Proposal for EspProposal {
+    fn read(text: &str, permit: Permit) -> Result<Self, ProposalError> {
+        Self::read(text, permit)
+    }
+
+    fn legacy(&self) -> Vec<&'static str> {
+        Self::legacy(self)
+    }
+}
+
+/// The proposals of one section: parsed, none twice, and not an empty list. Legacy algorithms that are permitted are warned
+/// of, and so is a permission that nothing uses.
+fn proposals<P: Proposal>(r: &Reader<'_>, default: Vec<P>) -> Vec<P> {
+    let permit = r.get("legacy").filter(|i| i.bool() == Some(true));
+    let out = listed(r, default, if permit.is_some() { Permit::Legacy } else { Permit::Sound });
+    if let Some(item) = permit
+        && out.iter().all(|p| p.legacy().is_empty())
+    {
+        item.warning(wrong("no proposal names a legacy algorithm", "drop the key"));
+    }
+    out
+}
+
+fn listed<P: Proposal>(r: &Reader<'_>, default: Vec<P>, permit: Permit) -> Vec<P> {
     let Some(item) = r.get("proposals") else { return default };
     let Some(items) = item.list("proposals") else { return default };
     if items.is_empty() {
@@ -481,7 +519,7 @@ where
             if text.len() > 1000 {
                 return Err(wrong("the proposal is too long", "write fewer algorithms"));
             }
-            let proposal: P = text.parse().map_err(|e: P::Err| {
+            let proposal = P::read(text, permit).map_err(|e| {
                 // The model's messages carry the advice behind a semicolon.
                 let (what, fix) = { e.to_string() }.split_once("; ").map_or_else(
                     || (e.to_string(), String::new()),
@@ -494,6 +532,12 @@ where
             }
             Ok(proposal)
         });
+        let legacy = read.as_ref().map(|p| p.value.legacy()).unwrap_or_default();
+        if !legacy.is_empty() {
+            let what = format!("legacy: {} can be broken with effort", legacy.join(", "));
+            let fix = "keep it for a peer that has nothing better, as long as that takes; aes256gcm16-prfsha384-x25519 is better";
+            i.warning(wrong(what, fix));
+        }
         out.extend(read.map(|p| p.value));
     }
     out

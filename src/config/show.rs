@@ -85,6 +85,7 @@ fn tunnel(t: &Tunnel) -> Value {
         })).collect::<Vec<_>>(),
         "ike": {
             "proposals": t.ike.proposals.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "legacy": t.ike.proposals.iter().any(|p| !p.legacy().is_empty()),
             "lifetime": show_duration(t.ike.lifetime),
             "dpd": t.ike.dpd.map_or("off".into(), show_duration),
             "fragmentation": t.ike.fragmentation,
@@ -97,6 +98,7 @@ fn tunnel(t: &Tunnel) -> Value {
         },
         "esp": {
             "proposals": t.esp.proposals.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "legacy": t.esp.proposals.iter().any(|p| !p.legacy().is_empty()),
             "lifetime": show_duration(t.esp.lifetime),
             "bytes": t.esp.bytes.map_or("unlimited".into(), show_size),
             "replay_window": t.esp.replay_window,

@@ -248,6 +248,21 @@ impl Daemon {
             ),
             fix: "give an interface such an address, or set source: none".to_owned(),
         }));
+        let legacy = self.config.tunnels.iter().map(|t| (&t.name, super::publish::legacy(t)));
+        findings.extend(legacy.filter(|(_, l)| !l.is_empty()).map(|(tunnel, l)| {
+            let of =
+                |what: &str, all: &[String]| (!all.is_empty()).then(|| format!("{what}: {}", all.join(", ")));
+            let words: Vec<String> = [of("IKE", &l.ike), of("ESP", &l.esp)].into_iter().flatten().collect();
+            Finding {
+                name: "legacy".to_owned(),
+                verdict: Verdict::Warning,
+                detail: format!(
+                    "tunnel {tunnel} offers and takes algorithms that can be broken ({})",
+                    words.join("; ")
+                ),
+                fix: "have the peer's end changed, then drop legacy: true".to_owned(),
+            }
+        }));
         let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
         findings.extend(lost.map(|(gateway, _)| Finding {
             name: "address".to_owned(),

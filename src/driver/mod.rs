@@ -443,7 +443,7 @@ impl Daemon {
     fn plane_events(&mut self) {
         while let Some(event) = self.plane.port().next_event() {
             match event {
-                PlaneEvent::Acquire(child) => self.input(Input::Acquire(child)),
+                PlaneEvent::Acquire(acquire) => self.input(Input::Acquire(acquire)),
                 PlaneEvent::Expired { sa, hard } => self.input(Input::Expired { sa, hard }),
                 PlaneEvent::PeerMoved { sa, remote } => self.input(Input::PeerMoved { sa, remote }),
                 PlaneEvent::Repaired { what, count } => self.on_repaired(what, count),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
+use cygnet_ike::policy::{ChildPolicy, Encap, RemoteId, Retransmit, Start, TunnelPolicy};
 use cygnet_ike::wire::Identity;
 use cygnet_model::id::Reqid;
 use cygnet_model::plane::PlaneKind;
@@ -85,7 +85,10 @@ pub fn policies(
             id: registry.tunnel(&t.name)?,
             name: t.name.clone(),
             local_id: t.local_id.as_ref().map_or_else(|| Identity::address(own), identity),
-            remote_id: identity(&t.remote_id),
+            remote_id: match &t.remote_id {
+                model::RemoteId::Any => RemoteId::Any,
+                model::RemoteId::Is(id) => RemoteId::Is(identity(id)),
+            },
             local,
             remote,
             psk: psk.secret.duplicate(),

@@ -1,6 +1,6 @@
 //! Samples the counters and makes the snapshot that everybody else reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use cygnet_model::{Now, Timestamp, TunnelId};
 
 use super::tell::lesson_words;
 use super::{Daemon, clock};
-use crate::config::model::Start;
+use crate::config::model::{Start, Tunnel};
 use crate::observe::snapshot::{
-    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, MissingStatus, Nat, Origin,
-    PathStatus, RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
+    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, LegacyStatus, MissingStatus, Nat,
+    Origin, PathStatus, RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -256,7 +256,7 @@ impl Daemon {
                 .ike
                 .as_ref()
                 .map(|i| PathStatus { local: i.flow.local.to_string(), remote: i.flow.remote.to_string() }),
-            ike: view.ike.as_ref().map(|i| ike_status(i, now, &t.remote_id.to_string())),
+            ike: view.ike.as_ref().map(|i| ike_status(i, now)),
             children: view
                 .children
                 .iter()
@@ -265,8 +265,19 @@ impl Daemon {
             coverage: coverage_status(&view.coverage),
             unanswered_s: self.unanswered(id, now),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
+            legacy: legacy(t),
             warnings: view.lesson.iter().map(|t| crate::observe::one_line(&lesson_words(t))).collect(),
         })
+    }
+}
+
+/// The legacy algorithms that a tunnel offers and takes.
+pub(super) fn legacy(t: &Tunnel) -> LegacyStatus {
+    let words =
+        |all: Vec<&str>| all.into_iter().collect::<BTreeSet<_>>().into_iter().map(str::to_owned).collect();
+    LegacyStatus {
+        ike: words(t.ike.proposals.iter().flat_map(|p| p.legacy()).collect()),
+        esp: words(t.esp.proposals.iter().flat_map(|p| p.legacy()).collect()),
     }
 }
 
@@ -318,7 +329,7 @@ fn rule_status(c: &ConfiguredView, now: Timestamp) -> RuleStatus {
     }
 }
 
-fn ike_status(i: &IkeView, now: Timestamp, peer_id: &str) -> IkeStatus {
+fn ike_status(i: &IkeView, now: Timestamp) -> IkeStatus {
     IkeStatus {
         spi_i: format!("{:016x}", i.spi_i),
         spi_r: format!("{:016x}", i.spi_r),
@@ -334,7 +345,7 @@ fn ike_status(i: &IkeView, now: Timestamp, peer_id: &str) -> IkeStatus {
             (true, true) => Nat::Both,
         },
         rekey_in_s: i.rekey_at.since(now).as_secs(),
-        peer_id: Some(crate::observe::one_line(peer_id)),
+        peer_id: Some(crate::observe::one_line(&i.peer_id.to_string())),
     }
 }
 

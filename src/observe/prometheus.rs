@@ -131,6 +131,17 @@ fn tunnels(w: &mut Writer, p: &Published) {
     for t in &p.snapshot.tunnels {
         w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], u8::from(t.unanswered_s.is_some()));
     }
+    let name = w.family(
+        "cygnet_legacy_algorithms",
+        Type::Gauge,
+        "Algorithms among the tunnel's proposals that are spoken only because the configuration asks for them.",
+    );
+    for t in &p.snapshot.tunnels {
+        for (protocol, all) in [("ike", &t.legacy.ike), ("esp", &t.legacy.esp)] {
+            let labels = [("gateway", &*t.gateway), ("tunnel", &*t.name), ("protocol", protocol)];
+            w.sample(&name, &labels, all.len());
+        }
+    }
     let name = w.family("cygnet_child_up", Type::Gauge, "1 if traffic of the configured child passes.");
     for t in &p.snapshot.tunnels {
         for (n, rule) in t.rules.iter().enumerate() {

@@ -174,6 +174,25 @@ pub struct TunnelStatus {
     /// What works now and will need attention.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Legacy algorithms that the configuration permits and names.
+    #[serde(default, skip_serializing_if = "LegacyStatus::is_empty")]
+    pub legacy: LegacyStatus,
+}
+
+/// Keywords of algorithms that are spoken only on request, each once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct LegacyStatus {
+    /// In the IKE proposals.
+    pub ike: Vec<String>,
+    /// In the ESP proposals.
+    pub esp: Vec<String>,
+}
+
+impl LegacyStatus {
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.ike.is_empty() && self.esp.is_empty()
+    }
 }
 
 /// How much of the configured pairs of networks is carried.

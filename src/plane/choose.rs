@@ -182,8 +182,9 @@ impl HostReport {
             reason: tun.clone().err().unwrap_or_else(|| "works".to_owned()),
         };
         let features = std::iter::once(&kernel.xfrm)
-            .chain(kernel.ciphers.iter().map(|(_, f)| f))
-            .chain(kernel.integrity.iter().map(|(_, f)| f))
+            // That a kernel has dropped what is legacy is no fault of it.
+            .chain(kernel.ciphers.iter().filter(|(e, f)| f.available || !e.is_legacy()).map(|(_, f)| f))
+            .chain(kernel.integrity.iter().filter(|(i, f)| f.available || !i.is_legacy()).map(|(_, f)| f))
             .chain([&kernel.ipv6, &kernel.interfaces, &kernel.htb])
             .chain(&kernel.classifiers)
             .map(FeatureReport::from)

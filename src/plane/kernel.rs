@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use cygnet_model::plane::{
-    DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
+    Acquire, DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
 };
 use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Reqid, Spi};
@@ -391,7 +391,7 @@ impl KernelPlane {
 
     fn event(&mut self, event: Event) -> Option<PlaneEvent> {
         match event {
-            Event::Acquire { reqid } => {
+            Event::Acquire { reqid, packet } => {
                 let child = Reqid(reqid).child()?;
                 let now = Instant::now();
                 if self.acquires.get(&child).is_some_and(|last| now.duration_since(*last) < ACQUIRE_INTERVAL)
@@ -401,7 +401,7 @@ impl KernelPlane {
                 self.acquires.insert(child, now);
                 // Late events of a child that has been opened or removed meanwhile would confuse.
                 (self.spd.has(Layer::Guard, child) && !self.spd.has(Layer::Tunnel, child))
-                    .then_some(PlaneEvent::Acquire(child))
+                    .then_some(PlaneEvent::Acquire(Acquire { child, packet }))
             }
             Event::Expired { state, hard } => {
                 let sa = *self.by_key.get(&state.key)?;

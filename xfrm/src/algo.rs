@@ -19,6 +19,7 @@ pub const fn cipher_name(encr: Encr) -> &'static str {
         Encr::AesGcm16_128 | Encr::AesGcm16_256 => "rfc4106(gcm(aes))",
         Encr::ChaCha20Poly1305 => "rfc7539esp(chacha20,poly1305)",
         Encr::AesCbc128 | Encr::AesCbc192 | Encr::AesCbc256 => "cbc(aes)",
+        Encr::TripleDesCbc => "cbc(des3_ede)",
     }
 }
 
@@ -28,6 +29,7 @@ pub const fn integrity_name(integ: Integ) -> &'static str {
         Integ::HmacSha256_128 => "hmac(sha256)",
         Integ::HmacSha384_192 => "hmac(sha384)",
         Integ::HmacSha512_256 => "hmac(sha512)",
+        Integ::HmacSha1_96 => "hmac(sha1)",
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use cygnet_model::selector::{Packet, PacketEnd};
 use cygnet_model::tunnel::Mark;
 use netlink_packet_xfrm::constants::{AF_INET, AF_INET6};
-use netlink_packet_xfrm::{Address, LifetimeConfig, XFRM_INF};
+use netlink_packet_xfrm::{Address, LifetimeConfig, Selector, XFRM_INF};
 
 /// Shortest payload that each message type must have before anything looks into it. netlink-packet-xfrm slices
 /// message bodies without asking for their length and would panic.
@@ -47,6 +48,37 @@ pub(crate) fn ip(address: &Address, family: u16) -> Option<IpAddr> {
     }
 }
 
+/// The packet that an acquire is about: the kernel makes its selector from the flow (`xfrm_init_tempstate` in
+/// `net/xfrm/xfrm_state.c`). `None` if it is no single packet's.
+pub(crate) fn packet(selector: &Selector) -> Option<Packet> {
+    let (source, destination) =
+        (ip(&selector.saddr, selector.family)?, ip(&selector.daddr, selector.family)?);
+    let whole = if source.is_ipv4() { 32 } else { 128 };
+    if selector.prefixlen_s != whole || selector.prefixlen_d != whole || selector.proto == 0 {
+        return None;
+    }
+    let (sport, dport) = (selector.sport, selector.dport);
+    let ports = match selector.proto {
+        // Type and code stand where the ports do; IKE has both in one number, at both ends (RFC 7296 §3.13.1).
+        ICMP | ICMPV6 => {
+            let kind = (sport << 8) | (dport & 0xff);
+            Some((kind, kind))
+        }
+        TCP | UDP | SCTP | DCCP | UDPLITE => Some((sport, dport)),
+        _ => None,
+    };
+    let end = |addr, port| PacketEnd { addr, protocol: selector.proto, port };
+    Some(Packet::between(&end(source, ports.map(|p| p.0)), &end(destination, ports.map(|p| p.1))))
+}
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DCCP: u8 = 33;
+const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
+const UDPLITE: u8 = 136;
+
 /// A mark of zero is how the kernel shows objects without one.
 pub(crate) fn mark(attribute: Option<&[u8]>) -> Option<Mark> {
     let mark = netlink_packet_xfrm::Mark::parse(attribute?).ok()?;
@@ -71,5 +103,31 @@ pub(crate) fn lifetimes(limits: &cygnet_model::tunnel::VolumeLimits) -> Lifetime
         soft_packet_limit: or_none(limits.soft_packets),
         hard_packet_limit: or_none(limits.hard_packets),
         ..LifetimeConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acquire_names_its_packet_by_addresses_protocol_and_ports() {
+        let of = |proto, sport: u16, dport: u16| Selector {
+            saddr: address("10.1.0.7".parse().unwrap()),
+            daddr: address("10.2.0.9".parse().unwrap()),
+            sport,
+            dport,
+            family: AF_INET,
+            prefixlen_s: 32,
+            prefixlen_d: 32,
+            proto,
+            ..Selector::default()
+        };
+        let told = |s: &Selector| packet(s).map(|p| format!("{} {}", p.local, p.remote)).unwrap_or_default();
+        assert_eq!(told(&of(TCP, 40_000, 443)), "10.1.0.7/32[6/40000] 10.2.0.9/32[6/443]");
+        assert_eq!(told(&of(ICMP, 8, 0)), "10.1.0.7/32[1/2048] 10.2.0.9/32[1/2048]");
+        assert_eq!(told(&of(47, 0, 0)), "10.1.0.7/32[47] 10.2.0.9/32[47]");
+        assert_eq!(told(&Selector { prefixlen_d: 24, ..of(TCP, 1, 2) }), "");
+        assert_eq!(told(&of(0, 0, 0)), "");
     }
 }

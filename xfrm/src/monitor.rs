@@ -8,12 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use cygnet_model::Spi;
+use cygnet_model::selector::Packet;
 use netlink_packet_xfrm::constants::{
     IPPROTO_ESP, XFRM_MSG_ACQUIRE, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA, XFRM_MSG_EXPIRE, XFRM_MSG_FLUSHPOLICY,
     XFRM_MSG_FLUSHSA, XFRM_MSG_MAPPING, XFRM_MSG_NEWPOLICY, XFRM_MSG_UPDPOLICY, XFRMA_TMPL,
     XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING, XFRMNLGRP_POLICY, XFRMNLGRP_SA,
 };
-use netlink_packet_xfrm::{UserExpire, UserMapping, UserSaId, UserTemplate};
+use netlink_packet_xfrm::{UserAcquire, UserExpire, UserMapping, UserSaId, UserTemplate};
 
 use crate::dump::SaEntry;
 use crate::error::NetlinkError;
@@ -35,6 +36,8 @@ pub enum Event {
     Acquire {
         /// Reqid of the policy.
         reqid: u32,
+        /// The packet.
+        packet: Option<Packet>,
     },
     /// An encapsulated packet that passed the integrity check came from another address or port.
     Mapping {
@@ -80,7 +83,9 @@ impl Event {
             }
             XFRM_MSG_ACQUIRE => {
                 let template = UserTemplate::parse(codec::find(attributes, XFRMA_TMPL)?).ok()?;
-                Some(Self::Acquire { reqid: template.reqid })
+                let packet =
+                    UserAcquire::parse(fixed).ok().and_then(|acquire| convert::packet(&acquire.selector));
+                Some(Self::Acquire { reqid: template.reqid, packet })
             }
             XFRM_MSG_MAPPING => {
                 let mapping = UserMapping::parse(fixed).ok()?;

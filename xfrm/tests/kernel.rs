@@ -321,7 +321,7 @@ fn a_policy_without_a_state_asks_for_one_and_leaks_nothing() {
     let mut monitor = a.netns.enter(|| Monitor::open().unwrap());
     assert!(!pings(&a, "10.2.0.1", 1));
     let asked = wait_for("an acquire event", || match monitor.next_event().unwrap()? {
-        Event::Acquire { reqid } => Some(reqid),
+        Event::Acquire { reqid, .. } => Some(reqid),
         _ => None,
     });
     assert_eq!(asked, reqid().0);

@@ -83,7 +83,7 @@ fn wycheproof_aes_cbc() {
             24 => CbcKey::Aes192(Aes192::new_from_slice(&key).unwrap()),
             _ => CbcKey::Aes256(Aes256::new_from_slice(&key).unwrap()),
         };
-        let iv = Block::<Aes128>::try_from(hex(&test["iv"]).as_slice()).unwrap();
+        let iv = hex(&test["iv"]);
         let mut text = hex(&test["ct"]);
         let opened = key.decrypt(&iv, &mut text).is_ok() && unpad(&mut text).is_some();
         assert_eq!(opened && text == hex(&test["msg"]), test["result"] == "valid", "{}", test["tcId"]);
@@ -121,15 +121,56 @@ fn wycheproof_hmac_sha2_as_truncated_by_rfc_4868() {
 
 #[test]
 fn cbc_ivs_are_neither_foreseeable_counters_nor_repeated() {
-    let suite = suite(Encr::AesCbc256, Some(Integ::HmacSha256_128), false);
-    let cipher = cipher_of(suite);
-    let mut seen = std::collections::BTreeSet::new();
-    for seq in 1..=5000u64 {
-        let mut packet = vec![0; 8 + 16 + 16 + 16];
-        cipher.seal(seq, &mut packet).unwrap();
-        assert!(packet[8..16] != seq.to_be_bytes() && packet[16..24] != seq.to_be_bytes());
-        assert!(seen.insert(packet[8..24].to_vec()));
+    for encr in [Encr::AesCbc256, Encr::TripleDesCbc] {
+        let suite = suite(encr, Some(Integ::HmacSha256_128), false);
+        let cipher = cipher_of(suite);
+        let end = 8 + encr.info().iv_len;
+        let mut seen = std::collections::BTreeSet::new();
+        for seq in 1..=5000u64 {
+            let mut packet = vec![0; end + 16 + 16];
+            cipher.seal(seq, &mut packet).unwrap();
+            assert!(packet[8..end].chunks(8).all(|part| part != seq.to_be_bytes()));
+            assert!(seen.insert(packet[8..end].to_vec()));
+        }
     }
+}
+
+/// NIST SP 800-67 appendix B.1 has the blocks in ECB mode; with CBC's IV taken in, the same key makes them here. (K1, K2, K3
+/// are its three keys, the text is "The qufck brown fox jump".)
+#[test]
+fn triple_des_encrypts_the_blocks_of_sp_800_67() {
+    let key: [u64; 3] = [0x0123_4567_89AB_CDEF, 0x2345_6789_ABCD_EF01, 0x4567_89AB_CDEF_0123];
+    let key: Vec<u8> = key.iter().flat_map(|k| k.to_be_bytes()).collect();
+    let key = CbcKey::TripleDes(TdesEde3::new_from_slice(&key).unwrap());
+    let text = [0x5468_6520_7175_6663u64, 0x6B20_6272_6F77_6E20, 0x666F_7820_6A75_6D70];
+    let want = [0xA826_FD8C_E53B_855Fu64, 0xCCE2_1C81_1225_6FE6, 0x68D5_C05D_D9B6_B900];
+    for (text, want) in text.into_iter().zip(want) {
+        let mut block = text.to_be_bytes();
+        key.encrypt(&[0; 8], &mut block).unwrap();
+        assert_eq!(u64::from_be_bytes(block), want);
+        key.decrypt(&[0; 8], &mut block).unwrap();
+        assert_eq!(u64::from_be_bytes(block), text);
+    }
+}
+
+/// RFC 2202 §3, cases 1 and 2, truncated as RFC 2404 says.
+#[test]
+fn hmac_sha1_96_is_that_of_rfc_2202() {
+    let cases: [(&[u8], &[u8], [u8; 12]); 2] = [
+        (&[0x0b; 20], b"Hi There", [0xb6, 0x17, 0x31, 0x86, 0x55, 0x05, 0x72, 0x64, 0xe2, 0x8b, 0xc0, 0xb6]),
+        (
+            b"Jefe",
+            b"what do ya want for nothing?",
+            [0xef, 0xfc, 0xdf, 0x6a, 0xe5, 0xeb, 0x2f, 0xa2, 0xd2, 0x74, 0x16, 0xd5],
+        ),
+    ];
+    for (key, text, want) in cases {
+        let key = hmac::Key::new(mac_algorithm(Integ::HmacSha1_96), key);
+        let mut icv = [0; 12];
+        copy_truncated(&mut icv, &sign(&key, text, 0, false)).unwrap();
+        assert_eq!(icv, want);
+    }
+    assert_eq!(Integ::HmacSha1_96.icv_len(), 12);
 }
 
 #[test]
@@ -170,7 +211,7 @@ fn a_wiped_cipher_seals_like_one_of_zeros() {
             cipher.seal(7, &mut packet).unwrap();
             packet
         };
-        // AES of CBC wipes itself, so only its MAC is exchanged.
+        // The block cipher of CBC wipes itself, so only its MAC is exchanged.
         let kept = if suite.integ.is_some() { 0x11 } else { 0 };
         let mut cipher = Cipher::new(suite, &key(0x11), &mac(0x22)).unwrap();
         let zeros = Cipher::new(suite, &key(kept), &mac(0)).unwrap();

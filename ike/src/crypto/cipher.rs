@@ -6,10 +6,14 @@
 //!  |<------------------------ covered by the HMAC (CBC) ---------------------------->|
 //! ```
 
-use aes::cipher::{Block, BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
 use aes::{Aes128, Aes192, Aes256};
+use cipher::{
+    Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, BlockSizeUser,
+    KeyInit, KeyIvInit,
+};
 use cygnet_model::SecretBytes;
 use cygnet_model::suite::{Encr, Integ};
+use des::TdesEde3;
 use ring::{aead, hmac};
 use subtle::ConstantTimeEq;
 
@@ -30,9 +34,11 @@ pub enum SkCipher {
         /// Next IV.
         next_iv: u64,
     },
-    /// AES-CBC with HMAC, encrypt then MAC.
+    /// CBC with HMAC, encrypt then MAC.
     Cbc {
-        /// Cipher key (16 or 32 octets).
+        /// The block cipher.
+        encr: Encr,
+        /// Its key.
         key: SecretBytes,
         /// MAC key.
         mac: Box<hmac::Key>,
@@ -53,16 +59,17 @@ impl SkCipher {
             Encr::AesGcm16_128 => &aead::AES_128_GCM,
             Encr::AesGcm16_256 => &aead::AES_256_GCM,
             Encr::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
-            Encr::AesCbc128 | Encr::AesCbc192 | Encr::AesCbc256 => {
+            Encr::AesCbc128 | Encr::AesCbc192 | Encr::AesCbc256 | Encr::TripleDesCbc => {
                 let integ = integ?;
                 let algorithm = match integ {
                     Integ::HmacSha256_128 => hmac::HMAC_SHA256,
                     Integ::HmacSha384_192 => hmac::HMAC_SHA384,
                     Integ::HmacSha512_256 => hmac::HMAC_SHA512,
+                    Integ::HmacSha1_96 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
                 };
                 let fits = encr_key.len() == encr.keymat_len() && integ_key.len() == integ.key_len();
                 let mac = Box::new(hmac::Key::new(algorithm, integ_key.expose()));
-                return fits.then(|| Self::Cbc { key: encr_key.duplicate(), mac, integ });
+                return fits.then(|| Self::Cbc { encr, key: encr_key.duplicate(), mac, integ });
             }
         };
         let (key, salt) = encr_key.expose().split_at_checked(encr.info().key_len)?;
@@ -74,7 +81,10 @@ impl SkCipher {
     pub fn overhead(&self, len: usize) -> usize {
         match self {
             Self::Aead { .. } => 8 + 1 + 16,
-            Self::Cbc { integ, .. } => 16 + (16 - (len + 1) % 16) % 16 + 1 + integ.icv_len(),
+            Self::Cbc { encr, integ, .. } => {
+                let info = encr.info();
+                info.iv_len + padding(len, info.block_len) + 1 + integ.icv_len()
+            }
         }
     }
 
@@ -97,16 +107,16 @@ impl SkCipher {
                     key.seal_in_place_separate_tag(nonce(*salt, iv), aead::Aad::from(&*aad), body).ok()?;
                 message.extend_from_slice(tag.as_ref());
             }
-            Self::Cbc { key, mac, integ } => {
-                let mut iv = [0u8; 16];
+            Self::Cbc { encr, key, mac, integ } => {
+                let mut iv = vec![0u8; encr.info().iv_len];
                 random.fill(&mut iv);
                 message.extend_from_slice(&iv);
                 let start = message.len();
                 message.extend_from_slice(plain);
-                let pad = (16 - (plain.len() + 1) % 16) % 16;
+                let pad = padding(plain.len(), encr.info().block_len);
                 message.resize(message.len() + pad, 0);
                 message.push(u8::try_from(pad).ok()?);
-                cbc_encrypt(key.expose(), &iv, message.get_mut(start..)?)?;
+                cbc_encrypt(*encr, key.expose(), &iv, message.get_mut(start..)?)?;
                 let tag = hmac::sign(mac, message);
                 message.extend_from_slice(tag.as_ref().get(..integ.icv_len())?);
             }
@@ -127,7 +137,7 @@ impl SkCipher {
                 body.truncate(len);
                 body
             }
-            Self::Cbc { key, mac, integ } => {
+            Self::Cbc { encr, key, mac, integ } => {
                 let split = sealed.len().checked_sub(integ.icv_len()).ok_or(OpenError)?;
                 let (covered, icv) = sealed.split_at_checked(split).ok_or(OpenError)?;
                 let mut ctx = hmac::Context::with_key(mac);
@@ -138,9 +148,9 @@ impl SkCipher {
                 if !bool::from(want.ct_eq(icv)) {
                     return Err(OpenError);
                 }
-                let (iv, body) = covered.split_first_chunk::<16>().ok_or(OpenError)?;
+                let (iv, body) = covered.split_at_checked(encr.info().iv_len).ok_or(OpenError)?;
                 let mut body = body.to_vec();
-                cbc_decrypt(key.expose(), iv, &mut body).ok_or(OpenError)?;
+                cbc_decrypt(*encr, key.expose(), iv, &mut body).ok_or(OpenError)?;
                 body
             }
         };
@@ -157,26 +167,41 @@ fn nonce(salt: [u8; 4], iv: [u8; 8]) -> aead::Nonce {
     aead::Nonce::assume_unique_for_key([a, b, c, d, e, f, g, h, i, j, k, l])
 }
 
+/// Octets of padding that make `len` octets and the pad length whole blocks.
+const fn padding(len: usize, block: usize) -> usize {
+    (block - (len + 1) % block) % block
+}
+
 /// Splits whole blocks; `None` if octets are left over or there are none.
-fn blocks(data: &mut [u8]) -> Option<&mut [Block<Aes128>]> {
-    let (blocks, rest) = Block::<Aes128>::slice_as_chunks_mut(data);
+fn blocks<C: BlockSizeUser>(data: &mut [u8]) -> Option<&mut [Block<C>]> {
+    let (blocks, rest) = Block::<C>::slice_as_chunks_mut(data);
     (rest.is_empty() && !blocks.is_empty()).then_some(blocks)
 }
 
-fn cbc_encrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
-    match key.len() {
-        16 => cbc::Encryptor::<Aes128>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
-        24 => cbc::Encryptor::<Aes192>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
-        _ => cbc::Encryptor::<Aes256>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks(data)?),
+fn cbc_encrypt(encr: Encr, key: &[u8], iv: &[u8], data: &mut [u8]) -> Option<()> {
+    fn with<C: BlockCipherEncrypt + KeyInit>(key: &[u8], iv: &[u8], data: &mut [u8]) -> Option<()> {
+        cbc::Encryptor::<C>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks::<C>(data)?);
+        Some(())
     }
-    Some(())
+    match encr {
+        Encr::AesCbc128 => with::<Aes128>(key, iv, data),
+        Encr::AesCbc192 => with::<Aes192>(key, iv, data),
+        Encr::AesCbc256 => with::<Aes256>(key, iv, data),
+        Encr::TripleDesCbc => with::<TdesEde3>(key, iv, data),
+        Encr::AesGcm16_128 | Encr::AesGcm16_256 | Encr::ChaCha20Poly1305 => None,
+    }
 }
 
-fn cbc_decrypt(key: &[u8], iv: &[u8; 16], data: &mut [u8]) -> Option<()> {
-    match key.len() {
-        16 => cbc::Decryptor::<Aes128>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
-        24 => cbc::Decryptor::<Aes192>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
-        _ => cbc::Decryptor::<Aes256>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks(data)?),
+fn cbc_decrypt(encr: Encr, key: &[u8], iv: &[u8], data: &mut [u8]) -> Option<()> {
+    fn with<C: BlockCipherDecrypt + KeyInit>(key: &[u8], iv: &[u8], data: &mut [u8]) -> Option<()> {
+        cbc::Decryptor::<C>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks::<C>(data)?);
+        Some(())
     }
-    Some(())
+    match encr {
+        Encr::AesCbc128 => with::<Aes128>(key, iv, data),
+        Encr::AesCbc192 => with::<Aes192>(key, iv, data),
+        Encr::AesCbc256 => with::<Aes256>(key, iv, data),
+        Encr::TripleDesCbc => with::<TdesEde3>(key, iv, data),
+        Encr::AesGcm16_128 | Encr::AesGcm16_256 | Encr::ChaCha20Poly1305 => None,
+    }
 }

@@ -1,4 +1,4 @@
-//! Key exchange behind a trait: ring's curves and our MODP groups in production, a cheap stand-in in simulations.
+//! Key exchange behind a trait: ring's curves, P-521 and our MODP groups in production, a cheap stand-in in simulations.
 
 use cygnet_model::SecretBytes;
 use cygnet_model::suite::Group;
@@ -6,6 +6,7 @@ use ring::agreement;
 
 use super::Random;
 use super::modp::Modp;
+use super::p521;
 
 /// Why a key exchange failed. All but `Local` blame the peer's public value (RFC 6989).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -56,6 +57,9 @@ impl KeyExchange for RingKex {
             let exponent = SecretBytes::new(exponent);
             let public = modp.public(&exponent);
             return Ok((Box::new(ModpKey { modp, exponent }), public));
+        }
+        if group == Group::Ecp521 {
+            return p521::start(random);
         }
         let algorithm = match group {
             Group::Ecp256 => &agreement::ECDH_P256,

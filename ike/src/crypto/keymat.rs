@@ -65,7 +65,7 @@ impl IkeKeys {
         let encr = suite.encr.keymat_len();
         let len = 3 * prf_len + 2 * integ + 2 * encr;
         let keymat = prf_plus(suite.prf, seed.0.expose(), &[ni, nr, &spi_i, &spi_r], len)
-            .expect("an IKE SA needs at most 400 octets, prf+ yields 8160 at least");
+            .expect("an IKE SA needs at most 400 octets, prf+ yields 5100 at least");
         let mut c = Cutter(keymat.expose());
         Self {
             sk_d: c.cut(prf_len),
@@ -106,7 +106,7 @@ impl ChildKeys {
         let integ = suite.integ.map_or(0, Integ::key_len);
         let shared = shared.map_or(&[][..], SecretBytes::expose);
         let keymat = prf_plus(alg, sk_d.expose(), &[shared, ni, nr], 2 * (encr + integ))
-            .expect("a child needs at most 200 octets, prf+ yields 8160 at least");
+            .expect("a child needs at most 200 octets, prf+ yields 5100 at least");
         let mut c = Cutter(keymat.expose());
         Self { encr_i: c.cut(encr), integ_i: c.cut(integ), encr_r: c.cut(encr), integ_r: c.cut(integ) }
     }

@@ -1,9 +1,10 @@
-//! Cryptography of IKE: PRF, key derivation, key exchange and the SK cipher, on ring, aes and crypto-bigint.
+//! Cryptography of IKE: PRF, key derivation, key exchange and the SK cipher, on ring, aes, des, crypto-bigint and p521.
 
 pub mod cipher;
 pub mod kex;
 pub mod keymat;
 mod modp;
+mod p521;
 pub mod prf;
 
 #[cfg(test)]

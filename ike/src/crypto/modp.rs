@@ -1,4 +1,4 @@
-//! The MODP groups 14 to 18 (RFC 3526), generator 2, in constant time.
+//! The MODP groups 2 (RFC 7296 appendix B.2), 5 and 14 to 18 (RFC 3526), generator 2, in constant time.
 //!
 //! Exponents are short: at least twice the strength of the group (RFC 3526 §8, RFC 7296 §5), which makes an exchange
 //! several times cheaper than with exponents as long as the prime.
@@ -13,6 +13,17 @@ use zeroize::Zeroize;
 
 use super::kex::KexError;
 
+const P1024: &str = "\
+    FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD\
+    EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED\
+    EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE65381FFFFFFFFFFFFFFFF\
+";
+const P1536: &str = "\
+    FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD\
+    EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED\
+    EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE45B3DC2007CB8A163BF0598DA48361C55D39A69163FA8FD24CF5F\
+    83655D23DCA3AD961C62F356208552BB9ED529077096966D670C354E4ABC9804F1746C08CA237327FFFFFFFFFFFFFFFF\
+";
 const P2048: &str = "\
     FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD\
     EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED\
@@ -100,14 +111,16 @@ pub(super) struct Modp {
 impl Modp {
     /// The parameters of a MODP group; `None` for other groups.
     pub(super) fn of(group: Group) -> Option<&'static Self> {
-        static CELLS: [OnceLock<Modp>; 5] = [const { OnceLock::new() }; 5];
+        static CELLS: [OnceLock<Modp>; 7] = [const { OnceLock::new() }; 7];
         let (index, hex, exponent_bits) = match group {
             Group::Modp2048 => (0usize, P2048, 256),
             Group::Modp3072 => (1, P3072, 320),
             Group::Modp4096 => (2, P4096, 384),
             Group::Modp6144 => (3, P6144, 448),
             Group::Modp8192 => (4, P8192, 512),
-            Group::X25519 | Group::Ecp256 | Group::Ecp384 => return None,
+            Group::Modp1536 => (5, P1536, 256),
+            Group::Modp1024 => (6, P1024, 256),
+            Group::X25519 | Group::Ecp256 | Group::Ecp384 | Group::Ecp521 => return None,
         };
         Some(CELLS.get(index)?.get_or_init(|| Self::new(hex, exponent_bits)))
     }
@@ -120,7 +133,7 @@ impl Modp {
             })
             .collect();
         let prime = BoxedUint::from_be_slice_vartime(&bytes);
-        let odd = Odd::new(prime).into_option().expect("the primes of RFC 3526 are odd");
+        let odd = Odd::new(prime).into_option().expect("primes are odd, but for the first");
         Self { params: BoxedMontyParams::new_vartime(odd), len: bytes.len(), exponent_bits }
     }
 
@@ -173,11 +186,13 @@ impl Modp {
 mod tests {
     use super::*;
 
-    /// SHA-256 of the numbers that the formulas of RFC 3526 give, `2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + k)`,
+    /// SHA-256 of the numbers that the formulas of RFC 7296 appendix B and RFC 3526 give, `2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + k)`,
     /// computed from pi by Machin's series.
     #[test]
     fn the_primes_are_those_of_the_formula() {
         let digests = [
+            (Group::Modp1024, "3f35a3f5f6c4376a744acad409bb22f8d897f949d2311d885adaa890981b67a0"),
+            (Group::Modp1536, "64fcc83ec403930bf18393dbc883ccaa1fbb08ac876f77f7aa99748ca945019b"),
             (Group::Modp2048, "d66436f79bbd6b2e38c0ffbd079be904d2641415e2e67140e09448be9a60890e"),
             (Group::Modp3072, "48cf8b092fbce4359d9871abf74f98e25b6163379eaa15cd9087e800c6d1c55c"),
             (Group::Modp4096, "4ee95187682bcb230ad26a95205f6920e84708f6251b3894329b09ec23919e33"),

@@ -10,6 +10,7 @@ const fn algorithm(prf: Prf) -> hmac::Algorithm {
         Prf::HmacSha256 => hmac::HMAC_SHA256,
         Prf::HmacSha384 => hmac::HMAC_SHA384,
         Prf::HmacSha512 => hmac::HMAC_SHA512,
+        Prf::HmacSha1 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
     }
 }
 

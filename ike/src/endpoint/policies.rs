@@ -11,7 +11,7 @@ use cygnet_model::{IkeSpi, Now, TunnelId};
 use super::{Endpoint, Supervision};
 use crate::io::{Actions, Command, Ending, Input};
 use crate::policy::{Policies, Start, TunnelPolicy};
-use crate::sa::{IkeSa, Next, State};
+use crate::sa::{Begin, IkeSa, Next, State};
 
 impl Endpoint {
     /// Takes over a set of tunnels: new active ones start at once; those that are gone are deleted at the peer; of those
@@ -87,7 +87,7 @@ impl Endpoint {
         {
             // What was wrong before says nothing of now.
             (s.failures, s.retry_at, s.lesson) = (0, None, None);
-            self.initiate(now, id, out);
+            self.initiate(now, id, Begin::default(), out);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cygnet_model::{ChildId, IkeSpi, Now, TunnelId};
+use cygnet_model::plane::Acquire;
+use cygnet_model::{IkeSpi, Now, TunnelId};
 
 use super::Endpoint;
 use super::policies::is_unfit;
@@ -41,7 +42,7 @@ impl Endpoint {
                     self.with_sa(now, spi, out, |sa, ctx| sa.drop_silently(ctx, Ending::Local));
                 }
                 if self.supervision.get(&id).is_some_and(|s| s.wanted) {
-                    self.initiate(now, id, out);
+                    self.initiate(now, id, sa::Begin::default(), out);
                     if let Some(s) = self.supervision.get_mut(&id) {
                         s.retry_at = s.retry_at.filter(|_| s.failures > 0);
                     }
@@ -62,21 +63,24 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn on_acquire(&mut self, now: Now, child: ChildId, out: &mut Actions) {
+    pub(super) fn on_acquire(&mut self, now: Now, acquire: Acquire, out: &mut Actions) {
+        let Acquire { child, packet } = acquire;
         let Some(s) = self.supervision.get_mut(&child.tunnel) else { return };
         // While a tunnel waits for its next try, packets do not hurry it; nor do they undo a command.
         if s.retry_at.is_some() || self.held.contains(&child.tunnel) {
             return;
         }
         s.wanted = true;
-        self.initiate(now, child.tunnel, out);
         let of = self.parts.configured(child);
+        let packet = packet.map(|packet| (of, packet));
+        self.initiate(now, child.tunnel, sa::Begin { packet, ..sa::Begin::default() }, out);
         self.each_established(now, child.tunnel, out, |live, _, ctx, _| {
             let waits = live
                 .delayed
                 .iter()
                 .any(|(_, t)| matches!(t, Task::CreateChild { index, .. } if *index == of));
             if !waits && !live.is_patient(ctx, of) {
+                live.packets.extend(packet);
                 live.seek(of);
             }
             Next::Stay
@@ -87,7 +91,7 @@ impl Endpoint {
         let Some(s) = self.supervision.get_mut(&id) else { return };
         (s.wanted, s.failures, s.retry_at) = (true, 0, None);
         self.held.remove(&id);
-        self.initiate(now, id, out);
+        self.initiate(now, id, sa::Begin::default(), out);
         self.each_established(now, id, out, |live, _, _, _| {
             for index in live.configured() {
                 live.seek(index);
@@ -135,7 +139,7 @@ impl Endpoint {
         {
             // What was wrong with other addresses says nothing of these.
             (s.failures, s.retry_at) = (0, None);
-            self.initiate(now, id, out);
+            self.initiate(now, id, sa::Begin::default(), out);
         }
     }
 
@@ -157,24 +161,24 @@ impl Endpoint {
             .filter_map(|other| self.sas.get(other))
             .any(|sa| policy.remote.contains(&sa.core.flow.remote.ip()));
         if unanswered && wanted && !others {
-            self.begin(now, &policy, out);
+            self.begin(now, &policy, sa::Begin::default(), out);
         }
     }
 
     /// Begins an IKE SA for a tunnel unless one exists or is being negotiated by us, or an address is not known yet.
-    pub(super) fn initiate(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
+    pub(super) fn initiate(&mut self, now: Now, id: TunnelId, begin: sa::Begin, out: &mut Actions) {
         let Some(policy) = self.policies.get(&id).cloned() else { return };
         // Whoever looks for the addresses says why there are none, and brings them by `set_policies`.
         if self.is_served(id) || policy.local.is_empty() || policy.remote.is_empty() {
             return;
         }
-        self.begin(now, &policy, out);
+        self.begin(now, &policy, begin, out);
     }
 
-    fn begin(&mut self, now: Now, policy: &Arc<TunnelPolicy>, out: &mut Actions) {
+    fn begin(&mut self, now: Now, policy: &Arc<TunnelPolicy>, begin: sa::Begin, out: &mut Actions) {
         let id = policy.id;
         let mut effects = Vec::new();
-        match sa::initiate(&mut self.context(now, out, &mut effects), policy) {
+        match sa::initiate(&mut self.context(now, out, &mut effects), policy, begin) {
             Ok(sa) => self.put(now, sa, out),
             Err(reason) => {
                 let peer = (policy.local.first().copied().unwrap_or([0, 0, 0, 0].into()), 0).into();
@@ -213,7 +217,8 @@ impl Endpoint {
         let wait = RENEWAL.0.saturating_mul(1 << s.renewals.0.min(10)).min(RENEWAL.1);
         s.renewals = (s.renewals.0.saturating_add(1), now.mono + wait);
         let mut effects = Vec::new();
-        if let Ok(sa) = sa::initiate(&mut self.context(now, out, &mut effects), &policy) {
+        let mut ctx = self.context(now, out, &mut effects);
+        if let Ok(sa) = sa::initiate(&mut ctx, &policy, sa::Begin::default()) {
             self.put(now, sa, out);
         }
     }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cygnet_model::selector::{Packet, TrafficSelector};
 use cygnet_model::suite::{IkeSuite, Prf};
 use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::child::{self, NewPair, Offered};
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
+use super::seek;
 use super::window::{Outgoing, REPEATS, Retried, Window};
 use super::{Ask, Closed, Core, Ctx, Effect, InitAnswered, Live, State};
 use crate::coverage::networks;
@@ -17,7 +19,7 @@ use crate::crypto::prf::prf;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::mismatch;
-use crate::policy::{self, TunnelPolicy};
+use crate::policy::{self, RemoteId, TunnelPolicy};
 use crate::rate::Rate;
 use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
@@ -49,12 +51,20 @@ fn psk_auth(
     prf(alg, padded.expose(), &[message, nonce, maced_id.expose()])
 }
 
-/// Proof that the peer's AUTH was verified. Only this module makes one, and established SAs demand it.
-pub(crate) struct PeerAuthenticated(());
+/// Proof that the AUTH of the peer of this name was verified. Only this module makes one, and established SAs demand it.
+pub(crate) struct PeerAuthenticated(Identity);
+
+impl PeerAuthenticated {
+    /// Who it is.
+    pub fn identity(self) -> Identity {
+        self.0
+    }
+}
 
 /// Verifies a peer's AUTH payload in constant time. A method other than PSK is a failure (RFC 7296 §2.15).
-fn verify(auth: &Auth, expected: &SecretBytes) -> Option<PeerAuthenticated> {
-    (auth.method == AuthMethod::SHARED_KEY_MIC && expected.ct_eq(&auth.data)).then_some(PeerAuthenticated(()))
+fn verify(auth: &Auth, expected: &SecretBytes, who: &Identity) -> Option<PeerAuthenticated> {
+    let proven = auth.method == AuthMethod::SHARED_KEY_MIC && expected.ct_eq(&auth.data);
+    proven.then(|| PeerAuthenticated(who.clone()))
 }
 
 /// What the initiator knows after IKE_SA_INIT.
@@ -69,6 +79,10 @@ pub(crate) struct InitDone {
     pub response: Vec<u8>,
     pub nat: Nat,
     pub fragmentation: bool,
+    /// The packet that wants a child, and the index of that.
+    pub packet: Option<(u16, Packet)>,
+    /// Whether the responder may have answered another request than we think: one of them had a cookie.
+    pub doubtful: bool,
 }
 
 /// The initiator's state until the answer to IKE_AUTH.
@@ -84,6 +98,10 @@ pub(crate) struct AuthSent {
     nat: Nat,
     /// Inbound SPI of the first child.
     inbound: Spi,
+    /// The selectors that we offered for it: ours, the peer's.
+    offered: (Vec<TrafficSelector>, Vec<TrafficSelector>),
+    packet: Option<(u16, Packet)>,
+    doubtful: bool,
     pub out: Outgoing,
 }
 
@@ -129,14 +147,16 @@ impl AuthSent {
         if ctx.established.get(&policy.id).copied().unwrap_or(0) == 0 {
             notifies.push(Notify::new(NotifyType::INITIAL_CONTACT, vec![]));
         }
-        let first = policy.children.first().map(|(_, child)| child);
+        let (of, first) = policy.children.first().map_or((0, None), |(of, child)| (of, Some(child)));
+        let packet = done.packet.filter(|(wanted, _)| *wanted == of).map(|(_, packet)| packet);
+        let offered = first.map(|c| seek::led_by(packet, &c.local, &c.remote)).unwrap_or_default();
         let payloads = Payloads {
             idi: Some(policy.local_id.clone()),
-            idr: Some(policy.remote_id.clone()),
+            idr: policy.remote_id.asked(),
             auth: Some(Auth { method: AuthMethod::SHARED_KEY_MIC, data: auth.expose().to_vec() }),
             sa: first.map(|c| policy::offer_esp(&c.proposals, inbound.to_be_bytes(), false)),
-            tsi: first.map(|c| c.local.clone()),
-            tsr: first.map(|c| c.remote.clone()),
+            tsi: first.map(|_| offered.0.clone()),
+            tsr: first.map(|_| offered.1.clone()),
             notifies,
             ..Payloads::default()
         };
@@ -154,6 +174,9 @@ impl AuthSent {
             response: done.response,
             nat: done.nat,
             inbound,
+            offered,
+            packet: done.packet,
+            doubtful: done.doubtful,
             out,
         }))
     }
@@ -209,6 +232,9 @@ impl AuthSent {
         self.out.answered(ctx, &self.policy);
         let peer = core.flow.remote;
         if let Some(n) = payloads.notifies.iter().find(|n| FATAL.contains(&n.kind)) {
+            if n.kind == NotifyType::AUTHENTICATION_FAILED && self.doubtful {
+                return self.begin_anew(ctx);
+            }
             let detail = format!("{peer} answers IKE_AUTH with {}", n.kind);
             return self.fail(ctx, FailureReason::of_notify(n.kind), detail);
         }
@@ -219,7 +245,7 @@ impl AuthSent {
             };
             return self.fail(ctx, reason, format!("{peer} answers IKE_AUTH with {what}"));
         };
-        if *idr != self.policy.remote_id {
+        if !self.policy.remote_id.admits(idr, &self.policy.local_id) {
             let (got, wanted) = (idr.with_kind(), self.policy.remote_id.with_kind());
             let detail = format!("{peer} identifies as {got}, configured is {wanted}");
             let notify = NotifyType::AUTHENTICATION_FAILED;
@@ -227,12 +253,21 @@ impl AuthSent {
         }
         let keys = &self.keys;
         let expected = |psk| psk_auth(self.suite.prf, psk, &self.response, &self.nonce_i, &keys.sk_pr, idr);
-        let Some(proof) = self.policy.psks().find_map(|psk| verify(auth, &expected(psk))) else {
+        let Some(proof) = self.policy.psks().find_map(|psk| verify(auth, &expected(psk), idr)) else {
             let detail = format!("{peer} does not prove to be {idr}: its AUTH payload is wrong");
             let notify = NotifyType::AUTHENTICATION_FAILED;
             return self.refuse(core, ctx, FailureReason::AuthenticationFailed, detail, notify);
         };
         self.establish(core, ctx, payloads, proof)
+    }
+
+    /// The responder took our AUTH for wrong, and may be right: a cookie that it never gave made us sign another request than
+    /// the one that it answered. Another attempt begins at once, which is not taken in again.
+    fn begin_anew(self: Box<Self>, ctx: &mut Ctx<'_>) -> State {
+        self.release(ctx);
+        ctx.effects.push(Effect::BeginAnew { tunnel: self.policy.id, packet: self.packet });
+        let (ending, detail) = (Ending::Replaced, String::new());
+        State::Closed(Closed { policy: Some(self.policy), ending, detail, was_up: false })
     }
 
     /// Tells the peer why its answer is not accepted, in an exchange of its own without waiting for the end of it
@@ -261,12 +296,12 @@ impl AuthSent {
         proof: PeerAuthenticated,
     ) -> State {
         let this = *self;
-        let (of, first) = this.policy.children.first().map_or((0, None), |(of, child)| (of, Some(child)));
+        let of = this.policy.children.first().map_or(0, |(of, _)| of);
         let offered = Offered {
             of,
             inbound: this.inbound,
-            local: first.map_or(&[], |c| &c.local),
-            remote: first.map_or(&[], |c| &c.remote),
+            local: &this.offered.0,
+            remote: &this.offered.1,
             with_ke: false,
         };
         let pair = child::accept(&this.policy, &offered, &payloads, |_| false);
@@ -279,6 +314,7 @@ impl AuthSent {
         let window = Window::new(2, 0);
         let mut live =
             Live::new(core, ctx, this.policy, this.channel, this.suite, sk_d, this.nat, window, proof);
+        live.packets.extend(this.packet.filter(|(of, _)| *of != 0));
         ctx.effects.push(Effect::Established {
             spi: core.spi,
             tunnel: live.policy.id,
@@ -448,11 +484,14 @@ impl InitAnswered {
         };
         let by_address: Vec<_> =
             policy::candidates(ctx.policies, flow.local.ip(), flow.remote.ip()).cloned().collect();
-        let named: Vec<_> = by_address
+        let mut named: Vec<_> = by_address
             .iter()
-            .filter(|p| p.remote_id == *idi && payloads.idr.as_ref().is_none_or(|r| *r == p.local_id))
+            .filter(|p| p.remote_id.admits(idi, &p.local_id))
+            .filter(|p| payloads.idr.as_ref().is_none_or(|r| *r == p.local_id))
             .cloned()
             .collect();
+        // Who is expected by name goes before whoever comes.
+        named.sort_by_key(|p| p.remote_id == RemoteId::Any);
         let expected = |psk: &SecretBytes| {
             psk_auth(self.suite.prf, psk, &self.request, &self.nonce_r, &derived.keys.sk_pi, idi)
         };
@@ -476,7 +515,7 @@ impl InitAnswered {
         }
         let mut proven: Vec<(&Arc<TunnelPolicy>, &SecretBytes, PeerAuthenticated)> = named
             .iter()
-            .filter_map(|p| p.psks().find_map(|psk| Some((p, psk, verify(auth, &expected(psk))?))))
+            .filter_map(|p| p.psks().find_map(|psk| Some((p, psk, verify(auth, &expected(psk), idi)?))))
             .collect();
         if proven.is_empty() {
             let detail = format!("{} does not prove to be {idi}: its AUTH payload is wrong", flow.remote);

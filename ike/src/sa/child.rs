@@ -50,6 +50,15 @@ fn soft_volume(bytes: u64) -> u64 {
     bytes - MARGIN.clamp(bytes / 10, (bytes / 2).max(bytes / 10))
 }
 
+/// Octets after which a pair must be gone: what is configured, or what its cipher bears; 0 = no limit.
+pub(super) fn volume(configured: u64, suite: EspSuite) -> u64 {
+    match (suite.encr.volume_limit(), configured) {
+        (Some(limit), 0) => limit,
+        (Some(limit), configured) => configured.min(limit),
+        (None, configured) => configured,
+    }
+}
+
 /// Where a pair of SAs stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ChildState {
@@ -185,8 +194,9 @@ impl Unfit {
     }
 }
 
-/// Finds the child that fits a peer's offer best: one whose selectors match as a whole, then one that has no SAs yet,
-/// then the first. `only` restricts the search to the child being rekeyed; `bound` knows the SPIs that we send to already.
+/// Finds the child that fits a peer's offer best: one that covers the first selectors of both sides, which are those of the
+/// packet that made the peer ask, or its first choice (RFC 7296 §2.9), then one whose selectors match as a whole, then one
+/// that has no SAs yet, then the first. `only` restricts the search to the child being rekeyed; `bound` knows the SPIs that we send to already.
 pub(crate) fn find(
     policy: &TunnelPolicy,
     offer: &Payloads,
@@ -199,7 +209,10 @@ pub(crate) fn find(
         return Err(Unfit::syntax());
     };
     let mut refusal: Option<Unfit> = None;
-    let mut best: Option<((bool, bool), Found)> = None;
+    let mut best: Option<((bool, bool, bool), Found)> = None;
+    let first = |ours: &[TrafficSelector], theirs: &[TrafficSelector]| {
+        theirs.first().is_some_and(|first| within(&[*first], ours))
+    };
     for (of, c) in policy.children.iter() {
         if only.is_some_and(|o| o != of) {
             continue;
@@ -218,7 +231,8 @@ pub(crate) fn find(
             refusal = Some(Unfit::spi(spi));
             continue;
         };
-        let score = (same(&local, &c.local) && same(&remote, &c.remote), !taken(of));
+        let wanted = first(&c.local, tsr) && first(&c.remote, tsi);
+        let score = (wanted, same(&local, &c.local) && same(&remote, &c.remote), !taken(of));
         if best.as_ref().is_none_or(|(s, _)| score > *s) {
             best = Some((score, Found { of, suite, number, outbound, local, remote }));
         }
@@ -281,7 +295,9 @@ pub(crate) fn accept(
         let differs = differs.into_iter().flatten().collect();
         return Err(Unfit::new(NotifyType::TS_UNACCEPTABLE, FailureReason::TsUnacceptable, differs));
     }
-    Ok(Negotiated { of, suite, inbound, outbound, local: tsi.clone(), remote: tsr.clone() })
+    // The selectors of the packet that made us ask may stand beside those that cover them.
+    let (local, remote) = (narrow(tsi, tsi, tsi.len()), narrow(tsr, tsr, tsr.len()));
+    Ok(Negotiated { of, suite, inbound, outbound, local, remote })
 }
 
 /// One line about an offer of a child that nothing fits.
@@ -342,12 +358,9 @@ impl Live {
         };
         let (soft_packets, hard_packets) =
             if n.suite.esn { (0, 0) } else { (SEQUENCE_LIMIT / 4 * 3, SEQUENCE_LIMIT) };
-        let limits = VolumeLimits {
-            soft_bytes: soft_volume(c.bytes),
-            hard_bytes: c.bytes,
-            soft_packets,
-            hard_packets,
-        };
+        let bytes = volume(c.bytes, n.suite);
+        let limits =
+            VolumeLimits { soft_bytes: soft_volume(bytes), hard_bytes: bytes, soft_packets, hard_packets };
         let flow = core.flow;
         // Not every peer on port 4500 encapsulates: with MOBIKE it goes there without any NAT (RFC 4555 §3.3).
         let behind_nat = self.nat.local || self.nat.remote || self.policy.encap == Encap::Force;

@@ -10,6 +10,7 @@ use cygnet_model::{ChildId, Spi};
 use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
 use super::live::{Reply, Request};
+use super::seek;
 use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
 use crate::crypto::kex::PrivateKey;
@@ -93,6 +94,7 @@ impl Live {
     ) -> Option<(Payloads, Request)> {
         let ask = self.next_ask(index)?;
         let (local, remote) = self.asked(index, ask)?;
+        let (local, remote) = seek::led_by(self.packets.remove(&index), &local, &remote);
         if let Some(seeking) = self.seeking.get_mut(&index) {
             seeking.retry_at = None;
         }

@@ -4,6 +4,7 @@ use cygnet_model::Spi;
 use cygnet_model::tunnel::{Direction, SaId};
 
 use super::auth::FATAL;
+use super::child::volume;
 use super::live::{Reply, Request};
 use super::{ChildState, Core, Ctx, Live, Next, Phase, Task};
 use crate::error::FailureReason;
@@ -111,7 +112,7 @@ impl Live {
         let outbound = sa.direction == Direction::Out;
         let named = |c: &&mut super::Child| if outbound { c.outbound == sa.spi } else { c.inbound == sa.spi };
         let Some(child) = self.children.iter_mut().find(named) else { return };
-        let limit = self.policy.children.get(child.of).map_or(0, |c| c.bytes);
+        let limit = self.policy.children.get(child.of).map_or(0, |c| volume(c.bytes, child.suite));
         let before = child.carried.entry(sa.direction).or_insert((child.made, 0));
         let (at, earlier) = std::mem::replace(before, (now, bytes));
         let (span, grown) = (now.since(at).as_millis(), u128::from(bytes.saturating_sub(earlier)));

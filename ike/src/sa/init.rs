@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::Timestamp;
+use cygnet_model::selector::Packet;
 use cygnet_model::suite::{Group, IkeSuite};
 
 use super::natt::{self, Nat};
@@ -23,8 +24,34 @@ const MAX_ROUNDS: u8 = 4;
 /// How long we wait for a better answer after an error that anybody may have sent (RFC 7296 §2.21.1).
 const HINT_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a cookie waits, in an attempt that doubts it, for an answer that shows that it was not needed.
+const COOKIE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a stranger may take from IKE_SA_INIT to IKE_AUTH.
 const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
+
+/// What an attempt does with a cookie that it is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cookies {
+    /// It brings it back at once (RFC 7296 §2.6).
+    Trusted,
+    /// An attempt before this one may have failed because of a forged one: it waits for a better answer first.
+    Doubted,
+}
+
+/// How an IKE SA is begun.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    /// The packet that wants a child, and the index of that.
+    pub packet: Option<(u16, Packet)>,
+    pub cookies: Cookies,
+}
+
+impl Default for Begin {
+    fn default() -> Self {
+        Self { packet: None, cookies: Cookies::Trusted }
+    }
+}
 
 /// The initiator's state until the answer to IKE_SA_INIT.
 pub(crate) struct InitSent {
@@ -35,6 +62,9 @@ pub(crate) struct InitSent {
     /// INVALID_KE_PAYLOAD is not authenticated.
     earlier: Vec<Attempt>,
     cookie: Option<Vec<u8>>,
+    /// A cookie that is not believed yet, and when it is.
+    doubted: Option<(Vec<u8>, Timestamp)>,
+    begin: Begin,
     rounds: u8,
     out: Outgoing,
     /// The first error notification, and when we believe it.
@@ -68,7 +98,11 @@ pub(crate) struct InitAnswered {
 }
 
 /// Starts an IKE SA towards a tunnel's peer. `Err` if there is no address or no random source.
-pub(crate) fn initiate(ctx: &mut Ctx<'_>, policy: &Arc<TunnelPolicy>) -> Result<IkeSa, FailureReason> {
+pub(crate) fn initiate(
+    ctx: &mut Ctx<'_>,
+    policy: &Arc<TunnelPolicy>,
+    begin: Begin,
+) -> Result<IkeSa, FailureReason> {
     let (local, remote) = policy.addresses().ok_or(FailureReason::NoPeerAddress)?;
     let port = ctx.config.ike_port;
     let flow = Flow { local: (local, port).into(), remote: (remote, port).into(), natt: false };
@@ -85,6 +119,8 @@ pub(crate) fn initiate(ctx: &mut Ctx<'_>, policy: &Arc<TunnelPolicy>) -> Result<
         current: Attempt { group, key, public, message },
         earlier: Vec::new(),
         cookie: None,
+        doubted: None,
+        begin,
         rounds: 0,
         out,
         hint: None,
@@ -148,7 +184,9 @@ pub(crate) fn stateless(ctx: &mut Ctx<'_>, header: &Header, flow: Flow, notify: 
 
 impl InitSent {
     pub fn next_wakeup(&self) -> Timestamp {
-        self.hint.as_ref().map_or(self.out.next, |(_, _, until)| self.out.next.min(*until))
+        let hint = self.hint.as_ref().map(|(_, _, until)| *until);
+        let cookie = self.doubted.as_ref().map(|(_, until)| *until);
+        [hint, cookie].into_iter().flatten().fold(self.out.next, Timestamp::min)
     }
 
     pub fn on_tick(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>) -> State {
@@ -157,6 +195,10 @@ impl InitSent {
         {
             let (reason, detail) = (*reason, detail.clone());
             return self.close(reason, detail);
+        }
+        if let Some((cookie, _)) = self.doubted.take_if(|(_, until)| ctx.now.mono >= *until) {
+            self.cookie = Some(cookie);
+            return self.again(core, ctx);
         }
         let policy = self.policy.clone();
         match self.out.on_tick(ctx, &policy, core.flow) {
@@ -295,11 +337,17 @@ impl InitSent {
                 response: response.to_vec(),
                 nat: nat.unwrap_or_default(),
                 fragmentation,
+                packet: this.begin.packet,
+                // An answer does not tell which of two requests with one group it is about.
+                doubtful: this.cookie.is_some() && this.begin.cookies == Cookies::Trusted,
             },
         )
     }
 
     /// RFC 7296 §2.6: the same request again, with the cookie in front and nothing else changed.
+    ///
+    /// Anybody can forge a cookie. A responder that did not ask for one has answered the request before, and AUTH must cover
+    /// the request that it took: if it refuses ours, another attempt begins that doubts cookies (see `AuthSent`).
     fn on_cookie(
         mut self: Box<Self>,
         core: &mut Core,
@@ -313,6 +361,11 @@ impl InitSent {
         if self.cookie.as_deref() == Some(cookie) {
             // A repeated answer to the request before.
             return super::drop_in(State::InitSent(self), ctx, DropReason::Duplicate, flow);
+        }
+        if self.begin.cookies == Cookies::Doubted && self.cookie.is_none() {
+            let until = ctx.now.mono + COOKIE_PATIENCE;
+            self.doubted.get_or_insert((cookie.to_vec(), until));
+            return State::InitSent(self);
         }
         self.cookie = Some(cookie.to_vec());
         self.again(core, ctx)

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cygnet_model::selector::Packet;
 use cygnet_model::suite::{Group, IkeSuite};
 use cygnet_model::tunnel::{Direction, NewAddresses, SaId};
 use cygnet_model::{SecretBytes, Spi, Timestamp};
@@ -22,7 +23,7 @@ use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, Seeking, State};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
 use crate::policy::TunnelPolicy;
-use crate::wire::{Exchange, Header, Notify, NotifyType, Payloads};
+use crate::wire::{Exchange, Header, Identity, Notify, NotifyType, Payloads};
 
 /// A NAT forgets a mapping after as little as 30 s (RFC 3948 §4 proposes 20 s).
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -96,6 +97,8 @@ impl Reply {
 /// An established IKE SA.
 pub(crate) struct Live {
     pub policy: Arc<TunnelPolicy>,
+    /// Who the peer has proven to be.
+    pub peer_id: Identity,
     pub channel: Channel,
     pub suite: IkeSuite,
     pub sk_d: SecretBytes,
@@ -124,6 +127,8 @@ pub(crate) struct Live {
     last_out: Timestamp,
     /// What is missing of configured children, and why.
     pub seeking: BTreeMap<u16, Seeking>,
+    /// Packets that want configured children, until these are asked for.
+    pub packets: BTreeMap<u16, Packet>,
     /// Times in a row that the peer put a rekey off.
     pub put_off: u32,
     /// When authentication or the rekey that made this SA ended.
@@ -143,9 +148,9 @@ impl Live {
         sk_d: SecretBytes,
         nat: Nat,
         window: Window,
-        _proof: PeerAuthenticated,
+        proof: PeerAuthenticated,
     ) -> Self {
-        let live = Self::bare(ctx, policy, channel, suite, sk_d, nat, window);
+        let live = Self::bare(ctx, policy, proof.identity(), channel, suite, sk_d, nat, window);
         ctx.tell(Event::IkeUp {
             tunnel: live.policy.id,
             spi: core.spi,
@@ -157,9 +162,11 @@ impl Live {
     }
 
     /// The same for a rekeyed IKE SA, which inherits the authentication of the old one (RFC 7296 §2.18).
+    #[allow(clippy::too_many_arguments, reason = "what two exchanges negotiated")]
     pub fn bare(
         ctx: &mut Ctx<'_>,
         policy: Arc<TunnelPolicy>,
+        peer_id: Identity,
         channel: Channel,
         suite: IkeSuite,
         sk_d: SecretBytes,
@@ -171,6 +178,7 @@ impl Live {
         let margin = ctx.within(lifetime / 10, lifetime / 5);
         Self {
             policy,
+            peer_id,
             channel,
             suite,
             sk_d,
@@ -190,6 +198,7 @@ impl Live {
             last_in: now,
             last_out: now,
             seeking: BTreeMap::new(),
+            packets: BTreeMap::new(),
             put_off: 0,
             established: now,
             established_unix: ctx.now.unix,

@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cygnet_model::selector::Packet;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, IkeSpi, Now, Spi, Timestamp, TunnelId};
 
@@ -42,7 +43,7 @@ use crate::wire::{Exchange, Header};
 
 pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
-pub(crate) use init::{InitAnswered, InitSent, initiate, respond, stateless};
+pub(crate) use init::{Begin, Cookies, InitAnswered, InitSent, initiate, respond, stateless};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
 pub(crate) use message::Channel;
@@ -80,6 +81,8 @@ pub(crate) enum Effect {
     /// New keys were refused for a reason that a new IKE SA overcomes, since its IKE_AUTH negotiates no key exchange for
     /// the child (RFC 7296 §1.2): negotiate one beside this.
     Reauthenticate { spi: IkeSpi, tunnel: TunnelId, trouble: Trouble },
+    /// An attempt was led astray by a cookie that nobody had asked for: begin another one.
+    BeginAnew { tunnel: TunnelId, packet: Option<(u16, Packet)> },
     /// Something that works now and will need attention.
     Learned { tunnel: TunnelId, trouble: Trouble },
     /// This IKE SA is established by authentication (not by rekey).

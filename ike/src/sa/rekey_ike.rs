@@ -81,8 +81,9 @@ impl Live {
         let keys = IkeKeys::derive(suite, seed, ni, nr, spis.0.to_be_bytes(), spis.1.to_be_bytes());
         let mut channel = Channel::new(suite, &keys, spis.0, spis.1, role)?;
         channel.fragmentation = self.channel.fragmentation;
-        let policy = self.policy.clone();
-        let mut live = Self::bare(ctx, policy, channel, suite, keys.sk_d, self.nat, Window::new(0, 0));
+        let (policy, peer) = (self.policy.clone(), self.peer_id.clone());
+        let window = Window::new(0, 0);
+        let mut live = Self::bare(ctx, policy, peer, channel, suite, keys.sk_d, self.nat, window);
         live.established_unix = self.established_unix;
         let core = Core { spi, role, flow: core.flow, created: ctx.now.mono };
         Some(IkeSa { core, state: State::Established(Box::new(live)) })
@@ -94,6 +95,7 @@ impl Live {
             live.children = std::mem::take(&mut self.children);
             live.lingering = std::mem::take(&mut self.lingering);
             live.seeking = std::mem::take(&mut self.seeking);
+            live.packets = std::mem::take(&mut self.packets);
             live.refused_in_auth = self.refused_in_auth;
             // New keys for itself do not change what was wrong with its children's.
             (live.outdated, live.retire_at) = (self.outdated, self.retire_at);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cygnet_model::Timestamp;
-use cygnet_model::selector::{TrafficSelector, within};
+use cygnet_model::selector::{Packet, TrafficSelector, within};
 
 use super::live::Request;
 use super::{Core, Ctx, Live, Task};
@@ -33,6 +33,22 @@ pub(super) const SETTLED: Duration = Duration::from_secs(60);
 /// How long something may be missing before we ask for it without another reason. Longer than a peer takes that asks for
 /// one pair after the other.
 const MEND: Duration = Duration::from_secs(10);
+
+/// Selectors of a request, led by those of the packet that made us ask, if it belongs to them (RFC 7296 §2.9): a responder
+/// that cannot take all of them knows which part is wanted now.
+pub(super) fn led_by(
+    packet: Option<Packet>,
+    local: &[TrafficSelector],
+    remote: &[TrafficSelector],
+) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    let whole = |first: Option<&TrafficSelector>, all: &[TrafficSelector]| {
+        // One that is asked for as it is needs not be named twice.
+        let first = first.filter(|f| !all.contains(f)).copied();
+        first.into_iter().chain(all.iter().copied()).collect()
+    };
+    let packet = packet.filter(|p| within(&[p.local], local) && within(&[p.remote], remote));
+    (whole(packet.as_ref().map(|p| &p.local), local), whole(packet.as_ref().map(|p| &p.remote), remote))
+}
 
 /// What one request asks for of a configured child.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

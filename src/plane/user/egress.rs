@@ -11,7 +11,8 @@ use cygnet_esp::inner::InnerHeader;
 use cygnet_esp::segment::{Superpacket, VNET_LEN, VnetHeader};
 use cygnet_esp::{DropReason, Limit, ecn};
 use cygnet_model::ChildId;
-use cygnet_model::plane::PlaneEvent;
+use cygnet_model::plane::{Acquire, PlaneEvent};
+use cygnet_model::selector::{Packet, PacketEnd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -106,7 +107,7 @@ impl Egress {
         let inner = InnerHeader::parse(packet).ok_or(DropReason::Malformed)?;
         let (sa, path) = tables.spd.route(&inner).map_err(|refusal| {
             if let Some(child) = refusal.acquire {
-                self.acquire(child);
+                self.acquire(child, &inner);
             }
             refusal.reason
         })?;
@@ -129,14 +130,18 @@ impl Egress {
         Ok(())
     }
 
-    fn acquire(&mut self, child: ChildId) {
+    fn acquire(&mut self, child: ChildId, inner: &InnerHeader) {
         let now = Instant::now();
         if self.asked.get(&child).is_some_and(|then| now.duration_since(*then) < ACQUIRE_EVERY) {
             return;
         }
         self.asked.retain(|_, then| now.duration_since(*then) < ACQUIRE_EVERY);
         self.asked.insert(child, now);
-        self.shared.events.push(PlaneEvent::Acquire(child));
+        let end = |addr, port| PacketEnd { addr, protocol: inner.protocol, port };
+        let local = end(inner.src, inner.ports.map(|p| p.0));
+        let remote = end(inner.dst, inner.ports.map(|p| p.1));
+        let packet = Some(Packet::between(&local, &remote));
+        self.shared.events.push(PlaneEvent::Acquire(Acquire { child, packet }));
     }
 
     /// Sends the batch: runs of trains that leave by the same socket go in one call.

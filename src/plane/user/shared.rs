@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn events_come_in_order_and_loss_is_told_at_the_end() {
         let events = Events::new().unwrap();
-        let acquire = |n| PlaneEvent::Acquire(ChildId { tunnel: TunnelId(n), index: 0 });
+        let acquire = |n| PlaneEvent::Acquire(ChildId { tunnel: TunnelId(n), index: 0 }.into());
         for n in 0..MAX_EVENTS as u32 + 3 {
             events.push(acquire(n));
         }

@@ -62,7 +62,7 @@ pub fn endpoint(data: &[u8]) {
             10 => lab.command(side, Command::RekeyChildren(TUNNEL)),
             11 => lab.command(side, Command::RekeyIke(TUNNEL)),
             12 => lab.command(side, Command::Reset(TUNNEL)),
-            13 => lab.input(side, Told::Acquire(ChildId { tunnel: TUNNEL, index: 0 })),
+            13 => lab.input(side, Told::Acquire(ChildId { tunnel: TUNNEL, index: 0 }.into())),
             14 => lab.gateways[side].plane.fail_next = u32::from(program.u8() % 3),
             _ => {
                 let sas: Vec<_> = lab.gateways[side].plane.sas.keys().copied().collect();

@@ -234,7 +234,7 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
         local: vec![addr(side)],
         remote: vec![addr(other)],
         local_id: Identity::address(addr(side)),
-        remote_id: Identity::address(addr(other)),
+        remote_id: Identity::address(addr(other)).into(),
         psk: SecretBytes::copy_of(b"correct horse battery staple"),
         other_psks: Vec::new(),
         start: if side == 0 { Start::Active } else { Start::Passive },

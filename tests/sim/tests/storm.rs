@@ -170,7 +170,7 @@ impl Plan {
             }
             14 => {
                 let index = lab.below(self.policy(side).children.len() as u64) as u16;
-                lab.input(side, Input::Acquire(ChildId { tunnel: TUNNEL, index }));
+                lab.input(side, Input::Acquire(ChildId { tunnel: TUNNEL, index }.into()));
             }
             // The NAT forgets, and gives new ports.
             _ => lab.nat.ports.clear(),

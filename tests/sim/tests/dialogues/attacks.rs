@@ -153,6 +153,55 @@ fn t32_a_cookie_comes_back_in_front_and_nothing_else_changes() {
     }
 }
 
+/// A cookie that the responder never gave makes us sign another request than the one that it answered. That costs a round
+/// trip and no more, however often somebody does it.
+#[test]
+fn a_forged_cookie_keeps_nobody_out() {
+    for always in [false, true] {
+        let mut lab = Lab::pair(18, Link::GOOD);
+        let mut forged = 0;
+        for _ in 0..200 {
+            lab.run(Duration::from_millis(1));
+            let g = &lab.gateways[0].endpoint;
+            let asks = g.spis().first().is_some_and(|spi| g.state_name(*spi) == Some("InitSent"));
+            // I -> R  IKE_SA_INIT, and before the answer: ? -> I  { N(COOKIE) }
+            if asks && (always || forged == 0) {
+                let notifies = vec![Notify::new(NotifyType::COOKIE, vec![7; 16])];
+                let bytes = forged_init(&lab, 0, &Payloads { notifies, ..Payloads::default() });
+                lab.inject(0, lab.flow(0), &bytes);
+                forged += 1;
+            }
+        }
+        assert!(forged > 0 && lab.is_up(), "{:?}", lab.failures(0));
+        // The refusal is kept for a while.
+        lab.run(secs(40));
+        lab.assert_settled(1);
+        assert!(lab.failures(0).is_empty(), "{:?}", lab.failures(0));
+    }
+}
+
+/// The attempt that doubts cookies brings one back all the same if nothing better comes.
+#[test]
+fn a_cookie_that_is_needed_is_brought_back_even_after_a_forged_one() {
+    let mut lab = Lab::pair(31, Link::GOOD);
+    let log = record(&mut lab);
+    lab.run(Duration::from_millis(1));
+    let notifies = vec![Notify::new(NotifyType::COOKIE, vec![7; 16])];
+    let bytes = forged_init(&lab, 0, &Payloads { notifies, ..Payloads::default() });
+    lab.inject(0, lab.flow(0), &bytes);
+    let genuine = log.borrow()[0].1.clone();
+    // The first request is answered; from then on the table is full of strangers.
+    lab.run(Duration::from_millis(8));
+    for n in 0..40u64 {
+        let mut bytes = genuine.clone();
+        bytes[..8].copy_from_slice(&(n + 1).to_be_bytes());
+        lab.inject(1, lab.flow(1), &bytes);
+    }
+    lab.run(secs(3));
+    assert!(lab.is_up(), "{:?}", lab.failures(0));
+    assert!(lab.failures(0).is_empty());
+}
+
 #[test]
 fn t32_ever_new_cookies_are_given_up_on() {
     let mut lab = Lab::pair(30, Link { loss: 1000, ..Link::GOOD });

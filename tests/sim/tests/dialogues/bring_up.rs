@@ -45,7 +45,7 @@ fn disagreements_have_names_at_both_ends() {
             "authentication_failed",
         ),
         (
-            |p| p.remote_id = cygnet_ike::wire::Identity::fqdn("somebody.else"),
+            |p| p.remote_id = cygnet_ike::wire::Identity::fqdn("somebody.else").into(),
             "authentication_failed",
             "unknown_identity",
         ),
@@ -78,6 +78,62 @@ fn disagreements_have_names_at_both_ends() {
         lab.run(secs(700));
         lab.assert_settled(1);
     }
+}
+
+/// `remote_id: any`: the key decides, whatever name comes with it, in both roles.
+#[test]
+fn a_peer_of_any_name_is_let_in_by_its_key_and_shown_by_its_name() {
+    use cygnet_ike::policy::RemoteId;
+    use cygnet_ike::wire::Identity;
+    for any in [0, 1] {
+        let named = 1 - any;
+        let mut policies = [policy(0, 1), policy(1, 1)];
+        policies[named].local_id = Identity::fqdn("whoever.example");
+        policies[any].remote_id = RemoteId::Any;
+        let mut lab = Lab::new(8, Link::GOOD, policies);
+        lab.run(secs(4));
+        lab.assert_settled(1);
+        assert_eq!(lab.view(any).ike.unwrap().peer_id, Identity::fqdn("whoever.example"));
+        lab.command(0, Command::RekeyIke(TUNNEL));
+        lab.run(secs(10));
+        lab.assert_settled(1);
+        assert_eq!(lab.view(any).ike.unwrap().peer_id, Identity::fqdn("whoever.example"), "after a rekey");
+
+        // Neither a wrong key nor our own name, which would be our own message sent back.
+        type Change = fn(&mut cygnet_ike::TunnelPolicy, Identity);
+        let changes: [(Change, &str); 2] = [
+            (
+                |p, _| p.psk = cygnet_model::SecretBytes::copy_of(b"another key of 32 octets length!"),
+                "authentication_failed",
+            ),
+            (|p, ours| p.local_id = ours, "unknown_identity"),
+        ];
+        for (change, reason) in changes {
+            let mut policies = [policy(0, 1), policy(1, 1)];
+            policies[any].remote_id = RemoteId::Any;
+            let ours = policies[any].local_id.clone();
+            change(&mut policies[named], ours);
+            let mut lab = Lab::new(8, Link::GOOD, policies);
+            lab.run(secs(4));
+            assert!(!lab.is_up());
+            assert!(lab.failures(any).contains(&reason), "{any}: {:?}", lab.failures(any));
+        }
+    }
+}
+
+/// A tunnel that names its peer goes before one that takes anybody, whatever their order.
+#[test]
+fn of_two_tunnels_the_one_that_names_the_peer_is_taken() {
+    use cygnet_ike::policy::RemoteId;
+    use cygnet_model::TunnelId;
+    let mut lab = Lab::new(8, Link::GOOD, [policy(0, 1), policy(1, 1)]);
+    let any = cygnet_ike::TunnelPolicy { id: TunnelId(0), remote_id: RemoteId::Any, ..policy(1, 1) };
+    let named = cygnet_ike::TunnelPolicy { id: TunnelId(1), ..policy(1, 1) };
+    lab.configure_all(1, vec![any, named]);
+    lab.restart(0, policy(0, 1));
+    lab.run(secs(4));
+    assert!(lab.gateways[1].endpoint.view(TunnelId(1)).unwrap().ike.is_some());
+    assert!(lab.gateways[1].endpoint.view(TunnelId(0)).unwrap().ike.is_none());
 }
 
 #[test]
@@ -129,7 +185,7 @@ fn the_refusal_of_an_identity_tells_type_and_value_of_both() {
     use cygnet_ike::wire::Identity;
     let mut policies = [policy(0, 1), policy(1, 1)];
     policies[0].local_id = Identity::fqdn("192.0.2.9");
-    policies[1].remote_id = Identity::address([192, 0, 2, 9].into());
+    policies[1].remote_id = Identity::address([192, 0, 2, 9].into()).into();
     let mut lab = Lab::new(8, Link::GOOD, policies);
     lab.run(secs(4));
     let told = (lab.gateways[1].events.iter()).find_map(|(_, e)| match e {

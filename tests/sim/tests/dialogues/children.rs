@@ -257,3 +257,44 @@ fn no_end_of_keys_leaves_a_tunnel_that_only_a_reset_brings_back() {
         }
     }
 }
+
+/// RFC 7296 §2.9: the packet that makes us ask leads the selectors, and a responder that narrows must take what leads. A
+/// responder that took its first rule would leave the packet out.
+#[test]
+fn the_packet_that_asks_for_a_child_decides_what_it_is_narrowed_to() {
+    use cygnet_ike::Input;
+    use cygnet_ike::policy::Start;
+    use cygnet_model::plane::Acquire;
+    use cygnet_model::selector::{Packet, PacketEnd};
+    for (subnet, of) in [(1, 0), (0, 0), (1, 1)] {
+        let mut both = [policy(0, 1), policy(1, 2)];
+        both[0].start = Start::OnDemand;
+        // One rule around both of the peer's; in the last case it is the second one, asked for by CREATE_CHILD_SA.
+        both[0].children[0].local = vec![net("10.1.0.0/16")];
+        both[0].children[0].remote = vec![net("10.2.0.0/16")];
+        if of == 1 {
+            let wide = both[0].children[0].clone();
+            both[0].children = vec![policy(0, 3).children[2].clone(), wide].into();
+            let [first, second] = [0, 1].map(|n| both[1].children[n].clone());
+            both[1].children = vec![policy(1, 3).children[2].clone(), first, second].into();
+        }
+        let mut lab = Lab::new(61, Link::GOOD, both);
+        lab.run(secs(1));
+        let end = |side: usize, port| PacketEnd {
+            addr: format!("10.{}.{subnet}.7", side + 1).parse().unwrap(),
+            protocol: 6,
+            port: Some(port),
+        };
+        let packet = Some(Packet::between(&end(0, 40_000), &end(1, 443)));
+        let child = cygnet_model::ChildId { tunnel: TUNNEL, index: of };
+        lab.input(0, Input::Acquire(Acquire { child, packet }));
+        lab.run(std::time::Duration::from_millis(100));
+        let mut ups = lab.gateways[0].events.iter().filter_map(|(_, e)| match e {
+            cygnet_ike::Event::ChildUp { local, remote, .. } => Some((local.clone(), remote.clone())),
+            _ => None,
+        });
+        let wanted = [0, 1].map(|side| vec![net(&format!("10.{}.{subnet}.0/24", side + 1))]);
+        let at = usize::from(of);
+        assert_eq!(ups.nth(at), Some(wanted.clone().into()), "subnet {subnet}, rule {of}");
+    }
+}

@@ -365,7 +365,7 @@ fn t64_a_deleted_ike_sa_takes_everything_on_its_way_with_it() {
             let mut both = policies(None);
             both[0].start = Start::OnDemand;
             let mut lab = Lab::new(seed, Link::GOOD, both);
-            lab.input(0, Input::Acquire(CHILD));
+            lab.input(0, Input::Acquire(CHILD.into()));
             lab.run(secs(1));
             assert!(lab.is_up());
             let begin = |lab: &mut Lab| {

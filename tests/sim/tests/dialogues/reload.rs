@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cygnet_ike::policy::{ChildPolicy, Start};
+use cygnet_ike::policy::{ChildPolicy, RemoteId, Start};
 use cygnet_ike::wire::Identity;
 use cygnet_ike::{Command, TunnelPolicy as Policy};
 use cygnet_model::{SecretBytes, Spi};
@@ -159,7 +159,7 @@ fn other_identities_are_proven_beside_the_sa_that_carries_the_traffic() {
         let (mut lab, mut both) = up(2);
         let before = keys(&lab);
         both[0].local_id = Identity::fqdn("a.example");
-        both[1].remote_id = Identity::fqdn("a.example");
+        both[1].remote_id = RemoteId::Is(Identity::fqdn("a.example"));
         lab.configure(first, copy(&both[first]));
         run_without_a_gap(&mut lab, secs(20));
         assert_eq!(keys(&lab).1, before.1, "nothing better was there");

@@ -109,7 +109,7 @@ pub fn auth() -> Vec<Row> {
     let disagreements: [(&str, Change); 5] = [
         ("genuine", |_| {}),
         ("wrong PSK", |p| p[1].psk = SecretBytes::copy_of(b"another key of 32 octets length!")),
-        ("unknown identity", |p| p[1].remote_id = Identity::fqdn("somebody.else")),
+        ("unknown identity", |p| p[1].remote_id = Identity::fqdn("somebody.else").into()),
         ("no common proposal for the child", |p| {
             p[1].children[0].proposals = vec!["aes128-sha256".parse().unwrap()];
         }),

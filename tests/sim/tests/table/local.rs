@@ -64,7 +64,7 @@ pub fn local() -> Vec<Row> {
     }
     rows.push(row("Acquire", |s| {
         let now = s.lab.now();
-        Some(outcome(s, now, Input::Acquire(CHILD)))
+        Some(outcome(s, now, Input::Acquire(CHILD.into())))
     }));
     rows.push(row("Inbound", |s| {
         let (sa, now) = (ours(s, Direction::In), s.lab.now());
