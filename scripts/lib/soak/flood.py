@@ -6,7 +6,7 @@ KIND: init      requests to begin, each with an SPI of its own, to port 500
       garbage   random octets of random length, to ports 500 and 4500 in turn
       replay    the UDP payloads of FILE that went to TARGET, in turn, to the ports they went to
 
-Without a SOURCE the addresses are random ones of 11.0.0.0/8; ports are random. They
+Without a SOURCE the addresses are random ones of 11.0.0.0/8; each has a port of its own. They
 come a few at a time, as interfaces hand them over, or with --singly one by one, which costs the receiver a wake-up for each.
 Prints how many were sent and how long that took.
 """
@@ -101,6 +101,7 @@ def main():
         else:
             to, content = old[n % len(old)]
         frames.append(frame(macs, source, port, a.target, to, content))
+    port = slice(ETHERNET + IPV4, ETHERNET + IPV4 + 2)
     spi = slice(ETHERNET + IPV4 + UDP, ETHERNET + IPV4 + UDP + 8)
     fresh = a.kind == "init"
     sent, refused, start = 0, 0, time.monotonic()
@@ -112,6 +113,8 @@ def main():
             continue
         for _ in range(min(due - sent, 256)):
             f = frames[sent % FRAMES]
+            # To the host's connection tracking each one is a connection.
+            f[port] = struct.pack(">H", rng.randrange(1024, 65536))
             if fresh:
                 f[spi] = rng.randbytes(8)
             try:

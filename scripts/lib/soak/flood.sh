@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# flood [SECONDS] [RATE]: forged datagrams (20,000 a second, 60 s of each kind) at a gateway with a live tunnel, while
+# flood [SECONDS] [RATE] [KIND...]: forged datagrams (20,000 a second, 60 s of each kind) at a gateway with a live tunnel, while
 # another peer makes one tunnel after the other. Kinds: first requests from addresses that nobody has configured, the same
 # from those of the peers, garbage and recorded datagrams to both ports.
 
@@ -68,6 +68,7 @@ udp_lost() { # HOST: datagrams that the kernel had no room for
 flood_kind() { # NAME SECONDS [flood.py's KIND RATE [SOURCE... --pcap FILE]]
     local name=$1 seconds=$2 sent=0 took
     shift 2
+    if [[ $name != quiet && " ${FLOOD_KINDS:-$name} " != *" $name "* ]]; then return 0; fi
     say "$name"
     local before after dropped rss fds
     read -r rss fds _ <<<"$(sample gwb)"
@@ -85,6 +86,7 @@ flood_kind() { # NAME SECONDS [flood.py's KIND RATE [SOURCE... --pcap FILE]]
         sleep "$seconds"
         took=$seconds
     fi
+    figure "${name}_connections_tracked" "$(ns gwb sysctl -n net.netfilter.nf_conntrack_count 2>/dev/null || echo 0)"
     after=$(cpu "${DAEMON_PID[gwb]}") dropped=$(($(udp_lost gwb) - dropped))
     # Whoever is still on its way may arrive.
     sleep 2
@@ -111,7 +113,8 @@ flood_kind() { # NAME SECONDS [flood.py's KIND RATE [SOURCE... --pcap FILE]]
 }
 
 soak_flood() {
-    local seconds=${1:-60} rate=${2:-20000}
+    local seconds=${1:-60} rate=${2:-20000} name
+    FLOOD_KINDS=${*:3}
     flood_config gwb 198.51.100.2 10.2.0.0/16 tunnel 192.0.2.1 10.1.0.0/16 passive knock 198.51.100.1 10.9.0.0/16 passive
     flood_config gwa 192.0.2.1 10.1.0.0/16 tunnel 198.51.100.2 10.2.0.0/16 active
     flood_config wan 198.51.100.1 10.9.0.0/16 knock 198.51.100.2 10.2.0.0/16 passive
@@ -139,7 +142,8 @@ soak_flood() {
     flood_kind singly "$seconds" init "$rate" 192.0.2.1 198.51.100.1 --singly
     flood_kind garbage "$seconds" garbage "$rate" 192.0.2.1 198.51.100.1
     flood_kind replays "$seconds" replay "$rate" 192.0.2.1 198.51.100.1 --pcap "$LAB_DIR/real.pcap"
-    must unconfigured_cpu_us_per_datagram le 10
-    must configured_cpu_us_per_datagram le 10
+    for name in unconfigured configured singly; do
+        if [[ -n ${FIGURES[${name}_cpu_us_per_datagram]:-} ]]; then must "${name}_cpu_us_per_datagram" le 10; fi
+    done
     finish flood
 }

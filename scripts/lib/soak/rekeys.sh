@@ -52,14 +52,15 @@ soak_rekeys() {
     done
     wait_for 20 ctl gwa status || broken "not every tunnel comes up"
     watch_leaks
-    # Until the history of each tunnel (200 events) and whatever holds the pairs of the last seconds are full.
-    rekeys_round warm-up $((250 * REKEY_TUNNELS)) 0.05
-    sleep 8
+    rekeys_round warm-up $((20 * REKEY_TUNNELS)) 0.05
+    stream_start 1000 vpc idc "${targets[@]}"
+    # What the pairs of the last seconds and the history of each tunnel (200 events) take is reached in the first half.
     local rss fds rss_b fds_b
+    rekeys_round child-first $((children / 2)) 0.05
+    sleep 8
     read -r rss fds _ <<<"$(sample gwa)"
     read -r rss_b fds_b _ <<<"$(sample gwb)"
-    stream_start 1000 vpc idc "${targets[@]}"
-    rekeys_round child "$children" 0.05
+    rekeys_round child-second $((children / 2)) 0.05
     # Both ends ask in turn, each of them once in five seconds at most.
     rekeys_round ike "$ikes" 2.6 --ike
     stream_end

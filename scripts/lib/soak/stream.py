@@ -18,6 +18,11 @@ import time
 JOINS = 0.25
 # How long the last answers may take.
 LAST = 2
+# A sender that was kept from running makes up for so many packets at once and not more: a burst that fills somebody's queue
+# would be its own fault.
+BEHIND = 16
+# Room in sockets beyond the system's limit (socket.SO_RCVBUFFORCE has no name in Python).
+SO_RCVBUFFORCE = 33
 
 
 def clock():
@@ -26,7 +31,7 @@ def clock():
 
 def echo(port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         s.bind(("0.0.0.0", port))
         while True:
             data, sender = s.recvfrom(2048)
@@ -41,7 +46,7 @@ def send(port, rate, addresses):
     signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
     sent, answered = [], bytearray()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         s.setblocking(False)
 
         def collect(until):
@@ -58,6 +63,8 @@ def send(port, rate, addresses):
         start = clock()
         while not ended:
             due = start + len(sent) / rate
+            late = clock() - due - BEHIND / rate
+            start += max(0, late)
             collect(due)
             to = addresses[len(sent) % len(addresses)]
             try:
