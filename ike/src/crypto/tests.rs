@@ -113,7 +113,7 @@ fn nist_ikev2_kdf() {
             assert!(ck.integ_i.is_empty() && ck.integ_r.is_empty());
         }
     }
-    assert_eq!(typed, 750);
+    assert_eq!(typed, 900);
 }
 
 #[test]
