@@ -207,7 +207,8 @@ fn a_thousand_tunnels_are_rendered_quickly() {
 fn served(subscriber: Subscriber) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    http::spawn(listener, subscriber).unwrap();
+    // It serves until the test program ends.
+    std::mem::forget(http::spawn(listener, subscriber).unwrap());
     addr
 }
 

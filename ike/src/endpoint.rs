@@ -182,7 +182,7 @@ impl Endpoint {
         [retry, sa].into_iter().flatten().min()
     }
 
-    /// Whether no IKE SA is left, as after [`Command::Shutdown`].
+    /// Whether no IKE SA is left, as after [`crate::Command::Shutdown`].
     pub fn is_idle(&self) -> bool {
         self.sas.is_empty()
     }

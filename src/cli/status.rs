@@ -6,7 +6,7 @@ use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Failure, Global, Outcome, ask, exit, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
-    ChildStatus, GatewayStatus, MissingStatus, Nat, RuleState, Snapshot, TunnelState, TunnelStatus,
+    ChildStatus, GatewayStatus, MissingStatus, Nat, Origin, RuleState, Snapshot, TunnelState, TunnelStatus,
 };
 
 #[derive(Args, Debug)]
@@ -54,6 +54,16 @@ pub fn status(args: &StatusArgs, g: &Global, out: &mut Out) -> Outcome {
     Ok(code)
 }
 
+/// A gateway's bandwidth, and by whose word if it is not the configuration's.
+fn level(g: &GatewayStatus) -> String {
+    let level = g.bandwidth_bps.map_or("unlimited".into(), rate);
+    match g.bandwidth_origin {
+        Origin::Configuration => level,
+        Origin::Command => format!("{level} (by command)"),
+        Origin::Saved => format!("{level} (saved)"),
+    }
+}
+
 fn plain(text: impl Into<String>) -> (Tone, String) {
     (Tone::Plain, safe(&text.into()))
 }
@@ -68,13 +78,7 @@ fn tone(state: TunnelState) -> Tone {
 
 fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     let gateway = |g: &GatewayStatus| {
-        vec![
-            plain(&g.name),
-            plain(&g.address),
-            plain(g.bandwidth_bps.map_or("unlimited".into(), rate)),
-            plain(rate(g.tx_bps)),
-            plain(rate(g.rx_bps)),
-        ]
+        vec![plain(&g.name), plain(&g.address), plain(level(g)), plain(rate(g.tx_bps)), plain(rate(g.rx_bps))]
     };
     out.line(&format!("data plane: {} ({})\n", safe(&s.data_plane), safe(&s.data_plane_reason)))?;
     for o in &s.obstacles {

@@ -143,7 +143,14 @@ impl Plane {
     /// Releases the guards of children whose tunnels are closed. Goes on after errors and returns the first.
     pub fn unguard_all(&mut self, children: &[ChildId]) -> Result<(), PlaneError> {
         let released = match &mut self.esp {
-            Esp::Kernel(p) => children.iter().fold(Ok(()), |first, child| first.and(p.unguard(*child))),
+            Esp::Kernel(p) => {
+                let mut first = Ok(());
+                for child in children {
+                    let released = p.unguard(*child);
+                    first = first.and(released);
+                }
+                first
+            }
             Esp::User(p) => p.unguard_all(children),
         };
         if released.is_ok() {
