@@ -1,5 +1,5 @@
-//! What is reached directly although a guard covers it ([`Bypass`]): this host's own addresses and the networks attached
-//! to it, where they lie inside the guard's local selectors, and the networks that the configuration lists. A pure
+//! What is reached directly although a guard covers it ([`cygnet_model::tunnel::Bypass`]): this host's own addresses and
+//! the networks attached to it, where they lie inside the guard's local selectors, and what the configuration lists. A pure
 //! function, for both planes and the wall.
 
 use std::collections::BTreeSet;
