@@ -31,7 +31,7 @@ fn tunnel(guard: &GuardSpec) -> TunnelSpec {
         outer_local: ip("192.0.2.1"),
         outer_remote: ip("192.0.2.2"),
         mark: None,
-        weight: 0,
+        weight: guard.weight,
     }
 }
 
