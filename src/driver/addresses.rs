@@ -183,6 +183,9 @@ impl Daemon {
 
     /// The resolver has answered for a name.
     pub(super) fn on_resolved(&mut self, name: &str, answer: Answer) {
+        if !self.resolver.asks_for(name) {
+            return;
+        }
         match answer {
             Answer::Addresses(addresses) => {
                 self.unresolved.remove(name);

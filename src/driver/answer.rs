@@ -21,6 +21,7 @@ use crate::plane::choose::{HostReport, Wish};
 /// A client that waits for something to become true.
 pub(super) struct Waiter {
     tunnel: TunnelId,
+    name: String,
     wants: Wants,
     reply: oneshot::Sender<Response>,
 }
@@ -94,7 +95,7 @@ impl Daemon {
             return;
         };
         self.input(Input::Command(command(id)));
-        self.waiters.push(Waiter { tunnel: id, wants, reply });
+        self.waiters.push(Waiter { tunnel: id, name: tunnel.to_owned(), wants, reply });
     }
 
     fn rekey(&mut self, tunnel: &str, ike: bool, reply: oneshot::Sender<Response>) {
@@ -114,7 +115,8 @@ impl Daemon {
         }
         let (kind, left) = if ike { (RekeyKind::Ike, 1) } else { (RekeyKind::Child, children) };
         // Registered first: the answer may come in the same turn.
-        self.waiters.push(Waiter { tunnel: id, wants: Wants::Rekeyed { kind, left }, reply });
+        let wants = Wants::Rekeyed { kind, left };
+        self.waiters.push(Waiter { tunnel: id, name: tunnel.to_owned(), wants, reply });
         self.input(Input::Command(if ike { Command::RekeyIke(id) } else { Command::RekeyChildren(id) }));
     }
 
@@ -123,13 +125,13 @@ impl Daemon {
         let (mut waiting, mut told) = (Vec::new(), Vec::new());
         for w in std::mem::take(&mut self.waiters) {
             let view = self.endpoint.view(w.tunnel);
-            let name = self.tunnel_name(w.tunnel).unwrap_or_default();
+            let name = &w.name;
             let done = match (&w.wants, &view) {
-                (_, None) => Some(unknown("tunnel", &name)),
+                (_, None) => Some(unknown("tunnel", name)),
                 (Wants::Up, Some(v)) if is_up(v) && v.coverage.is_whole() => {
                     Some(Response::done(format!("tunnel {name} is up")))
                 }
-                (Wants::Up, Some(v)) if is_up(v) && v.is_settled() => Some(partly_up(&name, v)),
+                (Wants::Up, Some(v)) if is_up(v) && v.is_settled() => Some(partly_up(name, v)),
                 (Wants::Down, Some(v)) if v.ike.is_none() && !self.endpoint.has_sas(w.tunnel) => {
                     Some(Response::done(format!("tunnel {name} is down")))
                 }

@@ -116,6 +116,11 @@ impl<S: Ord> LineLimits<S> {
         Self { per_minute, limits: BTreeMap::new() }
     }
 
+    /// Forgets subjects that are gone.
+    pub fn forget(&mut self, gone: impl Fn(&S) -> bool) {
+        self.limits.retain(|subject, _| !gone(subject));
+    }
+
     /// Whether a line about this subject may be printed, as [`RateLimit::admit`].
     pub fn admit(&mut self, subject: S, unix: u64) -> Option<u64> {
         self.limits.entry(subject).or_insert_with(|| RateLimit::new(self.per_minute)).admit(unix)

@@ -266,7 +266,8 @@ impl Daemon {
         let (asks_tx, asks) = mpsc::channel(64);
         tokio::spawn(control::server::serve(control, asks_tx, events.clone()));
         let (resolved_tx, resolved) = mpsc::channel(16);
-        let resolver = Resolver::spawn(names(&config), &resolved_tx);
+        let mut resolver = Resolver::default();
+        resolver.follow(names(&config), &resolved_tx);
         let plane_fd = plane.port_ref().event_fd().map(watched).transpose()?;
         let host = HostMonitor::open()
             .inspect_err(|e| tracing::warn!(error = %e, "changes of the host are seen late"))
@@ -337,6 +338,9 @@ impl Daemon {
                 counters.failures.entry(reason.name()).or_default();
             }
         }
+        let known = |gateway: &str| self.config.gateway(gateway).is_some();
+        self.counters.qos_drops.retain(|(gateway, _), _| known(gateway));
+        self.rates.retain(|gateway, _| known(gateway));
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
         self.places = policy::places(&self.registry, &self.config);
         for id in self.places.keys() {

@@ -14,7 +14,6 @@ use cygnet_model::tunnel::GuardSpec;
 use cygnet_model::{ChildId, plane::PlaneKind};
 
 use super::addresses::HostAddresses;
-use super::resolver::Resolver;
 use super::{Daemon, names, policy, saved};
 use crate::config::diff::{self, Action, Impact, Plan};
 use crate::config::model::Config;
@@ -285,12 +284,9 @@ impl Daemon {
             tracing::warn!(error = %e, "the numbers of tunnels are not kept over a restart: {dir} cannot be written");
         }
         self.follow_levels(&new);
-        let asked = names(&new);
-        if asked != names(&self.config) {
-            self.unresolved.retain(|name| asked.contains(name));
-            self.resolved.retain(|name, _| asked.contains(name));
-            self.resolver = Resolver::spawn(asked, &self.answers);
-        }
+        self.resolver.follow(names(&new), &self.answers);
+        self.unresolved.retain(|name| self.resolver.asks_for(name));
+        self.resolved.retain(|name, _| self.resolver.asks_for(name));
         let gone: Vec<String> = (self.config.tunnels.iter())
             .filter(|t| registry.tunnel(&t.name) != self.registry.tunnel(&t.name))
             .map(|t| t.name.clone())
@@ -300,6 +296,8 @@ impl Daemon {
             if let Some(id) = self.registry.tunnel(name) {
                 self.tell_tunnel(id, Kind::TunnelDown, "the configuration has it no more");
                 self.tunnels.remove(&id);
+                self.tunnel_lines.forget(|(tunnel, _)| *tunnel == id);
+                self.failure_lines.forget(|(tunnel, _)| *tunnel == id);
             }
         }
         self.config = new;

@@ -5,7 +5,7 @@
 //! somebody comes from an address that nobody is known by. Strangers can make such reasons, so that there is a shortest
 //! time between two questions for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::dns;
@@ -71,31 +72,53 @@ impl Names for System {
 /// Asks for names, again and again.
 #[derive(Default)]
 pub(super) struct Resolver {
-    hurry: BTreeMap<String, Arc<Notify>>,
+    asked: BTreeMap<String, Asked>,
+}
+
+/// A name that is asked for until this is dropped.
+struct Asked {
+    wake: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Resolver {
-    /// Starts to ask for `names`, and goes on for as long as somebody listens.
-    pub fn spawn(names: impl IntoIterator<Item = String>, out: &mpsc::Sender<Resolved>) -> Self {
-        let mut hurry = BTreeMap::new();
+    /// Starts to ask for those of `names` that are new, and stops to ask for those that are gone.
+    pub fn follow(&mut self, names: BTreeSet<String>, out: &mpsc::Sender<Resolved>) {
+        self.follow_by(&System, names, out);
+    }
+
+    fn follow_by(&mut self, by: &impl Names, names: BTreeSet<String>, out: &mpsc::Sender<Resolved>) {
+        self.asked.retain(|name, _| names.contains(name));
         for name in names {
-            let wake = Arc::new(Notify::new());
-            tokio::spawn(ask(System, name.clone(), Arc::clone(&wake), out.clone()));
-            hurry.insert(name, wake);
+            self.asked.entry(name).or_insert_with_key(|name| {
+                let wake = Arc::new(Notify::new());
+                let task = tokio::spawn(ask(by.clone(), name.clone(), Arc::clone(&wake), out.clone()));
+                Asked { wake, task: task.abort_handle() }
+            });
         }
-        Self { hurry }
+    }
+
+    /// Whether a name is asked for. An answer may come after it has gone.
+    pub fn asks_for(&self, name: &str) -> bool {
+        self.asked.contains_key(name)
     }
 
     /// There is reason to ask for a name now.
     pub fn hurry(&self, name: &str) {
-        if let Some(wake) = self.hurry.get(name) {
-            wake.notify_one();
+        if let Some(asked) = self.asked.get(name) {
+            asked.wake.notify_one();
         }
     }
 
     /// There is reason to ask for all of them now.
     pub fn hurry_all(&self) {
-        self.hurry.values().for_each(|wake| wake.notify_one());
+        self.asked.values().for_each(|asked| asked.wake.notify_one());
     }
 }
 
@@ -161,6 +184,44 @@ mod tests {
         let waits: Vec<u128> = (1..9).map(|n| retry(n).as_millis()).collect();
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
         assert_eq!(retry(u32::MAX), RETRY_MAX);
+    }
+
+    /// Knows every name, and tells who was asked for.
+    #[derive(Clone)]
+    struct Told(mpsc::UnboundedSender<String>);
+
+    impl Names for Told {
+        async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+            self.0.send(name.to_owned()).map_err(io::Error::other)?;
+            Ok(vec![[192, 0, 2, 1].into()])
+        }
+
+        async fn holds(&self, _: &str, _: &[IpAddr]) -> Option<Duration> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_stay_are_asked_for_once_and_those_that_go_no_more() {
+        let names = |all: &[&str]| all.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+        let (told, mut asked) = mpsc::unbounded_channel();
+        let by = Told(told);
+        let (out, _answers) = mpsc::channel(64);
+        let mut resolver = Resolver::default();
+        for (wanted, new) in [(&["a", "b"][..], &["a", "b"][..]), (&["b", "c"], &["c"]), (&[], &[])] {
+            resolver.follow_by(&by, names(wanted), &out);
+            let mut first = BTreeSet::new();
+            for _ in new {
+                first.insert(asked.recv().await.unwrap());
+            }
+            assert_eq!(first, names(new));
+            // Each name that is asked for has a way to answer, and nobody else has.
+            while out.strong_count() != 1 + wanted.len() {
+                tokio::task::yield_now().await;
+            }
+            assert!(asked.try_recv().is_err(), "one that stays was asked for anew");
+            assert!(wanted.iter().all(|name| resolver.asks_for(name)) && !resolver.asks_for("d"));
+        }
     }
 
     /// Knows one address; how long that holds is asked of a real server.

@@ -39,26 +39,23 @@
 //! An identity binding is a binding: chains of others, nft's and iptables' alike, are not asked any more for this
 //! connection. Connection tracking itself goes on.
 
-use std::cmp::Reverse;
+mod look;
+mod shape;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cygnet_model::plane::{PlaneError, PlaneErrorKind};
-use cygnet_model::selector::{IpRange, TrafficSelector, within};
-use cygnet_model::tunnel::GuardSpec;
 use cygnet_xfrm::nft::expr::{Base, Ct, Ip, Meta, NatKind, Register, Tuple, Verdict};
 use cygnet_xfrm::nft::{Chain, ChainKind, Change, Counted, Expr, Hook, Keeping, keys_per_message};
-use cygnet_xfrm::policy::expand;
-use cygnet_xfrm::route::Prefix;
 
-use crate::plane::near::near;
+use self::look::{ADDRESS, End, Look, Of, SCRATCH, SCRATCH_NAME, has_bits, interface, no_entry, register};
+pub use self::shape::{Addresses, Pair, Shape, pairs, put, take};
+use self::shape::{Meaning, TYPE_IPV4, TYPE_IPV6, TYPE_PROTOCOL, TYPE_SERVICE, set};
 
 /// Our table.
 pub const TABLE: &str = "cygnet";
 /// A table that is made and removed in one transaction, to see what this kernel can do.
 pub const PROBE: &str = "cygnet-probe";
-/// Pairs of one guard; also the limit of both planes.
-const PAIRS: usize = 4096;
 /// Sets of one kind: each costs every unprotected packet some look-ups.
 pub const SHAPES: usize = 256;
 
@@ -90,8 +87,6 @@ const ICMPV6: u8 = 58;
 const IKE_PORTS: [u16; 2] = [500, 4500];
 /// Neighbour discovery (RFC 4861): both planes let it go, or nothing could be sent at all.
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 136);
-/// `NF_CT_STATE_INVALID_BIT | NF_CT_STATE_UNTRACKED_BIT`: no entry of conntrack.
-const NO_ENTRY: u32 = 1 | 64;
 /// `NF_CT_STATE_BIT(IP_CT_RELATED)`: of ICMP packets, the errors about a connection.
 const RELATED: u32 = 4;
 
@@ -107,329 +102,7 @@ pub enum Protection {
     Device(String),
 }
 
-/// Which bits of a packet a set looks at.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Shape {
-    ip: Ip,
-    /// Prefix lengths.
-    source: u8,
-    destination: u8,
-    /// Zero: none.
-    mark: u32,
-    upper: Upper,
-    meaning: Meaning,
-}
-
-/// What the packets of a set are.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Meaning {
-    /// Let by, although selectors cover them whose prefix lengths add up to this.
-    Near(u16),
-    /// Of either direction: in both sides of a guard. Asked for arriving packets only.
-    Either,
-    /// To be protected.
-    Protected {
-        /// Both sides of the guard are the same, so that decrypted packets look protected as well.
-        symmetric: bool,
-    },
-}
-
-/// What a shape sees above IP.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-enum Upper {
-    Nothing,
-    /// The protocol.
-    Protocol,
-    /// And masked ports.
-    Ports(u16, u16),
-    /// And masked type and code of ICMP.
-    Icmp(u8, u8),
-}
-
-/// The values that a set holds for a shape, masked.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Pair {
-    source: IpAddr,
-    destination: IpAddr,
-    mark: u32,
-    protocol: u8,
-    upper: (u16, u16),
-}
-
-/// What a guard falls apart into, on a host with these own addresses and attached networks.
-pub fn pairs(spec: &GuardSpec, attached: &BTreeSet<Prefix>) -> Result<BTreeSet<(Shape, Pair)>, PlaneError> {
-    let local: Vec<_> = spec.local.iter().map(sayable).collect();
-    let remote: Vec<_> = spec.remote.iter().map(sayable).collect();
-    let both: Vec<_> = local.iter().flat_map(|l| remote.iter().filter_map(move |r| l.intersect(r))).collect();
-    let symmetric = within(&local, &both) && within(&remote, &both);
-    let mut out = BTreeSet::new();
-    for (from, to, meaning) in
-        [(&local, &remote, Meaning::Protected { symmetric }), (&both, &both, Meaning::Either)]
-    {
-        let selectors = expand(from, to, PAIRS).map_err(|e| PlaneError {
-            operation: format!("wall off tunnel {}, child {}", spec.child.tunnel.0, spec.child.index),
-            kind: PlaneErrorKind::Exhausted,
-            detail: e.to_string(),
-        })?;
-        out.extend(selectors.into_iter().map(|s| {
-            let ip = if s.source.0.is_ipv4() { Ip::V4 } else { Ip::V6 };
-            let (upper, values) = match (s.protocol, s.source_port, s.destination_port) {
-                (0, ..) => (Upper::Nothing, (0, 0)),
-                (_, a, b) if a.mask == 0 && b.mask == 0 => (Upper::Protocol, (0, 0)),
-                (ICMP | ICMPV6, a, b) => (Upper::Icmp(low(a.mask), low(b.mask)), (a.value, b.value)),
-                (_, a, b) => (Upper::Ports(a.mask, b.mask), (a.value, b.value)),
-            };
-            let mark = spec.mark.map_or((0, 0), |m| (m.value & m.mask, m.mask));
-            let shape =
-                Shape { ip, source: s.source.1, destination: s.destination.1, mark: mark.1, upper, meaning };
-            let pair = Pair {
-                source: s.source.0,
-                destination: s.destination.0,
-                mark: mark.0,
-                protocol: s.protocol,
-                upper: values,
-            };
-            (shape, pair)
-        }));
-    }
-    for let_by in near(spec, attached) {
-        let place = u16::from(let_by.local.1) + u16::from(let_by.covering);
-        let ends = [(let_by.local, let_by.network), (let_by.network, let_by.local)];
-        out.extend(ends.map(|(source, destination)| {
-            let shape = Shape {
-                ip: if source.0.is_ipv4() { Ip::V4 } else { Ip::V6 },
-                source: source.1,
-                destination: destination.1,
-                mark: 0,
-                upper: Upper::Nothing,
-                meaning: Meaning::Near(place),
-            };
-            (
-                shape,
-                Pair { source: source.0, destination: destination.0, mark: 0, protocol: 0, upper: (0, 0) },
-            )
-        }));
-    }
-    Ok(out)
-}
-
-const fn low(mask: u16) -> u8 {
-    mask.to_be_bytes()[1]
-}
-
-/// A selector without what look-ups cannot say (OPAQUE ports, ranges of codes over several ICMP types): wider.
-fn sayable(selector: &TrafficSelector) -> TrafficSelector {
-    let one = [*selector];
-    let all = [TrafficSelector::any(IpRange::all(selector.range.start()))];
-    if expand(&one, &all, PAIRS).is_ok() {
-        *selector
-    } else {
-        TrafficSelector { ports: (0, 65535), ..*selector }
-    }
-}
-
 impl Shape {
-    /// The set's name says all that the shape does, since a later daemon finds its sets by name.
-    pub fn set(&self) -> String {
-        let ip = match self.ip {
-            Ip::V4 => 4,
-            Ip::V6 => 6,
-        };
-        let meaning = match self.meaning {
-            Meaning::Near(_) => "near",
-            Meaning::Either => "either",
-            Meaning::Protected { .. } => "protected",
-        };
-        let mut name = format!("{meaning}{ip}-{}-{}", self.source, self.destination);
-        match self.upper {
-            Upper::Nothing => {}
-            Upper::Protocol => name.push_str("-protocol"),
-            Upper::Ports(a, b) => name.push_str(&format!("-ports-{a:x}-{b:x}")),
-            Upper::Icmp(a, b) => name.push_str(&format!("-icmp-{a:x}-{b:x}")),
-        }
-        if self.mark != 0 {
-            name.push_str(&format!("-mark-{:x}", self.mark));
-        }
-        match self.meaning {
-            Meaning::Protected { symmetric: true } => name.push_str("-symmetric"),
-            Meaning::Near(place) => name.push_str(&format!("-before-{place}")),
-            Meaning::Protected { symmetric: false } | Meaning::Either => {}
-        }
-        name
-    }
-
-    /// Whether packets of the set are to be protected.
-    pub const fn protects(&self) -> bool {
-        matches!(self.meaning, Meaning::Protected { .. })
-    }
-
-    /// The order of rules: narrow before wide, and what lets go before what drops.
-    pub fn place(&self) -> (Reverse<u16>, Reverse<u32>, Meaning) {
-        let width = match self.meaning {
-            Meaning::Near(place) => place,
-            Meaning::Either | Meaning::Protected { .. } => {
-                u16::from(self.source) + u16::from(self.destination)
-            }
-        };
-        let upper = match (self.meaning, self.upper) {
-            (Meaning::Near(_), _) => u32::MAX,
-            (_, Upper::Nothing) => 0,
-            (_, Upper::Protocol) => 1,
-            (_, Upper::Ports(a, b)) => 1 + a.count_ones() + b.count_ones(),
-            (_, Upper::Icmp(a, b)) => 1 + a.count_ones() + b.count_ones(),
-        };
-        (Reverse(width), Reverse(upper), self.meaning)
-    }
-
-    /// The key as the set holds it: each field on its own words.
-    pub fn key(&self, pair: &Pair) -> Vec<u8> {
-        let mut key = Vec::with_capacity(48);
-        for ip in [pair.source, pair.destination] {
-            match ip {
-                IpAddr::V4(ip) => key.extend(ip.octets()),
-                IpAddr::V6(ip) => key.extend(ip.octets()),
-            }
-        }
-        let mut field = |bytes: &[u8]| {
-            key.extend_from_slice(bytes);
-            key.resize(key.len().next_multiple_of(4), 0);
-        };
-        if self.mark != 0 {
-            field(&pair.mark.to_ne_bytes());
-        }
-        match self.upper {
-            Upper::Nothing => {}
-            Upper::Protocol => field(&[pair.protocol]),
-            Upper::Ports(..) => {
-                field(&[pair.protocol]);
-                field(&pair.upper.0.to_be_bytes());
-                field(&pair.upper.1.to_be_bytes());
-            }
-            Upper::Icmp(..) => {
-                field(&[pair.protocol]);
-                field(&[low(pair.upper.0)]);
-                field(&[low(pair.upper.1)]);
-            }
-        }
-        key
-    }
-
-    /// The set itself.
-    fn make(&self) -> Change {
-        let address = match self.ip {
-            Ip::V4 => (TYPE_IPV4, 4),
-            Ip::V6 => (TYPE_IPV6, 16),
-        };
-        let mut fields = vec![address, address];
-        if self.mark != 0 {
-            fields.push((TYPE_MARK, 4));
-        }
-        match self.upper {
-            Upper::Nothing => {}
-            Upper::Protocol => fields.push((TYPE_PROTOCOL, 4)),
-            Upper::Ports(..) => fields.extend([(TYPE_PROTOCOL, 4), (TYPE_SERVICE, 4), (TYPE_SERVICE, 4)]),
-            Upper::Icmp(..) => fields.extend([(TYPE_PROTOCOL, 4), (TYPE_INTEGER, 4), (TYPE_INTEGER, 4)]),
-        }
-        set(self.set(), &fields)
-    }
-
-    const fn address_words(&self) -> u8 {
-        match self.ip {
-            Ip::V4 => 1,
-            Ip::V6 => 4,
-        }
-    }
-
-    /// Loads what `look` sees of a packet into the registers from 0 on, masked, and looks it up.
-    fn look_up(&self, look: Look) -> Vec<Expr> {
-        let words = self.address_words();
-        let mut out = Vec::new();
-        if let Look::Tuples { direction, .. } = look {
-            out.push(Expr::Ct(Ct::Direction, SCRATCH));
-            out.push(Expr::Equals(SCRATCH, vec![direction.number()]));
-        }
-        out.push(Expr::Meta(Meta::Family, SCRATCH));
-        out.push(Expr::Equals(SCRATCH, vec![self.ip.number()]));
-        for (end, at, len) in [(End::Source, 0, self.source), (End::Destination, words, self.destination)] {
-            out.push(match look {
-                Look::Header => self.header_address(end, at),
-                Look::Turned => self.header_address(end.other(), at),
-                Look::Tuples { source, destination, .. } => {
-                    let from = match end {
-                        End::Source => source,
-                        End::Destination => destination,
-                    };
-                    Expr::Ct(from.address(self.ip), register(at))
-                }
-            });
-            let width = words * 32;
-            if len < width {
-                out.push(Expr::Mask(register(at), prefix_mask(words, len)));
-            }
-        }
-        let mut at = words * 2;
-        let mut next = || {
-            at += 1;
-            register(at - 1)
-        };
-        if self.mark != 0 {
-            let to = next();
-            out.extend([Expr::Meta(Meta::Mark, to), Expr::Mask(to, self.mark.to_ne_bytes().to_vec())]);
-        }
-        match (self.upper, look) {
-            (Upper::Nothing, _) => {}
-            // An ICMP error is about a packet of its connection's protocol.
-            (Upper::Protocol | Upper::Ports(..), Look::Tuples { .. }) => {
-                out.push(Expr::Ct(Ct::Protocol, next()));
-            }
-            _ => out.push(Expr::Meta(Meta::Protocol, next())),
-        }
-        let transport = |offset, len, to| Expr::Payload { base: Base::Transport, offset, len, to };
-        match self.upper {
-            Upper::Nothing | Upper::Protocol => {}
-            Upper::Ports(a, b) => {
-                let (source_at, destination_at) = (next(), next());
-                match look {
-                    Look::Header => {
-                        out.extend([transport(0, 2, source_at), transport(2, 2, destination_at)]);
-                    }
-                    Look::Turned => {
-                        out.extend([transport(2, 2, source_at), transport(0, 2, destination_at)]);
-                    }
-                    Look::Tuples { source, destination, .. } => {
-                        let ports = [
-                            Expr::Ct(source.port(), source_at),
-                            Expr::Ct(destination.port(), destination_at),
-                        ];
-                        out.extend(ports);
-                    }
-                }
-                for (to, mask) in [(source_at, a), (destination_at, b)] {
-                    let [high, low] = mask.to_be_bytes();
-                    out.push(Expr::Mask(to, vec![high, low, 0, 0]));
-                }
-            }
-            // Nothing translates these.
-            Upper::Icmp(a, b) => {
-                let (kind, code) = (next(), next());
-                out.extend([transport(0, 1, kind), transport(1, 1, code)]);
-                out.extend([Expr::Mask(kind, vec![a, 0, 0, 0]), Expr::Mask(code, vec![b, 0, 0, 0])]);
-            }
-        }
-        out.push(Expr::InSet(self.set(), register(0)));
-        out
-    }
-
-    fn header_address(&self, end: End, at: u8) -> Expr {
-        let (offset, len) = match (self.ip, end) {
-            (Ip::V4, End::Source) => (12, 4),
-            (Ip::V4, End::Destination) => (16, 4),
-            (Ip::V6, End::Source) => (8, 16),
-            (Ip::V6, End::Destination) => (24, 16),
-        };
-        Expr::Payload { base: Base::Network, offset, len, to: register(at) }
-    }
-
     /// The rules for the set, in all chains.
     fn rules(&self, protection: &Protection, nat: bool) -> Vec<Change> {
         match self.meaning {
@@ -542,112 +215,6 @@ impl Shape {
     }
 }
 
-/// Types of `nft`, for whoever lists the table.
-const TYPE_INTEGER: u32 = 4;
-const TYPE_IPV4: u32 = 7;
-const TYPE_IPV6: u32 = 8;
-const TYPE_PROTOCOL: u32 = 12;
-const TYPE_SERVICE: u32 = 13;
-const TYPE_MARK: u32 = 19;
-
-fn set(name: String, fields: &[(u32, u32)]) -> Change {
-    Change::Set {
-        name,
-        key_len: fields.iter().map(|(_, len)| len).sum(),
-        key_type: fields.iter().fold(0, |all, (kind, _)| all << 6 | kind),
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Source,
-    Destination,
-}
-
-impl End {
-    const fn other(self) -> Self {
-        match self {
-            Self::Source => Self::Destination,
-            Self::Destination => Self::Source,
-        }
-    }
-}
-
-/// Where a rule takes the addresses from.
-#[derive(Clone, Copy)]
-enum Look {
-    /// The packet as it is.
-    Header,
-    /// Its answer: source and destination exchanged.
-    Turned,
-    /// The tuples of its connection, for packets of this direction.
-    Tuples { direction: Tuple, source: Of, destination: Of },
-}
-
-impl Look {
-    /// As it was sent.
-    const SENT: Self =
-        Self::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Destination(Tuple::Original));
-    /// As it was sent, to where it was redirected.
-    const REDIRECTED: Self =
-        Self::tuples(Tuple::Original, Of::Source(Tuple::Original), Of::Source(Tuple::Reply));
-    /// An answer before its source is put back.
-    const ANSWER: Self = Self::tuples(Tuple::Reply, Of::Source(Tuple::Reply), Of::Source(Tuple::Original));
-
-    const fn tuples(direction: Tuple, source: Of, destination: Of) -> Self {
-        Self::Tuples { direction, source, destination }
-    }
-}
-
-/// An end of a tuple.
-#[derive(Clone, Copy)]
-enum Of {
-    Source(Tuple),
-    Destination(Tuple),
-}
-
-impl Of {
-    const fn address(self, ip: Ip) -> Ct {
-        match self {
-            Self::Source(tuple) => Ct::Source(tuple, ip),
-            Self::Destination(tuple) => Ct::Destination(tuple, ip),
-        }
-    }
-
-    const fn port(self) -> Ct {
-        match self {
-            Self::Source(tuple) => Ct::SourcePort(tuple),
-            Self::Destination(tuple) => Ct::DestinationPort(tuple),
-        }
-    }
-}
-
-/// Keys end before this one.
-const ADDRESS: u8 = 12;
-const SCRATCH: Register = register(15);
-const SCRATCH_NAME: Register = register(ADDRESS);
-
-const fn register(number: u8) -> Register {
-    match Register::new(number) {
-        Some(register) => register,
-        // Keys have at most 12 words.
-        None => register(0),
-    }
-}
-
-fn prefix_mask(words: u8, len: u8) -> Vec<u8> {
-    let octets = usize::from(words) * 4;
-    let mask = if len == 0 { 0 } else { u128::MAX << (128 - u32::from(len)) };
-    mask.to_be_bytes().into_iter().take(octets).collect()
-}
-
-/// A name as the kernel compares it: all 16 octets.
-fn interface(name: &str) -> Vec<u8> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.resize(16, 0);
-    bytes
-}
-
 const EXEMPT_SOURCE: &str = "exempt-source";
 const EXEMPT_DESTINATION: &str = "exempt-destination";
 const EXEMPT_OWN_DESTINATION: &str = "exempt-own-destination";
@@ -675,20 +242,6 @@ const DROPS: [(&str, &str, &str); 4] = [
 
 const fn go_to(chain: &'static str) -> Expr {
     Expr::Verdict(Verdict::Goto(chain))
-}
-
-/// Some of these bits are set in what conntrack knows.
-fn has_bits(of: Ct, bits: u32) -> Vec<Expr> {
-    vec![
-        Expr::Ct(of, SCRATCH),
-        Expr::Mask(SCRATCH, bits.to_ne_bytes().to_vec()),
-        Expr::Differs(SCRATCH, vec![0; 4]),
-    ]
-}
-
-/// The packet has no entry of conntrack: what its header says is what was sent.
-fn no_entry() -> Vec<Expr> {
-    has_bits(Ct::State, NO_ENTRY)
 }
 
 /// The rules that let IKE and ESP to our own addresses in, and ICMP errors about what was sent from there.
@@ -909,47 +462,6 @@ impl Frame {
         let mut out = vec![shape.make()];
         out.extend(shape.rules(&self.protection, self.nat));
         out
-    }
-}
-
-/// The steps that put keys into a set.
-pub fn put(shape: &Shape, pairs: &[Pair]) -> Vec<Change> {
-    keyed(shape, pairs, |set, keys| Change::Keys { set, keys })
-}
-
-/// The steps that take keys out of a set.
-pub fn take(shape: &Shape, pairs: &[Pair]) -> Vec<Change> {
-    keyed(shape, pairs, |set, keys| Change::RemoveKeys { set, keys })
-}
-
-fn keyed(shape: &Shape, pairs: &[Pair], step: impl Fn(String, Vec<Vec<u8>>) -> Change) -> Vec<Change> {
-    let keys: Vec<Vec<u8>> = pairs.iter().map(|p| shape.key(p)).collect();
-    let len = keys.first().map_or(4, Vec::len);
-    keys.chunks(keys_per_message(len)).map(|keys| step(shape.set(), keys.to_vec())).collect()
-}
-
-/// Pairs of addresses, for questions about many connections.
-#[derive(Default, Debug)]
-pub struct Addresses(BTreeMap<(u8, u8), BTreeSet<(IpAddr, IpAddr)>>);
-
-impl Addresses {
-    /// The addresses of a pair, whatever else it looks at.
-    pub fn add(&mut self, shape: &Shape, pair: &Pair) {
-        self.0.entry((shape.source, shape.destination)).or_default().insert((pair.source, pair.destination));
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether a packet from `source` to `destination` is meant.
-    pub fn cover(&self, source: IpAddr, destination: IpAddr) -> bool {
-        let network = |address, len| IpRange::cidr(address, len).map(|r| r.start());
-        self.0.iter().any(|((from, to), pairs)| {
-            let masked = network(source, *from).zip(network(destination, *to));
-            masked.is_some_and(|pair| pairs.contains(&pair))
-        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The wanted table as a value.
 
-use cygnet_model::tunnel::{Bypass, Mark};
+use cygnet_model::selector::TrafficSelector;
+use cygnet_model::tunnel::{Bypass, GuardSpec, Mark};
 use proptest::prelude::*;
 
 use super::*;
