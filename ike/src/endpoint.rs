@@ -95,6 +95,8 @@ pub struct Endpoint {
     wakeup_of: BTreeMap<IkeSpi, Timestamp>,
     /// SAs in the data plane, by child: a tunnel is closed with its last outbound SA.
     installed: BTreeMap<ChildId, BTreeSet<SaId>>,
+    /// Tunnels that are open in the data plane.
+    open: BTreeSet<ChildId>,
     cookies: Cookies,
     version_notice: Option<Timestamp>,
 }
@@ -121,6 +123,7 @@ impl Endpoint {
             wakeups: BTreeSet::new(),
             wakeup_of: BTreeMap::new(),
             installed: BTreeMap::new(),
+            open: BTreeSet::new(),
             cookies,
             version_notice: None,
         }
@@ -315,8 +318,8 @@ impl Endpoint {
                 Effect::Spawn(sa) => {
                     let spi = sa.core.spi;
                     self.put(now, *sa, out);
-                    // It may have inherited something to do.
-                    self.with_sa(now, spi, out, |sa, ctx| sa.with_live(ctx, |_, _, _, _| Next::Stay));
+                    // It may have inherited something to do, and a policy that has changed while it was made.
+                    self.with_sa(now, spi, out, |sa, ctx| sa.follow(ctx));
                     if let Some(tunnel) = self.sas.get(&spi).and_then(IkeSa::tunnel) {
                         self.deduplicate(now, tunnel, out);
                     }
@@ -481,7 +484,9 @@ impl Endpoint {
         }
         for (child, direction) in touched.iter().copied() {
             let Some(set) = self.installed.get(&child) else { continue };
-            if direction == Direction::Out && !carries(set) {
+            // The last one need not be an outbound one: a pair may end before it has begun to be sent on.
+            let ended = if direction == Direction::Out { !carries(set) } else { set.is_empty() };
+            if ended && self.open.remove(&child) {
                 out.push(Action::CloseTunnel(child));
             }
         }
@@ -499,6 +504,9 @@ impl Endpoint {
         let mut touched = BTreeSet::new();
         for action in actions {
             match action {
+                Action::OpenTunnel(spec) => {
+                    self.open.insert(spec.child);
+                }
                 Action::InstallSa(spec) => {
                     self.installed.entry(spec.id.child).or_default().insert(spec.id);
                 }

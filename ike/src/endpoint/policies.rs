@@ -11,7 +11,7 @@ use cygnet_model::{IkeSpi, Now, TunnelId};
 use super::{Endpoint, Supervision};
 use crate::io::{Actions, Command, Ending, Input};
 use crate::policy::{Policies, Start, TunnelPolicy};
-use crate::sa::{Begin, IkeSa, Next, State};
+use crate::sa::{Begin, IkeSa, State, is_another_peer};
 
 impl Endpoint {
     /// Takes over a set of tunnels: new active ones start at once; those that are gone are deleted at the peer; of those
@@ -47,7 +47,7 @@ impl Endpoint {
             }
             self.refused_psks.remove(&id);
             self.follow_start(id, old.start, new.start);
-            self.follow_policy(now, id, &new, out);
+            self.follow_policy(now, id, out);
             if (&old.local, &old.remote) != (&new.local, &new.remote) {
                 self.follow_addresses(now, id, out);
             }
@@ -67,19 +67,13 @@ impl Endpoint {
         }
     }
 
-    fn follow_policy(&mut self, now: Now, id: TunnelId, new: &Arc<TunnelPolicy>, out: &mut Actions) {
+    fn follow_policy(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
         let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
         for spi in spis {
             self.with_sa(now, spi, out, |sa, ctx| match &sa.state {
                 // What is being negotiated was begun with what does not hold any more.
                 State::InitSent(_) | State::AuthSent(_) => sa.drop_silently(ctx, Ending::Local),
-                State::Established(live) if !is_another_peer(&live.policy, new) => {
-                    sa.with_live(ctx, |live, core, ctx, _| {
-                        live.follow(core, ctx, new);
-                        Next::Stay
-                    });
-                }
-                _ => {}
+                _ => sa.follow(ctx),
             });
         }
         if let Some(s) = self.supervision.get_mut(&id)
@@ -90,12 +84,6 @@ impl Endpoint {
             self.initiate(now, id, Begin::default(), out);
         }
     }
-}
-
-/// Whether an established SA proves less than the policy asks for, or was set up for another kind of path: only a new
-/// authentication helps.
-pub(super) fn is_another_peer(old: &TunnelPolicy, new: &TunnelPolicy) -> bool {
-    (&old.local_id, &old.remote_id, old.encap) != (&new.local_id, &new.remote_id, new.encap)
 }
 
 /// Whether an SA is to be replaced by one that fits the policy.

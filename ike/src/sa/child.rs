@@ -549,7 +549,15 @@ impl Live {
             ctx.out.push(Action::RemoveSa(child.sa(Direction::Out)));
         }
         self.lingering.push((ctx.now.mono + LINGER, child.sa(Direction::In)));
-        // What was redundant beside it is needed after all.
+        // What it was to replace is needed after all: the peer could not take the new keys.
+        let again = self.children.iter().any(|c| child.replaces.is_some() && c.replaces == child.replaces);
+        if !again
+            && let Some(old) = self.children.iter_mut().find(|c| Some(c.inbound) == child.replaces)
+            && old.state == ChildState::Replaced
+        {
+            old.state = ChildState::Active;
+        }
+        // What was redundant beside it as well.
         if let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == child.closes) {
             c.state = ChildState::Active;
         }

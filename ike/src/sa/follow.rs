@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cygnet_model::id::Reqid;
 use cygnet_model::tunnel::{Mark, TunnelSpec};
 
-use super::{Child, ChildState, Core, Ctx, Live, Task};
+use super::{Child, ChildState, Core, Ctx, IkeSa, Live, Next, State, Task};
 use crate::io::Action;
 use crate::policy::{ChildPolicy, TunnelPolicy};
 
@@ -28,10 +28,32 @@ fn step(old: &ChildPolicy, new: &ChildPolicy) -> Follow {
     }
 }
 
+/// Whether an established SA proves less than the policy asks for, or was set up for another kind of path: only a new
+/// authentication helps.
+pub(crate) fn is_another_peer(old: &TunnelPolicy, new: &TunnelPolicy) -> bool {
+    (&old.local_id, &old.remote_id, old.encap) != (&new.local_id, &new.remote_id, new.encap)
+}
+
+impl IkeSa {
+    /// Follows the policy of its tunnel, if it is established and that is still about the same peer. Begins what waits.
+    pub fn follow(&mut self, ctx: &mut Ctx<'_>) {
+        if !matches!(self.state, State::Established(_)) {
+            return;
+        }
+        self.with_live(ctx, |live, core, ctx, _| {
+            let new = ctx.policies.get(&live.policy.id).filter(|new| !is_another_peer(&live.policy, new));
+            if let Some(new) = new.cloned() {
+                live.follow(core, ctx, &new);
+            }
+            Next::Stay
+        });
+    }
+}
+
 impl Live {
     /// Takes a changed policy over: children that are new are asked for, those that changed get new keys, and those that
     /// are gone end after what is new is there.
-    pub fn follow(&mut self, core: &Core, ctx: &mut Ctx<'_>, new: &Arc<TunnelPolicy>) {
+    fn follow(&mut self, core: &Core, ctx: &mut Ctx<'_>, new: &Arc<TunnelPolicy>) {
         // By its first addresses it is known whether the peer has left one of them.
         let policy = if self.policy.remote == new.remote {
             Arc::clone(new)

@@ -33,8 +33,9 @@ impl Live {
         inbound: Spi,
     ) -> Option<(Payloads, Request)> {
         let child = self.children.iter_mut().find(|c| c.inbound == inbound)?;
+        let carries = child.is_to_stay() && child.pending.is_none();
         child.state = ChildState::Deleting;
-        if self.policy.children.get(child.of).is_none() && child.pending.is_none() {
+        if carries && self.policy.children.get(child.of).is_none() {
             child.step_back(core, ctx);
         }
         if child.pending.is_some() {

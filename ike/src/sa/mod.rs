@@ -43,6 +43,7 @@ use crate::wire::{Exchange, Header};
 
 pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
+pub(crate) use follow::is_another_peer;
 pub(crate) use init::{Begin, Cookies, InitAnswered, InitSent, initiate, respond, stateless};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
