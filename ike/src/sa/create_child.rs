@@ -184,7 +184,7 @@ impl Live {
         answer: &Payloads,
     ) -> Next {
         let deleted = std::mem::take(&mut creating.deleted);
-        self.take_created(core, ctx, creating, answer);
+        self.take_created(core, ctx, creating, &deleted, answer);
         // A deletion that overtook this answer.
         for outbound in deleted {
             self.on_delete(ctx, outbound);
@@ -197,6 +197,7 @@ impl Live {
         core: &mut Core,
         ctx: &mut Ctx<'_>,
         mut creating: CreatingChild,
+        deleted: &[u32],
         answer: &Payloads,
     ) {
         let pair = match self.finish_child(&mut creating, answer) {
@@ -234,7 +235,10 @@ impl Live {
         };
         // The peer answered a question about the old pair, so it has it.
         self.on_seen(ctx, Some(old));
-        match verdicts.into_iter().next() {
+        // What the peer has ended already is no better than what it made since, whatever the nonces say.
+        let ended = deleted.contains(&pair.negotiated.outbound.value());
+        let winner = |(id, theirs, winner)| (id, theirs, if ended { Winner::Theirs } else { winner });
+        match verdicts.into_iter().next().map(winner) {
             Some((id, theirs, Winner::Theirs)) => {
                 // Ours is redundant; who made it closes it (RFC 7296 §2.8.1). It is never taken into use here.
                 self.uncontest(theirs);
