@@ -158,11 +158,16 @@ pub(crate) fn tunnel<'a>(
         lesson: None,
     };
     let (mut connecting, mut rekeying) = (false, false);
+    let mut best = None;
     for sa in sas {
         match &sa.state {
             State::Established(live) => {
-                // With two of them, as for a moment after both ends initiated, the last one is as good as the other.
-                view.ike = Some(ike(sa, live));
+                // Of two, one is about to go, or the older one may be.
+                let rank = (live.retire_at.is_none(), !live.outdated, live.established);
+                if best.is_none_or(|best| rank > best) {
+                    best = Some(rank);
+                    view.ike = Some(ike(sa, live));
+                }
                 rekeying |= live.is_rekeying();
                 let stays = |s| matches!(s, ChildState::Active | ChildState::Rekeying);
                 for c in live.children.iter().filter(|c| stays(c.state)) {

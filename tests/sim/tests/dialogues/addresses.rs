@@ -78,3 +78,23 @@ fn a_name_that_has_another_answer_leaves_a_peer_that_answers_alone() {
     lab.gateways[0].plane.counters(&mut all).unwrap();
     assert_eq!(all.len(), 2, "one pair, the one that was there");
 }
+
+/// While the SA to the old address is still there, the one that carries the traffic is the one that is shown.
+#[test]
+fn the_sa_that_is_shown_is_the_one_that_stays() {
+    for seed in 0..20 {
+        let mut lab = Lab::new(seed, Link::GOOD, [policy(0, 1), policy(1, 1)]);
+        lab.run(secs(5));
+        let mut moved = policy(1, 1);
+        moved.local = vec![ELSEWHERE.parse().unwrap()];
+        lab.gateways[1].addr = moved.local[0];
+        lab.configure(1, moved);
+        let mut told = policy(0, 1);
+        told.remote = vec![ELSEWHERE.parse().unwrap()];
+        lab.configure(0, told);
+        while lab.gateways[0].endpoint.sa_count() < 2 || lab.view(0).children.len() < 2 {
+            lab.run(std::time::Duration::from_millis(50));
+        }
+        assert_eq!(lab.view(0).ike.unwrap().flow.remote.ip().to_string(), ELSEWHERE, "seed {seed}");
+    }
+}
