@@ -75,6 +75,9 @@ pub enum Request {
     Events {},
 }
 
+/// How long a client waits for a configuration to be read and applied.
+const CONFIGURATION_S: u64 = 120;
+
 impl Request {
     /// How long the client is ready to wait, if it said so.
     pub const fn timeout_s(&self) -> Option<u64> {
@@ -83,10 +86,10 @@ impl Request {
             | Self::Down { timeout_s, .. }
             | Self::Rekey { timeout_s, .. }
             | Self::Reset { timeout_s, .. } => Some(*timeout_s),
+            // Ten thousand tunnels take a while.
+            Self::Plan { .. } | Self::Apply { .. } => Some(CONFIGURATION_S),
             Self::Status {}
             | Self::Bandwidth { .. }
-            | Self::Plan { .. }
-            | Self::Apply { .. }
             | Self::Logs { .. }
             | Self::Doctor {}
             | Self::Events {} => None,

@@ -273,7 +273,9 @@ def main():
             if impact in ("rekey", "restart"):
                 name = f"t{changed.k}"
                 wait(10, lambda: all(g.spis()[name] != b[name] for g, b in zip(gateways, before)))
-            settled = wait(20, lambda: all(g.up() == len(tunnels) for g in gateways))
+            # What was replaced stays for a moment.
+            alone = lambda g: len(g.spis()[f"t{changed.k}"][1]) == 1
+            settled = wait(20, lambda: all(g.up() == len(tunnels) and alone(g) for g in gateways))
             time.sleep(1.5)
             after = [g.spis() for g in gateways]
             moved = {name for b, a in zip(before, after) for name in b if name in a and a[name] != b[name]}
