@@ -229,6 +229,8 @@ impl Daemon {
                 .with_context(|| format!("cannot use address {address} of a gateway"))?;
             natt.push((address, socket));
         }
+        let kept = saved::registry(&config);
+        let registry = registered(&config, kept.clone())?;
         // A start that fails must not open what an earlier life of the daemon left guarded.
         let at_failure = if residue::guards_stand() { Guards::Keep } else { Guards::Release };
         let from_plane = received_tx.clone();
@@ -240,11 +242,6 @@ impl Daemon {
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
-        let registry = registered(&config)?;
-        if let Err(e) = saved::keep_registry(&config, &registry) {
-            let dir = config.daemon.state_dir.display();
-            tracing::warn!(error = %e, "the numbers of tunnels are not kept over a restart: {dir} cannot be written");
-        }
         let foreign = match occupy(&mut plane, &config, &registry, natt) {
             Ok(foreign) => foreign,
             Err(e) => {
@@ -253,6 +250,8 @@ impl Daemon {
                 return Err(e.into());
             }
         };
+        // Guards do not wait for a disk.
+        saved::keep_registry(&config, &kept, &registry);
         let now = clock::now();
         let random = Box::new(OsRandom(SystemRandom::new()));
         let mut endpoint = Endpoint::new(cygnet_ike::Config::default(), now, random, Box::new(RingKex));
@@ -520,7 +519,7 @@ pub fn guard(config: &Config) -> anyhow::Result<usize> {
     let choice = choose_plane(config)?;
     let own: BTreeSet<IpAddr> = HostAddresses::read().outer(config).into_values().flatten().collect();
     let mut plane = Plane::open(choice.plane, own, Box::new(|_, _, _| {}))?;
-    let registry = registered(config)?;
+    let registry = registered(config, saved::registry(config))?;
     let result = occupy(&mut plane, config, &registry, Vec::new());
     // Guards in force are better than none, whatever went wrong with one of them.
     plane.end(Guards::Keep)?;
@@ -528,9 +527,8 @@ pub fn guard(config: &Config) -> anyhow::Result<usize> {
     Ok(policy::guards(config, &registry).len())
 }
 
-/// The numbers of a configuration's tunnels, as an earlier life of the daemon gave them.
-fn registered(config: &Config) -> anyhow::Result<Registry> {
-    let mut registry = saved::registry(config);
+/// The numbers of a configuration's tunnels, where an earlier life of the daemon gave some.
+fn registered(config: &Config, mut registry: Registry) -> anyhow::Result<Registry> {
     policy::register(&mut registry, config)
         .map_err(|_| anyhow::anyhow!("the configuration has more tunnels than there are numbers for them"))?;
     Ok(registry)

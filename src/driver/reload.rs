@@ -279,10 +279,7 @@ impl Daemon {
 
     /// Takes over what was prepared. What fails from here on is mended by the audit, as if others had disturbed it.
     fn commit(&mut self, new: Config, registry: Registry, before: &[GuardSpec], guards: &[GuardSpec]) {
-        if let Err(e) = saved::keep_registry(&self.config, &registry) {
-            let dir = self.config.daemon.state_dir.display();
-            tracing::warn!(error = %e, "the numbers of tunnels are not kept over a restart: {dir} cannot be written");
-        }
+        saved::keep_registry(&self.config, &self.registry, &registry);
         self.follow_levels(&new);
         self.resolver.follow(names(&new), &self.answers);
         self.unresolved.retain(|name| self.resolver.asks_for(name));

@@ -139,9 +139,18 @@ pub(super) fn registry(config: &Config) -> Registry {
     }
 }
 
-/// Keeps the numbers over restarts.
-pub(super) fn keep_registry(config: &Config, registry: &Registry) -> io::Result<()> {
-    replace(config, &registry_path(config), &show_registry(registry)?)
+/// Keeps the numbers over restarts, if they are others than before. Without them the next start counts anew.
+pub(super) fn keep_registry(config: &Config, before: &Registry, now: &Registry) {
+    if before == now {
+        return;
+    }
+    let kept = show_registry(now)
+        .map_err(io::Error::from)
+        .and_then(|content| replace(config, &registry_path(config), &content));
+    if let Err(e) = kept {
+        let dir = config.daemon.state_dir.display();
+        tracing::warn!(error = %e, "the numbers of tunnels are not kept over a restart: {dir} cannot be written");
+    }
 }
 
 #[cfg(test)]

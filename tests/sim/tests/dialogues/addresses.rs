@@ -8,6 +8,17 @@ use crate::secs;
 
 const ELSEWHERE: &str = "198.51.100.7";
 
+/// The peer is renumbered and waits; we learn its new address from its name.
+fn renumber_the_peer(lab: &mut Lab) {
+    let mut moved = policy(1, 1);
+    moved.local = vec![ELSEWHERE.parse().unwrap()];
+    lab.gateways[1].addr = moved.local[0];
+    lab.configure(1, moved);
+    let mut told = policy(0, 1);
+    told.remote = vec![ELSEWHERE.parse().unwrap()];
+    lab.configure(0, told);
+}
+
 #[test]
 fn an_address_that_is_not_known_yet_is_waited_for_without_a_failure() {
     let forget: [fn(&mut TunnelPolicy); 2] = [|p| p.remote.clear(), |p| p.local.clear()];
@@ -47,14 +58,7 @@ fn a_peer_that_moved_is_found_at_its_new_address_before_the_old_one_is_given_up(
     let mut lab = Lab::pair(5, Link::GOOD);
     lab.run(secs(5));
     lab.assert_settled(1);
-    // The peer is renumbered and waits; we learn its new address from its name.
-    let mut moved = policy(1, 1);
-    moved.local = vec![ELSEWHERE.parse().unwrap()];
-    lab.gateways[1].addr = moved.local[0];
-    lab.configure(1, moved);
-    let mut told = policy(0, 1);
-    told.remote = vec![ELSEWHERE.parse().unwrap()];
-    lab.configure(0, told);
+    renumber_the_peer(&mut lab);
     let began = lab.now().mono;
     while lab.view(0).ike.is_none_or(|i| i.flow.remote.ip().to_string() != ELSEWHERE) {
         lab.run(std::time::Duration::from_millis(100));
@@ -85,13 +89,7 @@ fn the_sa_that_is_shown_is_the_one_that_stays() {
     for seed in 0..20 {
         let mut lab = Lab::new(seed, Link::GOOD, [policy(0, 1), policy(1, 1)]);
         lab.run(secs(5));
-        let mut moved = policy(1, 1);
-        moved.local = vec![ELSEWHERE.parse().unwrap()];
-        lab.gateways[1].addr = moved.local[0];
-        lab.configure(1, moved);
-        let mut told = policy(0, 1);
-        told.remote = vec![ELSEWHERE.parse().unwrap()];
-        lab.configure(0, told);
+        renumber_the_peer(&mut lab);
         while lab.gateways[0].endpoint.sa_count() < 2 || lab.view(0).children.len() < 2 {
             lab.run(std::time::Duration::from_millis(50));
         }
