@@ -68,8 +68,8 @@ tunnels:
     start: $2
     auth: { psk_file: psk }
     spd:
-$rules    ike: { proposals: [$3], legacy: ${LEGACY:-false}, dpd: 10s, encap: ${ENCAP:-auto}, retransmit: { first: 500ms, tries: 4 } }
-    esp: { proposals: [$4], legacy: ${LEGACY:-false} }
+$rules    ike: { proposals: [$3], ${LEGACY:+legacy: $LEGACY, }dpd: 10s, encap: ${ENCAP:-auto}, retransmit: { first: 500ms, tries: 4 } }
+    esp: { proposals: [$4]${LEGACY:+, legacy: $LEGACY} }
 ${5:-}
 YAML
 }
