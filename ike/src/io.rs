@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use cygnet_model::negotiation::Role;
 use cygnet_model::plane::Acquire;
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, IkeSuite};
@@ -129,25 +130,6 @@ pub enum Ending {
     Replaced,
     /// It failed.
     Failed(FailureReason),
-}
-
-/// Initiator or responder.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Role {
-    /// Sent the first message of the IKE SA.
-    Initiator,
-    /// Answered it.
-    Responder,
-}
-
-impl Role {
-    /// The word used in status output.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Initiator => "initiator",
-            Self::Responder => "responder",
-        }
-    }
 }
 
 /// What was rekeyed.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use cygnet_model::negotiation::{Encap, Start};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
@@ -52,26 +53,6 @@ impl From<Identity> for RemoteId {
     fn from(id: Identity) -> Self {
         Self::Is(id)
     }
-}
-
-/// How a tunnel comes up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Start {
-    /// We initiate, and go on trying for ever.
-    Active,
-    /// We wait for the peer.
-    Passive,
-    /// The first packet makes us initiate.
-    OnDemand,
-}
-
-/// UDP encapsulation of ESP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Encap {
-    /// When a NAT is detected.
-    Auto,
-    /// Always: we pretend to be behind a NAT (RFC 7296 §2.23 lets either side encapsulate).
-    Force,
 }
 
 /// Retransmission of requests (RFC 7296 §2.4).

@@ -6,6 +6,7 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod id;
+pub mod negotiation;
 pub mod plane;
 pub mod proposal;
 pub mod registry;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use cygnet_model::negotiation::{Encap, Start};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
@@ -198,28 +199,6 @@ pub struct Tunnel {
     pub source: Source,
 }
 
-/// Who begins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Start {
-    /// We initiate at once and again whenever the tunnel is down.
-    Active,
-    /// We wait for the peer.
-    Passive,
-    /// The first packet makes us initiate.
-    OnDemand,
-}
-
-impl Start {
-    /// The word in the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Passive => "passive",
-            Self::OnDemand => "on-demand",
-        }
-    }
-}
-
 /// How the ends prove who they are.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Auth {
@@ -268,15 +247,6 @@ pub struct IkeParams {
     pub encap: Encap,
     /// How long an answer is waited for.
     pub retransmit: Retransmit,
-}
-
-/// When ESP travels in UDP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Encap {
-    /// Where there is NAT.
-    Auto,
-    /// Always.
-    Force,
 }
 
 /// Repetition of requests: after `first`, then twice as long each time up to `max`, `tries` times.

@@ -93,17 +93,13 @@ pub fn policies(
             remote,
             psk: psk.secret.duplicate(),
             other_psks: psk.others.iter().map(|psk| psk.secret.duplicate()).collect(),
-            start: match t.start {
-                model::Start::Active => Start::Active,
-                model::Start::Passive => Start::Passive,
-                model::Start::OnDemand => Start::OnDemand,
-            },
+            start: t.start,
             proposals: t.ike.proposals.clone(),
             lifetime: t.ike.lifetime,
             dpd: t.ike.dpd,
             encap: match (plane, t.ike.encap) {
-                (PlaneKind::Userspace, _) | (_, model::Encap::Force) => Encap::Force,
-                (PlaneKind::Kernel, model::Encap::Auto) => Encap::Auto,
+                (PlaneKind::Userspace, _) => Encap::Force,
+                (PlaneKind::Kernel, encap) => encap,
             },
             fragmentation: t.ike.fragmentation,
             retransmit: Retransmit {
@@ -148,8 +144,7 @@ pub fn guards(config: &Config, registry: &Registry) -> Vec<GuardSpec> {
     for t in &config.tunnels {
         for (child, c) in numbered(registry, t) {
             let Some(reqid) = Reqid::of(child) else { continue };
-            let action =
-                if t.start == model::Start::OnDemand { GuardAction::Acquire } else { GuardAction::Drop };
+            let action = if t.start == Start::OnDemand { GuardAction::Acquire } else { GuardAction::Drop };
             out.push(GuardSpec {
                 child,
                 reqid,
