@@ -390,8 +390,9 @@ impl Endpoint {
         {
             self.with_sa(now, spi, out, |sa, ctx| sa.on_tick(ctx));
             self.look_elsewhere(now, spi, out);
-            // A timer that stays due would never let us out.
+            // A timer that stays due is a fault, which simulations find. A daemon that has one goes on, a little busier.
             if self.wakeup_of.get(&spi).is_some_and(|next| *next <= now.mono) {
+                debug_assert!(false, "a timer of {spi} stays due");
                 self.wakeups.remove(&(at, spi));
                 let later = now.mono + Duration::from_millis(10);
                 self.wakeups.insert((later, spi));

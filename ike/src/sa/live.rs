@@ -454,14 +454,18 @@ impl Live {
     }
 
     /// When [`Live::tick_in`] has something to do.
-    pub fn next_wakeup(&self, natt: bool) -> Option<Timestamp> {
-        let dpd = self.policy.dpd.filter(|_| self.window.outstanding.is_none()).map(|d| self.last_in + d);
+    pub fn next_wakeup(&self, phase: Phase, natt: bool) -> Option<Timestamp> {
+        // An SA that is on its way out keeps nothing up any more.
+        let stays = phase == Phase::Established;
+        let dpd = self.policy.dpd.filter(|_| stays && self.window.outstanding.is_none());
+        let dpd = dpd.map(|d| self.last_in + d);
+        let rekey = (stays && self.rekey_at < self.expire_at).then_some(self.rekey_at);
         let keepalive = (natt && self.nat.local).then_some(self.last_out + KEEPALIVE_INTERVAL);
-        let children = self.children.iter().map(|c| match c.state {
+        let children = self.children.iter().filter(|_| stays).map(|c| match c.state {
             ChildState::Active => c.rekey_at,
             ChildState::Rekeying | ChildState::Replaced | ChildState::Deleting => c.expire_at,
         });
-        [Some(self.expire_at), (self.rekey_at < self.expire_at).then_some(self.rekey_at), dpd, keepalive]
+        [Some(self.expire_at), rekey, dpd, keepalive]
             .into_iter()
             .flatten()
             .chain(children)

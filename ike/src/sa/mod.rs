@@ -313,9 +313,9 @@ impl IkeSa {
             State::AuthSent(s) => Some(s.out.next),
             State::InitAnswered(s) => Some(s.expires),
             State::Refused(s) => Some(s.until),
-            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => {
-                s.next_wakeup(self.core.flow.natt)
-            }
+            State::Established(s) => s.next_wakeup(Phase::Established, self.core.flow.natt),
+            State::Rekeyed(s) => s.next_wakeup(Phase::Rekeyed, self.core.flow.natt),
+            State::Deleting(s) => s.next_wakeup(Phase::Deleting, self.core.flow.natt),
             State::Closed(_) => None,
         }
     }
