@@ -19,9 +19,10 @@ use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpe
 use cygnet_model::{ChildId, Reqid, Spi};
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
+use cygnet_xfrm::moving::Move;
 use cygnet_xfrm::policy::{Policy, PolicyChange, PolicyKey};
 use cygnet_xfrm::route::Prefix;
-use cygnet_xfrm::sa::{Move, SaKey};
+use cygnet_xfrm::sa::SaKey;
 use cygnet_xfrm::{Errno, NetlinkError, Xfrm};
 
 use super::foreign;

@@ -8,7 +8,7 @@
 //! What it does not do: decide anything. Which policies and states shall exist is the business of the data plane
 //! above; this crate turns one request into one kernel object and reads the kernel's objects back.
 //!
-//! Layers: [`codec`] (attributes) and [`socket`] (transport) below; [`sa`], [`policy`], [`monitor`] for XFRM; [`tc`]
+//! Layers: [`codec`] (attributes) and [`socket`] (transport) below; [`sa`], [`moving`], [`policy`], [`monitor`] for XFRM; [`tc`]
 //! for shaping; [`nft`] and [`conntrack`] for what stands behind NAT; [`probe`] says what this kernel offers.
 #![deny(clippy::indexing_slicing)]
 
@@ -22,6 +22,7 @@ pub mod error;
 pub mod host;
 pub mod link;
 pub mod monitor;
+pub mod moving;
 pub mod nft;
 pub mod policy;
 pub mod probe;
@@ -45,6 +46,7 @@ pub use socket::{NetlinkSocket, Request};
 pub struct Xfrm {
     socket: NetlinkSocket,
     dialect: sa::Dialect,
+    one_step: moving::OneStep,
 }
 
 impl Xfrm {
@@ -56,6 +58,7 @@ impl Xfrm {
         Ok(Self {
             socket: NetlinkSocket::open(netlink_sys::protocols::NETLINK_XFRM)?,
             dialect: sa::Dialect::default(),
+            one_step: moving::OneStep::default(),
         })
     }
 

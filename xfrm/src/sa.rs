@@ -6,17 +6,15 @@
 
 use std::net::IpAddr;
 
+use cygnet_model::Spi;
 use cygnet_model::tunnel::{Direction, Mark, SaSpec, UdpEncap};
-use cygnet_model::{Reqid, Spi};
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::constants::{
     IPPROTO_ESP, UDP_ENCAP_ESPINUDP, XFRM_MODE_TUNNEL, XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_NEWSA,
-    XFRM_MSG_UPDSA, XFRM_STATE_AF_UNSPEC, XFRM_STATE_ESN, XFRMA_ENCAP, XFRMA_LASTUSED, XFRMA_LTIME_VAL,
-    XFRMA_MARK, XFRMA_PAD, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL,
+    XFRM_STATE_AF_UNSPEC, XFRM_STATE_ESN, XFRMA_ENCAP, XFRMA_MARK, XFRMA_REPLAY_ESN_VAL,
 };
 use netlink_packet_xfrm::{EncapTmpl, Id, UserSaId, UserSaInfo};
 use nix::errno::Errno;
-use zeroize::Zeroizing;
 
 use crate::codec::{self, Writer};
 use crate::dump::SaEntry;
@@ -32,10 +30,6 @@ const SA_DIR_OUT: u8 = 2;
 const LEGACY_WINDOW: u32 = 32;
 /// The kernel's largest window (XFRMA_REPLAY_ESN_MAX, 4096 bits).
 const LARGEST_WINDOW: u32 = 4096;
-/// Sequence numbers left out when an outbound state moves, for packets sent while it was being copied: a number used
-/// twice is dropped as replay, and a gap costs nothing.
-const MOVE_GAP: u64 = 4096;
-
 /// How this kernel wants the replay structure of outbound ESN states.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) enum Dialect {
@@ -62,19 +56,6 @@ impl SaKey {
     pub fn of(spec: &SaSpec) -> Self {
         Self { destination: spec.destination(), spi: spec.id.spi }
     }
-}
-
-/// Where a state shall move to; the rest stays, sequence numbers included.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Move {
-    /// New outer source.
-    pub source: IpAddr,
-    /// New outer destination.
-    pub destination: IpAddr,
-    /// New ports, from the outer source to the outer destination; only for states that are encapsulated already.
-    pub ports: Option<(u16, u16)>,
-    /// New reqid.
-    pub reqid: Reqid,
 }
 
 impl Xfrm {
@@ -146,57 +127,6 @@ impl Xfrm {
         Ok(absent_is_none(same)?.unwrap_or(false))
     }
 
-    /// Moves a state to new addresses or ports, with its keys and sequence numbers. If only ports change it is
-    /// changed in place; if the destination changes the new one is there before the old one goes; if only the source
-    /// changes packets find no state for some microseconds and are dropped.
-    ///
-    /// # Errors
-    /// `ESRCH` if there is no such state; [`NetlinkError::Unfit`] if the kernel hides the keys (lockdown): copying the
-    /// zeros that it shows instead would encrypt with a known key. After an error the old state is in place if it
-    /// could be restored.
-    pub fn move_sa(&mut self, key: SaKey, mark: Option<Mark>, to: &Move) -> Result<(), NetlinkError> {
-        let request = Request::new(XFRM_MSG_GETSA, 0, state_id(key, mark));
-        let old = self.socket.query(&request, |kind, payload| {
-            convert::split(kind, payload).map(|_| Zeroizing::new(payload.to_vec()))
-        })?;
-        let entry = SaEntry::parse(XFRM_MSG_NEWSA, &old).ok_or(NetlinkError::Malformed("state"))?;
-        if codec::attrs(old.get(convert::min_len(XFRM_MSG_NEWSA)..).unwrap_or_default())
-            .filter_map(|(kind, value)| algo::name_and_key(kind, value))
-            .any(|(_, key)| !key.is_empty() && is_hidden(key))
-        {
-            return Err(NetlinkError::Unfit(
-                "this kernel hides the keys of SAs (lockdown), so that they cannot move to new addresses"
-                    .to_owned(),
-            ));
-        }
-        let moved = |gap| moved_state(&old, to, gap).ok_or(NetlinkError::Malformed("state"));
-        if entry.source == to.source && entry.key.destination == to.destination && entry.reqid == to.reqid.0 {
-            return self.socket_request(XFRM_MSG_UPDSA, 0, moved(0)?);
-        }
-        let (create, gap) = (NLM_F_CREATE | NLM_F_EXCL, if entry.is_inbound() { 0 } else { MOVE_GAP });
-        if key.destination != to.destination {
-            self.socket_request(XFRM_MSG_NEWSA, create, moved(gap)?)?;
-            self.delete_sa(key, mark)?;
-            return Ok(());
-        }
-        self.delete_sa(key, mark)?;
-        if let Err(e) = self.put_back(|| moved(gap)) {
-            let back = Move { source: entry.source, ports: None, reqid: Reqid(entry.reqid), ..*to };
-            let _ = self.put_back(|| moved_state(&old, &back, gap).ok_or(NetlinkError::Malformed("state")));
-            return Err(e);
-        }
-        Ok(())
-    }
-
-    /// Installs a state in the place of one that was removed just now. A packet that came in between, under a policy
-    /// that names the SPI, has made a larval state there: that one is updated.
-    fn put_back(&mut self, state: impl Fn() -> Result<Writer, NetlinkError>) -> Result<(), NetlinkError> {
-        match self.socket_request(XFRM_MSG_NEWSA, NLM_F_CREATE | NLM_F_EXCL, state()?) {
-            Err(e) if e.errno() == Some(Errno::EEXIST) => self.socket_request(XFRM_MSG_UPDSA, 0, state()?),
-            other => other,
-        }
-    }
-
     pub(crate) fn socket_request(
         &mut self,
         kind: u16,
@@ -216,7 +146,7 @@ fn absent_is_none<T>(result: Result<T, NetlinkError>) -> Result<Option<T>, Netli
 }
 
 /// No cipher key is all zeros, except those that a kernel under lockdown shows.
-fn is_hidden(key: &[u8]) -> bool {
+pub(crate) fn is_hidden(key: &[u8]) -> bool {
     key.iter().all(|b| *b == 0)
 }
 
@@ -319,7 +249,7 @@ fn encap_template(encap: UdpEncap, direction: Direction) -> EncapTmpl {
 }
 
 /// The payload of GETSA and DELSA.
-fn state_id(key: SaKey, mark: Option<Mark>) -> Writer {
+pub(crate) fn state_id(key: SaKey, mark: Option<Mark>) -> Writer {
     let id = UserSaId {
         daddr: convert::address(key.destination),
         spi: key.spi.value(),
@@ -334,70 +264,6 @@ fn state_id(key: SaKey, mark: Option<Mark>) -> Writer {
     w
 }
 
-/// The NEWSA payload of a state that was read from the kernel, with other addresses, ports or reqid, and with
-/// outbound sequence numbers that skip `gap`.
-/// `curlft` in `struct xfrm_usersa_info`: octets, packets, when it was added and first used.
-const LIFETIME: std::ops::Range<usize> = 160..192;
-
-pub(crate) fn moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Writer> {
-    // What is written is longer than what was read by the volume alone; a state with more attributes than that is none
-    // of ours.
-    if old.len() + codec::aligned(4 + LIFETIME.len()) > Writer::CAPACITY {
-        return None;
-    }
-    let (fixed, attributes) = convert::split(XFRM_MSG_NEWSA, old)?;
-    let mut info = UserSaInfo::parse(fixed).ok()?;
-    info.saddr = convert::address(to.source);
-    info.id.daddr = convert::address(to.destination);
-    info.family = convert::family(to.destination);
-    info.reqid = to.reqid.0;
-    let mut w = Writer::new();
-    w.raw(&emitted(&info));
-    // What it has carried counts on, or its limits would begin anew.
-    w.attr(XFRMA_LTIME_VAL, fixed.get(LIFETIME)?);
-    for (kind, value) in codec::attrs(attributes) {
-        match kind {
-            XFRMA_LASTUSED | XFRMA_PAD | XFRMA_LTIME_VAL => {}
-            XFRMA_ENCAP => {
-                let mut encap = EncapTmpl::parse(value).ok()?;
-                if let Some((source, destination)) = to.ports {
-                    encap.encap_sport = source;
-                    encap.encap_dport = destination;
-                }
-                w.attr(kind, &emitted(&encap));
-            }
-            XFRMA_REPLAY_VAL => {
-                // oseq is the first of three words.
-                let oseq = skip(u64::from(codec::u32_at(value, 0)?), gap).min(u64::from(u32::MAX));
-                w.attr_parts(kind, &[&u32::try_from(oseq).ok()?.to_ne_bytes(), value.get(4..)?]);
-            }
-            XFRMA_REPLAY_ESN_VAL => {
-                let low = codec::u32_at(value, 4)?;
-                let high = codec::u32_at(value, 12)?;
-                let oseq = skip(u64::from(high) << 32 | u64::from(low), gap);
-                let (low, high) = (oseq & u64::from(u32::MAX), oseq >> 32);
-                w.attr_parts(
-                    kind,
-                    &[
-                        value.get(..4)?,
-                        &u32::try_from(low).ok()?.to_ne_bytes(),
-                        value.get(8..12)?,
-                        &u32::try_from(high).ok()?.to_ne_bytes(),
-                        value.get(16..)?,
-                    ],
-                );
-            }
-            _ => w.attr(kind, value),
-        }
-    }
-    Some(w)
-}
-
-/// A state that has sent nothing (inbound ones never do) needs no gap.
-fn skip(oseq: u64, gap: u64) -> u64 {
-    if oseq == 0 { 0 } else { oseq.saturating_add(gap) }
-}
-
 pub(crate) fn emitted(value: &impl Emitable) -> Vec<u8> {
     let mut bytes = vec![0; value.buffer_len()];
     value.emit(&mut bytes);
@@ -405,14 +271,14 @@ pub(crate) fn emitted(value: &impl Emitable) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use cygnet_model::suite::{Encr, EspSuite};
     use cygnet_model::tunnel::{SaId, VolumeLimits};
-    use cygnet_model::{ChildId, SecretBytes, TunnelId};
+    use cygnet_model::{ChildId, Reqid, SecretBytes, TunnelId};
 
     use super::*;
 
-    fn spec(direction: Direction, esn: bool, window: u32) -> SaSpec {
+    pub(crate) fn spec(direction: Direction, esn: bool, window: u32) -> SaSpec {
         let child = ChildId { tunnel: TunnelId(1), index: 0 };
         SaSpec {
             id: SaId { child, direction, spi: Spi::new(0xC3F1_A2B4).unwrap() },
@@ -431,7 +297,7 @@ mod tests {
         }
     }
 
-    fn attributes(w: &Writer) -> &[u8] {
+    pub(crate) fn attributes(w: &Writer) -> &[u8] {
         convert::split(XFRM_MSG_NEWSA, w.bytes()).unwrap().1
     }
 
@@ -471,27 +337,6 @@ mod tests {
         assert_eq!(info.lifetime_cfg.soft_byte_limit, 1000);
         assert_eq!(info.lifetime_cfg.hard_byte_limit, u64::MAX);
         assert_eq!(codec::find(attributes(&w), XFRMA_MARK), Some(&[0x42, 0, 0, 0, 0xFF, 0, 0, 0][..]));
-    }
-
-    #[test]
-    fn a_moved_outbound_state_skips_numbers_that_may_be_in_use() {
-        let w = state(&spec(Direction::Out, true, 64), Dialect::Undirected).unwrap();
-        let mut bytes = w.bytes().to_vec();
-        // oseq of the structure: behind the attribute's header and bmp_len.
-        let value = codec::find(attributes(&w), XFRMA_REPLAY_ESN_VAL).unwrap();
-        let at = value.as_ptr() as usize - w.bytes().as_ptr() as usize + 4;
-        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_ne_bytes());
-        let to = Move {
-            source: "192.0.2.9".parse().unwrap(),
-            destination: "192.0.2.2".parse().unwrap(),
-            ports: Some((1, 2)),
-            reqid: Reqid(7),
-        };
-        let moved = moved_state(&bytes, &to, MOVE_GAP).unwrap();
-        let esn = codec::find(attributes(&moved), XFRMA_REPLAY_ESN_VAL).unwrap();
-        assert_eq!((codec::u32_at(esn, 4), codec::u32_at(esn, 12)), (Some(4095), Some(1)));
-        let encap = EncapTmpl::parse(codec::find(attributes(&moved), XFRMA_ENCAP).unwrap()).unwrap();
-        assert_eq!((encap.encap_sport, encap.encap_dport), (1, 2));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use cygnet_model::tunnel::SaSpec;
 
 use crate::dump::{self, SaEntry};
 use crate::error::NetlinkError;
+use crate::moving::{self, Move};
 use crate::policy::Policy;
-use crate::sa::{self, Dialect, Move};
+use crate::sa::{self, Dialect};
 use crate::tc::{Class, ClassSpec, Filter, FilterSpec, Handle, Qdisc, class, filter, qdisc};
 
 /// A state, from an XFRM_MSG_NEWSA payload.
@@ -24,7 +25,7 @@ pub fn write_state(spec: &SaSpec) -> Result<Vec<u8>, NetlinkError> {
 
 /// The payload that moves a state, made of the payload that showed it.
 pub fn write_moved_state(old: &[u8], to: &Move, gap: u64) -> Option<Vec<u8>> {
-    Some(sa::moved_state(old, to, gap)?.bytes().to_vec())
+    Some(moving::moved_state(old, to, gap)?.bytes().to_vec())
 }
 
 /// A policy, from an XFRM_MSG_NEWPOLICY payload.

@@ -16,8 +16,9 @@ use cygnet_model::tunnel::{Direction, Mark, SaId, SaSpec, UdpEncap, VolumeLimits
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
+use cygnet_xfrm::moving::Move;
 use cygnet_xfrm::policy::{Policy, PolicyAction, PolicyChange, PolicyDirection, PolicyKey, expand};
-use cygnet_xfrm::sa::{Move, SaKey};
+use cygnet_xfrm::sa::SaKey;
 use cygnet_xfrm::{Errno, Xfrm, probe, sockopt};
 
 mod support;
@@ -421,9 +422,53 @@ fn a_state_moves_to_new_addresses_with_its_sequence_numbers() {
         assert!(pings(&a, "10.2.0.1", 5), "{suite}: {}", b.netns.run("cat /proc/net/xfrm_stat"));
         let outbound = entry(&mut a, OUTER_B, 0xC600_0001);
         assert_eq!(outbound.source, new);
-        assert!(outbound.counters.sequence > 4096, "{suite}: numbers go on after a gap: {outbound:?}");
+        if a.xfrm.moves_in_one_step().unwrap() {
+            assert_eq!(outbound.counters.sequence, 10, "{suite}: numbers go on: {outbound:?}");
+        } else {
+            assert!(outbound.counters.sequence > 4096, "{suite}: numbers go on after a gap: {outbound:?}");
+        }
+        assert_eq!(outbound.counters.packets, 10, "{suite}: counters go on: {outbound:?}");
         assert_eq!(a.xfrm.dump_sas().unwrap().len(), 2);
     }
+}
+
+/// As when tunnels are numbered anew. The kernel of one step and the copy must not differ but by the gap.
+#[test]
+fn a_state_gets_another_reqid_and_no_place_that_is_taken() {
+    if !kernel_has_esp() {
+        return;
+    }
+    let (mut a, mut b) = sites();
+    let one_step = a.xfrm.moves_in_one_step().unwrap();
+    println!("this kernel moves states in one step: {one_step}");
+    open_policies(&mut a, &mut b);
+    install_pair(&mut a, &mut b, suites()[0], 0xC700_0000, |_| {});
+    assert!(pings(&a, "10.2.0.1", 3));
+    let [near, far]: [IpAddr; 2] = [OUTER_A, OUTER_B].map(|s| s.parse().unwrap());
+    let (outbound, inbound) = (0xC700_0001, 0xC700_0000);
+    let key = |destination, spi| SaKey { destination, spi: Spi::new(spi).unwrap() };
+    for number in [Reqid(reqid().0 + 1), reqid()] {
+        let out = Move { source: near, destination: far, ports: None, reqid: number };
+        a.xfrm.move_sa(key(far, outbound), None, &out).unwrap();
+        let back = Move { source: far, destination: near, ports: None, reqid: number };
+        a.xfrm.move_sa(key(near, inbound), None, &back).unwrap();
+        assert_eq!(entry(&mut a, OUTER_B, outbound).reqid, number.0);
+        assert_eq!(entry(&mut a, OUTER_A, inbound).reqid, number.0);
+    }
+    assert!(pings(&a, "10.2.0.1", 3), "{}", a.netns.run("cat /proc/net/xfrm_stat"));
+    let counters = entry(&mut a, OUTER_B, outbound).counters;
+    assert_eq!(counters.packets, 6);
+    assert_eq!(counters.sequence == 6, one_step, "{counters:?}");
+
+    // Another state has the SPI at the destination to which this one shall go.
+    let elsewhere: IpAddr = "192.0.2.77".parse().unwrap();
+    let to = Move { source: near, destination: elsewhere, ports: None, reqid: reqid() };
+    a.xfrm.add_sa(&sa(suites()[0], OUTER_A, "192.0.2.77", Direction::Out, outbound)).unwrap();
+    let refused = a.xfrm.move_sa(key(far, outbound), None, &to).unwrap_err();
+    assert_eq!(refused.errno(), Some(Errno::EEXIST), "{refused}");
+    assert!(pings(&a, "10.2.0.1", 1));
+    let gone = a.xfrm.move_sa(key(far, 0xC700_0009), None, &to).unwrap_err();
+    assert!(gone.is_absent(), "{gone}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use cygnet_model::tunnel::Mark;
 use cygnet_xfrm::codec::{self, Writer};
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::Event;
+use cygnet_xfrm::moving::Move;
 use cygnet_xfrm::policy::PolicyAction;
-use cygnet_xfrm::sa::Move;
 use cygnet_xfrm::testing;
 
 use crate::input::{Input, is_one_line};
