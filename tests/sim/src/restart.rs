@@ -119,6 +119,9 @@ impl Lab {
         for sa in &back.lost {
             g.plane.remove(*sa).expect("removing never fails");
         }
+        // As a driver finds them: a tunnel whose SAs are gone is closed.
+        let carried: BTreeSet<_> = g.plane.sas.keys().map(|sa| sa.child).collect();
+        g.plane.tunnels.retain(|child, _| carried.contains(child));
         let parse = |bytes: &Vec<u8>| Saved::parse(bytes).expect("its own record");
         let saved = g.records.now.values().map(parse).collect();
         // What a data plane takes up again it has as octets.
