@@ -353,8 +353,28 @@ impl Endpoint {
                 self.with_sa(now, other, out, |sa, ctx| sa.drop_silently(ctx, Ending::Replaced));
             }
         }
+        self.hold_unseen(now, spi, tunnel, out);
         self.deduplicate(now, tunnel, out);
         self.make_room(now, spi, tunnel, out);
+    }
+
+    /// A peer that begins another IKE SA may never have got our answer about the one before: that is not sent on because its
+    /// time has come, but only if the peer shows that it has it.
+    fn hold_unseen(&mut self, now: Now, newest: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
+        let answered = |sa: &IkeSa| sa.core.role == Role::Responder;
+        if !self.sas.get(&newest).is_some_and(answered) {
+            return;
+        }
+        let before = self.established_of(tunnel).filter(|(spi, sa)| *spi != newest && answered(sa));
+        let before: Vec<IkeSpi> = before.map(|(spi, _)| spi).collect();
+        for spi in before {
+            self.with_sa(now, spi, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, _, _| {
+                    live.children.iter_mut().filter(|c| c.unseen).for_each(|c| c.switch_at = None);
+                    Next::Stay
+                });
+            });
+        }
     }
 
     /// Ends the oldest IKE SAs of a tunnel beside the newest: a peer that makes one after the other has lost them, or means
