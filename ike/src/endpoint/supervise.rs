@@ -28,12 +28,17 @@ impl Endpoint {
         match command {
             Command::Up(id) => self.up(now, id, out),
             Command::Down(id) => self.down(now, id, out),
+            // An IKE SA that goes, since a newer one has its children, makes no new keys.
             Command::RekeyChildren(id) => self.each_established(now, id, out, |live, _, _, _| {
-                live.renew_children(|_| true);
+                if live.retire_at.is_none() {
+                    live.renew_children(|_| true);
+                }
                 Next::Stay
             }),
             Command::RekeyIke(id) => self.each_established(now, id, out, |live, _, _, _| {
-                live.enqueue(Task::RekeyIke { group: None });
+                if live.retire_at.is_none() {
+                    live.enqueue(Task::RekeyIke { group: None });
+                }
                 Next::Stay
             }),
             Command::Reset(id) => {
