@@ -550,7 +550,15 @@ fn occupy(
     registry: &Registry,
     natt: Vec<(IpAddr, Option<UdpSocket>)>,
 ) -> Result<Vec<Spi>, PlaneError> {
-    // Guards first: from here on nothing that belongs into a tunnel leaves without one.
+    // Nothing is sent by these yet; guards that come after them are laid out once, with the way of IKE around them.
+    let mut addresses = Vec::new();
+    for (address, socket) in natt {
+        addresses.push(address);
+        if let Some(socket) = socket {
+            plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
+        }
+    }
+    // From here on nothing that belongs into a tunnel leaves without one.
     plane.guard_all(&policy::guards(config, registry))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
@@ -560,10 +568,7 @@ fn occupy(
         tracing::warn!(error = %e, "own packets to the remote networks may go outside of the tunnels");
     }
     let mut foreign = Vec::new();
-    for (address, socket) in natt {
-        if let Some(socket) = socket {
-            plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
-        }
+    for address in addresses {
         foreign.extend(plane.port().foreign_spis(address)?);
     }
     Ok(foreign)
