@@ -3,24 +3,29 @@
 //! It finds the SA that a datagram belongs to and knows when to be woken; [`strangers`] are admitted, and tunnels are kept
 //! up by [`supervise`]. Protocol decisions are made in `crate::sa`.
 
+mod half_open;
+mod pace;
 mod policies;
 mod restore;
 mod strangers;
 mod supervise;
+mod supervised;
 #[cfg(feature = "test-util")]
 mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, IkeSpi, Now, Spi, Timestamp, TunnelId};
 
+use self::half_open::HalfOpen;
+use self::pace::Pace;
+use self::supervised::Supervised;
 use crate::cookie::Cookies;
 use crate::crypto::Random;
 use crate::crypto::kex::KeyExchange;
-use crate::error::{DropReason, FailureReason, Trouble};
+use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Actions, Event, Flow, Input, RekeyKind};
 use crate::policy::Policies;
 use crate::rate::PeerRates;
@@ -58,28 +63,14 @@ impl Default for Config {
     }
 }
 
-/// How one tunnel is kept up.
-#[derive(Default)]
-struct Supervision {
-    /// It should be up.
-    wanted: bool,
-    /// Failures since it was last up.
-    failures: u32,
-    /// When it will be tried again.
-    retry_at: Option<Timestamp>,
-    /// IKE SAs that were negotiated in a row to replace one whose keys could not be renewed, and when the next may be.
-    renewals: (u32, Timestamp),
-    /// What works now and will need attention.
-    lesson: Option<Trouble>,
-}
-
 /// Every IKE SA of this machine.
 pub struct Endpoint {
     config: Config,
     random: Box<dyn Random>,
     kex: Box<dyn KeyExchange>,
     policies: Policies,
-    supervision: BTreeMap<TunnelId, Supervision>,
+    supervision: Supervised,
+    pace: Pace,
     /// Tunnels that were taken down by command: they stay down, whoever asks, until a command takes them up.
     held: BTreeSet<TunnelId>,
     spis: Spis,
@@ -90,8 +81,7 @@ pub struct Endpoint {
     sas: BTreeMap<IkeSpi, IkeSa>,
     by_tunnel: BTreeMap<TunnelId, BTreeSet<IkeSpi>>,
     established: BTreeMap<TunnelId, u32>,
-    /// Half-open SAs of strangers by their address and SPI, to know repeated requests by.
-    half_open: BTreeMap<(SocketAddr, u64), IkeSpi>,
+    half_open: HalfOpen,
     wakeups: BTreeSet<(Timestamp, IkeSpi)>,
     wakeup_of: BTreeMap<IkeSpi, Timestamp>,
     /// SAs in the data plane, by child: a tunnel is closed with its last outbound SA.
@@ -111,8 +101,9 @@ impl Endpoint {
             config,
             random,
             kex,
-            policies: Policies::new(),
-            supervision: BTreeMap::new(),
+            policies: Policies::default(),
+            supervision: Supervised::default(),
+            pace: Pace::default(),
             held: BTreeSet::new(),
             spis: Spis::default(),
             parts: Parts::default(),
@@ -121,7 +112,7 @@ impl Endpoint {
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
             established: BTreeMap::new(),
-            half_open: BTreeMap::new(),
+            half_open: HalfOpen::default(),
             wakeups: BTreeSet::new(),
             wakeup_of: BTreeMap::new(),
             installed: BTreeMap::new(),
@@ -178,14 +169,20 @@ impl Endpoint {
                 });
             }
         }
+        self.begin_waiting(now, out);
         self.close_tunnels(now, before, out);
     }
 
     /// When [`Input::Tick`] has something to do; `None` if nothing will happen by itself.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
-        let retry = self.supervision.values().filter_map(|s| s.retry_at).min();
+        let retry = self.supervision.next_retry();
         let sa = self.wakeups.first().map(|(at, _)| *at);
-        [retry, sa].into_iter().flatten().min()
+        [retry, sa, self.pace.next_place()].into_iter().flatten().min()
+    }
+
+    /// Tunnels that may look different ([`Endpoint::view`]) than when this was last asked.
+    pub fn take_changed(&mut self) -> BTreeSet<TunnelId> {
+        self.supervision.take_changed()
     }
 
     /// Whether no IKE SA is left, as after [`crate::Command::Shutdown`].
@@ -281,6 +278,7 @@ impl Endpoint {
             self.wakeups.remove(&(at, spi));
         }
         if let Some(tunnel) = sa.tunnel() {
+            self.supervision.note(tunnel);
             if let Some(set) = self.by_tunnel.get_mut(&tunnel) {
                 set.remove(&spi);
             }
@@ -297,7 +295,10 @@ impl Endpoint {
         let spi = sa.core.spi;
         self.keeping.touch(&sa);
         if !sa.is_half_open() {
-            self.half_open.retain(|_, s| *s != spi);
+            self.half_open.remove(spi);
+        }
+        if !matches!(sa.state, State::InitSent(_) | State::AuthSent(_)) {
+            self.pace.leave(spi);
         }
         if let State::Closed(closed) = sa.state {
             self.spis.ike.remove(&spi);
@@ -308,6 +309,7 @@ impl Endpoint {
             self.wakeup_of.insert(spi, at);
         }
         if let Some(tunnel) = sa.tunnel() {
+            self.supervision.note(tunnel);
             self.by_tunnel.entry(tunnel).or_default().insert(spi);
             if matches!(sa.state, State::Established(_)) {
                 *self.established.entry(tunnel).or_default() += 1;
@@ -338,7 +340,7 @@ impl Endpoint {
                     }
                 }
                 Effect::BeginAnew { tunnel, packet } => {
-                    if let Some(s) = self.supervision.get_mut(&tunnel) {
+                    if let Some(mut s) = self.supervision.get_mut(&tunnel) {
                         s.retry_at = None;
                     }
                     let begin = sa::Begin { packet, cookies: sa::Cookies::Doubted };
@@ -409,17 +411,29 @@ impl Endpoint {
                 self.wakeup_of.insert(spi, later);
             }
         }
-        let due: Vec<TunnelId> = self
-            .supervision
-            .iter()
-            .filter(|(_, s)| s.retry_at.is_some_and(|at| at <= now.mono))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            if let Some(s) = self.supervision.get_mut(&id) {
-                s.retry_at = None;
+        while let Some(id) = self.supervision.due(now.mono) {
+            let peer = self.policies.get(&id).and_then(|policy| policy.addresses());
+            match peer {
+                Some((_, peer)) => self.pace.wait(peer, id),
+                // Whoever looks for the addresses brings them by `set_policies`.
+                None => {
+                    if let Some(mut s) = self.supervision.get_mut(&id) {
+                        s.retry_at = None;
+                    }
+                }
             }
-            self.initiate(now, id, sa::Begin::default(), out);
+        }
+    }
+
+    /// Begins negotiations that are due, as many as have a place.
+    fn begin_waiting(&mut self, now: Now, out: &mut Actions) {
+        while let Some(id) = self.pace.next(now.mono) {
+            let Some(mut s) = self.supervision.get_mut(&id) else { continue };
+            // Something else may have been decided meanwhile.
+            if s.retry_at.take_if(|at| *at <= now.mono).is_some() {
+                drop(s);
+                self.initiate(now, id, sa::Begin::default(), out);
+            }
         }
     }
 
@@ -529,7 +543,7 @@ impl Endpoint {
                     }
                 }
                 Action::Tell(Event::Rekeyed { tunnel, kind: RekeyKind::Child, failure: None }) => {
-                    if let Some(s) = self.supervision.get_mut(tunnel) {
+                    if let Some(mut s) = self.supervision.get_mut(tunnel) {
                         (s.lesson, s.renewals) = (None, Default::default());
                     }
                 }

@@ -1,8 +1,9 @@
 //! Who may connect with what: the resolved tunnels, and the choice of algorithms.
 
+mod table;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 pub use cygnet_model::negotiation::{Encap, Start};
@@ -12,6 +13,7 @@ use cygnet_model::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
 use cygnet_model::tunnel::Mark;
 use cygnet_model::{SecretBytes, TunnelId};
 
+pub(crate) use self::table::Policies;
 use crate::wire::{Identity, Proposal, Protocol, Transform, TransformType};
 
 /// Who the peer must be.
@@ -267,18 +269,6 @@ impl TunnelPolicy {
             Some((*l, *r))
         })
     }
-}
-
-/// Every tunnel, by number.
-pub(crate) type Policies = BTreeMap<TunnelId, Arc<TunnelPolicy>>;
-
-/// The tunnels that a stranger from `remote` at our address `local` could belong to.
-pub(crate) fn candidates(
-    policies: &Policies,
-    local: IpAddr,
-    remote: IpAddr,
-) -> impl Iterator<Item = &Arc<TunnelPolicy>> {
-    policies.values().filter(move |p| p.local.contains(&local) && p.remote.contains(&remote))
 }
 
 fn transforms(kind: TransformType, ids: impl IntoIterator<Item = u16>) -> impl Iterator<Item = Transform> {

@@ -138,6 +138,7 @@ struct Daemon {
     obstacles: Vec<Obstacle>,
     /// Why caps are not in force, as told last.
     shaping_troubles: Vec<String>,
+    pages: publish::Pages,
     /// When to publish what has changed since the last snapshot.
     publish_at: Option<tokio::time::Instant>,
     started: Now,
@@ -311,6 +312,7 @@ impl Daemon {
             host,
             obstacles: Vec::new(),
             shaping_troubles: Vec::new(),
+            pages: publish::Pages::default(),
             publish_at: None,
             started: now,
             config_ok: true,
@@ -332,11 +334,8 @@ impl Daemon {
         for reason in DropReason::ALL.iter().map(|r| r.name()).chain([tell::REFUSED]) {
             self.counters.ike_dropped.entry(reason).or_default();
         }
-        for counters in self.counters.tunnels.values_mut() {
-            for reason in FailureReason::ALL {
-                counters.failures.entry(reason.name()).or_default();
-            }
-        }
+        self.counters.reasons = FailureReason::ALL.iter().map(|reason| reason.name()).collect();
+        self.pages.begin_anew();
         let known = |gateway: &str| self.config.gateway(gateway).is_some();
         self.counters.qos_drops.retain(|(gateway, _), _| known(gateway));
         self.rates.retain(|gateway, _| known(gateway));
@@ -550,7 +549,15 @@ fn occupy(
     registry: &Registry,
     natt: Vec<(IpAddr, Option<UdpSocket>)>,
 ) -> Result<Vec<Spi>, PlaneError> {
-    // Guards first: from here on nothing that belongs into a tunnel leaves without one.
+    // Nothing is sent by these yet; guards that come after them are laid out once, with the way of IKE around them.
+    let mut addresses = Vec::new();
+    for (address, socket) in natt {
+        addresses.push(address);
+        if let Some(socket) = socket {
+            plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
+        }
+    }
+    // From here on nothing that belongs into a tunnel leaves without one.
     plane.guard_all(&policy::guards(config, registry))?;
     plane.settle()?;
     residue::release_other(plane.port_ref().kind())?;
@@ -560,10 +567,7 @@ fn occupy(
         tracing::warn!(error = %e, "own packets to the remote networks may go outside of the tunnels");
     }
     let mut foreign = Vec::new();
-    for (address, socket) in natt {
-        if let Some(socket) = socket {
-            plane.add_socket((address, sockets::NATT_PORT).into(), socket)?;
-        }
+    for address in addresses {
         foreign.extend(plane.port().foreign_spis(address)?);
     }
     Ok(foreign)

@@ -4,20 +4,23 @@
 //! needs another authentication is negotiated beside the SA that carries the traffic, which goes when its successor
 //! has its children.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cygnet_model::{IkeSpi, Now, TunnelId};
 
-use super::{Endpoint, Supervision};
+use super::Endpoint;
+use super::supervised::Supervision;
 use crate::io::{Actions, Command, Ending, Input};
-use crate::policy::{Policies, Start, TunnelPolicy};
-use crate::sa::{Begin, IkeSa, State, is_another_peer};
+use crate::policy::{Start, TunnelPolicy};
+use crate::sa::{IkeSa, State, is_another_peer};
 
 impl Endpoint {
     /// Takes over a set of tunnels: new active ones start at once; those that are gone are deleted at the peer; of those
     /// that changed, living SAs follow (see the module). Calling it again with the same set does nothing.
     pub fn set_policies(&mut self, now: Now, policies: Vec<TunnelPolicy>, out: &mut Actions) {
-        let mut new: Policies = policies.into_iter().map(|p| (p.id, Arc::new(p))).collect();
+        let mut new: BTreeMap<TunnelId, Arc<TunnelPolicy>> =
+            policies.into_iter().map(|p| (p.id, Arc::new(p))).collect();
         let gone: Vec<TunnelId> = self.policies.keys().filter(|id| !new.contains_key(id)).copied().collect();
         for id in gone {
             self.handle(now, Input::Command(Command::Down(id)), out);
@@ -27,7 +30,7 @@ impl Endpoint {
             self.refused_psks.remove(&id);
         }
         for (id, policy) in &new {
-            self.supervision.entry(*id).or_insert_with(|| Supervision {
+            self.supervision.enroll(*id, || Supervision {
                 wanted: policy.start == Start::Active,
                 retry_at: (policy.start == Start::Active).then_some(now.mono),
                 ..Supervision::default()
@@ -39,10 +42,10 @@ impl Endpoint {
                 *policy = Arc::clone(old);
             }
         }
-        let before = std::mem::replace(&mut self.policies, new);
-        for (id, old) in before {
+        let before = std::mem::replace(&mut self.policies, new.into_values().collect());
+        for (id, old) in before.iter() {
             let Some(new) = self.policies.get(&id).cloned() else { continue };
-            if Arc::ptr_eq(&old, &new) {
+            if Arc::ptr_eq(old, &new) {
                 continue;
             }
             self.refused_psks.remove(&id);
@@ -59,7 +62,7 @@ impl Endpoint {
         if old == new || self.held.contains(&id) {
             return;
         }
-        if let Some(s) = self.supervision.get_mut(&id) {
+        if let Some(mut s) = self.supervision.get_mut(&id) {
             s.wanted = new == Start::Active;
             if !s.wanted {
                 s.retry_at = None;
@@ -76,12 +79,11 @@ impl Endpoint {
                 _ => sa.follow(ctx),
             });
         }
-        if let Some(s) = self.supervision.get_mut(&id)
+        if let Some(mut s) = self.supervision.get_mut(&id)
             && s.wanted
         {
             // What was wrong before says nothing of now.
-            (s.failures, s.retry_at, s.lesson) = (0, None, None);
-            self.initiate(now, id, Begin::default(), out);
+            (s.failures, s.retry_at, s.lesson) = (0, Some(now.mono), None);
         }
     }
 }

@@ -141,7 +141,7 @@ impl Endpoint {
         }
         let served: Vec<TunnelId> = self.policies.keys().copied().filter(|id| self.is_served(*id)).collect();
         for id in served {
-            if let Some(s) = self.supervision.get_mut(&id) {
+            if let Some(mut s) = self.supervision.get_mut(&id) {
                 s.retry_at = None;
             }
         }
@@ -231,7 +231,7 @@ impl Endpoint {
     fn go_on(&mut self, now: Now, spi: IkeSpi, renew: bool, out: &mut Actions) {
         let Some(State::Established(_)) = self.sas.get(&spi).map(|sa| &sa.state) else { return };
         self.with_sa(now, spi, out, |sa, ctx| {
-            let wanted = ctx.policies.clone();
+            let wanted = ctx.policies;
             let wanted = sa.tunnel().and_then(|id| wanted.get(&id)).cloned();
             sa.with_live(ctx, |live, core, ctx, _| {
                 live.drop_incomplete(ctx, wanted.as_deref());

@@ -1,6 +1,5 @@
 //! Admitting strangers: requests for a new IKE SA, behind cookies and limits, and answers that keep no state.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use cygnet_model::{IkeSpi, Now};
@@ -8,7 +7,6 @@ use cygnet_model::{IkeSpi, Now};
 use super::Endpoint;
 use crate::error::DropReason;
 use crate::io::{Action, Actions, Event, Flow};
-use crate::policy;
 use crate::sa;
 use crate::wire::{DecodeErrorKind, HEADER_LEN, Header, Notify, NotifyType, Payloads};
 
@@ -28,13 +26,13 @@ impl Endpoint {
         let drop = |out: &mut Actions, reason| {
             out.push(Action::Tell(Event::Dropped { reason, peer: flow.remote }));
         };
-        if let Some(spi) = self.half_open.get(&(flow.remote, header.spi_i)) {
-            let spi = *spi;
+        if let Some(spi) = self.half_open.find(flow.remote, header.spi_i) {
             return self.with_sa(now, spi, out, |sa, ctx| sa.on_datagram(ctx, header, bytes, flow));
         }
-        if policy::candidates(&self.policies, flow.local.ip(), flow.remote.ip()).next().is_none() {
+        let Some(candidates) = self.policies.between(flow.local.ip(), flow.remote.ip()) else {
             return drop(out, DropReason::UnknownPeer);
-        }
+        };
+        let tunnels = candidates.all().len();
         let chain = bytes.get(HEADER_LEN..).unwrap_or_default();
         if header.message_id != 0 || IkeSpi::new(header.spi_i).is_none() {
             return drop(out, DropReason::MessageId);
@@ -57,11 +55,9 @@ impl Endpoint {
             cookie.is_some_and(|c| self.cookies.check(now.mono, random, c, nonce, ip, header.spi_i));
         // What cannot become an IKE SA is refused without one: the cookie might be longer than the question.
         let complete = payloads.sa.is_some() && payloads.ke.is_some() && payloads.nonce.is_some();
-        let from = (SocketAddr::new(ip, 0), 0);
-        let of_peer = self.half_open.range(from..).take_while(|((a, _), _)| a.ip() == ip).count();
+        let of_peer = self.half_open.of_address(ip);
         // Whoever shares the address, or forges it, may have filled its places; who brings a cookie back is heard all the
         // same.
-        let tunnels = policy::candidates(&self.policies, flow.local.ip(), ip).count();
         let full = of_peer >= self.config.half_open_per_peer.max(tunnels.saturating_mul(2));
         let busy = full || self.half_open.len() >= self.config.cookie_threshold;
         if busy && !returned && complete {
@@ -79,7 +75,7 @@ impl Endpoint {
         let mut effects = Vec::new();
         let made = sa::respond(&mut self.context(now, out, &mut effects), header, bytes, payloads, flow);
         if let Some(sa) = made {
-            self.half_open.insert((flow.remote, header.spi_i), sa.core.spi);
+            self.half_open.add(flow.remote, header.spi_i, sa.core.spi);
             self.put(now, sa, out);
         }
     }

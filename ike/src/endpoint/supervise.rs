@@ -48,7 +48,7 @@ impl Endpoint {
                 }
                 if self.supervision.get(&id).is_some_and(|s| s.wanted) {
                     self.initiate(now, id, sa::Begin::default(), out);
-                    if let Some(s) = self.supervision.get_mut(&id) {
+                    if let Some(mut s) = self.supervision.get_mut(&id) {
                         s.retry_at = s.retry_at.filter(|_| s.failures > 0);
                     }
                 }
@@ -70,12 +70,13 @@ impl Endpoint {
 
     pub(super) fn on_acquire(&mut self, now: Now, acquire: Acquire, out: &mut Actions) {
         let Acquire { child, packet } = acquire;
-        let Some(s) = self.supervision.get_mut(&child.tunnel) else { return };
+        let Some(mut s) = self.supervision.get_mut(&child.tunnel) else { return };
         // While a tunnel waits for its next try, packets do not hurry it; nor do they undo a command.
         if s.retry_at.is_some() || self.held.contains(&child.tunnel) {
             return;
         }
         s.wanted = true;
+        drop(s);
         let of = self.parts.configured(child);
         let packet = packet.map(|packet| (of, packet));
         self.initiate(now, child.tunnel, sa::Begin { packet, ..sa::Begin::default() }, out);
@@ -93,8 +94,9 @@ impl Endpoint {
     }
 
     pub(super) fn up(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
-        let Some(s) = self.supervision.get_mut(&id) else { return };
+        let Some(mut s) = self.supervision.get_mut(&id) else { return };
         (s.wanted, s.failures, s.retry_at) = (true, 0, None);
+        drop(s);
         self.held.remove(&id);
         self.initiate(now, id, sa::Begin::default(), out);
         self.each_established(now, id, out, |live, _, _, _| {
@@ -106,7 +108,7 @@ impl Endpoint {
     }
 
     pub(super) fn down(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
-        if let Some(s) = self.supervision.get_mut(&id) {
+        if let Some(mut s) = self.supervision.get_mut(&id) {
             (s.wanted, s.retry_at) = (false, None);
             self.held.insert(id);
         }
@@ -139,12 +141,11 @@ impl Endpoint {
                 }
             });
         }
-        if let Some(s) = self.supervision.get_mut(&id)
+        if let Some(mut s) = self.supervision.get_mut(&id)
             && s.wanted
         {
             // What was wrong with other addresses says nothing of these.
-            (s.failures, s.retry_at) = (0, None);
-            self.initiate(now, id, sa::Begin::default(), out);
+            (s.failures, s.retry_at) = (0, Some(now.mono));
         }
     }
 
@@ -184,7 +185,10 @@ impl Endpoint {
         let id = policy.id;
         let mut effects = Vec::new();
         match sa::initiate(&mut self.context(now, out, &mut effects), policy, begin) {
-            Ok(sa) => self.put(now, sa, out),
+            Ok(sa) => {
+                self.pace.enter(sa.core.spi, sa.core.flow.remote.ip(), now.mono);
+                self.put(now, sa, out);
+            }
             Err(reason) => {
                 let peer = (policy.local.first().copied().unwrap_or([0, 0, 0, 0].into()), 0).into();
                 let detail = format!("cannot begin a negotiation: {reason}");
@@ -203,7 +207,7 @@ impl Endpoint {
         trouble: Trouble,
         out: &mut Actions,
     ) {
-        if self.policies.contains_key(&tunnel) {
+        if self.policies.get(&tunnel).is_some() {
             self.learn(tunnel, trouble, out);
             self.replace(now, old, tunnel, out);
         }
@@ -212,7 +216,6 @@ impl Endpoint {
     /// Begins an IKE SA beside one that is outdated.
     pub(super) fn replace(&mut self, now: Now, old: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
         let Some(policy) = self.policies.get(&tunnel).cloned() else { return };
-        let Some(s) = self.supervision.get_mut(&tunnel) else { return };
         let newer = |sa: &IkeSa| match &sa.state {
             State::InitSent(_) | State::AuthSent(_) => true,
             State::Established(live) => sa.core.spi != old && !live.outdated,
@@ -223,11 +226,13 @@ impl Endpoint {
             // One that is up already has not been told yet that it takes this one's place.
             return self.deduplicate(now, tunnel, out);
         }
+        let Some(mut s) = self.supervision.get_mut(&tunnel) else { return };
         if self.held.contains(&tunnel) || now.mono < s.renewals.1 {
             return;
         }
         let wait = RENEWAL.0.saturating_mul(1 << s.renewals.0.min(10)).min(RENEWAL.1);
         s.renewals = (s.renewals.0.saturating_add(1), now.mono + wait);
+        drop(s);
         let mut effects = Vec::new();
         let mut ctx = self.context(now, out, &mut effects);
         if let Ok(sa) = sa::initiate(&mut ctx, &policy, sa::Begin::default()) {
@@ -237,7 +242,7 @@ impl Endpoint {
 
     /// Keeps what will need attention, and tells it once.
     pub(super) fn learn(&mut self, tunnel: TunnelId, trouble: Trouble, out: &mut Actions) {
-        let Some(s) = self.supervision.get_mut(&tunnel) else { return };
+        let Some(mut s) = self.supervision.get_mut(&tunnel) else { return };
         if s.lesson.as_ref() != Some(&trouble) {
             s.lesson = Some(trouble.clone());
             out.push(Action::Tell(Event::Lesson { tunnel, trouble }));
@@ -270,7 +275,7 @@ impl Endpoint {
         let on_demand = self.policies.get(&id).is_some_and(|p| p.start == Start::OnDemand);
         let others = self.is_served(id);
         let mut retry_in = None;
-        if let Some(s) = self.supervision.get_mut(&id) {
+        if let Some(mut s) = self.supervision.get_mut(&id) {
             let wait = first.saturating_mul(1 << s.failures.min(10)).min(longest);
             s.failures = s.failures.saturating_add(1);
             if s.wanted && !others && !on_demand {
@@ -312,7 +317,7 @@ impl Endpoint {
                 let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1);
                 // What waits for traffic goes on waiting for it; "up" said by command is as good as "active".
                 let restart = policy.start != Start::OnDemand && !others;
-                if let Some(s) = self.supervision.get_mut(&tunnel)
+                if let Some(mut s) = self.supervision.get_mut(&tunnel)
                     && s.wanted
                     && restart
                 {
@@ -322,7 +327,7 @@ impl Endpoint {
             // One that was superfluous goes, and in the same moment the peer ends the one that was to stay.
             Ending::Local | Ending::Replaced => {
                 let lost = policy.start != Start::OnDemand && !self.is_served(tunnel);
-                if let Some(s) = self.supervision.get_mut(&tunnel)
+                if let Some(mut s) = self.supervision.get_mut(&tunnel)
                     && s.wanted
                     && lost
                 {
@@ -341,7 +346,7 @@ impl Endpoint {
         initial_contact: bool,
         out: &mut Actions,
     ) {
-        if let Some(s) = self.supervision.get_mut(&tunnel) {
+        if let Some(mut s) = self.supervision.get_mut(&tunnel) {
             (s.failures, s.retry_at) = (0, None);
         }
         let Some(created) = self.sas.get(&spi).map(|sa| sa.core.created) else { return };

@@ -19,7 +19,7 @@ use crate::crypto::prf::prf;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::mismatch;
-use crate::policy::{self, RemoteId, TunnelPolicy};
+use crate::policy::{self, TunnelPolicy};
 use crate::rate::Rate;
 use crate::wire::{
     Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
@@ -482,16 +482,13 @@ impl InitAnswered {
                 "no keys".to_owned(),
             ));
         };
-        let by_address: Vec<_> =
-            policy::candidates(ctx.policies, flow.local.ip(), flow.remote.ip()).cloned().collect();
-        let mut named: Vec<_> = by_address
-            .iter()
-            .filter(|p| p.remote_id.admits(idi, &p.local_id))
-            .filter(|p| payloads.idr.as_ref().is_none_or(|r| *r == p.local_id))
+        let candidates = ctx.policies.between(flow.local.ip(), flow.remote.ip());
+        let by_address = candidates.map_or(&[][..], |candidates| candidates.all());
+        let named: Vec<_> = candidates
+            .into_iter()
+            .flat_map(|candidates| candidates.of_peer(idi, payloads.idr.as_ref()))
             .cloned()
             .collect();
-        // Who is expected by name goes before whoever comes.
-        named.sort_by_key(|p| p.remote_id == RemoteId::Any);
         let expected = |psk: &SecretBytes| {
             psk_auth(self.suite.prf, psk, &self.request, &self.nonce_r, &derived.keys.sk_pi, idi)
         };

@@ -459,8 +459,7 @@ pub(crate) fn respond(
     payloads: Payloads,
     flow: Flow,
 ) -> Option<IkeSa> {
-    let candidates: Vec<_> =
-        policy::candidates(ctx.policies, flow.local.ip(), flow.remote.ip()).cloned().collect();
+    let candidates = ctx.policies.between(flow.local.ip(), flow.remote.ip())?.by_proposals();
     let (Some(sa), Some(ke), Some(nonce_i)) = (&payloads.sa, payloads.ke, payloads.nonce) else {
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;

@@ -58,6 +58,17 @@ impl Identity {
         self.kind
     }
 
+    /// In which drawer of a table identities that equal this one are.
+    pub(crate) fn bucket(&self) -> IdentityBucket {
+        let data = match self.kind {
+            IdType::ID_FQDN | IdType::ID_RFC822_ADDR => self.data.to_ascii_lowercase(),
+            // Equal ones may differ in every octet but those of the form.
+            IdType::ID_DER_ASN1_DN => Vec::new(),
+            _ => self.data.clone(),
+        };
+        IdentityBucket { kind: self.kind.0, data }
+    }
+
     /// Decodes an ID payload's body.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeErrorKind> {
         let mut r = Reader::new(body);
@@ -78,6 +89,13 @@ impl Identity {
         out.extend_from_slice(&self.data);
         out
     }
+}
+
+/// What equal identities have in common; others may have it too.
+#[derive(PartialEq, Eq, Hash, Debug)]
+pub(crate) struct IdentityBucket {
+    kind: u8,
+    data: Vec<u8>,
 }
 
 impl PartialEq for Identity {

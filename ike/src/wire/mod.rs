@@ -19,6 +19,7 @@ use cygnet_model::selector::TrafficSelector;
 pub use header::{HEADER_LEN, Header};
 pub use iana::{AuthMethod, Exchange, NotifyType, PayloadType, Protocol, TransformType};
 pub use id::Identity;
+pub(crate) use id::IdentityBucket;
 use reader::Reader;
 pub use sa::{Proposal, Transform};
 pub use writer::Writer;

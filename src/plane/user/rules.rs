@@ -210,7 +210,7 @@ impl Rules {
                 self.routing.add_rules(&[gate(*family, window)])?;
                 empty(&mut self.routing, windows, window)?;
             }
-            let expected = windows.expected(*family);
+            let expected: BTreeSet<Rule> = windows.expected(*family).into_iter().collect();
             let present = ours(&mut self.routing, *family)?;
             let stray: Vec<Rule> = present.into_iter().filter(|rule| !expected.contains(rule)).collect();
             self.routing.remove_rules(&stray)?;

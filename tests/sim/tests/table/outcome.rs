@@ -56,6 +56,7 @@ fn tell(event: &Event) -> Option<String> {
         Event::Dropped { reason, .. } => format!("drop {reason}"),
         Event::Retransmit(_) => "again".into(),
         Event::RoundTrip(..) => return None,
+        Event::Restored { .. } => "restored".into(),
     })
 }
 
