@@ -377,9 +377,16 @@ impl Endpoint {
         }
         let before = self.established_of(tunnel).filter(|(spi, sa)| *spi != newest && answered(sa));
         let before: Vec<IkeSpi> = before.map(|(spi, _)| spi).collect();
+        let all = self.by_tunnel.get(&tunnel).into_iter().flatten().filter_map(|spi| self.sas.get(spi));
+        // One that the peer asked for in a rekey, and then neither spoke on nor deleted the old one for: it could not follow
+        // our answer, and this one is to take its place.
+        let unfinished = all.into_iter().any(|sa| matches!(sa.state, State::Rekeyed(_)));
         for spi in before {
             self.with_sa(now, spi, out, |sa, ctx| {
-                sa.with_live(ctx, |live, _, _, _| {
+                sa.with_live(ctx, |live, _, ctx, _| {
+                    if unfinished && live.is_unheard() {
+                        live.retire_at.get_or_insert(ctx.now.mono + RETIRE);
+                    }
                     live.children.iter_mut().filter(|c| c.unseen).for_each(|c| c.switch_at = None);
                     Next::Stay
                 });
