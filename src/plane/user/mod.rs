@@ -376,6 +376,16 @@ impl DataPlane for UserPlane {
         self.publish_sas()
     }
 
+    fn restore(&mut self, spec: &SaSpec, used: &SaCounters) -> Result<bool, PlaneError> {
+        self.engine.install_after(spec, used)?;
+        self.publish_sas()?;
+        Ok(true)
+    }
+
+    fn reserve(&mut self, sa: SaId, last: u64) {
+        self.engine.reserve(sa, last);
+    }
+
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
         let counters = self.engine.remove(sa);
         self.publish_sas()?;
