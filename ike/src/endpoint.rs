@@ -4,6 +4,7 @@
 //! up by [`supervise`]. Protocol decisions are made in `crate::sa`.
 
 mod policies;
+mod restore;
 mod strangers;
 mod supervise;
 #[cfg(feature = "test-util")]

@@ -185,6 +185,15 @@ pub enum Event {
         /// Addresses.
         flow: Flow,
     },
+    /// An IKE SA of an earlier process was taken up again, with these pairs of ESP SAs.
+    Restored {
+        /// Whose.
+        tunnel: TunnelId,
+        /// Our SPI of it.
+        spi: IkeSpi,
+        /// How many pairs there are to stay.
+        children: usize,
+    },
     /// An IKE SA is gone.
     IkeDown {
         /// Whose.

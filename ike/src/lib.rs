@@ -15,6 +15,7 @@ mod mismatch;
 pub mod policy;
 mod rate;
 mod sa;
+pub mod saved;
 #[cfg(feature = "test-util")]
 pub mod testing;
 pub mod view;

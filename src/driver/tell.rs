@@ -119,6 +119,10 @@ impl Daemon {
                     format!("IKE SA {spi} with {} established as {}: {suite}", flow.remote, role.name());
                 self.tell_tunnel(tunnel, Kind::TunnelConnecting, &message);
             }
+            IkeEvent::Restored { tunnel, spi, children } => {
+                let message = format!("IKE SA {spi} taken up again with {children} pairs of SAs");
+                self.tell_tunnel(tunnel, Kind::TunnelUp, &message);
+            }
             IkeEvent::IkeDown { tunnel, spi, ending } => {
                 let why = ending_words(ending);
                 match ending {
