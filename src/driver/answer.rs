@@ -33,16 +33,26 @@ enum Wants {
 }
 
 impl Daemon {
-    pub(super) fn answer(&mut self, ask: Ask) {
+    /// Answers, now or later. A client that asks for a handover, which can be made, waits for it: it comes back.
+    pub(super) fn answer(&mut self, ask: Ask) -> Option<oneshot::Sender<Response>> {
         let Ask { request, reply } = ask;
         let response = match request {
             Request::Status {} => {
                 self.sample();
                 Response::Status { snapshot: Box::new(self.publisher.borrow().snapshot.clone()) }
             }
-            Request::Up { tunnel, .. } => return self.command(&tunnel, reply, Command::Up, Wants::Up),
-            Request::Down { tunnel, .. } => return self.command(&tunnel, reply, Command::Down, Wants::Down),
-            Request::Rekey { tunnel, ike, .. } => return self.rekey(&tunnel, ike, reply),
+            Request::Up { tunnel, .. } => {
+                self.command(&tunnel, reply, Command::Up, Wants::Up);
+                return None;
+            }
+            Request::Down { tunnel, .. } => {
+                self.command(&tunnel, reply, Command::Down, Wants::Down);
+                return None;
+            }
+            Request::Rekey { tunnel, ike, .. } => {
+                self.rekey(&tunnel, ike, reply);
+                return None;
+            }
             Request::Reset { tunnel, .. } => match self.tunnel_named(&tunnel) {
                 Some(id) => {
                     self.input(Input::Command(Command::Reset(id)));
@@ -73,10 +83,19 @@ impl Daemon {
                 }
             }
             Request::Doctor {} => Response::Findings { findings: self.findings() },
+            Request::Handover {} => match self.keeper.trouble() {
+                None => return Some(reply),
+                Some(why) => Response::Error {
+                    kind: ErrorKind::Failed,
+                    message: format!("the tunnels cannot be handed over, and the daemon goes on: {why}"),
+                    hint: "systemctl stop cygnet ends them politely".to_owned(),
+                },
+            },
             Request::Events {} => Response::error(ErrorKind::BadRequest, "events are not asked of the loop"),
         };
         // The client may be gone.
         let _ = reply.send(response);
+        None
     }
 
     fn tunnel_named(&self, name: &str) -> Option<TunnelId> {

@@ -36,8 +36,7 @@ pub(super) struct Log {
 impl Log {
     /// Writes a new file and puts it in place of the old one.
     pub(super) fn create(place: &Place, plane: PlaneKind, contents: &Contents) -> io::Result<Self> {
-        let records =
-            contents.iter().map(|(key, value)| Ok(Record::Put(*key, value.duplicate())));
+        let records = contents.iter().map(|(key, value)| Ok(Record::Put(*key, value.duplicate())));
         Self::replace(place, plane, records)
     }
 

@@ -149,7 +149,8 @@ impl Frames {
     fn of(secret: &[u8; 32], header: &[u8; HEADER_LEN]) -> Self {
         let life = header.last_chunk::<32>().map_or(&[][..], |life| life.as_slice());
         let prk = Salt::new(HKDF_SHA256, life).extract(secret);
-        let okm = prk.expand(&[&header[..]], &AES_256_GCM);
+        let info = [&header[..]];
+        let okm = prk.expand(&info, &AES_256_GCM);
         // One block of SHA-256 is the key, which HKDF can always give.
         let key = okm.map(UnboundKey::from).expect("HKDF gives up to 255 blocks");
         Self { key: LessSafeKey::new(key), next: 0 }
@@ -175,15 +176,10 @@ impl Frames {
         let len = u32::try_from(content.len()).map_err(io::Error::other)?.to_be_bytes();
         let [for_length, for_content] = self.nonces();
         let broken = |_| io::Error::other("a frame could not be sealed");
-        let tag = self
-            .key
-            .seal_in_place_separate_tag(for_length, Aad::from(len), &mut [])
-            .map_err(broken)?;
+        let tag = self.key.seal_in_place_separate_tag(for_length, Aad::from(len), &mut []).map_err(broken)?;
         let mut text = Zeroizing::new(content.to_vec());
-        let end = self
-            .key
-            .seal_in_place_separate_tag(for_content, Aad::from(len), &mut text)
-            .map_err(broken)?;
+        let end =
+            self.key.seal_in_place_separate_tag(for_content, Aad::from(len), &mut text).map_err(broken)?;
         out.extend_from_slice(&len);
         out.extend_from_slice(tag.as_ref());
         out.extend_from_slice(&text);
@@ -218,9 +214,7 @@ impl Frames {
         if fill(from, &mut text)? < text.len() {
             return Ok(Next::Cut);
         }
-        self.key
-            .open_in_place(for_content, Aad::from(len), &mut text)
-            .map_err(|_| Refused::Forged)?;
+        self.key.open_in_place(for_content, Aad::from(len), &mut text).map_err(|_| Refused::Forged)?;
         text.truncate(size);
         Ok(Next::Frame(text))
     }

@@ -227,6 +227,11 @@ impl UserPlane {
         self.placement().release().map_err(|e| from_rtnl("release the guards", &e))
     }
 
+    /// Stops carrying packets for good; guards stay, and counters can still be read.
+    pub fn rest(&mut self) {
+        self.stop();
+    }
+
     fn stop(&mut self) {
         self.shared.stop.store(true, Relaxed);
         self.shared.wake();
