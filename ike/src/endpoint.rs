@@ -100,6 +100,7 @@ pub struct Endpoint {
     open: BTreeSet<ChildId>,
     cookies: Cookies,
     version_notice: Option<Timestamp>,
+    keeping: restore::Keeping,
 }
 
 impl Endpoint {
@@ -127,6 +128,7 @@ impl Endpoint {
             open: BTreeSet::new(),
             cookies,
             version_notice: None,
+            keeping: restore::Keeping::default(),
         }
     }
 
@@ -293,6 +295,7 @@ impl Endpoint {
 
     fn put(&mut self, now: Now, sa: IkeSa, out: &mut Actions) {
         let spi = sa.core.spi;
+        self.keeping.touch(&sa);
         if !sa.is_half_open() {
             self.half_open.retain(|_, s| *s != spi);
         }
@@ -327,6 +330,12 @@ impl Endpoint {
                 }
                 Effect::Reauthenticate { spi, tunnel, trouble } => {
                     self.reauthenticate(now, spi, tunnel, trouble, out);
+                }
+                Effect::Replace { spi, tunnel } => {
+                    // One that ends by now needs no successor of its own.
+                    if self.sas.get(&spi).is_some_and(|sa| matches!(sa.state, State::Established(_))) {
+                        self.replace(now, spi, tunnel, out);
+                    }
                 }
                 Effect::BeginAnew { tunnel, packet } => {
                     if let Some(s) = self.supervision.get_mut(&tunnel) {

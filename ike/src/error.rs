@@ -127,6 +127,8 @@ reasons! {
         NoPeerAddress = "no_peer_address",
         /// The peer wanted to know nothing more of a child (RFC 7296 §2.25).
         TemporaryFailure = "temporary_failure",
+        /// What was kept of the SA over a restart is older than what the peer knows.
+        StateLost = "state_lost",
         /// The tunnel was taken down by command and stays so.
         Held = "held",
         /// A local failure, as of the random source.
@@ -177,6 +179,7 @@ impl FailureReason {
             Self::LifetimeExpired => "the peer did not answer the rekey; a new SA will be negotiated",
             Self::NoPeerAddress => "check the DNS name of the customer gateway",
             Self::TemporaryFailure => "the peer is busy with another exchange; it will be tried again",
+            Self::StateLost => "a new SA is negotiated; check that the state directory can be written",
             Self::Held => "cygnet up takes the tunnel up again",
             Self::Internal => "look into the log",
         }

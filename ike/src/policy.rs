@@ -255,6 +255,19 @@ impl TunnelPolicy {
         }
     }
 
+    /// What living SAs follow as it is here, and everything else as it is in `new`.
+    pub(crate) fn with_the_rest_of(&self, new: &Self) -> Self {
+        Self {
+            local_id: self.local_id.clone(),
+            remote_id: self.remote_id.clone(),
+            proposals: self.proposals.clone(),
+            lifetime: self.lifetime,
+            encap: self.encap,
+            children: self.children.clone(),
+            ..new.with_remote(self.remote.clone())
+        }
+    }
+
     /// The keys that are good, preferred first.
     pub(crate) fn psks(&self) -> impl Iterator<Item = &SecretBytes> {
         std::iter::once(&self.psk).chain(&self.other_psks)

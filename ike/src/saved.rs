@@ -1,33 +1,43 @@
 //! IKE SAs and ESP SAs as octets, so that they outlive the process.
 
+pub(crate) mod form;
+pub(crate) mod octets;
+pub(crate) mod values;
+
 use std::fmt;
 
 use cygnet_model::tunnel::SaSpec;
 use cygnet_model::{IkeSpi, SecretBytes, TunnelId};
 
+use crate::sa::Kept;
+
 /// One IKE SA as it can be kept outside of the process. It contains keys.
-pub struct Saved {
-    tunnel: TunnelId,
-    spi: IkeSpi,
-}
+///
+/// Beside the peer's authentication it is the only way to an established IKE SA: whoever can write what is read here could
+/// as well read the pre-shared keys.
+pub struct Saved(Kept);
 
 impl Saved {
     /// Opens what [`Change::saved`] gave.
     ///
     /// # Errors
     /// See [`SavedError`].
-    pub fn parse(_bytes: &[u8]) -> Result<Self, SavedError> {
-        Err(SavedError::Malformed)
+    pub fn parse(bytes: &[u8]) -> Result<Self, SavedError> {
+        Kept::parse(bytes).map(Self)
     }
 
     /// Whose it is.
     pub const fn tunnel(&self) -> TunnelId {
-        self.tunnel
+        self.0.policy.id
     }
 
     /// Our SPI of it.
     pub const fn spi(&self) -> IkeSpi {
-        self.spi
+        self.0.core.spi
+    }
+
+    pub(crate) fn into_kept(self) -> Kept {
+        self.0
     }
 }
 
@@ -112,14 +122,14 @@ impl fmt::Display for Reason {
 }
 
 /// One ESP SA as octets.
-pub fn show_sa(_sa: &SaSpec) -> SecretBytes {
-    SecretBytes::new(Vec::new())
+pub fn show_sa(sa: &SaSpec) -> SecretBytes {
+    octets::write(&form::Sa::from(sa))
 }
 
 /// The ESP SA that [`show_sa`] gave.
 ///
 /// # Errors
 /// See [`SavedError`].
-pub fn parse_sa(_bytes: &[u8]) -> Result<SaSpec, SavedError> {
-    Err(SavedError::Malformed)
+pub fn parse_sa(bytes: &[u8]) -> Result<SaSpec, SavedError> {
+    octets::read::<form::Sa<'_>>(bytes)?.open()
 }

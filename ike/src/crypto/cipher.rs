@@ -31,8 +31,8 @@ pub enum SkCipher {
         key: Box<aead::LessSafeKey>,
         /// Salt in front of the IV.
         salt: [u8; 4],
-        /// Next IV.
-        next_iv: u64,
+        /// IVs that were not used yet.
+        ivs: Ivs,
     },
     /// CBC with HMAC, encrypt then MAC.
     Cbc {
@@ -47,7 +47,53 @@ pub enum SkCipher {
     },
 }
 
+/// The IVs of one key: a counter that ends before it can come round.
+#[derive(Clone, Copy, Debug)]
+pub struct Ivs {
+    next: u64,
+    left: u64,
+}
+
+impl Ivs {
+    /// Half of all values. A counter may begin anywhere and pass zero, since it never reaches its beginning again.
+    const MOST: u64 = 1 << 63;
+
+    /// Those of a fresh key.
+    pub const fn fresh() -> Self {
+        Self { next: 0, left: Self::MOST }
+    }
+
+    /// Those of a key under which an earlier process has sealed messages. Which IVs it used is not known for sure: what was
+    /// kept may be older than its last message. A random beginning meets them with a probability of (used + to be used) /
+    /// 2⁶⁴, which message IDs keep below 2⁻³⁰ in theory, and below 2⁻⁴⁵ for a million messages.
+    pub fn resumed(random: &mut dyn Random) -> Self {
+        Self { next: random.u64(), left: Self::MOST }
+    }
+
+    /// The next one; `None` when they are used up.
+    fn draw(&mut self) -> Option<[u8; 8]> {
+        self.left = self.left.checked_sub(1)?;
+        let iv = self.next.to_be_bytes();
+        self.next = self.next.wrapping_add(1);
+        Some(iv)
+    }
+
+    /// Leaves so many, for tests that look at the end.
+    #[cfg(test)]
+    pub(super) const fn leave(&mut self, left: u64) {
+        self.left = left;
+    }
+}
+
 impl SkCipher {
+    /// Goes on with a key under which messages were sealed before.
+    pub fn resume(&mut self, random: &mut dyn Random) {
+        // The IVs of the other modes are random in any case.
+        if let Self::Aead { ivs, .. } = self {
+            *ivs = Ivs::resumed(random);
+        }
+    }
+
     /// Takes the keys of one direction; `None` if their lengths do not fit the algorithms.
     pub fn new(
         encr: Encr,
@@ -74,7 +120,7 @@ impl SkCipher {
         };
         let (key, salt) = encr_key.expose().split_at_checked(encr.info().key_len)?;
         let key = aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, key).ok()?);
-        Some(Self::Aead { key: Box::new(key), salt: salt.try_into().ok()?, next_iv: 0 })
+        Some(Self::Aead { key: Box::new(key), salt: salt.try_into().ok()?, ivs: Ivs::fresh() })
     }
 
     /// Octets that [`SkCipher::seal`] adds to `len` octets of payloads: IV, padding, pad length and ICV.
@@ -94,9 +140,8 @@ impl SkCipher {
     pub fn seal(&mut self, message: &mut Vec<u8>, plain: &[u8], random: &mut dyn Random) -> Option<()> {
         let aad_len = message.len();
         match self {
-            Self::Aead { key, salt, next_iv } => {
-                let iv = next_iv.to_be_bytes();
-                *next_iv = next_iv.checked_add(1)?;
+            Self::Aead { key, salt, ivs } => {
+                let iv = ivs.draw()?;
                 message.extend_from_slice(&iv);
                 let start = message.len();
                 message.extend_from_slice(plain);

@@ -274,10 +274,32 @@ fn t84_ivs_of_combined_modes_never_repeat() {
         tx.seal(&mut message, b"x", &mut Counting(5)).unwrap();
         assert!(seen.insert(message[..8].to_vec()));
     }
-    if let SkCipher::Aead { next_iv, .. } = &mut tx {
-        *next_iv = u64::MAX;
+    if let SkCipher::Aead { ivs, .. } = &mut tx {
+        ivs.leave(1);
     }
+    assert!(tx.seal(&mut Vec::new(), b"x", &mut Counting(5)).is_some());
     assert!(tx.seal(&mut Vec::new(), b"x", &mut Counting(5)).is_none());
+}
+
+/// A random source that gives the same number for ever.
+struct Always(u64);
+
+impl Random for Always {
+    fn fill(&mut self, out: &mut [u8]) {
+        out.iter_mut().zip(self.0.to_be_bytes().into_iter().cycle()).for_each(|(o, b)| *o = b);
+    }
+}
+
+#[test]
+fn a_resumed_key_goes_on_from_a_random_iv_and_past_zero() {
+    let (mut tx, rx) = ciphers().remove(0);
+    tx.resume(&mut Always(u64::MAX - 1));
+    for want in [u64::MAX - 1, u64::MAX, 0, 1] {
+        let mut message = b"header".to_vec();
+        tx.seal(&mut message, b"x", &mut Counting(5)).unwrap();
+        assert_eq!(message[6..14], want.to_be_bytes());
+        assert_eq!(rx.open(b"header", &message[6..]), Ok(b"x".to_vec()));
+    }
 }
 
 #[test]

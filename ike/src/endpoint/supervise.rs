@@ -198,8 +198,15 @@ impl Endpoint {
         trouble: Trouble,
         out: &mut Actions,
     ) {
+        if self.policies.contains_key(&tunnel) {
+            self.learn(tunnel, trouble, out);
+            self.replace(now, old, tunnel, out);
+        }
+    }
+
+    /// Begins an IKE SA beside one that is outdated.
+    pub(super) fn replace(&mut self, now: Now, old: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
         let Some(policy) = self.policies.get(&tunnel).cloned() else { return };
-        self.learn(tunnel, trouble, out);
         let Some(s) = self.supervision.get_mut(&tunnel) else { return };
         let newer = |sa: &IkeSa| match &sa.state {
             State::InitSent(_) | State::AuthSent(_) => true,

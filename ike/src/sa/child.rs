@@ -183,6 +183,11 @@ impl Unfit {
         Self::new(NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax, Vec::new())
     }
 
+    /// It answers a request of an earlier process, which took the private key with it.
+    pub const fn lost() -> Self {
+        Self { notify: NotifyType::TEMPORARY_FAILURE, reason: FailureReason::StateLost, differs: Vec::new() }
+    }
+
     fn proposal(differs: Vec<Mismatch>) -> Self {
         Self::new(NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen, differs)
     }

@@ -29,32 +29,42 @@ const OUR_TURN: Duration = Duration::from_secs(30);
 /// Our CREATE_CHILD_SA request for a child.
 pub(crate) struct CreatingChild {
     /// Index of the configured child.
-    of: u16,
+    pub(super) of: u16,
     /// What is asked for of it, if the pair is new.
-    ask: Ask,
+    pub(super) ask: Ask,
     /// The selectors that we offered, our side.
-    local: Vec<TrafficSelector>,
+    pub(super) local: Vec<TrafficSelector>,
     /// The peer's side.
-    remote: Vec<TrafficSelector>,
+    pub(super) remote: Vec<TrafficSelector>,
     /// Inbound SPI of the pair to replace.
-    rekeys: Option<Spi>,
+    pub(super) rekeys: Option<Spi>,
     /// Inbound SPI of the new pair.
     pub inbound: Spi,
-    nonce: Vec<u8>,
-    key: Option<(Group, Box<dyn PrivateKey>)>,
+    pub(super) nonce: Vec<u8>,
+    pub(super) key: Key,
     /// Whether INVALID_KE_PAYLOAD was answered once already.
-    second_try: bool,
+    pub(super) second_try: bool,
     /// What the peer made at the same time: new keys for the same pair, or a pair for the same child.
-    theirs: Vec<Created>,
+    pub(super) theirs: Vec<Created>,
     /// SPIs that the peer deleted in the meantime and that we do not know: one of them may come in the answer.
-    deleted: Vec<u32>,
+    pub(super) deleted: Vec<u32>,
+}
+
+/// The private key of a request.
+pub(super) enum Key {
+    /// No key exchange was offered.
+    None,
+    /// It waits for the answer.
+    Held(Group, Box<dyn PrivateKey>),
+    /// An earlier process had it.
+    Lost(Group),
 }
 
 /// A pair with the nonces of the exchange that made it.
 pub(crate) struct Created {
     pub id: ChildId,
     pub inbound: Spi,
-    nonces: (Vec<u8>, Vec<u8>),
+    pub(super) nonces: (Vec<u8>, Vec<u8>),
 }
 
 /// How often the peer may ask for children: one in this time, and so many at once beside four for each configured pair of
@@ -145,9 +155,9 @@ impl Live {
         let (key, ke) = match preferred {
             Some(g) => {
                 let (key, public) = ctx.kex.start(g, ctx.random).ok()?;
-                (Some((g, key)), Some(KeyExchange { group: g.transform(), data: public }))
+                (Key::Held(g, key), Some(KeyExchange { group: g.transform(), data: public }))
             }
-            None => (None, None),
+            None => (Key::None, None),
         };
         let inbound = ctx.spis.new_esp(ctx.random);
         let nonce = ctx.nonce();
@@ -205,6 +215,9 @@ impl Live {
             Err(unfit) => {
                 ctx.spis.esp.remove(&creating.inbound);
                 self.disown(creating.inbound, answer);
+                if unfit.reason == FailureReason::StateLost {
+                    return self.ask_again(ctx, &creating, answer);
+                }
                 self.child_refused(core, ctx, &creating, answer, &unfit);
                 return;
             }
@@ -284,17 +297,21 @@ impl Live {
         };
         let negotiated = child::accept(&self.policy, &offered, answer, |spi| self.is_bound(spi))?;
         let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;
-        let shared = match (negotiated.suite.group, creating.key.take()) {
+        let key = std::mem::replace(&mut creating.key, Key::None);
+        let shared = match (negotiated.suite.group, key) {
             (None, _) => None,
-            (Some(chosen), Some((sent, key))) if chosen == sent => {
+            (Some(chosen), Key::Held(sent, key)) if chosen == sent => {
                 let ke = answer.ke.as_ref().ok_or_else(Unfit::syntax)?;
                 if ke.group != sent.transform() {
                     return Err(Unfit::group(sent, ke.group));
                 }
                 Some(key.finish(&ke.data).map_err(|_| Unfit::syntax())?)
             }
-            (Some(chosen), Some((sent, _))) => return Err(Unfit::group(sent, chosen.transform())),
-            (Some(_), None) => return Err(Unfit::syntax()),
+            (Some(chosen), Key::Lost(sent)) if chosen == sent => return Err(Unfit::lost()),
+            (Some(chosen), Key::Held(sent, _) | Key::Lost(sent)) => {
+                return Err(Unfit::group(sent, chosen.transform()));
+            }
+            (Some(_), Key::None) => return Err(Unfit::syntax()),
         };
         let keys = ChildKeys::derive(
             self.suite.prf,
@@ -305,6 +322,42 @@ impl Live {
             &negotiated.suite,
         );
         Ok(NewPair { negotiated, keys, role: Role::Initiator })
+    }
+
+    /// The peer made the pair that an earlier process asked for, and the keys cannot be known any more: it is deleted at the
+    /// peer, and asked for anew. Until then what it was to replace goes on.
+    fn ask_again(&mut self, ctx: &mut Ctx<'_>, creating: &CreatingChild, answer: &Payloads) {
+        let of = creating.of;
+        let Some(old) = creating.rekeys else {
+            return self.enqueue(Task::CreateChild { index: of, group: None });
+        };
+        let nonce_r = answer.nonce.as_deref().unwrap_or_default();
+        let there = |spi| self.children.iter().any(|c| c.inbound == spi);
+        match creating.theirs.first().filter(|theirs| there(theirs.inbound)) {
+            Some(theirs) => {
+                let (ni, nr) = &theirs.nonces;
+                match collide::winner((&creating.nonce, nonce_r), (ni, nr)) {
+                    Winner::Theirs => self.uncontest(theirs.inbound),
+                    // The peer ends its own one and keeps ours, which we end: the old pair stays and gets new keys then.
+                    Winner::Ours => {
+                        let soon = ctx.now.mono + BUSY_RETRY.0;
+                        for c in &mut self.children {
+                            if c.inbound == theirs.inbound {
+                                (c.state, c.contested) = (ChildState::Replaced, true);
+                            } else if c.inbound == old {
+                                c.rekey_at = c.rekey_at.min(soon);
+                            }
+                        }
+                    }
+                }
+            }
+            None if self.has_inbound(old) => self.enqueue(Task::RekeyChild { inbound: old, group: None }),
+            None => self.enqueue(Task::CreateChild { index: of, group: None }),
+        }
+    }
+
+    fn has_inbound(&self, inbound: Spi) -> bool {
+        self.children.iter().any(|c| c.inbound == inbound && c.is_to_stay())
     }
 
     /// An answer without an error that we cannot take made a pair at the peer's end (RFC 7296 §2.21: "clean up the IKE

@@ -1,5 +1,6 @@
 //! A living IKE SA and its children follow a changed policy of the same peer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cygnet_model::id::Reqid;
@@ -98,6 +99,26 @@ impl Live {
         }
         for inbound in renewed {
             self.enqueue(Task::RekeyChild { inbound, group: None });
+        }
+    }
+
+    /// Opens the tunnels of everything that is carried, as an earlier process had opened them.
+    pub fn open_tunnels(&self, core: &Core, ctx: &mut Ctx<'_>) {
+        let mut newest = BTreeMap::new();
+        for c in &self.children {
+            // One that goes keeps its child's tunnel open if there is no other.
+            if c.is_to_stay() || !newest.get(&c.id).is_some_and(|other: &&Child| other.is_to_stay()) {
+                newest.insert(c.id, c);
+            }
+        }
+        newest.retain(|id, c| c.pending.is_some() || ctx.carries(*id));
+        for c in newest.into_values() {
+            let weight = match self.policy.children.get(c.of) {
+                Some(policy) if c.opens.is_none() => policy.weight,
+                // Until it is taken into use the packets are another one's.
+                _ => u8::MAX,
+            };
+            c.weigh(core, ctx, c.mark, weight);
         }
     }
 

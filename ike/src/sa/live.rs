@@ -124,7 +124,7 @@ pub(crate) struct Live {
     pub expire_at: Timestamp,
     /// Last authenticated sign of life of the peer.
     pub last_in: Timestamp,
-    last_out: Timestamp,
+    pub(super) last_out: Timestamp,
     /// What is missing of configured children, and why.
     pub seeking: BTreeMap<u16, Seeking>,
     /// Packets that want configured children, until these are asked for.
@@ -134,6 +134,22 @@ pub(crate) struct Live {
     /// When authentication or the rekey that made this SA ended.
     pub established: Timestamp,
     pub established_unix: u64,
+    /// Whether it is an earlier process's.
+    pub resumed: Resumed,
+}
+
+/// How an IKE SA of an earlier process proves that what was kept of it is what the peer knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Resumed {
+    /// It needs no proof.
+    No,
+    /// The first thing that we ask will be whether the peer lives: if its answer is one to something else we are behind, and
+    /// no key came of it.
+    Unasked,
+    /// We have asked.
+    Asked,
+    /// It was taken up again, and the peer has answered.
+    Proven,
 }
 
 impl Live {
@@ -202,6 +218,7 @@ impl Live {
             put_off: 0,
             established: now,
             established_unix: ctx.now.unix,
+            resumed: Resumed::No,
         }
     }
 
@@ -267,6 +284,9 @@ impl Live {
             }
             Place::Outside => {
                 ctx.dropped(DropReason::MessageId, flow);
+                if self.is_behind(header, datagram) {
+                    return behind(core, phase);
+                }
                 Next::Stay
             }
         }
@@ -366,6 +386,13 @@ impl Live {
                 request.release(ctx);
                 Next::Stay
             }
+            // Nothing that the peer made of it is followed any more.
+            Request::RekeyIke(r)
+                if phase == Phase::Deleting && r.key.is_none() && self.their_rekey.is_none() =>
+            {
+                Request::RekeyIke(r).release(ctx);
+                Next::Stay
+            }
             Request::CreateChild(c) => self.on_child_created(core, ctx, *c, &payloads),
             Request::RekeyIke(r) => self.on_ike_rekeyed(core, ctx, *r, &payloads),
             Request::DeleteChild { inbound } => {
@@ -376,15 +403,41 @@ impl Live {
                 let ending = if phase == Phase::Rekeyed { Ending::Replaced } else { Ending::Local };
                 Next::Close(ending, String::new())
             }
+            Request::Liveness if self.resumed == Resumed::Asked => {
+                self.resumed = Resumed::Proven;
+                // The peer repeats its answer to a deletion of ours that we know nothing of.
+                if payloads.deletes.is_empty() { Next::Stay } else { behind(core, phase) }
+            }
             Request::Liveness => Next::Stay,
         }
+    }
+
+    /// Whether an IKE SA of an earlier process is asked for something that comes after what we know: the peer does not begin
+    /// a request before it has the answer to the one before (RFC 7296 §2.3).
+    fn is_behind(&self, header: &Header, datagram: &[u8]) -> bool {
+        self.resumed != Resumed::No
+            && header.message_id > self.window.expected
+            && self.channel.authenticate(header, datagram).is_ok()
+    }
+
+    /// What comes first of an IKE SA of an earlier process, whatever waits; see [`Resumed`]. Its end needs no proof.
+    fn ask_first(&mut self, task: Task) -> Task {
+        if self.resumed != Resumed::Unasked || task == Task::DeleteIke {
+            return task;
+        }
+        self.resumed = Resumed::Asked;
+        if task != Task::Liveness {
+            self.queue.push_front(task);
+        }
+        self.delayed.retain(|(_, t)| *t != Task::Liveness);
+        Task::Liveness
     }
 
     /// Starts what is queued, as far as the window allows.
     pub fn pump(&mut self, core: &mut Core, ctx: &mut Ctx<'_>) {
         while self.window.outstanding.is_none() {
             let Some(task) = self.queue.pop_front() else { return };
-            let begun = match task {
+            let begun = match self.ask_first(task) {
                 Task::CreateChild { index, group } => self.begin_create_child(ctx, index, group),
                 Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
                 Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
@@ -581,6 +634,17 @@ impl Live {
             ctx.out.push(Action::Migrate(*sa, to));
         }
     }
+}
+
+/// What was kept is older than what the peer knows: nothing of it can be relied on.
+fn behind(core: &Core, phase: Phase) -> Next {
+    let ending = match phase {
+        Phase::Established => Ending::Failed(FailureReason::StateLost),
+        Phase::Rekeyed | Phase::Deleting => Ending::Replaced,
+    };
+    let detail =
+        format!("{} knows of exchanges after those that were kept over the restart", core.flow.remote);
+    Next::Close(ending, detail)
 }
 
 /// INVALID_SYNTAX, whoever says it to an authentic request, ends the IKE SA without a Delete (RFC 7296 §2.21.3).

@@ -28,12 +28,22 @@ pub(crate) struct Channel {
     pub spi_i: u64,
     pub spi_r: u64,
     pub role: Role,
+    /// What the ciphers were made of, for whoever keeps the IKE SA.
+    pub keys: ChannelKeys,
     tx: SkCipher,
     rx: SkCipher,
     /// Whether the peer takes fragments.
     pub fragmentation: bool,
     requests: Reassembly,
     responses: Reassembly,
+}
+
+/// Keys of both directions (RFC 7296 §2.14). Those of integrity are empty with combined modes.
+pub(crate) struct ChannelKeys {
+    pub sk_ei: SecretBytes,
+    pub sk_er: SecretBytes,
+    pub sk_ai: SecretBytes,
+    pub sk_ar: SecretBytes,
 }
 
 /// What opening a datagram gave.
@@ -48,6 +58,16 @@ pub(crate) enum Opened {
 impl Channel {
     /// Takes the ciphers of an IKE SA into use. `None` if the keys do not fit the suite, which derived keys do.
     pub fn new(suite: IkeSuite, keys: &IkeKeys, spi_i: u64, spi_r: u64, role: Role) -> Option<Self> {
+        let keys = ChannelKeys {
+            sk_ei: keys.sk_ei.duplicate(),
+            sk_er: keys.sk_er.duplicate(),
+            sk_ai: keys.sk_ai.duplicate(),
+            sk_ar: keys.sk_ar.duplicate(),
+        };
+        Self::with(suite, keys, spi_i, spi_r, role)
+    }
+
+    fn with(suite: IkeSuite, keys: ChannelKeys, spi_i: u64, spi_r: u64, role: Role) -> Option<Self> {
         let cipher = |e: &SecretBytes, a: &SecretBytes| SkCipher::new(suite.encr, suite.integ, e, a);
         let from_i = cipher(&keys.sk_ei, &keys.sk_ai)?;
         let from_r = cipher(&keys.sk_er, &keys.sk_ar)?;
@@ -56,7 +76,22 @@ impl Channel {
             Role::Responder => (from_r, from_i),
         };
         let (requests, responses) = (Reassembly::default(), Reassembly::default());
-        Some(Self { spi_i, spi_r, role, tx, rx, fragmentation: false, requests, responses })
+        Some(Self { spi_i, spi_r, role, keys, tx, rx, fragmentation: false, requests, responses })
+    }
+
+    /// The same for an IKE SA of an earlier process: the IVs go on from a random one, since nobody knows for sure which of
+    /// them were used.
+    pub fn resumed(
+        suite: IkeSuite,
+        keys: ChannelKeys,
+        spi_i: u64,
+        spi_r: u64,
+        role: Role,
+        random: &mut dyn Random,
+    ) -> Option<Self> {
+        let mut channel = Self::with(suite, keys, spi_i, spi_r, role)?;
+        channel.tx.resume(random);
+        Some(channel)
     }
 
     /// Seals payloads into one datagram, or several if they are large and the peer takes fragments. `None` only when

@@ -16,6 +16,7 @@ mod create_child;
 mod follow;
 mod inform;
 mod init;
+mod keep;
 mod live;
 pub(crate) mod message;
 mod natt;
@@ -45,6 +46,7 @@ pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
 pub(crate) use follow::is_another_peer;
 pub(crate) use init::{Begin, Cookies, InitAnswered, InitSent, initiate, respond, stateless};
+pub(crate) use keep::{Kept, show_policy};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
 pub(crate) use message::Channel;
@@ -82,6 +84,8 @@ pub(crate) enum Effect {
     /// New keys were refused for a reason that a new IKE SA overcomes, since its IKE_AUTH negotiates no key exchange for
     /// the child (RFC 7296 §1.2): negotiate one beside this.
     Reauthenticate { spi: IkeSpi, tunnel: TunnelId, trouble: Trouble },
+    /// The peer has gone on with an IKE SA whose keys an earlier process took with it: negotiate one beside this.
+    Replace { spi: IkeSpi, tunnel: TunnelId },
     /// An attempt was led astray by a cookie that nobody had asked for: begin another one.
     BeginAnew { tunnel: TunnelId, packet: Option<(u16, Packet)> },
     /// Something that works now and will need attention.

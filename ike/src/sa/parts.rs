@@ -50,6 +50,13 @@ impl Parts {
         Some(id)
     }
 
+    /// Takes up a part of an earlier process under its number. The number of a configured child is nobody else's.
+    pub fn restore(&mut self, id: ChildId, of: u16, local: &[TrafficSelector], remote: &[TrafficSelector]) {
+        if id.index >= ChildId::CONFIGURED {
+            self.0.insert(id, Part { of, local: local.to_vec(), remote: remote.to_vec() });
+        }
+    }
+
     /// Notes what a part carries after a rekey.
     pub fn change(&mut self, id: ChildId, local: &[TrafficSelector], remote: &[TrafficSelector]) {
         if let Some(part) = self.0.get_mut(&id) {

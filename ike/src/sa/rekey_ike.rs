@@ -22,16 +22,17 @@ use crate::{mismatch, policy};
 pub(crate) struct RekeyingIke {
     /// Our SPI of the new SA.
     pub spi: IkeSpi,
-    nonce: Vec<u8>,
-    group: Group,
-    key: Box<dyn PrivateKey>,
-    second_try: bool,
+    pub(super) nonce: Vec<u8>,
+    pub(super) group: Group,
+    /// `None` if an earlier process had it: then the answer cannot be followed.
+    pub(super) key: Option<Box<dyn PrivateKey>>,
+    pub(super) second_try: bool,
 }
 
 /// The new IKE SA of the peer's request, which ours crossed.
 pub(crate) struct RekeyedByPeer {
-    sa: IkeSa,
-    nonces: (Vec<u8>, Vec<u8>),
+    pub(super) sa: IkeSa,
+    pub(super) nonces: (Vec<u8>, Vec<u8>),
 }
 
 impl RekeyedByPeer {
@@ -61,7 +62,10 @@ impl Live {
             nonce: Some(nonce.clone()),
             ..Payloads::default()
         };
-        Some((payloads, Request::RekeyIke(Box::new(RekeyingIke { spi, nonce, group, key, second_try }))))
+        Some((
+            payloads,
+            Request::RekeyIke(Box::new(RekeyingIke { spi, nonce, group, key: Some(key), second_try })),
+        ))
     }
 
     /// The keys of the new SA from the old SA's SK_d, and an empty SA around them.
@@ -118,6 +122,9 @@ impl Live {
         answer: &Payloads,
     ) -> Next {
         let RekeyingIke { spi, nonce, group, key, second_try } = request;
+        let Some(key) = key else {
+            return self.on_answer_without_key(core, ctx, spi, &nonce, second_try, answer);
+        };
         let sa = self.finish_ike(core, ctx, spi, &nonce, group, key, answer);
         let theirs = self.their_rekey.take();
         let sa = match sa {
@@ -163,6 +170,49 @@ impl Live {
             }
         }
         Next::Rekeyed
+    }
+
+    /// An answer to a request of an earlier process, which took the private key with it. If the peer made the new IKE SA it
+    /// takes that for the one in use from now on, and its children with it: they go on at both ends, and a new IKE SA is
+    /// negotiated beside to take them over.
+    fn on_answer_without_key(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        spi: IkeSpi,
+        nonce: &[u8],
+        second_try: bool,
+        answer: &Payloads,
+    ) -> Next {
+        ctx.spis.ike.remove(&spi);
+        let theirs = self.their_rekey.take();
+        let made = answer.sa.is_some() && answer.error().is_none();
+        let nonce_r = answer.nonce.as_deref().unwrap_or_default();
+        let ours_wins = |theirs: &RekeyedByPeer| {
+            let pair = (theirs.nonces.0.as_slice(), theirs.nonces.1.as_slice());
+            collide::winner((nonce, nonce_r), pair) == Winner::Ours
+        };
+        match theirs {
+            // Ours is redundant at the peer's end as well, and goes there by itself.
+            Some(theirs) if !made || !ours_wins(&theirs) => {
+                self.hand_over(ctx, theirs.sa);
+                Next::Rekeyed
+            }
+            None if !made => {
+                let reason =
+                    answer.error().map_or(FailureReason::InvalidSyntax, |n| FailureReason::of_notify(n.kind));
+                self.ike_rekey_refused(core, ctx, reason, second_try, answer)
+            }
+            theirs => {
+                if let Some(theirs) = theirs {
+                    let loser = Box::new(redundant(theirs.sa, ctx));
+                    ctx.effects.push(Effect::Spawn(loser));
+                }
+                self.outdated = true;
+                ctx.effects.push(Effect::Replace { spi: core.spi, tunnel: self.policy.id });
+                Next::Stay
+            }
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of the request")]

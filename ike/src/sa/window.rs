@@ -16,7 +16,7 @@ const LAST: u32 = u32::MAX;
 
 /// A request on its way: its octets, and when they go out again.
 pub(crate) struct Outgoing {
-    datagrams: Vec<Vec<u8>>,
+    pub datagrams: Vec<Vec<u8>>,
     tries: u32,
     wait: Duration,
     sent: Timestamp,
@@ -41,6 +41,12 @@ impl Outgoing {
         }
         let wait = policy.retransmit.initial;
         Self { datagrams, tries: 1, wait, sent: ctx.now.mono, next: ctx.now.mono + ctx.jitter(wait) }
+    }
+
+    /// A request that an earlier process sent. It is due at once and has all its tries: that nobody answered while nobody
+    /// listened says nothing.
+    pub fn resumed(now: Timestamp, policy: &TunnelPolicy, datagrams: Vec<Vec<u8>>) -> Self {
+        Self { datagrams, tries: 1, wait: policy.retransmit.initial, sent: now, next: now }
     }
 
     /// Adds a datagram that goes out with the repetitions only.
@@ -147,6 +153,16 @@ impl Window {
         for bytes in &datagrams {
             ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
         }
+        self.cached = Some(Cached { datagrams, repeats: Rate::default() });
+    }
+
+    /// The response to the peer's last request.
+    pub fn answer(&self) -> Option<&[Vec<u8>]> {
+        self.cached.as_ref().map(|c| c.datagrams.as_slice())
+    }
+
+    /// Keeps for repetitions what an earlier process answered.
+    pub fn remember(&mut self, datagrams: Vec<Vec<u8>>) {
         self.cached = Some(Cached { datagrams, repeats: Rate::default() });
     }
 
