@@ -374,3 +374,38 @@ fn the_unit_hands_over_only_if_it_is_restarted() {
     assert_eq!(pair.spis().0, before);
     assert!(pair.events().contains("taken up again"), "{}", pair.events());
 }
+
+/// Bandwidth levels are as much in force as the tunnels.
+#[test]
+fn levels_stay_in_force_over_a_handover_and_a_kill() {
+    let Some(mut pair) = Pair::up("levels_stay_in_force_over_a_handover_and_a_kill") else { return };
+    assert_eq!(told(&pair.ours.ask("a", &["bandwidth", "own", "70mbit"])), (Some(0), String::new()));
+    let class = |pair: &Pair| pair.ours.sh("tc class show dev wire | grep -v default");
+    let before = class(&pair);
+    assert!(before.contains("ceil 70Mbit"), "{before}");
+    let changes = pair.ours.path("changes");
+    let watch = format!("exec tc monitor >{}", changes.display());
+    let mut monitor = Daemon(pair.ours.inside("sh").args(["-c", &watch]).spawn().unwrap());
+    for kill in [false, true] {
+        if kill {
+            pair.kill();
+        } else {
+            assert_eq!(told(&pair.ours.ask("a", &["handover"])).0, Some(0));
+            pair.daemon.0.wait().unwrap();
+        }
+        assert_eq!(class(&pair), before);
+        pair.start();
+        assert_eq!(class(&pair), before);
+    }
+    monitor.end();
+    let seen = fs::read_to_string(&changes).unwrap();
+    assert!(!seen.contains("deleted qdisc htb") && !seen.contains("deleted class htb"), "{seen}");
+    // Unless the file says something new meanwhile.
+    pair.kill();
+    let file = pair.ours.path("a.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("networks: [10.1.0.0/16]", "networks: [10.1.0.0/16], bandwidth: 30mbit"))
+        .unwrap();
+    pair.start();
+    assert!(class(&pair).contains("ceil 30Mbit"), "{}", class(&pair));
+}

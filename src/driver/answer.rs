@@ -231,11 +231,13 @@ impl Daemon {
         let level = bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
         let message = format!("bandwidth of {gateway} is now {level}");
         self.announce_gateway(Kind::BandwidthChanged, gateway, &message);
+        self.keep_levels();
         if save {
             if let Err(e) = saved::keep(&self.config, gateway, bps) {
                 return unsaved(&self.config, &message, &e);
             }
             self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Saved });
+            self.keep_levels();
         }
         Response::done(message)
     }
@@ -330,7 +332,7 @@ fn unsaved(config: &Config, message: &str, error: &std::io::Error) -> Response {
     let dir = config.daemon.state_dir.display();
     Response::Error {
         kind: ErrorKind::Failed,
-        message: format!("{message}, but only until a restart: it could not be saved: {error}"),
+        message: format!("{message}, but only until the daemon is told to end: it could not be saved: {error}"),
         hint: match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 format!("make room in {dir} and say it again, or set bandwidth in the configuration")

@@ -20,7 +20,8 @@ use super::Daemon;
 use super::plane::Plane;
 use crate::config::model::Config;
 use crate::observe::events::Kind;
-use crate::store::kept::{self, Kept, KeptSa};
+use crate::observe::snapshot::Origin;
+use crate::store::kept::{self, Kept, KeptLevel, KeptLevels, KeptSa};
 use crate::store::record::{Key, Record};
 use crate::store::{self, Contents, Host, Place, Refused, Store};
 
@@ -46,6 +47,8 @@ pub(super) struct TakenUp {
     pub present: std::collections::BTreeSet<SaId>,
     /// The data plane does not know exactly what it had received.
     pub renew: bool,
+    /// Bandwidth levels that were set by command.
+    pub levels: KeptLevels,
 }
 
 impl Keeper {
@@ -104,9 +107,9 @@ impl Keeper {
     }
 
     fn take_up(&mut self, kept: Kept, plane: &mut Plane) -> TakenUp {
-        let Kept { ike, sas, handed_over, .. } = kept;
+        let Kept { ike, sas, handed_over, levels, .. } = kept;
         let renew = self.plane == PlaneKind::Userspace && !handed_over && !sas.is_empty();
-        let mut taken = TakenUp { ike, renew, ..TakenUp::default() };
+        let mut taken = TakenUp { ike, renew, levels, ..TakenUp::default() };
         let mut lost = Vec::new();
         for KeptSa { spec, used, .. } in sas {
             match plane.port().restore(&spec, &used) {
@@ -177,7 +180,7 @@ fn usable(past: store::Past, numbered: bool, plane: PlaneKind) -> Contents {
     if past.plane != plane {
         // The other plane does not know which sequence numbers were used.
         let before = contents.len();
-        contents.retain(|key, _| matches!(key, Key::Ike(_)));
+        contents.retain(|key, _| matches!(key, Key::Ike(_) | Key::Levels));
         if contents.len() < before {
             tracing::warn!(
                 "ESP SAs of an earlier life of the daemon are not taken up: it had data plane {}",
@@ -245,6 +248,17 @@ impl Daemon {
         keeper.note(records);
     }
 
+    /// Notes the bandwidth levels that were set by command.
+    pub(super) fn keep_levels(&mut self) {
+        let set = self.bandwidth.iter().filter(|(_, level)| level.origin == Origin::Command);
+        let kept = set.map(|(name, level)| {
+            let configured = self.config.gateway(name).and_then(|g| g.bandwidth);
+            (name.clone(), KeptLevel { set: level.bps, configured })
+        });
+        let record = kept::levels(&kept.collect());
+        self.keeper.note(vec![record]);
+    }
+
     /// Notes that an SA was not installed after all.
     pub(super) fn keep_without(&mut self, sa: SaId) {
         self.keeper.note(kept::removed(sa).into());
@@ -271,6 +285,12 @@ impl Daemon {
         let (mut records, mut raised) = (Vec::new(), Vec::new());
         for (sa, counted) in all {
             let Some(noted) = keeper.noted.get_mut(&sa) else { continue };
+            if sa.direction == Direction::Out && counted.sequence >= noted.sequence {
+                tracing::warn!(
+                    spi = %sa.spi,
+                    "packets were dropped (reserve): more left in a few seconds than sequence numbers were reserved for"
+                );
+            }
             let due = match sa.direction {
                 Direction::In => noted.sequence != counted.sequence,
                 Direction::Out => noted.sequence.saturating_sub(counted.sequence) < RESERVE / 2,

@@ -397,7 +397,7 @@ impl Daemon {
         let policies =
             policy::policies(&self.config, &self.registry, &self.outer, &self.resolved, self.choice.plane);
         let mut actions = Vec::new();
-        let Some(TakenUp { ike, present, renew }) = self.taken_up.take() else {
+        let Some(TakenUp { ike, present, renew, .. }) = self.taken_up.take() else {
             self.endpoint.set_policies(clock::now(), policies, &mut actions);
             return self.perform(actions);
         };

@@ -8,6 +8,7 @@ use cygnet_ike::saved::{Change, Saved, SavedError, parse_sa, show_sa};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec};
 use cygnet_model::{IkeSpi, SecretBytes};
+use serde::{Deserialize, Serialize};
 
 use super::Contents;
 use super::record::{Key, Record, take};
@@ -23,6 +24,19 @@ pub struct KeptSa {
     order: u64,
 }
 
+/// A bandwidth level that was set by command.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct KeptLevel {
+    /// Bits per second; `None`: unlimited.
+    pub set: Option<u64>,
+    /// What the configuration said then. When it says something else, that counts.
+    pub configured: Option<u64>,
+}
+
+/// Levels by gateway.
+pub type KeptLevels = BTreeMap<String, KeptLevel>;
+
 /// All that an earlier life left.
 #[derive(Default)]
 pub struct Kept {
@@ -30,6 +44,8 @@ pub struct Kept {
     pub ike: Vec<Saved>,
     /// Its ESP SAs, in the order of their installation.
     pub sas: Vec<KeptSa>,
+    /// Bandwidth levels that were set by command.
+    pub levels: KeptLevels,
     /// It ended by handing over, and what its SAs had counted is exact.
     pub handed_over: bool,
     /// IKE SAs that could not be read, and why.
@@ -45,6 +61,8 @@ impl Kept {
         for (key, value) in contents {
             match key {
                 Key::HandedOver => kept.handed_over = true,
+                // One that cannot be read is not missed by any tunnel.
+                Key::Levels => kept.levels = serde_json::from_slice(value.expose()).unwrap_or_default(),
                 Key::Ike(spi) => match Saved::parse(value.expose()) {
                     Ok(saved) => kept.ike.push(saved),
                     Err(e) => kept.damaged.push((*spi, e)),
@@ -111,6 +129,14 @@ pub fn changed(change: Change) -> Record {
     match change.saved {
         Some(saved) => Record::Put(Key::Ike(change.spi), saved),
         None => Record::Delete(Key::Ike(change.spi)),
+    }
+}
+
+/// Bandwidth levels were set.
+pub fn levels(levels: &KeptLevels) -> Record {
+    match serde_json::to_vec(levels) {
+        Ok(text) if !levels.is_empty() => Record::Put(Key::Levels, SecretBytes::new(text)),
+        _ => Record::Delete(Key::Levels),
     }
 }
 

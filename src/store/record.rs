@@ -19,6 +19,8 @@ const DELETED: u8 = 0x80;
 pub enum Key {
     /// That the daemon ended by handing over, and knew exactly what its SAs had counted.
     HandedOver,
+    /// Bandwidth levels that were set by command.
+    Levels,
     /// An IKE SA, by our SPI.
     Ike(IkeSpi),
     /// An ESP SA as it was installed.
@@ -50,12 +52,13 @@ impl Key {
             Self::Sa(_) => 2,
             Self::Count(_) => 3,
             Self::Path(_) => 4,
+            Self::Levels => 5,
         }
     }
 
     fn write(self, out: &mut Vec<u8>) {
         match self {
-            Self::HandedOver => {}
+            Self::HandedOver | Self::Levels => {}
             Self::Ike(spi) => out.extend_from_slice(&spi.to_be_bytes()),
             Self::Sa(sa) | Self::Count(sa) | Self::Path(sa) => {
                 out.extend_from_slice(&sa.child.tunnel.0.to_be_bytes());
@@ -73,6 +76,7 @@ impl Key {
             2 => Self::Sa(read_sa(from)?),
             3 => Self::Count(read_sa(from)?),
             4 => Self::Path(read_sa(from)?),
+            5 => Self::Levels,
             _ => return None,
         })
     }
