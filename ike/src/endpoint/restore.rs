@@ -92,6 +92,8 @@ impl Endpoint {
     /// peer's. The one thing that relies on the order of writing is an outbound SA that was about to be taken into use: it
     /// is installed if it is not `present`.
     ///
+    /// Tunnels that the data plane holds open without an SA are the caller's to close, before or after.
+    ///
     /// The changes are to be taken and kept before the actions are performed, as ever. Returns what was not taken up; the
     /// peer is told of it where that is possible.
     pub fn restore(

@@ -420,9 +420,10 @@ impl Live {
             && self.channel.authenticate(header, datagram).is_ok()
     }
 
-    /// What comes first of an IKE SA of an earlier process, whatever waits; see [`Resumed`]. Its end needs no proof.
+    /// What comes first of an IKE SA of an earlier process, whatever waits; see [`Resumed`]. What ends needs no proof; nor can
+    /// a pair wait that we disown, since the peer sends on it as soon as it hears anything of us.
     fn ask_first(&mut self, task: Task) -> Task {
-        if self.resumed != Resumed::Unasked || task == Task::DeleteIke {
+        if self.resumed != Resumed::Unasked || matches!(task, Task::DeleteIke | Task::DisownChild { .. }) {
             return task;
         }
         self.resumed = Resumed::Asked;

@@ -3,12 +3,17 @@
 //! Everything random comes from one seed, so a failure is repeated by its seed. The data plane is
 //! [`MemoryPlane`]; probe packets are sent through whatever it holds, and counted if they would have been lost.
 
+mod restart;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use restart::Back;
+use restart::{Ivs, Records};
 
 use cygnet_ike::crypto::Random;
 use cygnet_ike::crypto::kex::testing::ToyKex;
@@ -101,6 +106,12 @@ pub struct Gateway {
     pub drops: BTreeMap<&'static str, u64>,
     /// Shared secrets computed.
     pub secrets: Arc<AtomicU64>,
+    /// What its process has kept.
+    pub records: Records,
+    /// Whether its process runs. The data plane goes on without it.
+    pub alive: bool,
+    /// After how many actions of the next input that has any its process dies.
+    pub dies_after: Option<usize>,
 }
 
 enum Payload {
@@ -167,6 +178,7 @@ pub struct Lab {
     pub keepalives: [u64; 2],
     /// Timers that fired at each gateway.
     pub wakes: [u64; 2],
+    ivs: Ivs,
     /// Probes sent and probes that would have been lost for lack of an SA.
     pub probes: (u64, u64),
 }
@@ -280,6 +292,7 @@ impl Lab {
             sent: [0; 2],
             keepalives: [0; 2],
             wakes: [0; 2],
+            ivs: Ivs::default(),
             probes: (0, 0),
         };
         for (side, policy) in policies.into_iter().enumerate() {
@@ -293,6 +306,9 @@ impl Lab {
                 events: Vec::new(),
                 drops: BTreeMap::new(),
                 secrets,
+                records: Records::default(),
+                alive: true,
+                dies_after: None,
             });
             lab.configure(side, policy);
         }
@@ -320,7 +336,7 @@ impl Lab {
         let mut out = Vec::new();
         let now = self.now();
         self.gateways[side].endpoint.set_policies(now, policies, &mut out);
-        self.perform(side, out);
+        self.keep_and_perform(side, out);
     }
 
     /// The gateway forgets everything, as after a power failure.
@@ -328,6 +344,7 @@ impl Lab {
         let generation = self.now.as_nanos();
         self.gateways[side].endpoint = self.endpoint(side, generation, &self.gateways[side].secrets);
         self.gateways[side].plane = MemoryPlane::default();
+        self.gateways[side].records = Records::default();
         self.configure(side, policy);
     }
 
@@ -343,10 +360,13 @@ impl Lab {
 
     /// Feeds one input to a gateway and performs what comes out.
     pub fn input(&mut self, side: usize, input: Input<'_>) {
+        if !self.gateways[side].alive {
+            return;
+        }
         let mut out = Vec::new();
         let now = self.now();
         self.gateways[side].endpoint.handle(now, input, &mut out);
-        self.perform(side, out);
+        self.keep_and_perform(side, out);
     }
 
     /// Gives a gateway a command.
@@ -417,6 +437,7 @@ impl Lab {
 
     fn transmit(&mut self, side: usize, flow: Flow, bytes: Vec<u8>) {
         self.sent[side] += 1;
+        self.ivs.see(&bytes);
         let bytes = match &mut self.tap {
             Some(tap) => match tap(side, bytes) {
                 Some(bytes) => bytes,
@@ -533,7 +554,8 @@ impl Lab {
     pub fn run(&mut self, span: Duration) {
         let end = self.now + span;
         loop {
-            let timer = self.gateways.iter().filter_map(|g| g.endpoint.next_wakeup()).min();
+            let alive = self.gateways.iter().filter(|g| g.alive);
+            let timer = alive.filter_map(|g| g.endpoint.next_wakeup()).min();
             let arrival = self.wire.peek().map(|d| d.0.at);
             let Some(next) = [timer, arrival].into_iter().flatten().min().filter(|t| *t <= end) else {
                 break;
@@ -544,7 +566,8 @@ impl Lab {
                 self.deliver(d);
             }
             for side in 0..self.gateways.len() {
-                if self.gateways[side].endpoint.next_wakeup().is_some_and(|t| t <= self.now) {
+                let g = &self.gateways[side];
+                if g.alive && g.endpoint.next_wakeup().is_some_and(|t| t <= self.now) {
                     self.wakes[side] += 1;
                     self.input(side, Input::Tick);
                 }

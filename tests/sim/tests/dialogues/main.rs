@@ -12,6 +12,7 @@ mod messages;
 mod middle;
 mod rekey;
 mod reload;
+mod restart;
 mod surroundings;
 
 use std::cell::RefCell;
