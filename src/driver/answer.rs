@@ -332,7 +332,9 @@ fn unsaved(config: &Config, message: &str, error: &std::io::Error) -> Response {
     let dir = config.daemon.state_dir.display();
     Response::Error {
         kind: ErrorKind::Failed,
-        message: format!("{message}, but only until the daemon is told to end: it could not be saved: {error}"),
+        message: format!(
+            "{message}, but only until the daemon is told to end: it could not be saved: {error}"
+        ),
         hint: match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 format!("make room in {dir} and say it again, or set bandwidth in the configuration")

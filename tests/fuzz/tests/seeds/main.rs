@@ -45,4 +45,5 @@ fn write_the_seeds() {
     daemon::config();
     daemon::quantities();
     daemon::control();
+    daemon::kept();
 }
