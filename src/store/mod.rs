@@ -99,7 +99,7 @@ pub struct Store {
 }
 
 enum Backing {
-    File(Log),
+    File(Box<Log>),
     /// The file could not be written; it is tried again.
     Memory {
         contents: Contents,
@@ -112,8 +112,8 @@ impl Store {
     /// Begins a new file with these contents in place of the old one. If it cannot be written, the contents wait in
     /// memory, and why comes back, too.
     pub fn begin(place: Place, plane: PlaneKind, contents: Contents) -> (Self, io::Result<()>) {
-        match log::Log::create(&place, plane, &contents) {
-            Ok(log) => (Self { place, plane, backing: Backing::File(log) }, Ok(())),
+        match Log::create(&place, plane, &contents) {
+            Ok(log) => (Self { place, plane, backing: Backing::File(Box::new(log)) }, Ok(())),
             Err(e) => {
                 let gone = is_gone(&place);
                 (Self { place, plane, backing: Backing::Memory { contents, gone } }, Err(e))
@@ -163,7 +163,7 @@ impl Store {
         let Backing::Memory { contents, gone } = &mut self.backing else { return false };
         match Log::create(&self.place, self.plane, contents) {
             Ok(log) => {
-                self.backing = Backing::File(log);
+                self.backing = Backing::File(Box::new(log));
                 true
             }
             Err(_) => {
