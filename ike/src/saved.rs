@@ -133,3 +133,6 @@ pub fn show_sa(sa: &SaSpec) -> SecretBytes {
 pub fn parse_sa(bytes: &[u8]) -> Result<SaSpec, SavedError> {
     octets::read::<form::Sa<'_>>(bytes)?.open()
 }
+
+#[cfg(test)]
+mod tests;

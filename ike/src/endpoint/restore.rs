@@ -281,6 +281,10 @@ impl crate::sa::Live {
             })
             .map(|c| (c.inbound, c.of, c.is_to_stay()))
             .collect();
+        for c in &mut self.children {
+            // It does not take the place of another one that goes.
+            c.pending.take_if(|_| lost.iter().any(|(inbound, ..)| *inbound == c.inbound));
+        }
         for (inbound, ..) in &lost {
             self.remove_child(ctx, *inbound);
             self.enqueue(Task::DisownChild { inbound: *inbound });

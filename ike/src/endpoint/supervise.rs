@@ -28,12 +28,17 @@ impl Endpoint {
         match command {
             Command::Up(id) => self.up(now, id, out),
             Command::Down(id) => self.down(now, id, out),
+            // An IKE SA that goes, since a newer one has its children, makes no new keys.
             Command::RekeyChildren(id) => self.each_established(now, id, out, |live, _, _, _| {
-                live.renew_children(|_| true);
+                if live.retire_at.is_none() {
+                    live.renew_children(|_| true);
+                }
                 Next::Stay
             }),
             Command::RekeyIke(id) => self.each_established(now, id, out, |live, _, _, _| {
-                live.enqueue(Task::RekeyIke { group: None });
+                if live.retire_at.is_none() {
+                    live.enqueue(Task::RekeyIke { group: None });
+                }
                 Next::Stay
             }),
             Command::Reset(id) => {
@@ -353,8 +358,35 @@ impl Endpoint {
                 self.with_sa(now, other, out, |sa, ctx| sa.drop_silently(ctx, Ending::Replaced));
             }
         }
+        self.hold_unseen(now, spi, tunnel, out);
         self.deduplicate(now, tunnel, out);
         self.make_room(now, spi, tunnel, out);
+    }
+
+    /// A peer that begins another IKE SA may never have got our answer about the one before: that is not sent on because its
+    /// time has come, but only if the peer shows that it has it.
+    fn hold_unseen(&mut self, now: Now, newest: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
+        let answered = |sa: &IkeSa| sa.core.role == Role::Responder;
+        if !self.sas.get(&newest).is_some_and(answered) {
+            return;
+        }
+        let before = self.established_of(tunnel).filter(|(spi, sa)| *spi != newest && answered(sa));
+        let before: Vec<IkeSpi> = before.map(|(spi, _)| spi).collect();
+        let all = self.by_tunnel.get(&tunnel).into_iter().flatten().filter_map(|spi| self.sas.get(spi));
+        // One that the peer asked for in a rekey, and then neither spoke on nor deleted the old one for: it could not follow
+        // our answer, and this one is to take its place.
+        let unfinished = all.into_iter().any(|sa| matches!(sa.state, State::Rekeyed(_)));
+        for spi in before {
+            self.with_sa(now, spi, out, |sa, ctx| {
+                sa.with_live(ctx, |live, _, ctx, _| {
+                    if unfinished && live.is_unheard() {
+                        live.retire_at.get_or_insert(ctx.now.mono + RETIRE);
+                    }
+                    live.children.iter_mut().filter(|c| c.unseen).for_each(|c| c.switch_at = None);
+                    Next::Stay
+                });
+            });
+        }
     }
 
     /// Ends the oldest IKE SAs of a tunnel beside the newest: a peer that makes one after the other has lost them, or means

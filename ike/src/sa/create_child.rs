@@ -545,7 +545,8 @@ impl Live {
         offer: Payloads,
     ) -> Reply {
         let busy = || Reply::notify(Notify::new(NotifyType::TEMPORARY_FAILURE, vec![]));
-        if phase != Phase::Established {
+        // One that a newer IKE SA has replaced makes no keys that would be preferred to the newer one's, to go a moment later.
+        if phase != Phase::Established || self.retire_at.is_some() {
             return busy();
         }
         if !self.admits(ctx, &offer) {

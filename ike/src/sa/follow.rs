@@ -111,7 +111,7 @@ impl Live {
                 newest.insert(c.id, c);
             }
         }
-        newest.retain(|id, c| c.pending.is_some() || ctx.carries(*id));
+        newest.retain(|id, c| c.is_to_stay() || ctx.carries(*id));
         for c in newest.into_values() {
             let weight = match self.policy.children.get(c.of) {
                 Some(policy) if c.opens.is_none() => policy.weight,

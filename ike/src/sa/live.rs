@@ -507,6 +507,15 @@ impl Live {
         ctx.within(BUSY_RETRY.0 * factor, BUSY_RETRY.1 * factor)
     }
 
+    /// Whether it is of a rekey, and the peer has never said anything on it.
+    pub fn is_unheard(&self) -> bool {
+        let answered = match &self.window.outstanding {
+            Some(o) => o.id > 0,
+            None => self.window.next_request > 0,
+        };
+        self.window.expected == 0 && !answered
+    }
+
     /// When [`Live::tick_in`] has something to do.
     pub fn next_wakeup(&self, natt: bool) -> Option<Timestamp> {
         let dpd = self.policy.dpd.filter(|_| self.window.outstanding.is_none()).map(|d| self.last_in + d);

@@ -10,6 +10,7 @@ mod esp;
 mod ike;
 mod input;
 mod offload;
+mod saved;
 mod sealed;
 mod tc;
 mod text;
@@ -20,6 +21,7 @@ pub use endpoint::endpoint;
 pub use esp::{esp_inner, esp_natt, esp_open, esp_replay, esp_seal};
 pub use ike::{ike_header, ike_identity, ike_narrow, ike_payloads, ike_selectors};
 pub use offload::{esp_coalesce, esp_segment};
+pub use saved::ike_saved;
 pub use sealed::{ike_open, ike_seal};
 pub use tc::{tc_class, tc_filter, tc_qdisc};
 pub use text::{config, proposal, psk, units};
@@ -36,7 +38,7 @@ pub mod fixed {
 pub type Target = fn(&[u8]);
 
 /// Every target under its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 32] = [
+pub const TARGETS: [(&str, Target); 33] = [
     ("bandwidth_saved", bandwidth_saved),
     ("config", config),
     ("control_request", control_request),
@@ -54,6 +56,7 @@ pub const TARGETS: [(&str, Target); 32] = [
     ("ike_narrow", ike_narrow),
     ("ike_open", ike_open),
     ("ike_payloads", ike_payloads),
+    ("ike_saved", ike_saved),
     ("ike_seal", ike_seal),
     ("ike_selectors", ike_selectors),
     ("kept_file", kept_file),

@@ -43,6 +43,7 @@ replay! {
     ike_narrow 50_000,
     ike_open 100_000,
     ike_payloads 100_000,
+    ike_saved 20_000,
     ike_seal 50_000,
     ike_selectors 100_000,
     kept_file 50_000,

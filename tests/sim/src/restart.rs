@@ -99,18 +99,28 @@ impl Lab {
         if let Some(dies) = dies {
             actions.truncate(dies);
             g.alive = false;
+            self.remark(side, "dies in the middle");
         }
         self.perform(side, actions);
     }
 
+    /// For whoever follows one seed.
+    fn remark(&self, side: usize, what: &str) {
+        if std::env::var_os("CYGNET_SIM_TELL").is_some() {
+            eprintln!("{:?} gateway {side} {what}", self.now);
+        }
+    }
+
     /// A gateway's process is killed. Its data plane goes on.
     pub fn kill(&mut self, side: usize) {
+        self.remark(side, "dies");
         self.gateways[side].alive = false;
     }
 
     /// It is started again, with the records of the one before.
     pub fn come_back(&mut self, side: usize, policies: Vec<TunnelPolicy>, back: Back) -> Vec<Refused> {
         let generation = self.now.as_nanos();
+        self.remark(side, "comes back");
         let mut endpoint = self.endpoint(side, generation, &self.gateways[side].secrets);
         let now = self.now();
         let g = &mut self.gateways[side];

@@ -407,3 +407,23 @@ pub fn endpoint() {
     e("strangers", &hello.repeat(20));
     e("noise", &[0x07, 3, 1, 2, 3, 0x87, 0, 0x27, 1, 0xFF]);
 }
+
+/// The records of every state that were kept as examples.
+pub fn saved() {
+    let text = super::file("tests/golden/saved-1.txt");
+    for line in text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
+        let fields: Vec<&str> = line.split(' ').collect();
+        seed("ike_saved", fields[0], unhex(fields[3]));
+    }
+    let specs = in_the_plane();
+    for (n, spec) in specs.iter().enumerate() {
+        seed("ike_saved", &format!("esp-{n}"), cygnet_ike::saved::show_sa(spec).expose());
+    }
+}
+
+/// The ESP SAs of a tunnel that is up.
+fn in_the_plane() -> Vec<cygnet_model::tunnel::SaSpec> {
+    let mut lab = Lab::pair(7, Link::GOOD);
+    lab.run(Duration::from_secs(5));
+    lab.gateways[0].plane.sas.values().map(|(_, spec)| spec.duplicate()).collect()
+}

@@ -36,6 +36,7 @@ fn write_the_seeds() {
     ike::selectors();
     ike::sealed();
     ike::endpoint();
+    ike::saved();
     esp::packets();
     esp::offloads();
     esp::replay();
