@@ -286,6 +286,12 @@ impl Daemon {
                 fix: "have the peer's end changed, then drop legacy: true".to_owned(),
             }
         }));
+        findings.extend(self.keeper.trouble().map(|why| Finding {
+            name: "restart".to_owned(),
+            verdict: Verdict::Warning,
+            detail: format!("a restart of the daemon would begin all tunnels anew: {why}"),
+            fix: "make room there, and let the daemon write; it tries again by itself".to_owned(),
+        }));
         let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
         findings.extend(lost.map(|(gateway, _)| Finding {
             name: "address".to_owned(),

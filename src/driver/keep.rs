@@ -34,8 +34,6 @@ pub(super) struct Keeper {
     installs: u64,
     /// What is noted of each SA.
     noted: BTreeMap<SaId, SaCounters>,
-    /// It was told that the store cannot be written.
-    told: bool,
 }
 
 /// What the protocol takes up.
@@ -54,7 +52,7 @@ pub(super) struct TakenUp {
 impl Keeper {
     /// One that keeps nothing.
     pub fn none() -> Self {
-        Self { store: None, plane: PlaneKind::Kernel, installs: 0, noted: BTreeMap::new(), told: false }
+        Self { store: None, plane: PlaneKind::Kernel, installs: 0, noted: BTreeMap::new() }
     }
 
     /// Takes up what an earlier life of the daemon kept, as far as the data plane goes on with it, and begins to keep
@@ -98,9 +96,9 @@ impl Keeper {
         let noted: BTreeMap<SaId, SaCounters> =
             kept.sas.iter().map(|sa| (sa.spec.id, reserved(kind, sa.spec.id, sa.used))).collect();
         let (store, begun) = Store::begin(place, kind, kept::begin(contents, &noted));
-        let mut keeper = Self { store: Some(store), plane: kind, installs, noted, told: false };
+        let mut keeper = Self { store: Some(store), plane: kind, installs, noted };
         if let Err(e) = begun {
-            keeper.complain(&e);
+            complain(&e);
         }
         let taken = keeper.take_up(kept, plane);
         (keeper, taken)
@@ -139,17 +137,8 @@ impl Keeper {
         }
         let noted = self.store.as_mut().map_or(Ok(()), |store| store.note(records));
         if let Err(e) = noted {
-            self.complain(&e);
+            complain(&e);
         }
-    }
-
-    fn complain(&mut self, error: &std::io::Error) {
-        self.told = true;
-        tracing::warn!(
-            error = %error,
-            "what a restart needs to go on with the tunnels cannot be written beside the control socket; if the daemon \
-             ends unexpectedly now, they begin anew; it is tried again every few seconds"
-        );
     }
 
     /// Why a restart would begin anew, if so.
@@ -162,6 +151,14 @@ impl Keeper {
             Some(_) => None,
         }
     }
+}
+
+fn complain(error: &std::io::Error) {
+    tracing::warn!(
+        error = %error,
+        "what a restart needs to go on with the tunnels cannot be written beside the control socket; if the daemon ends \
+         unexpectedly now, they begin anew; it is tried again every few seconds"
+    );
 }
 
 /// What of an earlier life is of use to this one.
@@ -272,7 +269,6 @@ impl Daemon {
             && store.mend()
         {
             tracing::info!("what a restart needs to go on with the tunnels is written again");
-            self.keeper.told = false;
         }
         if self.keeper.plane == PlaneKind::Kernel {
             return;
