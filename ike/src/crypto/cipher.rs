@@ -65,7 +65,7 @@ impl Ivs {
 
     /// Those of a key under which an earlier process has sealed messages. Which IVs it used is not known for sure: what was
     /// kept may be older than its last message. A random beginning meets them with a probability of (used + to be used) /
-    /// 2⁶⁴, which message IDs keep below 2⁻³⁰ in theory, and below 2⁻⁴⁵ for a million messages.
+    /// 2⁶⁴, which message IDs keep below 2⁻²⁴ in theory; it is 2⁻⁴³ for a million messages each.
     pub fn resumed(random: &mut dyn Random) -> Self {
         Self { next: random.u64(), left: Self::MOST }
     }

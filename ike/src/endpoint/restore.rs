@@ -231,8 +231,8 @@ impl Endpoint {
     fn go_on(&mut self, now: Now, spi: IkeSpi, renew: bool, out: &mut Actions) {
         let Some(State::Established(_)) = self.sas.get(&spi).map(|sa| &sa.state) else { return };
         self.with_sa(now, spi, out, |sa, ctx| {
-            let wanted = ctx.policies.clone();
-            let wanted = sa.tunnel().and_then(|id| wanted.get(&id)).cloned();
+            let policies = ctx.policies;
+            let wanted = sa.tunnel().and_then(|id| policies.get(&id)).cloned();
             sa.with_live(ctx, |live, core, ctx, _| {
                 live.drop_incomplete(ctx, wanted.as_deref());
                 live.open_tunnels(core, ctx);

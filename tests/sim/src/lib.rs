@@ -26,6 +26,7 @@ use cygnet_model::plane::DataPlane;
 use cygnet_model::selector::{PacketEnd, TrafficSelector, narrow, within};
 use cygnet_model::suite::Group;
 use cygnet_model::testing::MemoryPlane;
+use cygnet_model::tunnel::Direction;
 use cygnet_model::{ChildId, Now, SecretBytes, Timestamp, TunnelId};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -112,6 +113,8 @@ pub struct Gateway {
     pub alive: bool,
     /// After how many actions of the next input that has any its process dies.
     pub dies_after: Option<usize>,
+    /// Outbound keys that its data plane had, to see that none comes twice and counts from the beginning again.
+    pub(crate) outbound_keys: BTreeSet<Vec<u8>>,
 }
 
 enum Payload {
@@ -309,6 +312,7 @@ impl Lab {
                 records: Records::default(),
                 alive: true,
                 dies_after: None,
+                outbound_keys: BTreeSet::new(),
             });
             lab.configure(side, policy);
         }
@@ -393,6 +397,9 @@ impl Lab {
                 Action::InstallSa(spec) if !broken(spec.id.child) => {
                     if let Err(e) = g.plane.install(&spec) {
                         failed.push((spec.id.child, e.to_string()));
+                    } else if spec.id.direction == Direction::Out {
+                        let fresh = g.outbound_keys.insert(spec.encr_key.expose().to_vec());
+                        assert!(fresh, "seed {}: {:?} is installed again", self.seed, spec.id);
                     }
                 }
                 Action::OpenTunnel(_) | Action::InstallSa(_) => {}

@@ -14,7 +14,7 @@ use cygnet_model::tunnel::SaId;
 use crate::Lab;
 
 /// What a process has kept, and what it had kept before.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Records {
     now: BTreeMap<IkeSpi, Vec<u8>>,
     before: VecDeque<BTreeMap<IkeSpi, Vec<u8>>>,
