@@ -65,6 +65,8 @@ impl Keeper {
             Err(e) => {
                 let dir = config.daemon.state_dir.display();
                 tracing::warn!(error = %e, "tunnels will begin anew after a restart: no secret can be kept in {dir}");
+                // What it says would be older and older.
+                let _ = std::fs::remove_file(path(config));
                 return (Self { plane: kind, ..Self::none() }, TakenUp::default());
             }
         };
@@ -82,7 +84,7 @@ impl Keeper {
                 Contents::new()
             }
         };
-        let kept = Kept::of(&contents);
+        let mut kept = Kept::of(&contents);
         for (spi, e) in &kept.damaged {
             tracing::warn!(%spi, error = %e, "an IKE SA of an earlier life is not taken up");
             contents.remove(&Key::Ike(*spi));
@@ -99,6 +101,10 @@ impl Keeper {
         let mut keeper = Self { store: Some(store), plane: kind, installs, noted };
         if let Err(e) = begun {
             complain(&e);
+        }
+        if !keeper.store.as_ref().is_some_and(Store::is_sound) {
+            // The next life would read what this one read, and use the numbers that this one is about to use.
+            kept.sas.clear();
         }
         let taken = keeper.take_up(kept, plane);
         (keeper, taken)

@@ -411,6 +411,14 @@ impl Daemon {
             );
         }
         self.perform(actions);
+        let mut all = Vec::new();
+        // What cannot be read now is counted as this life's.
+        let _ = self.plane.port().counters(&mut all);
+        for (sa, counted) in all {
+            if let Some(tunnel) = self.tunnel_name(sa.child.tunnel).filter(|_| present.contains(&sa)) {
+                self.counters.go_on(&tunnel, sa, counted);
+            }
+        }
         self.announce_taken_up(kept - refused.len().min(kept), esp);
     }
 
