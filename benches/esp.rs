@@ -16,6 +16,7 @@ mod netns;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cygnet_model::plane::DataPlane;
 use cygnet_model::suite::{Encr, EspSuite, Integ};
 use netns::Lab;
 use nix::sys::resource::{UsageWho, getrusage};
@@ -43,9 +44,14 @@ fn main() {
 
 fn measure(suite: EspSuite, offload: bool, options: &Options) -> Value {
     let lab = Lab::pair();
-    let planes = lab.tunnel(suite, offload);
+    let mut planes = lab.tunnel(suite, offload);
     let (a, b) = (lab.ns("gw-a"), lab.ns("gw-b"));
     assert!(a.pings("10.1.0.1", "10.2.0.1", 56), "the tunnel does not carry");
+    for plane in &mut planes {
+        let mut sas = Vec::new();
+        plane.counters(&mut sas).unwrap();
+        sas.iter().for_each(|(sa, _)| plane.reserve(*sa, u64::MAX));
+    }
     let mut server = Command::new("ip")
         .args(["netns", "exec", b.name(), "iperf3", "--server", "--one-off", "--bind", "10.2.0.1"])
         .stdout(Stdio::null())

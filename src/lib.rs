@@ -7,4 +7,5 @@ pub mod driver;
 pub mod observe;
 pub mod plane;
 pub mod shaping;
+pub mod store;
 pub mod sys;

@@ -659,6 +659,35 @@ fn a_restart_takes_over_what_is_there_and_traffic_goes_on() {
 }
 
 #[test]
+fn an_sa_is_restored_as_it_is_or_not_at_all() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    assert!(pings(&a, 5));
+    let none = SaCounters::default();
+    a = a.restart();
+    a.guard(GuardAction::Drop);
+    for direction in [Direction::In, Direction::Out, Direction::Out] {
+        assert_eq!(a.plane.restore(&a.sa(direction, 0), &none), Ok(true));
+    }
+    assert!(pings(&a, 1), "the tunnel of the last life is still open");
+    a.open(A);
+    assert_eq!(a.plane.sweep().unwrap(), Default::default());
+    assert!(pings(&a, 3));
+    assert_eq!(a.counters()[&(SPI + 1)].packets, 9);
+
+    // One with other keys is not the one that was kept, and its numbers would begin anew.
+    a = a.restart();
+    a.guard(GuardAction::Drop);
+    let mut other = a.sa(Direction::Out, 0);
+    other.encr_key = SecretBytes::new(vec![9; 20]);
+    assert_eq!(a.plane.restore(&other, &none), Ok(false));
+    assert_eq!(a.plane.restore(&a.sa(Direction::Out, 0), &none), Ok(false));
+    assert!(a.counters().is_empty());
+    assert_eq!(a.plane.sweep().unwrap().states, 1);
+    assert!(!pings(&a, 1));
+}
+
+#[test]
 fn an_sa_moves_to_new_outer_addresses() {
     let Some((mut a, mut b)) = esp_sites() else { return };
     up(&mut a, &mut b);

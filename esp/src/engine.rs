@@ -228,6 +228,11 @@ impl Engine {
 
     /// Installs an SA.
     pub fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
+        self.install_after(spec, &SaCounters::default())
+    }
+
+    /// Installs an SA that has carried something before; see [`OutboundSa::after`] and [`InboundSa::after`].
+    pub fn install_after(&mut self, spec: &SaSpec, used: &SaCounters) -> Result<(), PlaneError> {
         let id = spec.id;
         let refuse = |kind, detail: &str| error(format!("install {}", SaName(id)), kind, detail);
         let Some(encap) = spec.encap else {
@@ -249,7 +254,7 @@ impl Engine {
                 if self.tables.inbound(id.spi.value()).is_some() {
                     return Err(refuse(PlaneErrorKind::Exists, "another child uses this SPI"));
                 }
-                let sa = Arc::new(InboundSa::new(spec).map_err(refuse_sa)?);
+                let sa = Arc::new(InboundSa::after(spec, used).map_err(refuse_sa)?);
                 self.inbound.insert(id, id.spi);
                 if let Some(part) = self.tables.part_mut(id.spi) {
                     part.insert(id.spi, Inbound { sa, path });
@@ -260,7 +265,7 @@ impl Engine {
                 if sas.iter().any(|o| o.sa.id() == id) {
                     return Ok(());
                 }
-                let sa = Arc::new(OutboundSa::new(spec, 0).map_err(refuse_sa)?);
+                let sa = Arc::new(OutboundSa::after(spec, used).map_err(refuse_sa)?);
                 let outbound = Arc::new(Outbound { sa, path });
                 *self.largest.entry(outbound.largest_inner()).or_default() += 1;
                 sas.push(outbound);
@@ -268,6 +273,12 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Lets an outbound SA use sequence numbers up to `last`.
+    pub fn reserve(&self, sa: SaId, last: u64) {
+        let sas = self.outbound.get(&sa.child).into_iter().flatten();
+        sas.filter(|o| o.sa.id() == sa).for_each(|o| o.sa.reserve(last));
     }
 
     /// Removes an SA; zeros come back if it was not there.

@@ -34,6 +34,9 @@ pub enum DropReason {
     Limit,
     /// The SA has used up its sequence numbers (RFC 4303 §3.3.3).
     Sequence,
+    /// No more sequence numbers are reserved for this life of the daemon; see
+    /// [`cygnet_model::plane::DataPlane::reserve`].
+    Reserve,
     /// The packet does not fit the buffer or the path.
     TooBig,
     /// The socket refused it (the network is unreachable, say).
@@ -46,7 +49,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Truncated,
         Self::UnknownSpi,
         Self::Replay,
@@ -61,6 +64,7 @@ impl DropReason {
         Self::NoSa,
         Self::Limit,
         Self::Sequence,
+        Self::Reserve,
         Self::TooBig,
         Self::Socket,
         Self::SocketFull,
@@ -84,6 +88,7 @@ impl DropReason {
             Self::NoSa => "no_sa",
             Self::Limit => "limit",
             Self::Sequence => "sequence",
+            Self::Reserve => "reserve",
             Self::TooBig => "too_big",
             Self::Socket => "socket",
             Self::SocketFull => "socket_full",

@@ -52,14 +52,19 @@ pub struct Opened {
 impl InboundSa {
     /// Builds the SA.
     pub fn new(spec: &SaSpec) -> Result<Self, SaError> {
+        Self::after(spec, &SaCounters::default())
+    }
+
+    /// Builds an SA that has received something before: nothing up to the sequence number of `seen` is accepted.
+    pub fn after(spec: &SaSpec, seen: &SaCounters) -> Result<Self, SaError> {
         Ok(Self {
             id: spec.id,
             cipher: Cipher::new(spec.suite, &spec.encr_key, &spec.integ_key)?,
             layout: Layout::of(spec.suite),
             local: spec.inner_local.clone(),
             remote: spec.inner_remote.clone(),
-            window: Mutex::new(ReplayWindow::new(spec.replay_window, spec.suite.esn)?),
-            volume: Volume::new(spec.limits),
+            window: Mutex::new(ReplayWindow::above(seen.sequence, spec.replay_window, spec.suite.esn)?),
+            volume: Volume::after(spec.limits, seen),
             replayed: AtomicU64::new(0),
             forged: AtomicU64::new(0),
         })

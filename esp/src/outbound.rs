@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use cygnet_model::plane::SaCounters;
+use cygnet_model::plane::{RESERVE, SaCounters};
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::tunnel::{SaId, SaSpec};
 
@@ -23,6 +23,8 @@ pub struct OutboundSa {
     last: AtomicU64,
     /// The last one there is.
     end: u64,
+    /// The last one that may be given out, as far as somebody has noted it for the next life of the process.
+    reserved: AtomicU64,
     volume: Volume,
 }
 
@@ -33,16 +35,23 @@ impl OutboundSa {
     /// Builds the SA. Its first packet gets the sequence number `used + 1`; a fresh SA has used 0, one that is taken
     /// over from another host must name a number that no host can have used.
     pub fn new(spec: &SaSpec, used: u64) -> Result<Self, SaError> {
+        Self::after(spec, &SaCounters { sequence: used, ..SaCounters::default() })
+    }
+
+    /// Builds an SA that has carried something before. No earlier life of it may have used a sequence number above
+    /// that of `used`.
+    pub fn after(spec: &SaSpec, used: &SaCounters) -> Result<Self, SaError> {
         Ok(Self {
             id: spec.id,
             cipher: Cipher::new(spec.suite, &spec.encr_key, &spec.integ_key)?,
             layout: Layout::of(spec.suite),
             local: spec.inner_local.clone(),
             remote: spec.inner_remote.clone(),
-            last: AtomicU64::new(used),
+            last: AtomicU64::new(used.sequence),
+            reserved: AtomicU64::new(used.sequence.saturating_add(RESERVE)),
             // The last 2^32 extended numbers stay unused, so that racing threads cannot pass the end.
             end: if spec.suite.esn { u64::MAX - u64::from(u32::MAX) } else { u64::from(u32::MAX) },
-            volume: Volume::new(spec.limits),
+            volume: Volume::after(spec.limits, used),
         })
     }
 
@@ -67,6 +76,11 @@ impl OutboundSa {
         }
     }
 
+    /// Lets the SA use sequence numbers up to `last`, which somebody has noted as used. It never takes any back.
+    pub fn reserve(&self, last: u64) {
+        self.reserved.fetch_max(last, Relaxed);
+    }
+
     /// Checks an inner packet against the selectors (RFC 4301 §5.1).
     pub fn admit(&self, inner: &InnerHeader) -> Result<Admitted<'_>, DropReason> {
         let (source, destination) = (inner.source_end(), inner.destination_end());
@@ -81,14 +95,19 @@ impl OutboundSa {
 
     /// The next sequence number. It never cycles (RFC 4303 §3.3.3).
     fn draw(&self) -> Result<(u64, Option<Limit>), DropReason> {
-        // One step past the end for each refused packet is harmless: `last` is 64 bits wide and `end` leaves room.
-        if self.last.load(Relaxed) >= self.end {
-            return Err(DropReason::Sequence);
-        }
+        let spent = |seq: u64| {
+            if seq > self.end {
+                Err(DropReason::Sequence)
+            } else if seq > self.reserved.load(Relaxed) {
+                Err(DropReason::Reserve)
+            } else {
+                Ok(())
+            }
+        };
+        // One step past the end for each racing thread is harmless: `last` is 64 bits wide and `end` leaves room.
+        spent(self.last.load(Relaxed).saturating_add(1))?;
         let seq = self.last.fetch_add(1, Relaxed) + 1;
-        if seq > self.end {
-            return Err(DropReason::Sequence);
-        }
+        spent(seq)?;
         let limit = if seq == self.end {
             self.volume.say(Limit::Hard)
         } else if seq > self.end - self.end / 16 {
@@ -134,5 +153,36 @@ impl Admitted<'_> {
         }
         sa.cipher.seal(seq, packet)?;
         Ok(sa.volume.add(inner_len).or(ending))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{gcm, spec, udp4};
+
+    /// What the next life of the process takes for used is all that this one may use.
+    #[test]
+    fn an_outbound_sa_stops_where_its_reserved_numbers_end() {
+        let used = SaCounters { sequence: 7, packets: 3, bytes: 90, ..SaCounters::default() };
+        let out = OutboundSa::after(&spec(gcm(), cygnet_model::tunnel::Direction::Out, 0xC0FF_EE01), &used)
+            .unwrap();
+        let inner = udp4(0);
+        let header = InnerHeader::parse(&inner).unwrap();
+        let send = || {
+            let mut packet = vec![0; out.layout().sealed_len(inner.len())];
+            packet[out.layout().head_len()..][..inner.len()].copy_from_slice(&inner);
+            out.admit(&header).unwrap().seal(&mut packet, inner.len())?;
+            Ok(u64::from(u32::from_be_bytes(packet[4..8].try_into().unwrap())))
+        };
+        assert_eq!(send(), Ok(8));
+        assert_eq!((out.counters().packets, out.counters().sequence), (4, 8));
+        out.last.store(7 + RESERVE - 1, Relaxed);
+        assert_eq!(send(), Ok(7 + RESERVE));
+        assert_eq!((send(), send()), (Err(DropReason::Reserve), Err(DropReason::Reserve)));
+        out.reserve(5);
+        assert_eq!(send(), Err(DropReason::Reserve), "nothing is taken back");
+        out.reserve(7 + RESERVE + 1);
+        assert_eq!((send(), send()), (Ok(7 + RESERVE + 1), Err(DropReason::Reserve)));
     }
 }

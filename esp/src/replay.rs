@@ -43,6 +43,23 @@ impl ReplayWindow {
         Ok(Self { top: 0, size: u64::from(size), esn, ring: vec![0; words as usize].into_boxed_slice() })
     }
 
+    /// A window of `size` packets that has seen everything up to `top`.
+    pub fn above(top: u64, size: u32, esn: bool) -> Result<Self, SaError> {
+        let mut window = Self::new(size, esn)?;
+        window.top = top;
+        // Words that the window leaves are cleared when they come in again, so that all may be full.
+        window.ring.fill(u64::MAX);
+        if top == 0 {
+            window.ring.fill(0);
+        }
+        // The word of `top` has bits of numbers that are still to come.
+        let at = window.word(top);
+        if let Some(word) = window.ring.get_mut(at) {
+            *word &= bit(top) | (bit(top) - 1);
+        }
+        Ok(window)
+    }
+
     /// The highest number accepted.
     pub const fn top(&self) -> u64 {
         self.top
@@ -202,6 +219,25 @@ mod tests {
         assert_eq!(window.check(36), Err(Replayed));
         assert_eq!(window.check(37), Ok(()));
         assert_eq!(window.check(0), Err(Replayed));
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_above_a_number_takes_nothing_up_to_it_and_everything_beyond_once(
+            top in 0u64..1 << 40, words in 2u32..=128, steps in proptest::collection::vec(0u64..9000, 1..60),
+        ) {
+            let mut window = ReplayWindow::above(top, words * 32, true).unwrap();
+            prop_assert_eq!(window.top(), top);
+            for back in 0..5000.min(top) {
+                prop_assert_eq!(window.check(top - back), Err(Replayed));
+            }
+            let size = u64::from(words * 32);
+            let mut naive = Naive { top, size, seen: (top.saturating_sub(size)..=top).collect() };
+            for step in steps {
+                let seq = (naive.top + 2000).saturating_sub(step);
+                prop_assert_eq!(window.accept(seq).is_ok(), naive.accept(seq), "{} under {}", seq, naive.top);
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::VolumeLimits;
 
 use crate::error::DropReason;
@@ -26,10 +27,11 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    pub fn new(limits: VolumeLimits) -> Self {
+    /// Goes on from what an SA had carried already.
+    pub fn after(limits: VolumeLimits, carried: &SaCounters) -> Self {
         Self {
-            packets: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
+            packets: AtomicU64::new(carried.packets),
+            bytes: AtomicU64::new(carried.bytes),
             limits,
             soft_said: AtomicBool::new(false),
             hard_said: AtomicBool::new(false),
@@ -86,10 +88,21 @@ const fn reached(limit: u64, value: u64) -> bool {
 mod tests {
     use super::*;
 
+    fn fresh(limits: VolumeLimits) -> Volume {
+        Volume::after(limits, &SaCounters::default())
+    }
+
+    #[test]
+    fn a_limit_counts_what_was_carried_before() {
+        let limits = VolumeLimits { hard_bytes: 200, ..VolumeLimits::default() };
+        let volume = Volume::after(limits, &SaCounters { bytes: 150, packets: 2, ..SaCounters::default() });
+        assert_eq!(volume.add(50), Some(Limit::Hard));
+        assert_eq!((volume.packets(), volume.check()), (3, Err(DropReason::Limit)));
+    }
+
     #[test]
     fn each_limit_is_said_once_and_the_hard_one_stops() {
-        let volume =
-            Volume::new(VolumeLimits { soft_bytes: 200, hard_packets: 4, ..VolumeLimits::default() });
+        let volume = fresh(VolumeLimits { soft_bytes: 200, hard_packets: 4, ..VolumeLimits::default() });
         let mut said = Vec::new();
         for _ in 0..4 {
             volume.check().unwrap();
@@ -102,7 +115,7 @@ mod tests {
 
     #[test]
     fn zero_means_no_limit() {
-        let volume = Volume::new(VolumeLimits::default());
+        let volume = fresh(VolumeLimits::default());
         assert_eq!(volume.add(usize::MAX / 2), None);
         volume.check().unwrap();
     }

@@ -42,6 +42,9 @@ pub struct SaCounters {
     pub sequence: u64,
 }
 
+/// How many sequence numbers an outbound SA may use beyond those that were noted for the next life of the daemon.
+pub const RESERVE: u64 = 1 << 24;
+
 /// A packet that wants a tunnel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Acquire {
@@ -163,6 +166,17 @@ pub trait DataPlane {
 
     /// Installs one SA. For a new pair the caller installs the inbound one first.
     fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError>;
+
+    /// Goes on with an SA of an earlier life of the daemon, if that can be done without using a sequence number twice and
+    /// without accepting one twice. `used` is what it has counted: nobody may have sent above its sequence number, and
+    /// nothing up to it will be accepted. `false` if the plane has no such SA any more; it never begins one anew. SAs
+    /// are to be restored in the order of their installation, before tunnels are opened.
+    fn restore(&mut self, spec: &SaSpec, used: &SaCounters) -> Result<bool, PlaneError>;
+
+    /// Lets an outbound SA use sequence numbers up to `last`, which the caller has noted as used. Without this call an SA
+    /// stops [`RESERVE`] numbers after those it was installed or restored with, in planes whose counters end with the
+    /// process.
+    fn reserve(&mut self, sa: SaId, last: u64);
 
     /// Removes one SA and returns its last counters (zero if it was not there).
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError>;

@@ -114,6 +114,13 @@ impl DataPlane for MemoryPlane {
         Ok(())
     }
 
+    fn restore(&mut self, spec: &SaSpec, _used: &SaCounters) -> Result<bool, PlaneError> {
+        self.fault("restore")?;
+        Ok(self.sas.contains_key(&spec.id))
+    }
+
+    fn reserve(&mut self, _sa: SaId, _last: u64) {}
+
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
         self.sas.remove(&sa);
         Ok(SaCounters::default())

@@ -6,6 +6,7 @@ mod doctor;
 mod events;
 mod generate;
 mod guards;
+mod handover;
 mod output;
 mod plan;
 mod run;
@@ -101,6 +102,8 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// End the daemon and leave its tunnels to the next one, which goes on with them
+    Handover(handover::HandoverArgs),
     /// Put the guards in force without a daemon, as before the network is up
     Guard(guards::GuardArgs),
     /// Release the guards of a daemon that has ended
@@ -209,6 +212,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Bandwidth(args) => tunnel::bandwidth(args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Handover(args) => handover::handover(&args, g, out),
         Verb::Guard(args) => guards::guard(&args, g, out),
         Verb::Release(args) => guards::release(&args, g, out),
         Verb::Doctor(args) => doctor::doctor(&args, g, out),

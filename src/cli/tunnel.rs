@@ -45,7 +45,7 @@ pub struct BandwidthArgs {
     /// The new rate, as in 200mbit, or unlimited
     #[arg(value_parser = rate)]
     rate: Rate,
-    /// Keep it over a restart
+    /// Keep it also over the end of the daemon
     #[arg(long)]
     save: bool,
 }

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt};
+
 use super::frame::{self, FrameError, MAX_RESPONSE};
 use super::proto::{Request, Response};
 
@@ -48,6 +50,12 @@ impl Client {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(ClientError::Permission { socket }),
             Err(error) => Err(ClientError::Unreachable { socket, error }),
         }
+    }
+
+    /// The daemon's process, if the kernel tells.
+    pub fn peer_process(&self) -> Option<u32> {
+        let peer = getsockopt(&self.stream, sockopt::PeerCredentials).ok()?;
+        u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0)
     }
 
     /// Asks and waits for the answer.

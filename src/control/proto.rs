@@ -71,6 +71,9 @@ pub enum Request {
     },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
+    /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
+    /// process ends right after.
+    Handover {},
     /// Events from now on. Answered by [`Response::Event`]s until the client hangs up; the driver never sees this.
     Events {},
 }
@@ -92,6 +95,7 @@ impl Request {
             | Self::Bandwidth { .. }
             | Self::Logs { .. }
             | Self::Doctor {}
+            | Self::Handover {}
             | Self::Events {} => None,
         }
     }

@@ -243,6 +243,11 @@ impl Client {
                 self.send(&Response::error(ErrorKind::Permission, text)).await?;
                 continue;
             }
+            if request == (Request::Handover {}) && !self.is_root() {
+                let text = "only root may have the daemon end";
+                self.send(&Response::error(ErrorKind::Permission, text)).await?;
+                continue;
+            }
             let response = match self.ask(request, asks).await {
                 Some(response) => response,
                 None => return Ok(()),

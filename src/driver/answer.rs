@@ -33,16 +33,26 @@ enum Wants {
 }
 
 impl Daemon {
-    pub(super) fn answer(&mut self, ask: Ask) {
+    /// Answers, now or later. A client that asks for a handover, which can be made, waits for it: it comes back.
+    pub(super) fn answer(&mut self, ask: Ask) -> Option<oneshot::Sender<Response>> {
         let Ask { request, reply } = ask;
         let response = match request {
             Request::Status {} => {
                 self.sample();
                 Response::Status { snapshot: Box::new(self.publisher.borrow().snapshot.clone()) }
             }
-            Request::Up { tunnel, .. } => return self.command(&tunnel, reply, Command::Up, Wants::Up),
-            Request::Down { tunnel, .. } => return self.command(&tunnel, reply, Command::Down, Wants::Down),
-            Request::Rekey { tunnel, ike, .. } => return self.rekey(&tunnel, ike, reply),
+            Request::Up { tunnel, .. } => {
+                self.command(&tunnel, reply, Command::Up, Wants::Up);
+                return None;
+            }
+            Request::Down { tunnel, .. } => {
+                self.command(&tunnel, reply, Command::Down, Wants::Down);
+                return None;
+            }
+            Request::Rekey { tunnel, ike, .. } => {
+                self.rekey(&tunnel, ike, reply);
+                return None;
+            }
             Request::Reset { tunnel, .. } => match self.tunnel_named(&tunnel) {
                 Some(id) => {
                     self.input(Input::Command(Command::Reset(id)));
@@ -73,10 +83,19 @@ impl Daemon {
                 }
             }
             Request::Doctor {} => Response::Findings { findings: self.findings() },
+            Request::Handover {} => match self.keeper.trouble() {
+                None => return Some(reply),
+                Some(why) => Response::Error {
+                    kind: ErrorKind::Failed,
+                    message: format!("the tunnels cannot be handed over, and the daemon goes on: {why}"),
+                    hint: "systemctl stop cygnet ends them politely".to_owned(),
+                },
+            },
             Request::Events {} => Response::error(ErrorKind::BadRequest, "events are not asked of the loop"),
         };
         // The client may be gone.
         let _ = reply.send(response);
+        None
     }
 
     fn tunnel_named(&self, name: &str) -> Option<TunnelId> {
@@ -212,11 +231,13 @@ impl Daemon {
         let level = bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
         let message = format!("bandwidth of {gateway} is now {level}");
         self.announce_gateway(Kind::BandwidthChanged, gateway, &message);
+        self.keep_levels();
         if save {
             if let Err(e) = saved::keep(&self.config, gateway, bps) {
                 return unsaved(&self.config, &message, &e);
             }
             self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Saved });
+            self.keep_levels();
         }
         Response::done(message)
     }
@@ -265,6 +286,12 @@ impl Daemon {
                 fix: "have the peer's end changed, then drop legacy: true".to_owned(),
             }
         }));
+        findings.extend(self.keeper.trouble().map(|why| Finding {
+            name: "restart".to_owned(),
+            verdict: Verdict::Warning,
+            detail: format!("a restart of the daemon would begin all tunnels anew: {why}"),
+            fix: "make room there, and let the daemon write; it tries again by itself".to_owned(),
+        }));
         let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
         findings.extend(lost.map(|(gateway, _)| Finding {
             name: "address".to_owned(),
@@ -311,7 +338,9 @@ fn unsaved(config: &Config, message: &str, error: &std::io::Error) -> Response {
     let dir = config.daemon.state_dir.display();
     Response::Error {
         kind: ErrorKind::Failed,
-        message: format!("{message}, but only until a restart: it could not be saved: {error}"),
+        message: format!(
+            "{message}, but only until the daemon is told to end: it could not be saved: {error}"
+        ),
         hint: match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 format!("make room in {dir} and say it again, or set bandwidth in the configuration")

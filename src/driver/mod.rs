@@ -16,6 +16,7 @@ mod answer;
 mod clock;
 mod dns;
 mod host;
+mod keep;
 mod logging;
 mod passage;
 mod perform;
@@ -45,11 +46,11 @@ use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::Loaded;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
-use crate::control::{self, Ask};
+use crate::control::{self, Ask, ErrorKind, Response};
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
@@ -62,6 +63,7 @@ use crate::shaping::apply::{Shaper, ShapingError};
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
+use self::keep::{Keeper, TakenUp};
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
@@ -92,6 +94,9 @@ struct Daemon {
     choice: Choice,
     endpoint: Endpoint,
     plane: Plane,
+    keeper: Keeper,
+    /// What of an earlier life the protocol has not taken up yet.
+    taken_up: Option<TakenUp>,
     sockets: Sockets,
     /// Where readers of sockets put what they receive.
     received: mpsc::Sender<Received>,
@@ -147,6 +152,8 @@ struct Daemon {
 
 /// Runs the daemon until it is told to end.
 pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
+    // Before anything else may have descriptors of these numbers.
+    let inherited = sockets::inherited();
     logging::start(verbose);
     for warning in &loaded.warnings {
         tracing::warn!("{}", warning.one_line(&path.to_string_lossy()));
@@ -154,14 +161,27 @@ pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
     harden();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let (mut daemon, inputs) = Daemon::start(path, loaded.config).await?;
-        daemon.serve(inputs).await;
-        daemon.stop()
+        let (mut daemon, inputs) = Daemon::start(path, loaded.config, inherited).await?;
+        match daemon.serve(inputs).await {
+            End::Farewell => daemon.stop(),
+            End::HandOver(reply) => {
+                daemon.hand_over(reply).await;
+                Ok(())
+            }
+        }
     });
     // A resolver that waits for a dead DNS server must not hold up the end.
     runtime.shutdown_background();
     logging::flush();
     ended
+}
+
+/// How the daemon ends.
+enum End {
+    /// For good, as far as the peers know.
+    Farewell,
+    /// For the next life to go on; whoever asked waits for it.
+    HandOver(oneshot::Sender<Response>),
 }
 
 /// No core dumps and no debugger of other users: memory holds keys.
@@ -202,7 +222,11 @@ impl Signals {
 }
 
 impl Daemon {
-    async fn start(path: &Path, config: Config) -> anyhow::Result<(Self, Inputs)> {
+    async fn start(
+        path: &Path,
+        config: Config,
+        inherited: sockets::Inherited,
+    ) -> anyhow::Result<(Self, Inputs)> {
         SystemRandom::new()
             .fill(&mut [0u8; 8])
             .map_err(|_| anyhow::anyhow!("there are no random numbers"))?;
@@ -221,7 +245,7 @@ impl Daemon {
             })
             .transpose()?;
         let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
-        let mut sockets = Sockets::default();
+        let mut sockets = Sockets::with(inherited);
         let mut natt = Vec::new();
         let own: BTreeSet<IpAddr> = HostAddresses::read().outer(&config).into_values().flatten().collect();
         for address in own.iter().copied() {
@@ -230,6 +254,7 @@ impl Daemon {
                 .with_context(|| format!("cannot use address {address} of a gateway"))?;
             natt.push((address, socket));
         }
+        sockets.close_inherited();
         let kept = saved::registry(&config);
         let registry = registered(&config, kept.clone())?;
         // A start that fails must not open what an earlier life of the daemon left guarded.
@@ -243,11 +268,18 @@ impl Daemon {
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
-        let foreign = match occupy(&mut plane, &config, &registry, natt) {
-            Ok(foreign) => foreign,
+        let numbered = kept != Registry::default();
+        let (foreign, (keeper, taken_up)) = match occupy(&mut plane, &config, &registry, natt, |plane| {
+            Keeper::begin(&config, numbered, plane)
+        }) {
+            Ok(occupied) => occupied,
             Err(e) => {
                 // Why the start failed is what counts; what could not be released is in the log.
-                let _ = plane.end(at_failure);
+                match at_failure {
+                    // SAs of an earlier life are left for a start that does not fail.
+                    Guards::Keep => plane.leave(),
+                    Guards::Release => drop(plane.end(at_failure)),
+                }
                 return Err(e.into());
             }
         };
@@ -280,6 +312,8 @@ impl Daemon {
             choice,
             endpoint,
             plane,
+            keeper,
+            taken_up: Some(taken_up),
             sockets,
             received: received_tx,
             outer: Outer::new(),
@@ -320,6 +354,10 @@ impl Daemon {
         };
         daemon.set_levels();
         daemon.configure();
+        // What nobody has taken up by now has nobody.
+        if let Err(e) = daemon.plane.sweep() {
+            tracing::error!(error = %e, "SAs or policies of an earlier life of the daemon are left");
+        }
         let inputs =
             Inputs { received, asks, resolved, plane: plane_fd, host: host_fd, wall: wall_fd, signals };
         Ok((daemon, inputs))
@@ -358,11 +396,32 @@ impl Daemon {
         let policies =
             policy::policies(&self.config, &self.registry, &self.outer, &self.resolved, self.choice.plane);
         let mut actions = Vec::new();
-        self.endpoint.set_policies(clock::now(), policies, &mut actions);
+        let Some(TakenUp { ike, present, renew, .. }) = self.taken_up.take() else {
+            self.endpoint.set_policies(clock::now(), policies, &mut actions);
+            return self.perform(actions);
+        };
+        let (kept, esp) = (ike.len(), present.len());
+        let refused = self.endpoint.restore(clock::now(), policies, ike, &present, renew, &mut actions);
+        for r in &refused {
+            let tunnel = self.tunnel_name(r.tunnel).unwrap_or_default();
+            tracing::warn!(
+                tunnel, spi = %r.spi, reason = r.reason.name(),
+                "an IKE SA of an earlier life is not taken up, and the tunnel begins anew: {}", r.reason
+            );
+        }
         self.perform(actions);
+        let mut all = Vec::new();
+        // What cannot be read now is counted as this life's.
+        let _ = self.plane.port().counters(&mut all);
+        for (sa, counted) in all {
+            if let Some(tunnel) = self.tunnel_name(sa.child.tunnel).filter(|_| present.contains(&sa)) {
+                self.counters.go_on(&tunnel, sa, counted);
+            }
+        }
+        self.announce_taken_up(kept - refused.len().min(kept), esp);
     }
 
-    async fn serve(&mut self, mut inputs: Inputs) {
+    async fn serve(&mut self, mut inputs: Inputs) -> End {
         self.input(Input::Tick);
         self.sample();
         self.announce(Kind::Started, "the daemon is ready");
@@ -383,13 +442,18 @@ impl Daemon {
                 () = readable(inputs.plane.as_ref()) => self.plane_events(),
                 () = readable(inputs.host.as_ref()) => self.on_host_changes(),
                 () = readable(inputs.wall.as_ref()) => self.check_wall(false),
-                Some(ask) = inputs.asks.recv() => self.answer(ask),
+                Some(ask) = inputs.asks.recv() => {
+                    if let Some(reply) = self.answer(ask) {
+                        return End::HandOver(reply);
+                    }
+                }
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 _ = sampling.tick() => {
                     self.look_for_addresses();
                     self.audit();
                     self.sample();
+                    self.keep_counts();
                 }
                 () = sleep_until(self.publish_at) => self.publish(),
                 _ = inputs.signals.hup.recv() => {
@@ -401,6 +465,7 @@ impl Daemon {
             self.settle_waiters();
         }
         self.farewell(&mut inputs).await;
+        End::Farewell
     }
 
     /// Time until the protocol has something to do.
@@ -425,8 +490,27 @@ impl Daemon {
         }
     }
 
+    /// Leaves SAs, tunnels, guards and caps to the next life of the daemon.
+    async fn hand_over(mut self, reply: oneshot::Sender<Response>) {
+        self.announce(Kind::Stopping, "the daemon hands its tunnels over to the next one");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.plane.rest();
+        let answer = match self.keep_at_last() {
+            Ok(()) => Response::done("the tunnels are left to the next daemon"),
+            // Too late to go on; the next life takes up what it can.
+            Err(why) => Response::error(ErrorKind::Failed, format!("the tunnels will begin anew: {why}")),
+        };
+        self.plane.leave();
+        let _ = reply.send(answer);
+        // The task that writes the answer has its turn before the end.
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Ends traffic control and the tunnels. The guards stay in force unless the configuration says otherwise.
     fn stop(mut self) -> anyhow::Result<()> {
+        self.keep_nothing();
         if let Some(shaper) = &mut self.shaper {
             for e in shaper.remove_all().err().into_iter().flatten() {
                 tracing::error!(error = %e, "a bandwidth level could not be removed");
@@ -519,7 +603,7 @@ pub fn guard(config: &Config) -> anyhow::Result<usize> {
     let own: BTreeSet<IpAddr> = HostAddresses::read().outer(config).into_values().flatten().collect();
     let mut plane = Plane::open(choice.plane, own, Box::new(|_, _, _| {}))?;
     let registry = registered(config, saved::registry(config))?;
-    let result = occupy(&mut plane, config, &registry, Vec::new());
+    let result = occupy(&mut plane, config, &registry, Vec::new(), |_| ()).and_then(|_| plane.sweep());
     // Guards in force are better than none, whatever went wrong with one of them.
     plane.end(Guards::Keep)?;
     result?;
@@ -542,13 +626,15 @@ fn names(config: &Config) -> BTreeSet<String> {
     config.customer_gateways.iter().filter_map(name).collect()
 }
 
-/// Puts the guards in force and hands the sockets to the plane; gives the SPIs that others use.
-fn occupy(
+/// Puts the guards in force, has `take_up` take up what an earlier life left, and hands the sockets to the plane; gives
+/// the SPIs that others use.
+fn occupy<T>(
     plane: &mut Plane,
     config: &Config,
     registry: &Registry,
     natt: Vec<(IpAddr, Option<UdpSocket>)>,
-) -> Result<Vec<Spi>, PlaneError> {
+    take_up: impl FnOnce(&mut Plane) -> T,
+) -> Result<(Vec<Spi>, T), PlaneError> {
     // Nothing is sent by these yet; guards that come after them are laid out once, with the way of IKE around them.
     let mut addresses = Vec::new();
     for (address, socket) in natt {
@@ -560,6 +646,7 @@ fn occupy(
     // From here on nothing that belongs into a tunnel leaves without one.
     plane.guard_all(&policy::guards(config, registry))?;
     plane.settle()?;
+    let taken_up = take_up(plane);
     residue::release_other(plane.port_ref().kind())?;
     // Own packets without a source are a convenience; the guards, and everybody else's packets, do not wait for it.
     let sources = policy::sources(config, registry, &HostAddresses::read().outer(config));
@@ -570,7 +657,7 @@ fn occupy(
     for address in addresses {
         foreign.extend(plane.port().foreign_spis(address)?);
     }
-    Ok(foreign)
+    Ok((foreign, taken_up))
 }
 
 /// A descriptor of its own for the loop to wait on.

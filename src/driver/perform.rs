@@ -10,6 +10,7 @@ impl Daemon {
     /// Performs a list of actions. After a failure on the data plane the later plane actions of the same child are
     /// skipped, and the protocol is told.
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
+        self.keep_ahead(&actions);
         let mut failed: Vec<(ChildId, String)> = Vec::new();
         for action in actions {
             let broken = |child: ChildId| failed.iter().any(|(c, _)| *c == child);
@@ -29,9 +30,17 @@ impl Daemon {
                     self.plane.port().open_tunnel(&spec).map_err(|e| (spec.child, e))
                 }
                 Action::InstallSa(spec) if !broken(spec.id.child) => {
-                    self.plane.port().install(&spec).map_err(|e| (spec.id.child, e))
+                    let installed = self.plane.port().install(&spec);
+                    if installed.is_err() {
+                        self.keep_without(spec.id);
+                    }
+                    installed.map_err(|e| (spec.id.child, e))
                 }
-                Action::OpenTunnel(_) | Action::InstallSa(_) => Ok(()),
+                Action::OpenTunnel(_) => Ok(()),
+                Action::InstallSa(spec) => {
+                    self.keep_without(spec.id);
+                    Ok(())
+                }
                 Action::CloseTunnel(child) => {
                     let result = self.plane.port().close_tunnel(child);
                     complain(result.err());

@@ -175,14 +175,34 @@ impl Plane {
         }
     }
 
-    /// Removes what an earlier daemon left and nobody wants any more, once all guards are in force, and builds the wall.
+    /// Builds the wall and removes routing rules of an earlier daemon that nobody wants any more, once all guards are in
+    /// force.
     pub fn settle(&mut self) -> Result<(), PlaneError> {
         self.wall.settle();
         match &mut self.esp {
-            Esp::Kernel(p) => p.sweep().map(|_| ()),
+            Esp::Kernel(_) => Ok(()),
             Esp::User(p) => p.settle(),
         }
     }
+
+    /// Removes SAs and tunnels of an earlier daemon with which nobody goes on.
+    pub fn sweep(&mut self) -> Result<(), PlaneError> {
+        match &mut self.esp {
+            Esp::Kernel(p) => p.sweep().map(|_| ()),
+            Esp::User(_) => Ok(()),
+        }
+    }
+
+    /// Comes to rest: our own plane carries nothing more, and its counters stay as they are. The kernel goes on.
+    pub fn rest(&mut self) {
+        if let Esp::User(p) = &mut self.esp {
+            p.rest();
+        }
+    }
+
+    /// Leaves everything in force for the next life of the daemon: with the kernel's plane the tunnels, with ours the
+    /// guards. As a crash would.
+    pub fn leave(self) {}
 
     /// Puts right what others changed, after events were lost.
     pub fn resync(&mut self) -> Result<(), PlaneError> {

@@ -108,7 +108,8 @@ impl Daemon {
         Some(old.bandwidth == new.bandwidth)
     }
 
-    /// The levels of the configuration, and over them those that were saved.
+    /// The levels of the configuration, over them those that were saved, and over them those that were set in an earlier
+    /// life that was not told to end.
     pub(super) fn set_levels(&mut self) {
         self.bandwidth = configured(&self.config);
         for (name, bps) in saved::levels(&self.config) {
@@ -116,6 +117,13 @@ impl Daemon {
             if let Some(before) = before.filter(|level| level.bps != bps) {
                 let (saved, configured) = (show(bps), show(before.bps));
                 tracing::info!(gateway = %name, "bandwidth is {saved}, as saved, instead of {configured}");
+            }
+        }
+        let set = self.taken_up.as_mut().map(|t| std::mem::take(&mut t.levels)).unwrap_or_default();
+        for (name, level) in set {
+            // The last word counts: a file that was changed while nobody looked.
+            if self.config.gateway(&name).is_some_and(|g| g.bandwidth == level.configured) {
+                self.bandwidth.insert(name, Level { bps: level.set, origin: Origin::Command });
             }
         }
     }
@@ -299,6 +307,7 @@ impl Daemon {
         }
         self.config = new;
         self.registry = registry;
+        self.keep_levels();
         self.configure();
         let sources = policy::sources(&self.config, &self.registry, &self.outer);
         if let Err(e) = self.plane.follow_sources(sources) {

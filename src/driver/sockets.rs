@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use cygnet_ike::Flow;
 use cygnet_model::plane::PlaneKind;
 use nix::sys::socket::{setsockopt, sockopt};
+use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -27,10 +28,58 @@ const MAX_DATAGRAM: usize = 65_535;
 /// An IKE message and where it came from.
 pub type Received = (Flow, Vec<u8>);
 
+/// Sockets that the service manager kept while no daemon ran, by the address that they are bound to.
+pub type Inherited = BTreeMap<SocketAddr, UdpSocket>;
+
 /// The sending halves.
 #[derive(Default)]
 pub struct Sockets {
     by_local: BTreeMap<SocketAddr, (UdpSocket, Option<Reader>)>,
+    inherited: Inherited,
+}
+
+/// Takes what the service manager kept (`sd_listen_fds(3)`). To be called before anything else opens a descriptor.
+pub fn inherited() -> Inherited {
+    let mut sockets = Inherited::new();
+    for (fd, _) in crate::sys::inherited::take() {
+        match bound_udp(fd) {
+            Some((local, socket)) => drop(sockets.insert(local, socket)),
+            // Closed by now. What it was kept for is unknown, so that it stays with the manager.
+            None => tracing::debug!("an inherited descriptor is no bound UDP socket"),
+        }
+    }
+    sockets
+}
+
+/// The descriptor as a UDP socket, if it is one that is bound to a port.
+fn bound_udp(fd: OwnedFd) -> Option<(SocketAddr, UdpSocket)> {
+    let socket = Socket::from(fd);
+    let local = socket.local_addr().ok()?.as_socket()?;
+    let udp = socket.r#type().ok()? == Type::DGRAM && socket.protocol().ok()? == Some(Protocol::UDP);
+    (udp && local.port() != 0).then(|| (local, socket.into()))
+}
+
+/// The name under which the service manager keeps a socket.
+fn kept_name(local: SocketAddr) -> String {
+    // A colon would end the name.
+    local.to_string().replace(':', "_").replace(['[', ']'], "")
+}
+
+/// Has the service manager keep a socket for the next life of the daemon: datagrams that come meanwhile wait in it, and ESP
+/// in UDP stays with the kernel's tunnels. Without a manager nothing happens.
+fn keep(local: SocketAddr, socket: &UdpSocket) {
+    let name = kept_name(local);
+    // A pending ICMP error is no reason to let go of it.
+    let state = [NotifyState::FdStore, NotifyState::FdName(&name), NotifyState::Custom("FDPOLL=0")];
+    if let Err(e) = sd_notify::notify_with_fds(&state, &[socket.as_fd()]) {
+        tracing::debug!(%local, error = %e, "the service manager does not keep this socket");
+    }
+}
+
+/// Has the service manager let go of a socket.
+fn let_go(local: SocketAddr) {
+    let name = kept_name(local);
+    let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
 }
 
 /// A reading task; it ends with this.
@@ -57,7 +106,31 @@ fn bind(local: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// A socket that an earlier life of the daemon had bound.
+fn again(socket: UdpSocket, local: SocketAddr, plane: PlaneKind) -> io::Result<UdpSocket> {
+    socket.set_nonblocking(true)?;
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    if local.port() == NATT_PORT && plane == PlaneKind::Userspace {
+        // The kernel must leave ESP to our own plane. Where it knows of none, it took none.
+        let _ = cygnet_xfrm::sockopt::disable_esp_in_udp(socket.as_fd());
+    }
+    Ok(socket)
+}
+
 impl Sockets {
+    /// Prefers these to new ones.
+    pub fn with(inherited: Inherited) -> Self {
+        Self { inherited, ..Self::default() }
+    }
+
+    /// Closes what was inherited and is of no use.
+    pub fn close_inherited(&mut self) {
+        for local in std::mem::take(&mut self.inherited).into_keys() {
+            tracing::info!(%local, "a socket of an earlier life is not used any more");
+            let_go(local);
+        }
+    }
+
     /// Binds both ports of an address. Port 500 is read by a task; port 4500 too with the kernel's data plane, which
     /// takes ESP out before. With ours the 4500 socket is returned, for the plane to read. The address need not be there
     /// yet.
@@ -83,8 +156,11 @@ impl Sockets {
         let mut for_plane = None;
         for port in [IKE_PORT, NATT_PORT] {
             let local = SocketAddr::new(address, port);
-            let socket =
-                bind(local).map_err(|e| io::Error::new(e.kind(), format!("UDP port {port}: {e}")))?;
+            let opened = match self.inherited.remove(&local) {
+                Some(socket) => again(socket, local, plane),
+                None => bind(local),
+            };
+            let socket = opened.map_err(|e| io::Error::new(e.kind(), format!("UDP port {port}: {e}")))?;
             if let Err(e) = cygnet_xfrm::sockopt::bypass_policies(socket.as_fd(), address)
                 && plane == PlaneKind::Kernel
             {
@@ -102,6 +178,7 @@ impl Sockets {
                 }
                 _ => Some(spawn_reader(socket, local, false, received.clone())?),
             };
+            keep(local, &sender);
             self.by_local.insert(local, (sender, reader));
         }
         Ok(for_plane)
@@ -109,7 +186,9 @@ impl Sockets {
 
     /// Closes both ports of an address, as far as they are open.
     pub fn close(&mut self, address: IpAddr) {
-        self.by_local.retain(|local, _| local.ip() != address);
+        let of_address = |local: &SocketAddr| local.ip() == address;
+        self.by_local.keys().filter(|local| of_address(local)).for_each(|local| let_go(*local));
+        self.by_local.retain(|local, _| !of_address(local));
     }
 
     /// The addresses that are open.

@@ -64,6 +64,8 @@ pub struct TunnelCounters {
     pub gateway: String,
     retired: Totals,
     live: BTreeMap<SaId, SaCounters>,
+    /// What SAs of an earlier life of the daemon had counted when this one went on with them.
+    before: BTreeMap<SaId, SaCounters>,
     /// Attempts that failed, by reason; none of a reason that is not there.
     pub failures: BTreeMap<&'static str, u64>,
     rekeys: [[u64; 2]; 2],
@@ -170,10 +172,18 @@ impl Counters {
         Arc::make_mut(&mut self.tunnels).get_mut(tunnel).map(Arc::make_mut)
     }
 
+    /// Goes on with an SA of an earlier life: what it had counted by now was that life's.
+    pub fn go_on(&mut self, tunnel: &str, sa: SaId, counted: SaCounters) {
+        if let Some(t) = self.of(tunnel) {
+            t.before.insert(sa, counted);
+        }
+    }
+
     /// Notes what an installed SA counts. An SA's counters going back (a plane that was restarted) keep what was seen.
     pub fn sample(&mut self, tunnel: &str, sa: SaId, now: SaCounters) {
-        let known = self.tunnels.get(tunnel).and_then(|t| t.live.get(&sa));
-        if known == Some(&now) {
+        let known = self.tunnels.get(tunnel);
+        let now = since(now, known.and_then(|t| t.before.get(&sa)));
+        if known.and_then(|t| t.live.get(&sa)) == Some(&now) {
             return;
         }
         let Some(t) = self.of(tunnel) else { return };
@@ -193,6 +203,7 @@ impl Counters {
     /// Notes the last counters of an SA that is removed.
     pub fn retire(&mut self, tunnel: &str, sa: SaId, last: SaCounters) {
         let Some(t) = self.of(tunnel) else { return };
+        let last = since(last, t.before.remove(&sa).as_ref());
         let seen = t.live.remove(&sa).unwrap_or_default();
         // A plane that has already lost the SA answers with zeros.
         let last = SaCounters {
@@ -254,6 +265,18 @@ impl Counters {
     }
 }
 
+/// What was counted since then.
+fn since(now: SaCounters, before: Option<&SaCounters>) -> SaCounters {
+    let Some(before) = before else { return now };
+    SaCounters {
+        bytes: now.bytes.saturating_sub(before.bytes),
+        packets: now.packets.saturating_sub(before.packets),
+        replay: now.replay.saturating_sub(before.replay),
+        integrity: now.integrity.saturating_sub(before.integrity),
+        sequence: now.sequence,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use cygnet_model::{ChildId, Spi, TunnelId};
@@ -288,6 +311,21 @@ mod tests {
         assert_eq!(c.tunnels["a-b"].totals().packets_in, 13);
         c.sample("stranger", old, counted(1));
         assert_eq!(c.tunnels.len(), 2);
+    }
+
+    /// A counter that began with what an earlier process had counted would be taken for traffic.
+    #[test]
+    fn what_an_earlier_life_counted_is_not_counted_again() {
+        let mut c = Counters::default();
+        c.configure([("vpc-a", "a-b")]);
+        let (stays, goes) = (sa(1, Direction::In), sa(2, Direction::In));
+        c.go_on("a-b", stays, counted(1000));
+        c.go_on("a-b", goes, counted(500));
+        c.sample("a-b", stays, counted(1000));
+        assert_eq!(c.tunnels["a-b"].totals(), Totals::default());
+        c.sample("a-b", stays, counted(1003));
+        c.retire("a-b", goes, counted(504));
+        assert_eq!(c.tunnels["a-b"].totals().packets_in, 7);
     }
 
     #[test]

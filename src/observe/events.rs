@@ -29,6 +29,8 @@ pub struct Event {
 pub enum Kind {
     /// The daemon is ready.
     Started,
+    /// Tunnels of an earlier life of the daemon go on.
+    Restored,
     /// The daemon is about to end.
     Stopping,
     /// A configuration took effect.
@@ -106,6 +108,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Started => "started",
+            Self::Restored => "restored",
             Self::Stopping => "stopping",
             Self::ConfigApplied => "config_applied",
             Self::ConfigRefused => "config_refused",

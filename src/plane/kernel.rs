@@ -549,6 +549,16 @@ impl DataPlane for KernelPlane {
         used
     }
 
+    fn restore(&mut self, spec: &SaSpec, _used: &SaCounters) -> Result<bool, PlaneError> {
+        if self.sas.get(&spec.id).is_some_and(|sa| sa.ended.is_none()) {
+            return Ok(true);
+        }
+        self.adopt(spec).map_err(|e| error(&format!("go on with {}", sa_name(spec.id)), &e))
+    }
+
+    /// The kernel counts on without us.
+    fn reserve(&mut self, _sa: SaId, _last: u64) {}
+
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {
         let operation = format!("remove {}", sa_name(sa));
         let Some(known) = self.sas.remove(&sa) else { return Ok(SaCounters::default()) };

@@ -1,4 +1,5 @@
 //! Where the operating system has no safe interface: the only unsafe code of this package, in small files.
 
+pub mod inherited;
 pub mod mmsg;
 pub mod tun;

@@ -46,6 +46,14 @@ pub fn enable_esp_in_udp(socket: BorrowedFd<'_>) -> io::Result<()> {
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, &UDP_ENCAP_ESPINUDP.to_ne_bytes())
 }
 
+/// Undoes [`enable_esp_in_udp`].
+///
+/// # Errors
+/// `ENOPROTOOPT` on kernels without it.
+pub fn disable_esp_in_udp(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set(socket, libc::IPPROTO_UDP, UDP_ENCAP, &0i32.to_ne_bytes())
+}
+
 fn set(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: &[u8]) -> io::Result<()> {
     let len = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open for as long as it is borrowed; pointer and length are those of one slice, which

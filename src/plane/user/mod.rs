@@ -227,6 +227,11 @@ impl UserPlane {
         self.placement().release().map_err(|e| from_rtnl("release the guards", &e))
     }
 
+    /// Stops carrying packets for good; guards stay, and counters can still be read.
+    pub fn rest(&mut self) {
+        self.stop();
+    }
+
     fn stop(&mut self) {
         self.shared.stop.store(true, Relaxed);
         self.shared.wake();
@@ -374,6 +379,16 @@ impl DataPlane for UserPlane {
     fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
         self.engine.install(spec)?;
         self.publish_sas()
+    }
+
+    fn restore(&mut self, spec: &SaSpec, used: &SaCounters) -> Result<bool, PlaneError> {
+        self.engine.install_after(spec, used)?;
+        self.publish_sas()?;
+        Ok(true)
+    }
+
+    fn reserve(&mut self, sa: SaId, last: u64) {
+        self.engine.reserve(sa, last);
     }
 
     fn remove(&mut self, sa: SaId) -> Result<SaCounters, PlaneError> {

@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use cygnet::control::frame::{self, MAX_REQUEST, MAX_RESPONSE};
 use cygnet::control::{Request, Response};
 use cygnet::driver::saved;
+use cygnet::store::record::{self, MAX_VALUE, Record};
+use cygnet::store::{Host, Place, kept, parse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -53,4 +55,42 @@ pub fn bandwidth_saved(data: &[u8]) {
     let said = saved::show(&levels).expect("names are text");
     let again = saved::parse(said.as_bytes());
     assert_eq!(again.ok().as_ref(), Some(&levels));
+}
+
+/// Where kept files of the corpus belong.
+pub fn place() -> Place {
+    Place { path: "kept.sas".into(), secret: [7; 32].into(), host: Host::of("a machine", "a boot") }
+}
+
+/// A file of kept SAs: refused, or sealed with the key. Then no octet of it can be another, and it can only be cut where that
+/// takes back what was written last.
+pub fn kept_file(data: &[u8]) {
+    let Ok(past) = parse(data, &place()) else { return };
+    let _ = kept::Kept::of(&past.contents);
+    for at in (0..data.len()).step_by(data.len().div_ceil(16).max(1)) {
+        let mut forged = data.to_vec();
+        forged[at] ^= 1;
+        assert!(parse(&forged[..], &place()).is_err() || past.cut);
+        let _ = parse(&data[..at], &place());
+    }
+}
+
+/// The records of a frame: what is read is written and read as the same, and no value is longer than what was there.
+pub fn kept_records(data: &[u8]) {
+    let Ok(records) = record::parse(data) else { return };
+    let mut said = Vec::with_capacity(data.len()).into();
+    for record in &records {
+        if let Record::Put(_, value) = record {
+            assert!(value.len() <= data.len().min(MAX_VALUE));
+        }
+        record.write(&mut said);
+    }
+    assert_eq!(&said[..], data);
+    let mut contents = cygnet::store::Contents::new();
+    for record in records {
+        if let Record::Put(key, value) = record {
+            contents.insert(key, value);
+        }
+    }
+    let _ = kept::Kept::of(&contents);
 }

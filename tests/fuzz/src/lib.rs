@@ -16,7 +16,7 @@ mod tc;
 mod text;
 mod xfrm;
 
-pub use control::{bandwidth_saved, control_request, control_response};
+pub use control::{bandwidth_saved, control_request, control_response, kept_file, kept_records};
 pub use endpoint::endpoint;
 pub use esp::{esp_inner, esp_natt, esp_open, esp_replay, esp_seal};
 pub use ike::{ike_header, ike_identity, ike_narrow, ike_payloads, ike_selectors};
@@ -29,6 +29,7 @@ pub use xfrm::{netlink_attributes, netlink_messages, xfrm_event, xfrm_policy, xf
 
 /// What the seed generators and the targets agree on.
 pub mod fixed {
+    pub use crate::control::place;
     pub use crate::esp::{sa, suites};
     pub use crate::sealed::{channel, ike_suites};
 }
@@ -37,7 +38,7 @@ pub mod fixed {
 pub type Target = fn(&[u8]);
 
 /// Every target under its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 31] = [
+pub const TARGETS: [(&str, Target); 33] = [
     ("bandwidth_saved", bandwidth_saved),
     ("config", config),
     ("control_request", control_request),
@@ -58,6 +59,8 @@ pub const TARGETS: [(&str, Target); 31] = [
     ("ike_saved", ike_saved),
     ("ike_seal", ike_seal),
     ("ike_selectors", ike_selectors),
+    ("kept_file", kept_file),
+    ("kept_records", kept_records),
     ("netlink_attributes", netlink_attributes),
     ("netlink_messages", netlink_messages),
     ("proposal", proposal),

@@ -1,8 +1,17 @@
 //! Seeds of what people and clients write.
 
+use std::fs;
+
 use cygnet::control::frame;
 use cygnet::control::{ErrorKind, Request, Response};
 use cygnet::observe::snapshot::Snapshot;
+use cygnet::store::kept::{self, KeptLevel};
+use cygnet::store::record::{Key, Record};
+use cygnet::store::{Contents, Place, Store};
+use cygnet_ike::saved::Change;
+use cygnet_model::plane::{PlaneKind, SaCounters};
+use cygnet_model::tunnel::{Direction, NewAddresses};
+use cygnet_model::{IkeSpi, SecretBytes};
 
 use super::{file, seed};
 
@@ -262,4 +271,45 @@ pub fn control() {
         seed("bandwidth_saved", name, text);
     }
     seed("bandwidth_saved", "not-utf-8", b"{\"\xff\": 1}");
+}
+
+pub fn kept() {
+    let sa = |direction| cygnet_fuzz::fixed::sa(cygnet_fuzz::fixed::suites()[0], direction);
+    let to = NewAddresses {
+        local: "192.0.2.1:4500".parse().unwrap(),
+        remote: "[2001:db8::2]:4500".parse().unwrap(),
+    };
+    let levels = [("vpc-a".to_owned(), KeptLevel { set: Some(70_000_000), configured: None })].into();
+    let spi = IkeSpi::new(0x0011_2233_4455_6677).unwrap();
+    let batches = [
+        vec![kept::changed(Change { spi, saved: Some(SecretBytes::new(vec![7; 40])) })],
+        [Direction::In, Direction::Out]
+            .into_iter()
+            .flat_map(|direction| {
+                let sa = sa(direction);
+                [
+                    kept::installed(&sa, 1),
+                    kept::counted(sa.id, &SaCounters { sequence: 1 << 24, ..SaCounters::default() }),
+                ]
+            })
+            .collect(),
+        vec![kept::moved(sa(Direction::Out).id, &to), kept::levels(&levels)],
+        kept::removed(sa(Direction::In).id).into(),
+        vec![Record::Put(Key::HandedOver, SecretBytes::new(vec![])), Record::Delete(Key::Ike(spi))],
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kept.sas");
+    let place = Place { path: path.clone(), ..cygnet_fuzz::fixed::place() };
+    let (mut store, begun) = Store::begin(place, PlaneKind::Userspace, Contents::new());
+    begun.unwrap();
+    for (n, batch) in batches.into_iter().enumerate() {
+        let mut records = Vec::new().into();
+        batch.iter().for_each(|record| record.write(&mut records));
+        seed("kept_records", &format!("{n}"), &*records);
+        store.note(batch).unwrap();
+        seed("kept_file", &format!("{n}"), fs::read(&path).unwrap());
+    }
+    let whole = fs::read(&path).unwrap();
+    seed("kept_file", "cut", &whole[..whole.len() - 9]);
+    seed("kept_file", "header", &whole[..75]);
 }

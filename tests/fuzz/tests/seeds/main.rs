@@ -46,4 +46,5 @@ fn write_the_seeds() {
     daemon::config();
     daemon::quantities();
     daemon::control();
+    daemon::kept();
 }
