@@ -9,7 +9,7 @@ use cygnet_model::{ChildId, Spi};
 
 use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
-use super::live::{Reply, Request};
+use super::live::{Reply, Request, Resumed};
 use super::seek;
 use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
@@ -556,6 +556,10 @@ impl Live {
         }
         if !self.admits(ctx, &offer) {
             ctx.dropped(DropReason::RateLimit, core.flow);
+            return busy();
+        }
+        // Children whose record may be too old do not move to an IKE SA that would not know that any more.
+        if is_for_ike(&offer) && matches!(self.resumed, Resumed::Unasked | Resumed::Asked) {
             return busy();
         }
         if is_for_ike(&offer) {
