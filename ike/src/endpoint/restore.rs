@@ -298,10 +298,22 @@ impl Live {
             let configured = policy.and_then(|p| p.children.get(c.of));
             configured.is_none_or(|p| within(&c.local, &p.local) && within(&c.remote, &p.remote))
         };
-        let whole =
-            |c: &Child| has(c.sa(Direction::In)) && (c.pending.is_some() || has(c.sa(Direction::Out)));
+        let whole = |c: &Child| has(c.sa(Direction::In)) && has(c.sa(Direction::Out));
+        // What waits does so beside another pair that carries. Where there is none it may have been in use, and its sequence
+        // numbers would come again.
+        let own: BTreeSet<SaId> = self.children.iter().map(|c| c.sa(Direction::Out)).collect();
+        let waits = |c: &Child| {
+            let carries =
+                |o: &Child| o.inbound != c.inbound && (o.id == c.id || c.opens.is_some()) && whole(o);
+            let elsewhere = |id: &SaId| id.direction == Direction::Out && !own.contains(id);
+            let installed = ctx.installed.get(&c.id);
+            c.pending.is_some()
+                && has(c.sa(Direction::In))
+                && (self.children.iter().any(carries)
+                    || installed.is_some_and(|set| set.iter().any(elsewhere)))
+        };
         // Of one that is about to be deleted nothing is needed any more.
         let used = self.children.iter().filter(|c| c.state != ChildState::Deleting);
-        used.filter(|c| !whole(c) || !fits(c)).map(|c| c.inbound).collect()
+        used.filter(|c| !(whole(c) || waits(c)) || !fits(c)).map(|c| c.inbound).collect()
     }
 }

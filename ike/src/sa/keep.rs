@@ -30,6 +30,9 @@ use crate::wire::Identity;
 
 type Result<T> = std::result::Result<T, SavedError>;
 
+/// Of the initiator and of the responder of an exchange.
+type Nonces = (Vec<u8>, Vec<u8>);
+
 /// An IKE SA that was opened: everything of it but the policy of today.
 pub(crate) struct Kept {
     pub core: Core,
@@ -52,7 +55,7 @@ pub(crate) struct Kept {
     queue: Vec<Task>,
     delayed: Vec<(Timestamp, Task)>,
     created: Vec<Created>,
-    their_rekey: Option<(Box<Kept>, (Vec<u8>, Vec<u8>))>,
+    their_rekey: Option<(Box<Kept>, Nonces)>,
     refused_in_auth: bool,
     outdated: bool,
     retire_at: Option<Timestamp>,
