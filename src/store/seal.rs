@@ -242,6 +242,14 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, Refused> {
     Ok(at)
 }
 
+/// What a frame holds, and where it begins in its file.
+pub struct Frame {
+    /// Offset of its length.
+    pub at: u64,
+    /// Records.
+    pub content: Zeroizing<Vec<u8>>,
+}
+
 /// Walks through a file.
 pub struct Reader<R> {
     from: R,
@@ -278,16 +286,16 @@ impl<R: Read> Reader<R> {
         self.cut
     }
 
-    /// The next frame's offset and content; `None` at the end.
+    /// The next frame; `None` at the end.
     ///
     /// # Errors
     /// If what follows is not what was written.
-    pub fn next_frame(&mut self) -> Result<Option<(u64, Zeroizing<Vec<u8>>)>, Refused> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, Refused> {
         match self.frames.open(&mut self.from)? {
             Next::Frame(content) => {
                 let at = self.at;
                 self.at += (content.len() + FRAME_OVERHEAD) as u64;
-                Ok(Some((at, content)))
+                Ok(Some(Frame { at, content }))
             }
             Next::End => Ok(None),
             Next::Cut => {
