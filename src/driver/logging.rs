@@ -39,7 +39,7 @@ pub fn start(verbose: u8) {
 /// Lines that wait for the writer.
 const QUEUE: usize = 4096;
 /// How long the last lines may take at the end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 enum Told {
     Line(Vec<u8>),
@@ -73,11 +73,14 @@ fn write(lines: &Receiver<Told>) {
     }
 }
 
+/// How long the last lines may hold up a daemon whose tunnels wait for the next one.
+pub const IN_PASSING: Duration = Duration::from_millis(50);
+
 /// Waits until what was logged is written, but not for a reader that is stuck.
-pub fn flush() {
+pub fn flush(patience: Duration) {
     let (done, flushed) = sync_channel(0);
     if writer().try_send(Told::Flush(done)).is_ok() {
-        let _ = flushed.recv_timeout(LAST_WORDS);
+        let _ = flushed.recv_timeout(patience);
     }
 }
 

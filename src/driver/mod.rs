@@ -163,17 +163,17 @@ pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let (mut daemon, inputs) = Daemon::start(path, loaded.config, inherited).await?;
         match daemon.serve(inputs).await {
-            End::Farewell => daemon.stop(),
+            End::Farewell => daemon.stop().map(|()| logging::LAST_WORDS),
             End::HandOver(reply) => {
                 daemon.hand_over(reply).await;
-                Ok(())
+                Ok(logging::IN_PASSING)
             }
         }
     });
     // A resolver that waits for a dead DNS server must not hold up the end.
     runtime.shutdown_background();
-    logging::flush();
-    ended
+    logging::flush(*ended.as_ref().unwrap_or(&logging::LAST_WORDS));
+    ended.map(|_| ())
 }
 
 /// How the daemon ends.

@@ -210,7 +210,7 @@ impl<R: Read> Iterator for Live<'_, R> {
                 return Some(Ok(record));
             }
             let broken = |e: String| Some(Err(io::Error::other(e)));
-            let (at, content) = match self.reader.next_frame() {
+            let seal::Frame { at, content } = match self.reader.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return None,
                 Err(e) => return broken(e.to_string()),

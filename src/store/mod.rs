@@ -76,7 +76,7 @@ pub fn parse(from: impl io::Read, place: &Place) -> Result<Past, Refused> {
     let mut reader = seal::Reader::open(from, &place.secret, &place.host)?;
     let mut contents = Contents::new();
     let mut frames = 0u64;
-    while let Some((_, content)) = reader.next_frame()? {
+    while let Some(seal::Frame { content, .. }) = reader.next_frame()? {
         frames += 1;
         for record in record::parse(&content).map_err(|_| Refused::Format)? {
             match record {

@@ -242,8 +242,13 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, Refused> {
     Ok(at)
 }
 
-/// Where a frame begins in the file, and its content.
-type Frame = (u64, Zeroizing<Vec<u8>>);
+/// What a frame holds, and where it begins in its file.
+pub struct Frame {
+    /// Offset of its length.
+    pub at: u64,
+    /// Records.
+    pub content: Zeroizing<Vec<u8>>,
+}
 
 /// Walks through a file.
 pub struct Reader<R> {
@@ -281,7 +286,7 @@ impl<R: Read> Reader<R> {
         self.cut
     }
 
-    /// The next frame's offset and content; `None` at the end.
+    /// The next frame; `None` at the end.
     ///
     /// # Errors
     /// If what follows is not what was written.
@@ -290,7 +295,7 @@ impl<R: Read> Reader<R> {
             Next::Frame(content) => {
                 let at = self.at;
                 self.at += (content.len() + FRAME_OVERHEAD) as u64;
-                Ok(Some((at, content)))
+                Ok(Some(Frame { at, content }))
             }
             Next::End => Ok(None),
             Next::Cut => {

@@ -11,7 +11,7 @@ use cygnet_model::{ChildId, IkeSpi, Now, SecretBytes, Spi, TunnelId};
 use super::Endpoint;
 use crate::io::{Action, Actions, Event};
 use crate::policy::TunnelPolicy;
-use crate::sa::{ChildState, IkeSa, Kept, Next, State, Task, is_another_peer, show_policy};
+use crate::sa::{Child, ChildState, Ctx, IkeSa, Kept, Live, Next, State, Task, is_another_peer, show_policy};
 use crate::saved::{Change, Reason, Refused, Saved};
 
 /// Within this time after a restart each peer is asked whether it still knows what we know. Not all of them at once.
@@ -262,37 +262,58 @@ impl Endpoint {
     }
 }
 
-impl crate::sa::Live {
+impl Live {
     /// Ends pairs of which the data plane has lost a half, and those that carry more than the configuration allows now. The
     /// peer is told, and what they carried is sought again.
-    fn drop_incomplete(&mut self, ctx: &mut crate::sa::Ctx<'_>, policy: Option<&TunnelPolicy>) {
-        let has = |id: SaId| ctx.installed.get(&id.child).is_some_and(|set| set.contains(&id));
-        let fits = |c: &crate::sa::Child| {
-            let configured = policy.and_then(|p| p.children.get(c.of));
-            configured.is_none_or(|p| within(&c.local, &p.local) && within(&c.remote, &p.remote))
-        };
-        let lost: Vec<_> = self
-            .children
-            .iter()
-            .filter(|c| c.state != ChildState::Deleting)
-            .filter(|c| {
-                let whole = has(c.sa(Direction::In)) && (c.pending.is_some() || has(c.sa(Direction::Out)));
-                !whole || !fits(c)
-            })
-            .map(|c| (c.inbound, c.of, c.is_to_stay()))
-            .collect();
-        for c in &mut self.children {
-            // It does not take the place of another one that goes.
-            c.pending.take_if(|_| lost.iter().any(|(inbound, ..)| *inbound == c.inbound));
+    fn drop_incomplete(&mut self, ctx: &mut Ctx<'_>, policy: Option<&TunnelPolicy>) {
+        let mut ended = BTreeSet::new();
+        // What one of them was to replace is needed after all, and may be incomplete in turn.
+        loop {
+            let lost = self.incomplete(ctx, policy);
+            if lost.is_empty() {
+                break;
+            }
+            for c in self.children.iter_mut().filter(|c| lost.contains(&c.inbound)) {
+                // It does not take the place of another one that goes.
+                c.pending = None;
+                if c.is_to_stay() {
+                    ended.insert(c.of);
+                }
+            }
+            for inbound in lost {
+                self.remove_child(ctx, inbound);
+                self.enqueue(Task::DisownChild { inbound });
+            }
         }
-        for (inbound, ..) in &lost {
-            self.remove_child(ctx, *inbound);
-            self.enqueue(Task::DisownChild { inbound: *inbound });
-        }
-        for (_, of, stayed) in lost {
-            if stayed && !self.has_child(of) {
+        for of in ended {
+            if !self.has_child(of) {
                 self.enqueue(Task::CreateChild { index: of, group: None });
             }
         }
+    }
+
+    fn incomplete(&self, ctx: &Ctx<'_>, policy: Option<&TunnelPolicy>) -> Vec<Spi> {
+        let has = |id: SaId| ctx.installed.get(&id.child).is_some_and(|set| set.contains(&id));
+        let fits = |c: &Child| {
+            let configured = policy.and_then(|p| p.children.get(c.of));
+            configured.is_none_or(|p| within(&c.local, &p.local) && within(&c.remote, &p.remote))
+        };
+        let whole = |c: &Child| has(c.sa(Direction::In)) && has(c.sa(Direction::Out));
+        // What waits does so beside another pair that carries. Where there is none it may have been in use, and its sequence
+        // numbers would come again.
+        let own: BTreeSet<SaId> = self.children.iter().map(|c| c.sa(Direction::Out)).collect();
+        let waits = |c: &Child| {
+            let carries =
+                |o: &Child| o.inbound != c.inbound && (o.id == c.id || c.opens.is_some()) && whole(o);
+            let elsewhere = |id: &SaId| id.direction == Direction::Out && !own.contains(id);
+            let installed = ctx.installed.get(&c.id);
+            c.pending.is_some()
+                && has(c.sa(Direction::In))
+                && (self.children.iter().any(carries)
+                    || installed.is_some_and(|set| set.iter().any(elsewhere)))
+        };
+        // Of one that is about to be deleted nothing is needed any more.
+        let used = self.children.iter().filter(|c| c.state != ChildState::Deleting);
+        used.filter(|c| !(whole(c) || waits(c)) || !fits(c)).map(|c| c.inbound).collect()
     }
 }

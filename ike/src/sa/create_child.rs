@@ -9,7 +9,7 @@ use cygnet_model::{ChildId, Spi};
 
 use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
-use super::live::{Reply, Request};
+use super::live::{Reply, Request, Resumed};
 use super::seek;
 use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
@@ -216,7 +216,7 @@ impl Live {
                 ctx.spis.esp.remove(&creating.inbound);
                 self.disown(creating.inbound, answer);
                 if unfit.reason == FailureReason::StateLost {
-                    return self.ask_again(ctx, &creating, answer);
+                    return self.ask_again(ctx, &creating, deleted, answer);
                 }
                 self.child_refused(core, ctx, &creating, answer, &unfit);
                 return;
@@ -326,7 +326,7 @@ impl Live {
 
     /// The peer made the pair that an earlier process asked for, and the keys cannot be known any more: it is deleted at the
     /// peer, and asked for anew. Until then what it was to replace goes on.
-    fn ask_again(&mut self, ctx: &mut Ctx<'_>, creating: &CreatingChild, answer: &Payloads) {
+    fn ask_again(&mut self, ctx: &mut Ctx<'_>, creating: &CreatingChild, deleted: &[u32], answer: &Payloads) {
         let of = creating.of;
         let Some(old) = creating.rekeys else {
             return self.enqueue(Task::CreateChild { index: of, group: None });
@@ -336,7 +336,12 @@ impl Live {
         match creating.theirs.first().filter(|theirs| there(theirs.inbound)) {
             Some(theirs) => {
                 let (ni, nr) = &theirs.nonces;
-                match collide::winner((&creating.nonce, nonce_r), (ni, nr)) {
+                // What the peer has ended already is no better than what it made since.
+                let made =
+                    answer.sa.iter().flatten().filter_map(|p| <[u8; 4]>::try_from(p.spi.as_slice()).ok());
+                let ended = made.map(u32::from_be_bytes).any(|spi| deleted.contains(&spi)) || !there(old);
+                let winner = collide::winner((&creating.nonce, nonce_r), (ni, nr));
+                match if ended { Winner::Theirs } else { winner } {
                     Winner::Theirs => self.uncontest(theirs.inbound),
                     // The peer ends its own one and keeps ours, which we end: the old pair stays and gets new keys then.
                     Winner::Ours => {
@@ -551,6 +556,10 @@ impl Live {
         }
         if !self.admits(ctx, &offer) {
             ctx.dropped(DropReason::RateLimit, core.flow);
+            return busy();
+        }
+        // Children whose record may be too old do not move to an IKE SA that would not know that any more.
+        if is_for_ike(&offer) && matches!(self.resumed, Resumed::Unasked | Resumed::Asked) {
             return busy();
         }
         if is_for_ike(&offer) {

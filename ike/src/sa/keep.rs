@@ -30,7 +30,7 @@ use crate::wire::Identity;
 
 type Result<T> = std::result::Result<T, SavedError>;
 
-/// Of an exchange: the initiator's, the responder's.
+/// Of the initiator and of the responder of an exchange.
 type Nonces = (Vec<u8>, Vec<u8>);
 
 /// An IKE SA that was opened: everything of it but the policy of today.

@@ -354,6 +354,9 @@ impl Live {
             .is_none_or(|o| o.id != header.message_id || o.exchange() != header.exchange)
         {
             ctx.dropped(DropReason::UnexpectedResponse, flow);
+            if self.is_behind(header, datagram) {
+                return behind(core, phase);
+            }
             return Next::Stay;
         }
         let payloads = match self.channel.open(header, datagram) {
@@ -412,12 +415,16 @@ impl Live {
         }
     }
 
-    /// Whether an IKE SA of an earlier process is asked for something that comes after what we know: the peer does not begin
-    /// a request before it has the answer to the one before (RFC 7296 §2.3).
+    /// Whether a message outside of the window shows that what was kept of an IKE SA of an earlier process is too old: it
+    /// asks for something that comes after what we know, which the peer does not do before it has the answer to what is
+    /// before (RFC 7296 §2.3), or it answers a request that we know nothing of.
     fn is_behind(&self, header: &Header, datagram: &[u8]) -> bool {
-        self.resumed != Resumed::No
-            && header.message_id > self.window.expected
-            && self.channel.authenticate(header, datagram).is_ok()
+        let ours = self.window.outstanding.as_ref().map_or(self.window.next_request, |o| o.id);
+        let after = match header.response {
+            true => header.message_id >= ours,
+            false => header.message_id > self.window.expected,
+        };
+        self.resumed != Resumed::No && after && self.channel.authenticate(header, datagram).is_ok()
     }
 
     /// What comes first of an IKE SA of an earlier process, whatever waits; see [`Resumed`]. What ends needs no proof; nor can

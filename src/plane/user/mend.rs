@@ -40,9 +40,17 @@ impl Mend {
             let news = self.watch.news();
             if !shared.stopping() {
                 self.look(&news);
-                std::thread::sleep(PAUSE);
+                self.pause();
             }
         }
+    }
+
+    /// Lets a burst pass, but not the end.
+    fn pause(&self) {
+        let Some(wake) = self.shared.wake.get(WAKE) else { return };
+        // Not read, so that the next wait sees it, too.
+        let patience = PollTimeout::try_from(PAUSE).unwrap_or(PollTimeout::ZERO);
+        let _ = poll(&mut [PollFd::new(wake.as_fd(), PollFlags::POLLIN)], patience);
     }
 
     fn wait(&self) {

@@ -126,6 +126,7 @@ impl Lab {
         let g = &mut self.gateways[side];
         (g.alive, g.dies_after) = (true, None);
         g.records.roll_back(back.behind);
+        g.rolled_back |= back.behind > 0;
         for sa in &back.lost {
             g.plane.remove(*sa).expect("removing never fails");
         }

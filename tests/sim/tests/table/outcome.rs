@@ -44,6 +44,7 @@ const fn way(direction: Direction) -> &'static str {
 fn tell(event: &Event) -> Option<String> {
     Some(match event {
         Event::IkeUp { .. } => "IKE up".into(),
+        Event::Restored { .. } => "taken up again".into(),
         Event::IkeDown { ending, .. } => format!("IKE down ({})", how(*ending)),
         Event::ChildUp { .. } => "child up".into(),
         Event::ChildDown { ending, .. } => format!("child down ({})", how(*ending)),
