@@ -122,7 +122,7 @@ fn snapshot() -> Snapshot {
             rx_bps: 0,
             role: Role::Single,
         }],
-        tunnels: vec![up, failed, again, partly()],
+        tunnels: vec![up.into(), failed.into(), again.into(), partly().into()],
         ..Snapshot::default()
     }
 }

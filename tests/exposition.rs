@@ -91,7 +91,7 @@ fn published(tunnels: usize) -> Published {
             gaps: vec![],
         },
         gateways: vec![gateway],
-        tunnels: names.iter().map(tunnel).collect(),
+        tunnels: names.iter().map(|name| tunnel(name).into()).collect(),
         ..Snapshot::default()
     };
     Published { snapshot, counters }

@@ -1,5 +1,7 @@
 //! `cygnet status`.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::output::{Out, Tone, bytes, rate, safe, span};
@@ -99,7 +101,7 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
     out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;
     out.line("")?;
-    let tunnel = |t: &TunnelStatus| {
+    let tunnel = |t: &Arc<TunnelStatus>| {
         let sum = |f: fn(&ChildStatus) -> u64| bytes(t.children.iter().map(f).fold(0, u64::saturating_add));
         vec![
             plain(&t.name),

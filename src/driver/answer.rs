@@ -154,7 +154,7 @@ impl Daemon {
         }
         self.waiters = waiting;
         if !told.is_empty() {
-            self.publish();
+            self.publish_soon();
         }
         for (reply, response) in told {
             let _ = reply.send(response);

@@ -138,6 +138,7 @@ struct Daemon {
     obstacles: Vec<Obstacle>,
     /// Why caps are not in force, as told last.
     shaping_troubles: Vec<String>,
+    pages: publish::Pages,
     /// When to publish what has changed since the last snapshot.
     publish_at: Option<tokio::time::Instant>,
     started: Now,
@@ -311,6 +312,7 @@ impl Daemon {
             host,
             obstacles: Vec::new(),
             shaping_troubles: Vec::new(),
+            pages: publish::Pages::default(),
             publish_at: None,
             started: now,
             config_ok: true,
@@ -332,11 +334,8 @@ impl Daemon {
         for reason in DropReason::ALL.iter().map(|r| r.name()).chain([tell::REFUSED]) {
             self.counters.ike_dropped.entry(reason).or_default();
         }
-        for counters in self.counters.tunnels.values_mut() {
-            for reason in FailureReason::ALL {
-                counters.failures.entry(reason.name()).or_default();
-            }
-        }
+        self.counters.reasons = FailureReason::ALL.iter().map(|reason| reason.name()).collect();
+        self.pages.begin_anew();
         let known = |gateway: &str| self.config.gateway(gateway).is_some();
         self.counters.qos_drops.retain(|(gateway, _), _| known(gateway));
         self.rates.retain(|gateway, _| known(gateway));

@@ -23,6 +23,31 @@ use crate::observe::{Published, rfc3339};
 
 /// Changes that come closer together are published together.
 const PUBLISH_DELAY: Duration = Duration::from_millis(500);
+/// Answered commands are published at once, but for no larger part of the time than one in so many.
+const PUBLISH_PART: u32 = 20;
+
+/// What was published of tunnels, to be published again as far as nothing has changed.
+#[derive(Default)]
+pub(super) struct Pages {
+    /// In the order of the file; `None` if it has to be made anew.
+    of: Option<Vec<Arc<TunnelStatus>>>,
+    /// Tunnels that changed since.
+    stale: BTreeSet<TunnelId>,
+    /// From when on there may be another snapshot before its time.
+    free_at: Option<tokio::time::Instant>,
+}
+
+impl Pages {
+    /// Forgets all pages: the configuration is another one, or so much time has passed that all ages are.
+    pub fn begin_anew(&mut self) {
+        self.of = None;
+    }
+
+    /// Notes that a tunnel has changed; the endpoint notes by itself what it changes.
+    pub fn note(&mut self, id: TunnelId) {
+        self.stale.insert(id);
+    }
+}
 
 /// What is remembered of a tunnel between snapshots.
 pub(super) struct TunnelMemory {
@@ -72,8 +97,8 @@ impl Daemon {
             memory.sas.clear();
         }
         for (sa, counters) in all {
-            if let Some(name) = self.tunnel_name(sa.child.tunnel) {
-                self.counters.sample(&name, sa, counters);
+            if let Some(name) = self.registry.name(sa.child.tunnel) {
+                self.counters.sample(name, sa, counters);
             }
             let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) else { continue };
             memory.sas.insert(sa, counters);
@@ -101,18 +126,36 @@ impl Daemon {
         if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
             self.counters.read_xfrm_stat(&text);
         }
+        // Ages and what is left of lifetimes are other ones for each tunnel.
+        self.pages.begin_anew();
         self.publish();
     }
 
-    /// Publishes a snapshot with the octets and packets of the last sample. What a command changed is in it before the
-    /// command is answered.
+    /// Publishes what a command changed before the command is answered; where many come one after the other, a moment
+    /// later, and together.
+    pub(super) fn publish_soon(&mut self) {
+        let now = tokio::time::Instant::now();
+        match self.pages.free_at {
+            Some(at) if now < at => {
+                let at = self.publish_at.map_or(at, |other| at.min(other));
+                self.publish_at = Some(at);
+            }
+            _ => self.publish(),
+        }
+    }
+
+    /// Publishes a snapshot with the octets and packets of the last sample. It costs as much as has changed since the one
+    /// before, and a little for each tunnel.
     pub(super) fn publish(&mut self) {
+        let began = tokio::time::Instant::now();
         self.counters.at = clock::now().mono;
         self.publish_at = None;
         // The snapshot notes the tunnels' states, which count.
         let snapshot = self.snapshot();
         let published = Published { snapshot, counters: self.counters.clone() };
         self.publisher.send_replace(Arc::new(published));
+        let took = began.elapsed().saturating_mul(PUBLISH_PART).min(PUBLISH_DELAY);
+        self.pages.free_at = Some(began + took);
     }
 
     /// Notes in which state a tunnel is, since when, and whether it should pass traffic and does not.
@@ -138,6 +181,7 @@ impl Daemon {
     /// Sees to it that readers soon learn of a tunnel's change.
     pub(super) fn changed(&mut self, id: TunnelId) {
         self.note_state(id);
+        self.pages.note(id);
         self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
     }
 
@@ -158,15 +202,13 @@ impl Daemon {
     }
 
     fn sample_rates(&mut self, now: Timestamp) {
+        let mut of_gateways: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for counters in self.counters.tunnels.values() {
+            let (totals, of) = (counters.totals(), of_gateways.entry(&counters.gateway).or_default());
+            *of = (of.0.saturating_add(totals.bytes_out), of.1.saturating_add(totals.bytes_in));
+        }
         for gateway in &self.config.gateways {
-            let (mut sent, mut received) = (0u64, 0u64);
-            for t in self.config.tunnels.iter().filter(|t| t.gateway == gateway.name) {
-                if let Some(c) = self.counters.tunnels.get(&t.name) {
-                    let totals = c.totals();
-                    sent = sent.saturating_add(totals.bytes_out);
-                    received = received.saturating_add(totals.bytes_in);
-                }
-            }
+            let (sent, received) = of_gateways.get(gateway.name.as_str()).copied().unwrap_or_default();
             let rates = self.rates.entry(gateway.name.clone()).or_default();
             let span = now.since(rates.at).as_millis();
             // A question in between must not make a rate out of a few milliseconds.
@@ -187,14 +229,7 @@ impl Daemon {
     /// Everything at this moment.
     fn snapshot(&mut self) -> Snapshot {
         let now = clock::now();
-        let mut tunnels = Vec::new();
-        // In the order of the file.
-        let ids: Vec<TunnelId> =
-            self.config.tunnels.iter().filter_map(|t| self.registry.tunnel(&t.name)).collect();
-        for id in ids {
-            self.note_state(id);
-            tunnels.extend(self.tunnel_status(id, now.mono));
-        }
+        let tunnels = self.tunnel_pages(now.mono);
         let gateways = (self.config.gateways.iter())
             .map(|g| {
                 let rates = self.rates.get(&g.name);
@@ -233,6 +268,35 @@ impl Daemon {
             tunnels,
             ..Snapshot::default()
         }
+    }
+
+    /// All tunnels in the order of the file, those made anew that have changed.
+    fn tunnel_pages(&mut self, now: Timestamp) -> Vec<Arc<TunnelStatus>> {
+        let mut stale = self.endpoint.take_changed();
+        stale.append(&mut self.pages.stale);
+        let mut pages = self.pages.of.take();
+        // A page has its tunnel's place only while each tunnel has one.
+        if let Some(pages) = pages.as_mut().filter(|pages| pages.len() == self.config.tunnels.len()) {
+            for id in stale {
+                self.note_state(id);
+                let place = self.places.get(&id).and_then(|place| pages.get_mut(*place));
+                if let Some((page, status)) = place.zip(self.tunnel_status(id, now)) {
+                    *page = Arc::new(status);
+                }
+            }
+        } else {
+            let ids: Vec<TunnelId> =
+                self.config.tunnels.iter().filter_map(|t| self.registry.tunnel(&t.name)).collect();
+            let mut all = Vec::with_capacity(ids.len());
+            for id in ids {
+                self.note_state(id);
+                all.extend(self.tunnel_status(id, now).map(Arc::new));
+            }
+            pages = Some(all);
+        }
+        let pages = pages.unwrap_or_default();
+        self.pages.of = Some(pages.clone());
+        pages
     }
 
     fn tunnel_status(&self, id: TunnelId, now: Timestamp) -> Option<TunnelStatus> {

@@ -4,6 +4,7 @@
 //! Labels come from the configuration or are `&'static str`: nothing that a stranger sends can make a series.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::Timestamp;
@@ -63,7 +64,7 @@ pub struct TunnelCounters {
     pub gateway: String,
     retired: Totals,
     live: BTreeMap<SaId, SaCounters>,
-    /// Attempts that failed, by reason.
+    /// Attempts that failed, by reason; none of a reason that is not there.
     pub failures: BTreeMap<&'static str, u64>,
     rekeys: [[u64; 2]; 2],
     /// Time without traffic passing although it should.
@@ -129,8 +130,10 @@ impl Continued {
 /// All counters of the daemon.
 #[derive(Clone, Default, Debug)]
 pub struct Counters {
-    /// By tunnel name; exactly the configured ones.
-    pub tunnels: BTreeMap<String, TunnelCounters>,
+    /// By tunnel name; exactly the configured ones. Shared with what was published, as far as nothing was counted since.
+    pub tunnels: Arc<BTreeMap<Arc<str>, Arc<TunnelCounters>>>,
+    /// Reasons for failures of which every tunnel has a count, if only of none.
+    pub reasons: Vec<&'static str>,
     /// IKE requests that were sent again.
     pub retransmits: u64,
     /// Round trips of IKE exchanges.
@@ -148,17 +151,32 @@ pub struct Counters {
 impl Counters {
     /// Takes over the configured tunnels as (gateway, tunnel). Tunnels that stay keep their counters.
     pub fn configure<'a>(&mut self, tunnels: impl IntoIterator<Item = (&'a str, &'a str)>) {
-        let mut old = std::mem::take(&mut self.tunnels);
-        for (gateway, tunnel) in tunnels {
+        let mut old = Arc::unwrap_or_clone(std::mem::take(&mut self.tunnels));
+        let mut take = |(gateway, tunnel): (&str, &str)| {
             let mut counters = old.remove(tunnel).unwrap_or_default();
-            gateway.clone_into(&mut counters.gateway);
-            self.tunnels.insert(tunnel.to_owned(), counters);
+            if counters.gateway != gateway {
+                gateway.clone_into(&mut Arc::make_mut(&mut counters).gateway);
+            }
+            (Arc::from(tunnel), counters)
+        };
+        self.tunnels = Arc::new(tunnels.into_iter().map(&mut take).collect());
+    }
+
+    /// A tunnel's counters to be changed. Whoever has them already keeps them as they were.
+    fn of(&mut self, tunnel: &str) -> Option<&mut TunnelCounters> {
+        if !self.tunnels.contains_key(tunnel) {
+            return None;
         }
+        Arc::make_mut(&mut self.tunnels).get_mut(tunnel).map(Arc::make_mut)
     }
 
     /// Notes what an installed SA counts. An SA's counters going back (a plane that was restarted) keep what was seen.
     pub fn sample(&mut self, tunnel: &str, sa: SaId, now: SaCounters) {
-        let Some(t) = self.tunnels.get_mut(tunnel) else { return };
+        let known = self.tunnels.get(tunnel).and_then(|t| t.live.get(&sa));
+        if known == Some(&now) {
+            return;
+        }
+        let Some(t) = self.of(tunnel) else { return };
         let seen = t.live.entry(sa).or_default();
         let back = now.bytes < seen.bytes
             || now.packets < seen.packets
@@ -174,7 +192,7 @@ impl Counters {
 
     /// Notes the last counters of an SA that is removed.
     pub fn retire(&mut self, tunnel: &str, sa: SaId, last: SaCounters) {
-        let Some(t) = self.tunnels.get_mut(tunnel) else { return };
+        let Some(t) = self.of(tunnel) else { return };
         let seen = t.live.remove(&sa).unwrap_or_default();
         // A plane that has already lost the SA answers with zeros.
         let last = SaCounters {
@@ -189,7 +207,11 @@ impl Counters {
 
     /// Notes whether a tunnel that should be up is up.
     pub fn set_up(&mut self, tunnel: &str, up: bool, now: Timestamp) {
-        let Some(t) = self.tunnels.get_mut(tunnel) else { return };
+        let is_noted = |t: &Arc<TunnelCounters>| t.down_since.is_none() == up;
+        if self.tunnels.get(tunnel).is_none_or(is_noted) {
+            return;
+        }
+        let Some(t) = self.of(tunnel) else { return };
         match (up, t.down_since) {
             (true, Some(since)) => {
                 t.downtime += now.since(since);
@@ -202,14 +224,14 @@ impl Counters {
 
     /// Notes the end of a rekey.
     pub fn rekeyed(&mut self, tunnel: &str, kind: RekeyKind, ok: bool) {
-        if let Some(t) = self.tunnels.get_mut(tunnel) {
+        if let Some(t) = self.of(tunnel) {
             t.rekeys[usize::from(kind == RekeyKind::Child)][usize::from(ok)] += 1;
         }
     }
 
     /// Notes an attempt that failed.
     pub fn failed(&mut self, tunnel: &str, reason: &'static str) {
-        if let Some(t) = self.tunnels.get_mut(tunnel) {
+        if let Some(t) = self.of(tunnel) {
             *t.failures.entry(reason).or_default() += 1;
         }
     }

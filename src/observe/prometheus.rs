@@ -1,5 +1,6 @@
 //! The metrics of CONTRACT.md as text: the Prometheus format and OpenMetrics. A pure function of what is published.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::Published;
@@ -159,25 +160,25 @@ fn tunnels(w: &mut Writer, p: &Published) {
         let left = t.children.iter().map(|c| c.expires_in_s.unwrap_or(c.rekey_in_s)).min();
         w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], left.unwrap_or(0));
     }
-    let all = &p.counters.tunnels;
+    let all = || p.counters.tunnels.iter().map(|(tunnel, c)| (&**tunnel, c));
     let name = w.family(
         "cygnet_tunnel_downtime_seconds",
         Type::Counter,
         "Time the tunnel passed no traffic although it was wanted.",
     );
-    for (tunnel, c) in all {
+    for (tunnel, c) in all() {
         let down = c.downtime(p.counters.at).as_secs_f64();
         w.sample(&name, &[("gateway", &c.gateway), ("tunnel", tunnel)], down);
     }
     let bytes = w.family("cygnet_sa_bytes", Type::Counter, "Octets of inner packets.");
-    for (tunnel, c) in all {
+    for (tunnel, c) in all() {
         let t = c.totals();
         for (direction, value) in [("in", t.bytes_in), ("out", t.bytes_out)] {
             w.sample(&bytes, &[("gateway", &c.gateway), ("tunnel", tunnel), ("direction", direction)], value);
         }
     }
     let packets = w.family("cygnet_sa_packets", Type::Counter, "Inner packets.");
-    for (tunnel, c) in all {
+    for (tunnel, c) in all() {
         let t = c.totals();
         for (direction, value) in [("in", t.packets_in), ("out", t.packets_out)] {
             w.sample(
@@ -188,14 +189,14 @@ fn tunnels(w: &mut Writer, p: &Published) {
         }
     }
     let drops = w.family("cygnet_sa_drops", Type::Counter, "Packets that an inbound SA dropped.");
-    for (tunnel, c) in all {
+    for (tunnel, c) in all() {
         let t = c.totals();
         for (reason, value) in [("replay", t.replay), ("integrity", t.integrity)] {
             w.sample(&drops, &[("gateway", &c.gateway), ("tunnel", tunnel), ("reason", reason)], value);
         }
     }
     let name = w.family("cygnet_rekeys", Type::Counter, "Rekeys that ended.");
-    for (tunnel, c) in all {
+    for (tunnel, c) in all() {
         for (kind, word) in [(RekeyKind::Ike, "ike"), (RekeyKind::Child, "child")] {
             for (ok, result) in [(true, "ok"), (false, "failed")] {
                 let labels =
@@ -205,9 +206,11 @@ fn tunnels(w: &mut Writer, p: &Published) {
         }
     }
     let name = w.family("cygnet_ike_failures", Type::Counter, "Negotiations that failed.");
-    for (tunnel, c) in all {
-        for (reason, value) in &c.failures {
-            w.sample(&name, &[("tunnel", tunnel), ("reason", reason)], value);
+    for (tunnel, c) in all() {
+        let reasons: BTreeSet<&str> = p.counters.reasons.iter().chain(c.failures.keys()).copied().collect();
+        for reason in reasons {
+            let count = c.failures.get(reason).copied().unwrap_or(0);
+            w.sample(&name, &[("tunnel", tunnel), ("reason", reason)], count);
         }
     }
 }

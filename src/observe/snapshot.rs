@@ -1,6 +1,7 @@
 //! The one status type. The command line, the console and the exporter all show this, in these words.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,8 +38,9 @@ pub struct Snapshot {
     pub wall: WallStatus,
     /// VPN gateways in the order of the configuration.
     pub gateways: Vec<GatewayStatus>,
-    /// Tunnels in the order of the configuration, each one that is configured.
-    pub tunnels: Vec<TunnelStatus>,
+    /// Tunnels in the order of the configuration, each one that is configured. Shared, since most are the same in the next
+    /// snapshot.
+    pub tunnels: Vec<Arc<TunnelStatus>>,
 }
 
 impl Default for Snapshot {
@@ -64,7 +66,7 @@ impl Snapshot {
     /// nothing stands in the way of the guards.
     pub fn healthy(&self) -> bool {
         let whole = |t: &TunnelStatus| t.state.is_up() && t.coverage.is_whole();
-        let well = |t: &TunnelStatus| t.unanswered_s.is_none() && (!t.wanted || whole(t));
+        let well = |t: &Arc<TunnelStatus>| t.unanswered_s.is_none() && (!t.wanted || whole(t));
         self.obstacles.is_empty() && self.tunnels.iter().all(well)
     }
 }
@@ -471,11 +473,11 @@ mod tests {
         let text = r#"{"name": "a-b", "gateway": "g", "customer_gateway": "c", "state": "up", "since": "",
             "last_error": null, "wanted": true, "ike": null, "children": [], "coverage": {"pairs": 2, "covered": 2}}"#;
         let tunnel: TunnelStatus = serde_json::from_str(text).unwrap();
-        let mut s = Snapshot { tunnels: vec![tunnel], ..Snapshot::default() };
+        let mut s = Snapshot { tunnels: vec![Arc::new(tunnel)], ..Snapshot::default() };
         assert!(s.healthy());
-        s.tunnels[0].coverage.covered = 1;
+        Arc::make_mut(&mut s.tunnels[0]).coverage.covered = 1;
         assert!(!s.healthy());
-        s.tunnels[0].wanted = false;
+        Arc::make_mut(&mut s.tunnels[0]).wanted = false;
         assert!(s.healthy());
     }
 
