@@ -423,6 +423,10 @@ impl Daemon {
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
         }
+        if !self.endpoint.is_idle() {
+            // Whoever has not had its turn is told, and not waited for.
+            self.input(Input::Command(Command::Shutdown));
+        }
     }
 
     /// Ends traffic control and the tunnels. The guards stay in force unless the configuration says otherwise.
