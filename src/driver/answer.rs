@@ -36,10 +36,15 @@ impl Daemon {
     pub(super) fn answer(&mut self, ask: Ask) {
         let Ask { request, reply } = ask;
         let response = match request {
-            Request::Status {} => {
+            Request::Status { name: None } => {
+                self.pages.begin_anew();
                 self.sample();
                 Response::Status { snapshot: Box::new(self.publisher.borrow().snapshot.clone()) }
             }
+            Request::Status { name: Some(name) } => match self.status_of(&name) {
+                Some(snapshot) => Response::Status { snapshot: Box::new(snapshot) },
+                None => unknown("gateway or tunnel", &name),
+            },
             Request::Up { tunnel, .. } => return self.command(&tunnel, reply, Command::Up, Wants::Up),
             Request::Down { tunnel, .. } => return self.command(&tunnel, reply, Command::Down, Wants::Down),
             Request::Rekey { tunnel, ike, .. } => return self.rekey(&tunnel, ike, reply),
