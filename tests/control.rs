@@ -26,6 +26,7 @@ struct Fake {
 
 fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
     TunnelStatus {
+        made_s: 0,
         name: name.into(),
         gateway: "vpc-a".into(),
         customer_gateway: "idc-b".into(),
@@ -127,12 +128,22 @@ fn snapshot() -> Snapshot {
     }
 }
 
+/// The answer to `status`, of everything or of one tunnel.
+fn of(name: Option<&str>) -> Response {
+    let mut snapshot = snapshot();
+    snapshot.tunnels.retain(|t| name.is_none_or(|name| t.name == name));
+    if snapshot.tunnels.is_empty() {
+        return Response::error(ErrorKind::NotFound, "there is no such tunnel");
+    }
+    Response::Status { snapshot: Box::new(snapshot) }
+}
+
 async fn driver(mut asks: mpsc::Receiver<Ask>) {
     // Holding a reply open is how the driver lets a client wait.
     let mut waiting = Vec::new();
     while let Some(Ask { request, reply }) = asks.recv().await {
         let answer = match request {
-            Request::Status {} => Response::Status { snapshot: Box::new(snapshot()) },
+            Request::Status { name } => of(name.as_deref()),
             Request::Up { tunnel, .. } if tunnel == "a-b" => Response::done("tunnel a-b is up"),
             Request::Up { tunnel, .. } if tunnel == "slow" => {
                 waiting.push(reply);
@@ -312,7 +323,7 @@ fn hostile_clients_are_let_go_and_others_served() {
         let answer: Response = frame::decode(&answer).unwrap();
         assert!(matches!(answer, Response::Error { kind: ErrorKind::BadRequest, .. }), "{answer:?}");
     }
-    assert!(matches!(fake.ask(&Request::Status {}), Response::Status { .. }));
+    assert!(matches!(fake.ask(&Request::Status { name: None }), Response::Status { .. }));
     let mut rest = Vec::new();
     half.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
@@ -324,7 +335,7 @@ fn a_crowd_of_idle_clients_is_bounded_and_keeps_nobody_out() {
     let fake = Fake::new();
     let crowd: Vec<UnixStream> = (0..300).map(|_| fake.raw()).collect();
     for _ in 0..20 {
-        assert!(matches!(fake.ask(&Request::Status {}), Response::Status { .. }));
+        assert!(matches!(fake.ask(&Request::Status { name: None }), Response::Status { .. }));
     }
     // As many as there are seats still sit there; the others were sent away.
     let sits = |mut s: &UnixStream| {
@@ -365,7 +376,7 @@ fn a_daemon_that_ends_says_so() {
     let socket = runtime.block_on(async { server::bind(&path).unwrap() });
     let serving = runtime.spawn(server::serve(socket, tx, events));
     runtime.spawn(async move { drop(rx.recv().await) });
-    let answer = Client::connect(Path::new(&path)).unwrap().ask(&Request::Status {}).unwrap();
+    let answer = Client::connect(Path::new(&path)).unwrap().ask(&Request::Status { name: None }).unwrap();
     assert!(matches!(answer, Response::Error { kind: ErrorKind::Stopping, .. }), "{answer:?}");
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), serving).await }).unwrap().unwrap();
     assert!(!path.exists());

@@ -54,6 +54,7 @@ fn published(tunnels: usize) -> Published {
     counters.read_xfrm_stat("XfrmInError             \t0\nXfrmInNoStates \t42\n");
     counters.qos_drops.entry(("vpc-a".into(), "default".into())).or_default().read(5);
     let tunnel = |name: &String| TunnelStatus {
+        made_s: 0,
         name: name.clone(),
         gateway: "vpc-a".into(),
         customer_gateway: "idc-b".into(),

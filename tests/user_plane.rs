@@ -438,6 +438,48 @@ fn ten_thousand_guards_are_put_in_force_and_released_in_seconds() {
     }
 }
 
+/// Guards whose rules are many are changed without waiting until the old rules are gone; those do nothing and go later.
+#[test]
+fn rules_that_many_guards_leave_behind_are_closed_at_once_and_removed_later() {
+    if !possible("rules_that_many_guards_leave_behind_are_closed_at_once_and_removed_later") {
+        return;
+    }
+    let lab = Lab::new();
+    let mut plane = lab.plane(0, true, Box::new(|_, _, _| {}));
+    let guards: Vec<GuardSpec> = (0..200)
+        .map(|n| {
+            let child = ChildId { tunnel: TunnelId(n), index: 0 };
+            GuardSpec {
+                child,
+                reqid: Reqid::of(child).unwrap(),
+                local: vec![net(&format!("10.100.{n}.0/24"))],
+                remote: vec![net(&format!("172.20.{n}.0/24"))],
+                ..guard(0)
+            }
+        })
+        .collect();
+    let rules = || lab.ns("gw-a").run("ip rule").lines().filter(|l| l.contains("proto 201")).count();
+    plane.guard_all(&guards[..100]).unwrap();
+    plane.settle().unwrap();
+    let half = rules();
+    plane.guard_all(&guards[100..]).unwrap();
+    let way = || lab.ns("gw-a").run("ip route get 172.20.150.1 from 10.100.150.1 iif lo");
+    assert!(way().contains("cygtest0"), "in force at once: {}", way());
+    assert!(rules() > 2 * half, "the old rules are still there: {} after {half}", rules());
+    let end = Instant::now() + Duration::from_secs(20);
+    let all = loop {
+        let now = rules();
+        if now < 2 * half + 50 || Instant::now() > end {
+            break now;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(all < 2 * half + 50, "{all} rules of 200 guards, {half} of 100");
+    assert!(way().contains("cygtest0"), "{}", way());
+    plane.shut_down().unwrap();
+    assert_eq!(rules(), 0);
+}
+
 /// The kernel refuses to cut trains into datagrams that exceed the path's MTU; it may fragment single ones.
 #[test]
 fn a_path_narrower_than_the_packets_still_carries_them() {

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use cygnet_model::plane::{PlaneError, PlaneErrorKind, SaCounters};
 use cygnet_model::selector::within;
 use cygnet_model::tunnel::{Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
-use cygnet_model::{ChildId, Spi};
+use cygnet_model::{ChildId, Spi, TunnelId};
 
 use crate::inbound::InboundSa;
 use crate::outbound::OutboundSa;
@@ -218,7 +219,7 @@ impl Engine {
             self.forget_length(&outbound);
         }
         self.refresh(child);
-        let first = Spi::new(256).map(|spi| SaId { child, direction: Direction::In, spi });
+        let first = Spi::new(SMALLEST_SPI).map(|spi| SaId { child, direction: Direction::In, spi });
         let of_child = first.into_iter().flat_map(|first| self.inbound.range(first..));
         let gone: Vec<SaId> = of_child.map(|(sa, _)| *sa).take_while(|sa| sa.child == child).collect();
         for sa in gone {
@@ -347,11 +348,30 @@ impl Engine {
 
     /// Appends the counters of every SA.
     pub fn counters(&self, out: &mut Vec<(SaId, SaCounters)>) {
-        let inbound = self.inbound.iter().filter_map(|(id, spi)| {
+        self.counters_within(.., .., out);
+    }
+
+    /// Appends the counters of one tunnel's SAs.
+    pub fn counters_of(&self, tunnel: TunnelId, out: &mut Vec<(SaId, SaCounters)>) {
+        let children = siblings(ChildId { tunnel, index: 0 });
+        let Some((low, high)) = Spi::new(SMALLEST_SPI).zip(Spi::new(u32::MAX)) else { return };
+        let sa = |child: ChildId, direction, spi| SaId { child, direction, spi };
+        let sas = sa(*children.start(), Direction::In, low)..=sa(*children.end(), Direction::Out, high);
+        self.counters_within(sas, children, out);
+    }
+
+    fn counters_within(
+        &self,
+        sas: impl RangeBounds<SaId>,
+        children: impl RangeBounds<ChildId>,
+        out: &mut Vec<(SaId, SaCounters)>,
+    ) {
+        let inbound = self.inbound.range(sas).filter_map(|(id, spi)| {
             self.tables.inbound(spi.value()).map(|inbound| (*id, inbound.sa.counters()))
         });
         out.extend(inbound);
-        out.extend(self.outbound.values().flatten().map(|o| (o.sa.id(), o.sa.counters())));
+        let outbound = self.outbound.range(children).flat_map(|(_, sas)| sas);
+        out.extend(outbound.map(|o| (o.sa.id(), o.sa.counters())));
     }
 
     /// After a change of a child's guard, tunnel or SAs.
@@ -363,6 +383,9 @@ impl Engine {
         self.tables.spd.set_policy(child, known.then_some(Policy { action, outbound }));
     }
 }
+
+/// Smaller ones are reserved (RFC 4303 §2.1).
+const SMALLEST_SPI: u32 = 256;
 
 /// Every child of the same IPsec tunnel.
 const fn siblings(of: ChildId) -> std::ops::RangeInclusive<ChildId> {

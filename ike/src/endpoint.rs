@@ -70,7 +70,10 @@ pub struct Endpoint {
     kex: Box<dyn KeyExchange>,
     policies: Policies,
     supervision: Supervised,
-    pace: Pace,
+    /// Negotiations that are due.
+    beginnings: Pace,
+    /// Tunnels that are to be deleted at the end.
+    endings: Pace,
     /// Tunnels that were taken down by command: they stay down, whoever asks, until a command takes them up.
     held: BTreeSet<TunnelId>,
     spis: Spis,
@@ -103,7 +106,8 @@ impl Endpoint {
             kex,
             policies: Policies::default(),
             supervision: Supervised::default(),
-            pace: Pace::default(),
+            beginnings: Pace::of_beginnings(),
+            endings: Pace::of_endings(),
             held: BTreeSet::new(),
             spis: Spis::default(),
             parts: Parts::default(),
@@ -142,12 +146,7 @@ impl Endpoint {
                     Next::Stay
                 });
             }
-            Input::Carried { sa, bytes } => {
-                self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
-                    live.on_carried(ctx, sa, bytes);
-                    Next::Stay
-                });
-            }
+            Input::Carried { sa, bytes } => self.on_carried(now, sa, bytes, out),
             Input::Acquire(acquire) => self.on_acquire(now, acquire, out),
             Input::Inbound(sa) => self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
                 if let Some(c) = live.children.iter().find(|c| c.inbound == sa.spi) {
@@ -170,6 +169,7 @@ impl Endpoint {
             }
         }
         self.begin_waiting(now, out);
+        self.end_waiting(now, out);
         self.close_tunnels(now, before, out);
     }
 
@@ -177,7 +177,8 @@ impl Endpoint {
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let retry = self.supervision.next_retry();
         let sa = self.wakeups.first().map(|(at, _)| *at);
-        [retry, sa, self.pace.next_place()].into_iter().flatten().min()
+        let places = [self.beginnings.next_place(), self.endings.next_place()];
+        [retry, sa].into_iter().chain(places).flatten().min()
     }
 
     /// Tunnels that may look different ([`Endpoint::view`]) than when this was last asked.
@@ -298,9 +299,10 @@ impl Endpoint {
             self.half_open.remove(spi);
         }
         if !matches!(sa.state, State::InitSent(_) | State::AuthSent(_)) {
-            self.pace.leave(spi);
+            self.beginnings.leave(spi);
         }
         if let State::Closed(closed) = sa.state {
+            self.endings.leave(spi);
             self.spis.ike.remove(&spi);
             return self.on_closed(now, spi, sa.core.flow, closed, out);
         }
@@ -414,7 +416,7 @@ impl Endpoint {
         while let Some(id) = self.supervision.due(now.mono) {
             let peer = self.policies.get(&id).and_then(|policy| policy.addresses());
             match peer {
-                Some((_, peer)) => self.pace.wait(peer, id),
+                Some((_, peer)) => self.beginnings.wait(peer, id),
                 // Whoever looks for the addresses brings them by `set_policies`.
                 None => {
                     if let Some(mut s) = self.supervision.get_mut(&id) {
@@ -427,7 +429,7 @@ impl Endpoint {
 
     /// Begins negotiations that are due, as many as have a place.
     fn begin_waiting(&mut self, now: Now, out: &mut Actions) {
-        while let Some(id) = self.pace.next(now.mono) {
+        while let Some(id) = self.beginnings.next(now.mono) {
             let Some(mut s) = self.supervision.get_mut(&id) else { continue };
             // Something else may have been decided meanwhile.
             if s.retry_at.take_if(|at| *at <= now.mono).is_some() {
@@ -449,6 +451,22 @@ impl Endpoint {
             if self.sas.get(&spi).is_some_and(|sa| matches!(sa.state, State::Established(_))) {
                 self.with_sa(now, spi, out, |sa, ctx| sa.with_live(ctx, &mut f));
             }
+        }
+    }
+
+    /// What an SA carries is told often, and seldom has consequences.
+    fn on_carried(&mut self, now: Now, sa: SaId, bytes: u64, out: &mut Actions) {
+        let mut is_due = false;
+        for spi in self.by_tunnel.get(&sa.child.tunnel).into_iter().flatten() {
+            if let Some(State::Established(live)) = self.sas.get_mut(spi).map(|sa| &mut sa.state) {
+                is_due |= live.note_carried(now.mono, sa, bytes);
+            }
+        }
+        if is_due {
+            self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
+                live.on_volume(ctx, sa, false);
+                Next::Stay
+            });
         }
     }
 

@@ -89,7 +89,8 @@ pub enum Command {
     RekeyIke(TunnelId),
     /// Drop everything of the tunnel without asking the peer, then start anew.
     Reset(TunnelId),
-    /// Delete every SA politely, as before the daemon ends. No retries afterwards.
+    /// Delete every SA politely, as before the daemon ends, one after the other as the peers answer; said again, all that
+    /// are left at once. No retries afterwards.
     Shutdown,
 }
 

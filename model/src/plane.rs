@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
-use crate::id::{ChildId, Spi};
+use crate::id::{ChildId, Spi, TunnelId};
 use crate::selector::Packet;
 use crate::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, TunnelSpec};
 
@@ -186,6 +186,14 @@ pub trait DataPlane {
 
     /// Appends the counters of every installed SA to `out`.
     fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError>;
+
+    /// Appends the counters of one tunnel's SAs to `out`.
+    fn counters_of(&mut self, tunnel: TunnelId, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
+        let mut all = Vec::new();
+        self.counters(&mut all)?;
+        out.extend(all.into_iter().filter(|(sa, _)| sa.child.tunnel == tunnel));
+        Ok(())
+    }
 
     /// SPIs that must not be chosen for inbound SAs because somebody else uses them with one of our addresses.
     fn foreign_spis(&mut self, local: IpAddr) -> Result<Vec<Spi>, PlaneError>;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::output::{Out, Tone, bytes, rate, safe, span};
-use super::{Failure, Global, Outcome, ask, exit, unexpected};
+use super::{Global, Outcome, ask, exit, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
     ChildStatus, GatewayStatus, MissingStatus, Nat, Origin, RuleState, Snapshot, TunnelState, TunnelStatus,
@@ -27,21 +27,8 @@ pub struct StatusArgs {
 }
 
 pub fn status(args: &StatusArgs, g: &Global, out: &mut Out) -> Outcome {
-    let Response::Status { mut snapshot } = ask(g, &Request::Status {})? else { return Err(unexpected()) };
-    if let Some(name) = &args.name {
-        // A tunnel's name counts first; with a gateway come its tunnels.
-        if snapshot.tunnels.iter().any(|t| t.name == *name) {
-            snapshot.tunnels.retain(|t| t.name == *name);
-            let gateway = snapshot.tunnels.first().map(|t| t.gateway.clone());
-            snapshot.gateways.retain(|g| Some(&g.name) == gateway.as_ref());
-        } else if snapshot.gateways.iter().any(|g| g.name == *name) {
-            snapshot.gateways.retain(|g| g.name == *name);
-            snapshot.tunnels.retain(|t| t.gateway == *name);
-        } else {
-            let message = format!("there is no gateway or tunnel \"{}\"", safe(name));
-            return Err(Failure::new(exit::USAGE, message, "see: cygnet status"));
-        }
-    }
+    let request = Request::Status { name: args.name.clone() };
+    let Response::Status { snapshot } = ask(g, &request)? else { return Err(unexpected()) };
     let code = if snapshot.healthy() { 0 } else { exit::FAILED };
     if args.json {
         out.json(&snapshot)?;

@@ -245,8 +245,13 @@ pub fn closest<'c>(text: &str, candidates: impl Iterator<Item = &'c str>) -> Opt
         return None;
     }
     candidates
-        .map(|c| (distance(&wanted, &plain(c)), c))
-        .filter(|(d, c)| *d <= (c.len().max(length) / 3).max(1))
+        .filter_map(|c| {
+            let (most, candidate) = ((c.len().max(length) / 3).max(1), plain(c));
+            // Each letter more or less is a step.
+            let lengths = (wanted.chars().count(), candidate.chars().count());
+            let steps = (lengths.0.abs_diff(lengths.1) <= most).then(|| distance(&wanted, &candidate))?;
+            (steps <= most).then_some((steps, c))
+        })
         .min_by_key(|(d, _)| *d)
         .map(|(_, c)| c)
 }

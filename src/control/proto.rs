@@ -11,7 +11,11 @@ use crate::observe::snapshot::{Finding, Snapshot};
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// All objects and their states. Answered by [`Response::Status`].
-    Status {},
+    Status {
+        /// Only this tunnel with its gateway, or this gateway with its tunnels.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
     /// Brings a tunnel up; done when it carries traffic.
     Up {
         /// The tunnel.
@@ -91,7 +95,7 @@ impl Request {
             | Self::Reset { timeout_s, .. } => Some(*timeout_s),
             // Ten thousand tunnels take a while.
             Self::Plan { .. } | Self::Apply { .. } => Some(CONFIGURATION_S),
-            Self::Status {}
+            Self::Status { .. }
             | Self::Bandwidth { .. }
             | Self::Logs { .. }
             | Self::Doctor {}

@@ -37,10 +37,15 @@ impl Daemon {
     pub(super) fn answer(&mut self, ask: Ask) -> Option<oneshot::Sender<Response>> {
         let Ask { request, reply } = ask;
         let response = match request {
-            Request::Status {} => {
+            Request::Status { name: None } => {
+                self.pages.begin_anew();
                 self.sample();
                 Response::Status { snapshot: Box::new(self.publisher.borrow().snapshot.clone()) }
             }
+            Request::Status { name: Some(name) } => match self.status_of(&name) {
+                Some(snapshot) => Response::Status { snapshot: Box::new(snapshot) },
+                None => unknown("gateway or tunnel", &name),
+            },
             Request::Up { tunnel, .. } => {
                 self.command(&tunnel, reply, Command::Up, Wants::Up);
                 return None;

@@ -38,13 +38,15 @@ pub fn start(verbose: u8) {
 
 /// Lines that wait for the writer.
 const QUEUE: usize = 4096;
+/// How long lines are collected that come close together: a writer that waits for each has to be woken for each.
+const COLLECT: Duration = Duration::from_millis(5);
 /// How long the last lines may take at the end.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 enum Told {
     Line(Vec<u8>),
     /// Everything before is written when this one is dropped.
-    Flush(#[allow(dead_code, reason = "dropping it is the message")] SyncSender<()>),
+    Flush(SyncSender<()>),
 }
 
 static WRITER: OnceLock<SyncSender<Told>> = OnceLock::new();
@@ -61,15 +63,27 @@ fn writer() -> &'static SyncSender<Told> {
 }
 
 fn write(lines: &Receiver<Told>) {
-    while let Ok(told) = lines.recv() {
+    let mut text = Vec::new();
+    while let Ok(first) = lines.recv() {
+        // Whoever flushes waits.
+        if matches!(first, Told::Line(_)) {
+            std::thread::sleep(COLLECT);
+        }
         let lost = LOST.swap(0, Ordering::Relaxed);
         // Nothing is left to do if standard error does not take it.
         if lost > 0 {
             let _ = writeln!(io::stderr(), "{lost} lines were lost because nobody read them");
         }
-        if let Told::Line(line) = told {
-            let _ = io::stderr().write_all(&line);
+        let mut flushed = Vec::new();
+        text.clear();
+        for told in std::iter::once(first).chain(lines.try_iter().take(QUEUE)) {
+            match told {
+                Told::Line(line) => text.extend_from_slice(&line),
+                Told::Flush(done) => flushed.push(done),
+            }
         }
+        let _ = io::stderr().write_all(&text);
+        drop(flushed);
     }
 }
 

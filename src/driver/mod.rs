@@ -488,6 +488,10 @@ impl Daemon {
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
         }
+        if !self.endpoint.is_idle() {
+            // Whoever has not had its turn is told, and not waited for.
+            self.input(Input::Command(Command::Shutdown));
+        }
     }
 
     /// Leaves SAs, tunnels, guards and caps to the next life of the daemon.

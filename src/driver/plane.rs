@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::{GuardSpec, Source};
+use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::routing::Routing;
 
@@ -25,6 +26,8 @@ pub struct Plane {
     routing: Option<Routing>,
     /// Which sources own packets get.
     wishes: Vec<Wish>,
+    /// The addresses for which [`Self::sourceless`] was found out.
+    looked_at: Option<BTreeSet<OwnAddress>>,
     /// Tunnels for which this host has no source inside.
     sourceless: BTreeSet<String>,
 }
@@ -58,6 +61,7 @@ impl Plane {
             wall: Wall::open(protection, own),
             routing,
             wishes: Vec::new(),
+            looked_at: None,
             sourceless: BTreeSet::new(),
         };
         plane.follow_addresses()?;
@@ -76,7 +80,11 @@ impl Plane {
         let usable = near::sources(routing, &own).map_err(failed)?;
         let attached = near::attached(&own);
         self.wall.follow_attached(&attached);
+        if matches!(self.esp, Esp::User(_)) && self.looked_at.as_ref() == Some(&usable) {
+            return Ok(());
+        }
         let layout = source::layout(&self.wishes, &usable);
+        self.looked_at = Some(usable);
         let applied = match &mut self.esp {
             Esp::Kernel(p) => {
                 let sources = if self.wishes.is_empty() { Ok(0) } else { source::apply(routing, &layout) };
@@ -101,6 +109,7 @@ impl Plane {
             p.follow_sources(said.map(wanted).collect())?;
         }
         self.wishes = wishes;
+        self.looked_at = None;
         self.follow_addresses()
     }
 
@@ -133,7 +142,7 @@ impl Plane {
     /// Takes the selectors of many children under guard.
     pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
         match &mut self.esp {
-            Esp::Kernel(p) => specs.iter().try_for_each(|spec| p.guard(spec))?,
+            Esp::Kernel(p) => p.guard_all(specs)?,
             Esp::User(p) => p.guard_all(specs)?,
         }
         specs.iter().for_each(|spec| self.wall.guard(spec));

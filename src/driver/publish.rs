@@ -38,7 +38,7 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Forgets all pages: the configuration is another one, or so much time has passed that all ages are.
+    /// Forgets all pages: the configuration is another one, or somebody wants to see ages of this moment.
     pub fn begin_anew(&mut self) {
         self.of = None;
     }
@@ -93,8 +93,9 @@ impl Daemon {
             tracing::warn!(error = %e, "counters");
         }
         let (mut alive, mut carried) = (Vec::new(), Vec::new());
-        for memory in self.tunnels.values_mut() {
-            memory.sas.clear();
+        let mut before: BTreeMap<TunnelId, BTreeMap<SaId, SaCounters>> = BTreeMap::new();
+        for (id, memory) in &mut self.tunnels {
+            before.insert(*id, std::mem::take(&mut memory.sas));
         }
         for (sa, counters) in all {
             if let Some(name) = self.registry.name(sa.child.tunnel) {
@@ -110,9 +111,12 @@ impl Daemon {
                 }
             }
         }
-        for memory in self.tunnels.values_mut() {
+        for (id, memory) in &mut self.tunnels {
             let TunnelMemory { received, sas, .. } = memory;
             received.retain(|sa, _| sas.contains_key(sa));
+            if before.get(id) != Some(sas) {
+                self.pages.note(*id);
+            }
         }
         for sa in alive {
             self.input(Input::Inbound(sa));
@@ -228,8 +232,12 @@ impl Daemon {
 
     /// Everything at this moment.
     fn snapshot(&mut self) -> Snapshot {
-        let now = clock::now();
-        let tunnels = self.tunnel_pages(now.mono);
+        let tunnels = self.tunnel_pages(clock::now().mono);
+        Snapshot { tunnels, ..self.frame() }
+    }
+
+    /// Everything but the tunnels.
+    fn frame(&mut self) -> Snapshot {
         let gateways = (self.config.gateways.iter())
             .map(|g| {
                 let rates = self.rates.get(&g.name);
@@ -265,7 +273,6 @@ impl Daemon {
             obstacles: self.obstacle_findings(),
             half_open: u64::try_from(self.endpoint.half_open()).unwrap_or(u64::MAX),
             gateways,
-            tunnels,
             ..Snapshot::default()
         }
     }
@@ -299,6 +306,42 @@ impl Daemon {
         pages
     }
 
+    /// One tunnel with its gateway, or one gateway with its tunnels, with counters of this moment. A tunnel's name counts
+    /// first.
+    pub(super) fn status_of(&mut self, name: &str) -> Option<Snapshot> {
+        let now = clock::now().mono;
+        let tunnel = self.registry.tunnel(name).filter(|id| self.places.contains_key(id));
+        let of_gateway = |t: &&Tunnel| t.gateway == name;
+        let ids: Vec<TunnelId> = match tunnel {
+            Some(id) => vec![id],
+            None => {
+                self.config.gateway(name)?;
+                let all = self.config.tunnels.iter().filter(of_gateway);
+                all.filter_map(|t| self.registry.tunnel(&t.name)).collect()
+            }
+        };
+        let mut counted = Vec::new();
+        for id in &ids {
+            if let Err(e) = self.plane.port().counters_of(*id, &mut counted) {
+                tracing::warn!(error = %e, "counters");
+            }
+        }
+        for (sa, counters) in counted {
+            if let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) {
+                memory.sas.insert(sa, counters);
+            }
+        }
+        let mut tunnels = Vec::new();
+        for id in ids {
+            self.note_state(id);
+            tunnels.extend(self.tunnel_status(id, now).map(Arc::new));
+        }
+        let gateway = tunnels.first().map_or_else(|| name.to_owned(), |t| t.gateway.clone());
+        let mut snapshot = self.frame();
+        snapshot.gateways.retain(|g| g.name == gateway);
+        Some(Snapshot { tunnels, ..snapshot })
+    }
+
     fn tunnel_status(&self, id: TunnelId, now: Timestamp) -> Option<TunnelStatus> {
         let t = self.tunnel(id)?;
         let view = self.endpoint.view(id)?;
@@ -307,6 +350,7 @@ impl Daemon {
         let in_s = |at: Timestamp| at.since(now).as_secs();
         let wanted = t.start == Start::Active && state != TunnelState::Down;
         Some(TunnelStatus {
+            made_s: now.as_nanos() / 1_000_000_000,
             name: t.name.clone(),
             gateway: t.gateway.clone(),
             customer_gateway: t.customer_gateway.clone(),

@@ -151,6 +151,7 @@ fn tunnels(w: &mut Writer, p: &Published) {
             w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name), ("child", &child)], up);
         }
     }
+    let now_s = p.counters.at.as_nanos() / 1_000_000_000;
     let name = w.family(
         "cygnet_sa_lifetime_remaining_seconds",
         Type::Gauge,
@@ -158,7 +159,9 @@ fn tunnels(w: &mut Writer, p: &Published) {
     );
     for t in &p.snapshot.tunnels {
         let left = t.children.iter().map(|c| c.expires_in_s.unwrap_or(c.rekey_in_s)).min();
-        w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], left.unwrap_or(0));
+        let passed = now_s.saturating_sub(t.made_s);
+        let left = left.map_or(0, |left| left.saturating_sub(passed));
+        w.sample(&name, &[("gateway", &t.gateway), ("tunnel", &t.name)], left);
     }
     let all = || p.counters.tunnels.iter().map(|(tunnel, c)| (&**tunnel, c));
     let name = w.family(

@@ -136,6 +136,10 @@ pub enum Role {
 /// A tunnel.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
 pub struct TunnelStatus {
+    /// When this was made, in seconds of the clock of [`super::counters::Counters::at`]: what is told as a time from now on,
+    /// or as an age, is told from then.
+    #[serde(skip)]
+    pub made_s: u64,
     /// Its name.
     pub name: String,
     /// Its gateway.

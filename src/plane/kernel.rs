@@ -61,6 +61,9 @@ pub struct KernelPlane {
     events: VecDeque<PlaneEvent>,
 }
 
+/// Smaller ones are reserved (RFC 4303 §2.1).
+const SMALLEST_SPI: u32 = 256;
+
 /// What is known of a state.
 #[derive(Clone, Copy, Debug)]
 struct Installed {
@@ -240,6 +243,46 @@ impl KernelPlane {
         parked.and(self.apply("release the guards"))
     }
 
+    /// Takes the selectors of many children under guard, with as few waits for the kernel as messages fit into windows.
+    ///
+    /// # Errors
+    /// As the kernel says. Then all guards are as before.
+    pub fn guard_all(&mut self, specs: &[GuardSpec]) -> Result<(), PlaneError> {
+        let operation = match specs {
+            [] => return Ok(()),
+            [one] => format!("guard {}", name(one.child)),
+            all => format!("guard {} children", all.len()),
+        };
+        let mut wishes = Vec::with_capacity(specs.len());
+        for spec in specs {
+            self.nonce = self.nonce.wrapping_add(1);
+            let policies = spd::guard_policies(spec, self.nonce);
+            wishes.push(policies.map_err(|e| error(&format!("guard {}", name(spec.child)), &e))?);
+        }
+        let keys: Vec<PolicyKey> = wishes.iter().flatten().map(|p| p.key).collect();
+        let mut before = Vec::with_capacity(specs.len());
+        for (spec, policies) in specs.iter().zip(wishes) {
+            self.spd.weigh(spec.child, spec.weight);
+            before.push((spec.child, self.spd.wish(Layer::Guard, spec.child, policies)));
+        }
+        let result = self.apply(&operation).and_then(|()| self.refuse_taken(&keys, &operation));
+        if result.is_err() {
+            // The first of several wishes of a child is what was there before.
+            for (child, policies) in before.into_iter().rev() {
+                self.spd.wish(Layer::Guard, child, policies);
+            }
+            // If this fails too, the steps stay pending and come with the next change.
+            let _ = self.apply(&operation);
+            return result;
+        }
+        for spec in specs {
+            self.guards.insert(spec.child, spec.clone());
+            // Where somebody else has such a place, that is told as an obstacle.
+            self.spd.wish(Layer::Near, spec.child, spd::near_policies(&near(spec, &self.attached)));
+        }
+        self.apply(&operation)
+    }
+
     fn observe_policies(&mut self) -> Result<(), NetlinkError> {
         let (ours, foreign): (Vec<Policy>, Vec<Policy>) =
             self.xfrm.dump_policies()?.into_iter().partition(spd::is_ours);
@@ -364,11 +407,17 @@ impl KernelPlane {
 
     /// The outbound SA that a child shall use.
     fn newest_outbound(&self, child: ChildId) -> Option<Spi> {
-        self.sas
-            .iter()
-            .filter(|(id, sa)| id.child == child && id.direction == Direction::Out && sa.ended.is_none())
+        self.of_child(child)
+            .filter(|(id, sa)| id.direction == Direction::Out && sa.ended.is_none())
             .max_by_key(|(_, sa)| sa.order)
             .map(|(id, _)| id.spi)
+    }
+
+    /// The SAs of a child.
+    fn of_child(&self, child: ChildId) -> impl Iterator<Item = (&SaId, &Installed)> {
+        let first = Spi::new(SMALLEST_SPI).map(|spi| SaId { child, direction: Direction::In, spi });
+        let from = first.into_iter().flat_map(|first| self.sas.range(first..));
+        from.take_while(move |(id, _)| id.child == child)
     }
 
     /// Makes the policies of an open tunnel say what is known of it now.
@@ -473,15 +522,7 @@ impl DataPlane for KernelPlane {
     }
 
     fn guard(&mut self, spec: &GuardSpec) -> Result<(), PlaneError> {
-        let operation = format!("guard {}", name(spec.child));
-        self.nonce = self.nonce.wrapping_add(1);
-        let policies = spd::guard_policies(spec, self.nonce).map_err(|e| error(&operation, &e))?;
-        self.spd.weigh(spec.child, spec.weight);
-        self.change(Layer::Guard, spec.child, policies, &operation)?;
-        self.guards.insert(spec.child, spec.clone());
-        // Where somebody else has such a place, that is told as an obstacle.
-        self.spd.wish(Layer::Near, spec.child, spd::near_policies(&near(spec, &self.attached)));
-        self.apply(&operation)
+        self.guard_all(std::slice::from_ref(spec))
     }
 
     fn unguard(&mut self, child: ChildId) -> Result<(), PlaneError> {
@@ -512,7 +553,7 @@ impl DataPlane for KernelPlane {
             self.spd.wish(Layer::Inherited, child, vec![]);
         }
         let mut result = self.change(Layer::Tunnel, child, vec![], &operation);
-        let ids: Vec<SaId> = self.sas.keys().filter(|id| id.child == child).copied().collect();
+        let ids: Vec<SaId> = self.of_child(child).map(|(id, _)| *id).collect();
         for id in ids {
             let removed = self.remove(id);
             result = result.and(removed.map(|_| ()));

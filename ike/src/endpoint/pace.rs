@@ -1,8 +1,8 @@
-//! How many negotiations we begin at once. A thousand tunnels that are due in the same moment would be more than sockets
-//! and peers take in, and what is lost there comes half a second later.
+//! How many negotiations we begin, or how many IKE SAs we delete, at once. A thousand that are due in the same moment would
+//! be more than sockets and peers take in, and what is lost there comes half a second later.
 //!
-//! Each negotiation takes a *place* until the peer has answered to the end, and no longer than [`HOLD`]: a peer that is far
-//! away, or not there at all, delays the others a little and never stops them.
+//! Each takes a *place* until the peer has answered to the end, and no longer than [`HOLD`]: a peer that is far away, or
+//! not there at all, delays the others a little and never stops them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -10,16 +10,15 @@ use std::time::Duration;
 
 use cygnet_model::{IkeSpi, Timestamp, TunnelId};
 
-/// Places for one peer's address. Not more than the half-open SAs from which on our own kind demands cookies.
-const PER_PEER: usize = 32;
-/// Places for all.
-const IN_ALL: usize = 256;
 /// How long a place is kept for an answer.
 const HOLD: Duration = Duration::from_millis(100);
 
 /// See the [module](self).
-#[derive(Default)]
 pub(super) struct Pace {
+    /// Places for one peer's address.
+    per_peer: usize,
+    /// Places for all.
+    in_all: usize,
     /// Tunnels that wait for a place, by their peer's address, in the order in which they came.
     waiting: BTreeMap<IpAddr, VecDeque<TunnelId>>,
     places: HashMap<IkeSpi, IpAddr>,
@@ -29,6 +28,28 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// The pace of negotiations. A peer of our own kind demands cookies from a number of half-open SAs on that is not
+    /// reached by these.
+    pub fn of_beginnings() -> Self {
+        Self::new(32, 256)
+    }
+
+    /// The pace of deletions, which cost less.
+    pub fn of_endings() -> Self {
+        Self::new(64, 512)
+    }
+
+    fn new(per_peer: usize, in_all: usize) -> Self {
+        Self {
+            per_peer,
+            in_all,
+            waiting: BTreeMap::new(),
+            places: HashMap::new(),
+            taken: HashMap::new(),
+            ends: VecDeque::new(),
+        }
+    }
+
     /// Puts a tunnel at the end of its peer's line.
     pub fn wait(&mut self, peer: IpAddr, id: TunnelId) {
         self.waiting.entry(peer).or_default().push_back(id);
@@ -40,11 +61,11 @@ impl Pace {
             self.ends.pop_front();
             self.leave(spi);
         }
-        if self.places.len() >= IN_ALL {
+        if self.places.len() >= self.in_all {
             return None;
         }
         // Peers without a place are few, since there are so many places only.
-        let free = |peer: &IpAddr| self.taken.get(peer).is_none_or(|taken| *taken < PER_PEER);
+        let free = |peer: &IpAddr| self.taken.get(peer).is_none_or(|taken| *taken < self.per_peer);
         let peer = self.waiting.keys().copied().find(free)?;
         let line = self.waiting.get_mut(&peer)?;
         let id = line.pop_front();
@@ -54,7 +75,12 @@ impl Pace {
         id
     }
 
-    /// A negotiation has begun.
+    /// Everybody who waits, each in turn, whether there is a place or not.
+    pub fn drain(&mut self) -> impl Iterator<Item = TunnelId> + use<> {
+        std::mem::take(&mut self.waiting).into_values().flatten()
+    }
+
+    /// Something has begun.
     pub fn enter(&mut self, spi: IkeSpi, peer: IpAddr, now: Timestamp) {
         if self.places.insert(spi, peer).is_none() {
             *self.taken.entry(peer).or_default() += 1;
@@ -62,7 +88,7 @@ impl Pace {
         }
     }
 
-    /// A negotiation has ended, or has had its time.
+    /// It has ended, or has had its time.
     pub fn leave(&mut self, spi: IkeSpi) {
         let Some(peer) = self.places.remove(&spi) else { return };
         if let Some(taken) = self.taken.get_mut(&peer) {
@@ -107,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_peer_gets_so_many_at_once_and_the_next_as_it_answers() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::of_beginnings();
         (0..100).for_each(|n| pace.wait(peer(1), TunnelId(n)));
         let of = |_| peer(1);
         assert_eq!(begin(&mut pace, at(0), of), (0..32).collect::<Vec<_>>());
@@ -120,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_silent_holds_up_neither_others_nor_its_own_tunnels_for_ever() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::of_beginnings();
         (0..64).for_each(|n| pace.wait(peer(1), TunnelId(n)));
         (64..70).for_each(|n| pace.wait(peer(2), TunnelId(n)));
         let of = |id: TunnelId| if id.0 < 64 { peer(1) } else { peer(2) };
@@ -134,10 +160,10 @@ mod tests {
 
     #[test]
     fn many_peers_share_the_places() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::of_beginnings();
         let of = |id: TunnelId| IpAddr::from([10, 0, (id.0 >> 8) as u8, id.0 as u8]);
         (0..1000).for_each(|n| pace.wait(of(TunnelId(n)), TunnelId(n)));
-        assert_eq!(begin(&mut pace, at(0), of).len(), IN_ALL);
+        assert_eq!(begin(&mut pace, at(0), of).len(), 256);
         pace.leave(spi(7));
         assert_eq!(begin(&mut pace, at(1), of).len(), 1);
     }

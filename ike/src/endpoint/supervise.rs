@@ -54,9 +54,16 @@ impl Endpoint {
                 }
             }
             Command::Shutdown => {
+                for id in self.endings.drain() {
+                    self.take_down(now, id, out);
+                }
                 let ids: Vec<TunnelId> = self.policies.keys().copied().collect();
                 for id in ids {
-                    self.down(now, id, out);
+                    self.hold(id);
+                    let mut sas = self.by_tunnel.get(&id).into_iter().flatten();
+                    if let Some(sa) = sas.next().and_then(|spi| self.sas.get(spi)) {
+                        self.endings.wait(sa.core.flow.remote.ip(), id);
+                    }
                 }
                 // Strangers and refusals need no farewell.
                 let rest: Vec<IkeSpi> =
@@ -108,13 +115,33 @@ impl Endpoint {
     }
 
     pub(super) fn down(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
+        self.hold(id);
+        self.take_down(now, id, out);
+    }
+
+    /// Nothing more is begun for a tunnel.
+    fn hold(&mut self, id: TunnelId) {
         if let Some(mut s) = self.supervision.get_mut(&id) {
             (s.wanted, s.retry_at) = (false, None);
             self.held.insert(id);
         }
+    }
+
+    fn take_down(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
         let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
         for spi in spis {
             self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
+        }
+    }
+
+    /// Deletes tunnels at the end, as many as have a place.
+    pub(super) fn end_waiting(&mut self, now: Now, out: &mut Actions) {
+        while let Some(id) = self.endings.next(now.mono) {
+            let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
+            for sa in spis.iter().filter_map(|spi| self.sas.get(spi)) {
+                self.endings.enter(sa.core.spi, sa.core.flow.remote.ip(), now.mono);
+            }
+            self.take_down(now, id, out);
         }
     }
 
@@ -186,7 +213,7 @@ impl Endpoint {
         let mut effects = Vec::new();
         match sa::initiate(&mut self.context(now, out, &mut effects), policy, begin) {
             Ok(sa) => {
-                self.pace.enter(sa.core.spi, sa.core.flow.remote.ip(), now.mono);
+                self.beginnings.enter(sa.core.spi, sa.core.flow.remote.ip(), now.mono);
                 self.put(now, sa, out);
             }
             Err(reason) => {

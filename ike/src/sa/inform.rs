@@ -1,7 +1,7 @@
 //! INFORMATIONAL exchanges (RFC 7296 §1.4): deletion of children and IKE SAs, errors, and signs of life.
 
-use cygnet_model::Spi;
 use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_model::{Spi, Timestamp};
 
 use super::auth::FATAL;
 use super::child::volume;
@@ -106,13 +106,12 @@ impl Live {
         }
     }
 
-    /// The data plane tells what an SA has carried. If what is left of the volume will not last long at this rate, new keys
-    /// are asked for before the soft limit.
-    pub fn on_carried(&mut self, ctx: &mut Ctx<'_>, sa: SaId, bytes: u64) {
-        let now = ctx.now.mono;
+    /// The data plane tells what an SA has carried. Says whether what is left of the volume will not last long at this rate,
+    /// so that new keys are to be asked for as at the soft limit.
+    pub fn note_carried(&mut self, now: Timestamp, sa: SaId, bytes: u64) -> bool {
         let outbound = sa.direction == Direction::Out;
         let named = |c: &&mut super::Child| if outbound { c.outbound == sa.spi } else { c.inbound == sa.spi };
-        let Some(child) = self.children.iter_mut().find(named) else { return };
+        let Some(child) = self.children.iter_mut().find(named) else { return false };
         let limit = self.policy.children.get(child.of).map_or(0, |c| volume(c.bytes, child.suite));
         let before = child.carried.entry(sa.direction).or_insert((child.made, 0));
         let (at, earlier) = std::mem::replace(before, (now, bytes));
@@ -120,11 +119,7 @@ impl Live {
         let soon = grown.saturating_mul(VOLUME_MARGIN.as_millis()).checked_div(span).unwrap_or(0);
         let left = u128::from(limit.saturating_sub(bytes));
         // A pair that lasts no longer than that by nature gets new keys after a quarter of its volume.
-        if limit > 0 && left < soon && bytes > limit / 4 && child.state == ChildState::Active {
-            child.state = ChildState::Rekeying;
-            let inbound = child.inbound;
-            self.enqueue(Task::RekeyChild { inbound, group: None });
-        }
+        limit > 0 && left < soon && bytes > limit / 4 && child.state == ChildState::Active
     }
 
     /// Answers an INFORMATIONAL request.

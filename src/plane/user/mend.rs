@@ -19,6 +19,10 @@ pub(super) const WAKE: usize = 2;
 const LOOK_EVERY: Duration = Duration::from_secs(4);
 /// Between two looks: changes come in bursts, our own among them, and each look reads all rules.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Between two steps of tidying.
+const BREAK: Duration = Duration::from_millis(20);
+/// Steps of tidying between two looks.
+const STEPS: usize = 16;
 
 pub(super) struct Mend {
     shared: Arc<Shared>,
@@ -35,12 +39,14 @@ impl Mend {
     /// Runs until the plane stops.
     pub fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        let mut untidy = false;
         while !shared.stopping() {
-            self.wait();
+            self.wait(if untidy { BREAK } else { LOOK_EVERY });
             let news = self.watch.news();
             if !shared.stopping() {
                 self.look(&news);
                 self.pause();
+                untidy = self.tidy();
             }
         }
     }
@@ -53,22 +59,38 @@ impl Mend {
         let _ = poll(&mut [PollFd::new(wake.as_fd(), PollFlags::POLLIN)], patience);
     }
 
-    fn wait(&self) {
+    fn wait(&self, patience: Duration) {
         let Some(wake) = self.shared.wake.get(WAKE) else { return };
         let mut fds =
             [PollFd::new(self.watch.fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::MAX);
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut fds, patience);
         if fds.last().is_some_and(|fd| fd.any() == Some(true)) {
             let _ = wake.read();
         }
     }
 
+    /// Removes some of what the last layout left, with breaks in which others get at the guards. Says whether there is more.
+    fn tidy(&self) -> bool {
+        for _ in 0..STEPS {
+            let tidied = self.placement.lock().unwrap_or_else(PoisonError::into_inner).tidy();
+            match tidied {
+                Ok(true) if !self.shared.stopping() => std::thread::sleep(BREAK),
+                Ok(_) => return false,
+                Err(error) => {
+                    tracing::warn!(%error, "rules of an earlier layout are left; next attempt in seconds");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     fn look(&mut self, news: &[News]) {
         let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
         let repaired = placement.repair();
         let followed = placement.follow_addresses();
-        let in_front = placement.in_front();
+        let in_front = repaired.is_ok().then(|| placement.seen_in_front());
         drop(placement);
         match repaired {
             Ok(0) => {}
@@ -88,21 +110,20 @@ impl Mend {
         if let Err(error) = followed {
             tracing::error!(%error, "the guards could not follow a change of addresses; next attempt in seconds");
         }
-        match in_front {
-            Ok(rules) if rules.len() != self.in_front => {
-                for rule in &rules {
-                    tracing::error!(
-                        %rule,
-                        "this rule of somebody else stands before the guards and may lead protected packets around the \
-                         tunnel; give it a priority above {}",
-                        super::rules::LAST_PRIORITY
-                    );
-                }
-                self.in_front = rules.len();
-                self.shared.events.push(PlaneEvent::InFront { count: rules.len() });
+        // What could not be read was told above.
+        if let Some(rules) = in_front
+            && rules.len() != self.in_front
+        {
+            for rule in &rules {
+                tracing::error!(
+                    %rule,
+                    "this rule of somebody else stands before the guards and may lead protected packets around the tunnel; \
+                     give it a priority above {}",
+                    super::rules::LAST_PRIORITY
+                );
             }
-            Ok(_) => {}
-            Err(error) => tracing::error!(%error, "the rules in front of the guards could not be read"),
+            self.in_front = rules.len();
+            self.shared.events.push(PlaneEvent::InFront { count: rules.len() });
         }
     }
 }

@@ -43,7 +43,7 @@ use cygnet_model::plane::{
     DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
 };
 use cygnet_model::tunnel::{GuardSpec, NewAddresses, SaId, SaSpec, Source, TunnelSpec};
-use cygnet_model::{ChildId, Spi};
+use cygnet_model::{ChildId, Spi, TunnelId};
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::route::Family;
 use cygnet_xfrm::routing::Watch;
@@ -99,6 +99,8 @@ pub struct UserPlane {
     offload: bool,
     /// As configured.
     mtu: u16,
+    /// As the device has it.
+    device_mtu: u16,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
@@ -138,6 +140,7 @@ impl UserPlane {
             has_v6,
             offload: config.offload,
             mtu: config.mtu,
+            device_mtu: config.mtu,
             threads: Vec::new(),
         };
         // If one thread cannot be started, dropping `plane` ends those before it.
@@ -261,11 +264,17 @@ impl UserPlane {
     }
 
     /// Publishes after a change of SAs, and makes the device say what they carry.
-    fn publish_sas(&self) -> Result<(), PlaneError> {
+    fn publish_sas(&mut self) -> Result<(), PlaneError> {
         self.publish();
         let room = self.engine.largest_inner().and_then(|largest| u16::try_from(largest).ok());
         let mtu = room.map_or(self.mtu, |room| room.min(self.mtu));
-        self.placement().set_mtu(mtu).map_err(|e| from_rtnl("set the MTU of the TUN device", &e))
+        // Whoever mends may be at work for a moment.
+        if mtu != self.device_mtu {
+            let set = self.placement().set_mtu(mtu);
+            set.map_err(|e| from_rtnl("set the MTU of the TUN device", &e))?;
+            self.device_mtu = mtu;
+        }
+        Ok(())
     }
 
     /// Whether routing rules can say a guard, or why not.
@@ -404,6 +413,11 @@ impl DataPlane for UserPlane {
 
     fn counters(&mut self, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
         self.engine.counters(out);
+        Ok(())
+    }
+
+    fn counters_of(&mut self, tunnel: TunnelId, out: &mut Vec<(SaId, SaCounters)>) -> Result<(), PlaneError> {
+        self.engine.counters_of(tunnel, out);
         Ok(())
     }
 

@@ -166,6 +166,16 @@ impl Placement {
         self.rules.release()
     }
 
+    /// See [`Rules::tidy`].
+    pub fn tidy(&mut self) -> Result<bool, RtnlError> {
+        self.rules.tidy()
+    }
+
+    /// See [`Rules::seen_in_front`].
+    pub fn seen_in_front(&self) -> Vec<Rule> {
+        self.rules.seen_in_front().to_vec()
+    }
+
     /// See [`Rules::in_front`].
     pub fn in_front(&mut self) -> Result<Vec<Rule>, RtnlError> {
         self.rules.in_front()

@@ -10,9 +10,12 @@
 //!   W+2…  the layout
 //! ```
 //!
-//! A layout is written into a closed window and read back; then its gate is removed, the gate of the window that was open
-//! before is added, and that one is emptied. Each step leaves at least one whole layout in force. What an earlier
-//! process left stays open beside ours until [`Rules::settle`].
+//! A layout is written into a closed window and read back; then its gate is removed, and the gate of the window that was open
+//! before is added. Each step leaves at least one whole layout in force. What an earlier process left stays open beside
+//! ours until [`Rules::settle`].
+//!
+//! The contents of a window that has been closed do nothing any more. The kernel walks all rules for each that it removes,
+//! so many are removed little by little, when nobody waits for it ([`Rules::tidy`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +37,9 @@ const WINDOWS: u32 = 4;
 pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + WINDOWS * WINDOW;
 const END: u32 = LAST_PRIORITY;
 
+/// So many rules are removed at once. Each costs the kernel a walk over all.
+const AT_ONCE: usize = 64;
+
 /// See the [module](self).
 pub(super) struct Rules {
     routing: Routing,
@@ -43,6 +49,8 @@ pub(super) struct Rules {
     routes: BTreeSet<Route>,
     /// Of an earlier process, until settled.
     inherited: BTreeSet<Route>,
+    /// Rules of others that the last [`Self::repair`] saw in front of ours.
+    front: Vec<Rule>,
     pub tables: TableNumbers,
 }
 
@@ -94,6 +102,17 @@ impl Windows {
         Self { present, open: None, inherited, wanted: Vec::new() }
     }
 
+    /// Whether a rule is left in a window that is closed.
+    fn is_left_over(&self, rule: &Rule) -> bool {
+        is_content(rule)
+            && window_of(rule.priority).is_some_and(|w| self.open != Some(w) && !self.inherited.contains(&w))
+    }
+
+    /// The contents of closed windows, in the order of the kernel.
+    fn left_over(&self) -> impl Iterator<Item = &Rule> {
+        self.present.iter().filter(|rule| self.is_left_over(rule))
+    }
+
     /// All rules that shall be there: anchors, gates of closed windows, and the open window's layout.
     fn expected(&self, family: Family) -> Vec<Rule> {
         let Some(open) = self.open else { return Vec::new() };
@@ -122,7 +141,15 @@ impl Rules {
             inherited.extend(routing.routes(family, OWNER)?);
         }
         let tables = TableNumbers::beyond(&inherited);
-        Ok(Self { routing, tun: tun.to_owned(), families, routes: BTreeSet::new(), inherited, tables })
+        Ok(Self {
+            routing,
+            tun: tun.to_owned(),
+            families,
+            routes: BTreeSet::new(),
+            inherited,
+            front: Vec::new(),
+            tables,
+        })
     }
 
     /// How many rules of ours there are.
@@ -165,7 +192,10 @@ impl Rules {
         {
             return Ok(());
         }
-        let free = (0..WINDOWS).find(|w| Some(*w) != windows.open && !windows.inherited.contains(w));
+        let contents = |w: &u32| windows.left_over().filter(|r| window_of(r.priority) == Some(*w)).count();
+        let free = (0..WINDOWS)
+            .filter(|w| Some(*w) != windows.open && !windows.inherited.contains(w))
+            .min_by_key(contents);
         let free = free.ok_or_else(|| RtnlError {
             operation: "put routing rules in force".to_owned(),
             errno: None,
@@ -197,10 +227,33 @@ impl Rules {
         windows.wanted = new;
         if let Some(old) = old {
             routing.add_rules(&[gate(family, old)])?;
-            empty(routing, windows, old)?;
         }
         windows.present = ours(routing, family)?;
+        Self::tidy_if_few(routing, family, windows)
+    }
+
+    /// Empties closed windows, unless they have so much in them that somebody would have to wait for it.
+    fn tidy_if_few(routing: &mut Routing, family: Family, windows: &mut Windows) -> Result<(), RtnlError> {
+        let left: Vec<Rule> = windows.left_over().take(AT_ONCE + 1).cloned().collect();
+        if left.is_empty() || left.len() > AT_ONCE {
+            return Ok(());
+        }
+        routing.remove_rules(&left)?;
+        windows.present = ours(routing, family)?;
         Ok(())
+    }
+
+    /// Removes some of what is left in closed windows. Says whether there is more.
+    pub fn tidy(&mut self) -> Result<bool, RtnlError> {
+        let mut more = false;
+        for windows in self.families.values_mut() {
+            let left: Vec<Rule> = windows.left_over().take(AT_ONCE).cloned().collect();
+            self.routing.remove_rules(&left)?;
+            let gone: BTreeSet<&Rule> = left.iter().collect();
+            windows.present.retain(|rule| !gone.contains(rule));
+            more |= windows.left_over().next().is_some();
+        }
+        Ok(more)
     }
 
     /// Closes and removes what an earlier process left, to be called when all guards are in force.
@@ -208,13 +261,14 @@ impl Rules {
         for (family, windows) in &mut self.families {
             for window in std::mem::take(&mut windows.inherited) {
                 self.routing.add_rules(&[gate(*family, window)])?;
-                empty(&mut self.routing, windows, window)?;
             }
             let expected: BTreeSet<Rule> = windows.expected(*family).into_iter().collect();
-            let present = ours(&mut self.routing, *family)?;
-            let stray: Vec<Rule> = present.into_iter().filter(|rule| !expected.contains(rule)).collect();
-            self.routing.remove_rules(&stray)?;
             windows.present = ours(&mut self.routing, *family)?;
+            let stray =
+                windows.present.iter().filter(|rule| !expected.contains(rule) && !windows.is_left_over(rule));
+            self.routing.remove_rules(&stray.cloned().collect::<Vec<_>>())?;
+            windows.present = ours(&mut self.routing, *family)?;
+            Self::tidy_if_few(&mut self.routing, *family, windows)?;
         }
         let stale: Vec<Route> = self.inherited.difference(&self.routes).copied().collect();
         self.routing.remove_routes(&stale)?;
@@ -232,13 +286,22 @@ impl Rules {
         let lost: Vec<Route> = self.routes.difference(&present).copied().collect();
         self.routing.add_routes(&lost)?;
         repaired += lost.len();
+        self.front.clear();
         let families: Vec<Family> = self.families.keys().copied().collect();
         for family in families {
             let Some(windows) = self.families.get_mut(&family) else { continue };
             let expected = windows.expected(family);
-            windows.present = ours(&mut self.routing, family)?;
-            // Of inherited windows nothing is known but that they are there.
-            let known = |r: &&Rule| window_of(r.priority).is_none_or(|w| !windows.inherited.contains(&w));
+            let (own, others): (Vec<Rule>, Vec<Rule>) =
+                self.routing.rules(family)?.into_iter().partition(|rule| rule.owner == OWNER);
+            windows.present = own;
+            if windows.open.is_some() {
+                self.front.extend(others.into_iter().filter(is_in_front));
+            }
+            // Of inherited windows nothing is known but that they are there; what is left in closed ones does nothing.
+            let known = |r: &&Rule| {
+                window_of(r.priority).is_none_or(|w| !windows.inherited.contains(&w))
+                    && !windows.is_left_over(r)
+            };
             if windows.open.is_none()
                 || windows.present.iter().filter(known).eq(expected.iter().filter(known))
             {
@@ -301,6 +364,11 @@ impl Rules {
             out.extend(rules.into_iter().filter(is_in_front));
         }
         Ok(out)
+    }
+
+    /// The same as the last [`Self::repair`] saw it.
+    pub fn seen_in_front(&self) -> &[Rule] {
+        &self.front
     }
 
     /// Whether the kernel has rules of a family at all.

@@ -190,7 +190,7 @@ pub fn quantities() {
 pub fn control() {
     let tunnel = || "a-b".to_owned();
     for (name, request) in [
-        ("status", Request::Status {}),
+        ("status", Request::Status { name: None }),
         ("up", Request::Up { tunnel: tunnel(), timeout_s: 30 }),
         ("down", Request::Down { tunnel: tunnel(), timeout_s: u64::MAX }),
         ("rekey", Request::Rekey { tunnel: tunnel(), ike: true, timeout_s: 0 }),

@@ -57,7 +57,6 @@ fn tell(event: &Event) -> Option<String> {
         Event::Dropped { reason, .. } => format!("drop {reason}"),
         Event::Retransmit(_) => "again".into(),
         Event::RoundTrip(..) => return None,
-        Event::Restored { .. } => "restored".into(),
     })
 }
 
