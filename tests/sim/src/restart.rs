@@ -17,7 +17,8 @@ use crate::Lab;
 #[derive(Clone, Default)]
 pub struct Records {
     now: BTreeMap<IkeSpi, Vec<u8>>,
-    before: VecDeque<BTreeMap<IkeSpi, Vec<u8>>>,
+    /// What each of the last changes replaced, newest first.
+    before: VecDeque<Vec<(IkeSpi, Option<Vec<u8>>)>>,
 }
 
 /// How many earlier states of the records are remembered.
@@ -28,21 +29,26 @@ impl Records {
         if changes.is_empty() {
             return;
         }
-        self.before.push_front(self.now.clone());
-        self.before.truncate(REMEMBERED);
+        let mut replaced = Vec::new();
         for Change { spi, saved } in changes {
-            match saved {
+            let old = match saved {
                 Some(saved) => self.now.insert(spi, saved.expose().to_vec()),
                 None => self.now.remove(&spi),
             };
+            replaced.push((spi, old));
         }
+        self.before.push_front(replaced);
+        self.before.truncate(REMEMBERED);
     }
 
     /// Goes back by so many changes, as far as there are any.
     fn roll_back(&mut self, changes: usize) {
         for _ in 0..changes {
-            if let Some(before) = self.before.pop_front() {
-                self.now = before;
+            for (spi, old) in self.before.pop_front().into_iter().flatten() {
+                match old {
+                    Some(old) => self.now.insert(spi, old),
+                    None => self.now.remove(&spi),
+                };
             }
         }
     }
