@@ -39,7 +39,9 @@ pub fn handover(args: &HandoverArgs, g: &Global, out: &mut Out) -> Outcome {
     let mut client = match Client::connect(&g.control) {
         Ok(client) => client,
         // It is gone already; that was no handover, but nothing is left to be done.
-        Err(ClientError::Unreachable { .. }) if args.if_restarting.is_some() => return Ok(0),
+        Err(ClientError::Unreachable { .. }) if args.if_restarting.is_some() && !main_process_lives() => {
+            return Ok(0);
+        }
         Err(e) => return Err(e.into()),
     };
     let process = client.peer_process();
@@ -53,6 +55,12 @@ pub fn handover(args: &HandoverArgs, g: &Global, out: &mut Out) -> Outcome {
         Response::Error { kind, message, hint } => Err(refused(kind, &message, &hint)),
         _ => Err(unexpected()),
     }
+}
+
+/// Whether the process that systemd is about to stop is there. If so it listens elsewhere than we think.
+fn main_process_lives() -> bool {
+    let named = std::env::var("MAINPID").ok().and_then(|pid| pid.parse::<u32>().ok());
+    named.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
 }
 
 fn wait_for_end(process: Option<u32>) -> Result<(), Failure> {

@@ -211,11 +211,13 @@ fn reserved(plane: PlaneKind, sa: SaId, counted: SaCounters) -> SaCounters {
 }
 
 fn place(config: &Config) -> std::io::Result<Place> {
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    // A host without a number of its own is known by the number of its boot.
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(Place {
         path: path(config),
         secret: store::secret(&config.daemon.state_dir)?,
-        host: Host::of(&text("/etc/machine-id"), &text("/proc/sys/kernel/random/boot_id")),
+        host: Host::of(&machine, &boot),
     })
 }
 
@@ -284,7 +286,7 @@ impl Daemon {
             return;
         }
         let keeper = &mut self.keeper;
-        let (mut records, mut raised) = (Vec::new(), Vec::new());
+        let mut records = Vec::new();
         for (sa, counted) in all {
             let Some(noted) = keeper.noted.get_mut(&sa) else { continue };
             if sa.direction == Direction::Out && counted.sequence >= noted.sequence {
@@ -300,15 +302,14 @@ impl Daemon {
             if due {
                 *noted = reserved(keeper.plane, sa, counted);
                 records.push(kept::counted(sa, noted));
-                if sa.direction == Direction::Out {
-                    raised.push((sa, noted.sequence));
-                }
             }
         }
         keeper.note(records);
         // A file that says less and cannot be got rid of must not be proven wrong.
         if keeper.store.as_ref().is_none_or(Store::is_sound) {
-            raised.into_iter().for_each(|(sa, last)| self.plane.port().reserve(sa, last));
+            // All of them: some may have been noted while the file could not be trusted.
+            let outbound = keeper.noted.iter().filter(|(sa, _)| sa.direction == Direction::Out);
+            outbound.for_each(|(sa, noted)| self.plane.port().reserve(*sa, noted.sequence));
         }
     }
 

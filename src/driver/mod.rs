@@ -515,6 +515,7 @@ impl Daemon {
     /// Ends traffic control and the tunnels. The guards stay in force unless the configuration says otherwise.
     fn stop(mut self) -> anyhow::Result<()> {
         self.keep_nothing();
+        self.sockets.let_go_of_all();
         if let Some(shaper) = &mut self.shaper {
             for e in shaper.remove_all().err().into_iter().flatten() {
                 tracing::error!(error = %e, "a bandwidth level could not be removed");
@@ -607,8 +608,8 @@ pub fn guard(config: &Config) -> anyhow::Result<usize> {
     let own: BTreeSet<IpAddr> = HostAddresses::read().outer(config).into_values().flatten().collect();
     let mut plane = Plane::open(choice.plane, own, Box::new(|_, _, _| {}))?;
     let registry = registered(config, saved::registry(config))?;
-    let result = occupy(&mut plane, config, &registry, Vec::new(), |_| ()).and_then(|_| plane.sweep());
-    // Guards in force are better than none, whatever went wrong with one of them.
+    let result = occupy(&mut plane, config, &registry, Vec::new(), |_| ());
+    // SAs that an earlier daemon left are for the next one. Guards in force are better than none, whatever went wrong with one of them.
     plane.end(Guards::Keep)?;
     result?;
     Ok(policy::guards(config, &registry).len())

@@ -114,6 +114,10 @@ fn again(socket: UdpSocket, local: SocketAddr, plane: PlaneKind) -> io::Result<U
         // The kernel must leave ESP to our own plane. Where it knows of none, it took none.
         let _ = cygnet_xfrm::sockopt::disable_esp_in_udp(socket.as_fd());
     }
+    if plane == PlaneKind::Kernel {
+        // Our own plane reads trains of datagrams, which neither the kernel's ESP nor IKE can.
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &false);
+    }
     Ok(socket)
 }
 
@@ -121,6 +125,11 @@ impl Sockets {
     /// Prefers these to new ones.
     pub fn with(inherited: Inherited) -> Self {
         Self { inherited, ..Self::default() }
+    }
+
+    /// Has the service manager keep no socket: there will be nothing that they are for.
+    pub fn let_go_of_all(&self) {
+        self.by_local.keys().copied().for_each(let_go);
     }
 
     /// Closes what was inherited and is of no use.

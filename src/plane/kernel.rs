@@ -377,6 +377,15 @@ impl KernelPlane {
     fn adopt(&mut self, spec: &SaSpec) -> Result<bool, NetlinkError> {
         let key = SaKey::of(spec);
         let Some(orphan) = self.orphans.remove(&key) else { return Ok(false) };
+        let adopted = self.adopt_orphan(spec, key, &orphan);
+        if adopted.is_err() {
+            // It goes with the others that nobody takes up.
+            self.orphans.insert(key, orphan);
+        }
+        adopted
+    }
+
+    fn adopt_orphan(&mut self, spec: &SaSpec, key: SaKey, orphan: &SaEntry) -> Result<bool, NetlinkError> {
         if !self.xfrm.has_keys_of(spec)? {
             self.xfrm.delete_sa(key, orphan.mark)?;
             return Ok(false);
@@ -662,7 +671,8 @@ impl DataPlane for KernelPlane {
         let states = self.xfrm.dump_sas().map_err(|e| error("list the SPIs in use", &e))?;
         Ok(states
             .iter()
-            .filter(|s| s.key.destination == local && !self.by_key.contains_key(&s.key))
+            // Ours that nobody has taken up yet go before anybody chooses an SPI.
+            .filter(|s| s.key.destination == local && Reqid(s.reqid).child().is_none())
             .map(|s| s.key.spi)
             .collect())
     }

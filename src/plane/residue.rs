@@ -33,11 +33,12 @@ impl fmt::Display for ResidueError {
 
 impl std::error::Error for ResidueError {}
 
-/// Whether guards of an earlier daemon are in force in this network namespace, of either plane. What cannot be asked
-/// counts as none.
+/// Whether guards of an earlier daemon may be in force in this network namespace, of either plane. A kernel without XFRM has
+/// none of its own; one that does not answer may have.
 pub fn guards_stand() -> bool {
-    let policies = || Xfrm::open().and_then(|mut x| x.dump_policies()).unwrap_or_default();
-    policies().iter().any(spd::is_ours) || user::guards_stand()
+    let policies = Xfrm::open().map(|mut x| x.dump_policies());
+    let kernel = policies.is_ok_and(|all| all.map_or(true, |all| all.iter().any(spd::is_ours)));
+    kernel || user::guards_stand()
 }
 
 /// Ends what an earlier daemon left in the other plane than the one that is used now, whose guards are in force.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::time::Duration;
 
 use cygnet_model::{IkeSpi, Timestamp, TunnelId};
@@ -21,6 +22,8 @@ pub(super) struct Pace {
     in_all: usize,
     /// Tunnels that wait for a place, by their peer's address, in the order in which they came.
     waiting: BTreeMap<IpAddr, VecDeque<TunnelId>>,
+    /// Whose turn it was last.
+    last: Option<IpAddr>,
     places: HashMap<IkeSpi, IpAddr>,
     taken: HashMap<IpAddr, usize>,
     /// Until when places are kept.
@@ -44,6 +47,7 @@ impl Pace {
             per_peer,
             in_all,
             waiting: BTreeMap::new(),
+            last: None,
             places: HashMap::new(),
             taken: HashMap::new(),
             ends: VecDeque::new(),
@@ -64,9 +68,13 @@ impl Pace {
         if self.places.len() >= self.in_all {
             return None;
         }
-        // Peers without a place are few, since there are so many places only.
+        // Peers without a place are few, since there are so many places only. They have their turns one after the other, so
+        // that none waits for the whole line of another.
         let free = |peer: &IpAddr| self.taken.get(peer).is_none_or(|taken| *taken < self.per_peer);
-        let peer = self.waiting.keys().copied().find(free)?;
+        let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let later = self.waiting.range((after, Bound::Unbounded)).map(|(peer, _)| *peer);
+        let peer = later.chain(self.waiting.keys().copied()).find(free)?;
+        self.last = Some(peer);
         let line = self.waiting.get_mut(&peer)?;
         let id = line.pop_front();
         if line.is_empty() {
@@ -129,6 +137,19 @@ mod tests {
             begun.push(id.0);
         }
         begun
+    }
+
+    #[test]
+    fn peers_that_do_not_answer_keep_nobody_waiting() {
+        let mut pace = Pace::of_beginnings();
+        for dead in 0..8 {
+            (0..1000).for_each(|n| pace.wait(peer(dead), TunnelId(u32::from(dead) * 1000 + n)));
+        }
+        pace.wait(peer(200), TunnelId(9999));
+        let of = |id: TunnelId| peer(if id.0 == 9999 { 200 } else { u8::try_from(id.0 / 1000).unwrap() });
+        let begun = begin(&mut pace, at(0), of);
+        assert_eq!(begun.len(), 256);
+        assert!(begun.iter().take(9).any(|id| *id == 9999), "the ninth peer has the ninth place: {begun:?}");
     }
 
     #[test]
