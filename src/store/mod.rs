@@ -105,6 +105,8 @@ enum Backing {
         contents: Contents,
         /// No file with older contents is left.
         gone: bool,
+        /// They are all that was noted. If not, they are of no use to a next life, which will begin anew.
+        whole: bool,
     },
 }
 
@@ -116,7 +118,7 @@ impl Store {
             Ok(log) => (Self { place, plane, backing: Backing::File(Box::new(log)) }, Ok(())),
             Err(e) => {
                 let gone = is_gone(&place);
-                (Self { place, plane, backing: Backing::Memory { contents, gone } }, Err(e))
+                (Self { place, plane, backing: Backing::Memory { contents, gone, whole: true } }, Err(e))
             }
         }
     }
@@ -148,10 +150,12 @@ impl Store {
                 }
                 Err(e) => {
                     // What can be read back was written before.
-                    let mut contents = log.contents(&self.place).unwrap_or_default();
+                    let read = log.contents(&self.place);
+                    let whole = read.is_ok();
+                    let mut contents = read.unwrap_or_default();
                     change(&mut contents, records);
                     log.spoil();
-                    self.backing = Backing::Memory { contents, gone: is_gone(&self.place) };
+                    self.backing = Backing::Memory { contents, gone: is_gone(&self.place), whole };
                     Err(e)
                 }
             },
@@ -160,7 +164,11 @@ impl Store {
 
     /// Tries to write the file again, if it could not be written. `true` if it is there again.
     pub fn mend(&mut self) -> bool {
-        let Backing::Memory { contents, gone } = &mut self.backing else { return false };
+        let Backing::Memory { contents, gone, whole } = &mut self.backing else { return false };
+        if !*whole {
+            *gone = is_gone(&self.place);
+            return false;
+        }
         match Log::create(&self.place, self.plane, contents) {
             Ok(log) => {
                 self.backing = Backing::File(Box::new(log));

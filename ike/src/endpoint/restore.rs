@@ -22,8 +22,8 @@ const ASK: Duration = Duration::from_secs(3);
 pub(super) struct Keeping {
     /// IKE SAs that may have changed since.
     dirty: BTreeSet<IkeSpi>,
-    /// As they were given out last.
-    given: BTreeMap<IkeSpi, SecretBytes>,
+    /// SHA-256 of what was given out last: as good as the octets, and nothing to be kept secret.
+    given: BTreeMap<IkeSpi, [u8; 32]>,
     /// The kept form of each tunnel's policy, which is the same most of the time.
     policies: BTreeMap<TunnelId, (Arc<TunnelPolicy>, SecretBytes)>,
 }
@@ -70,8 +70,8 @@ impl Endpoint {
                 }
                 continue;
             };
-            if self.keeping.given.get(&spi).is_none_or(|given| given.expose() != saved.expose()) {
-                self.keeping.given.insert(spi, saved.duplicate());
+            let digest = digest(&saved);
+            if self.keeping.given.insert(spi, digest) != Some(digest) {
                 changes.push(Change { spi, saved: Some(saved) });
             }
         }
@@ -117,7 +117,7 @@ impl Endpoint {
             let (tunnel, spi) = (kept.policy.id, kept.core.spi);
             touched.extend(kept.children.iter().map(|c| c.id));
             // Whatever becomes of it, what was kept under its name has to go.
-            self.keeping.given.entry(spi).or_insert_with(|| SecretBytes::new(Vec::new()));
+            self.keeping.given.entry(spi).or_insert([0; 32]);
             self.keeping.dirty.insert(spi);
             match self.take_up(now, kept, present, out) {
                 Ok(()) => back.push(spi),
@@ -260,6 +260,12 @@ impl Endpoint {
             self.replace(now, spi, tunnel, out);
         }
     }
+}
+
+fn digest(saved: &SecretBytes) -> [u8; 32] {
+    let mut octets = [0; 32];
+    octets.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, saved.expose()).as_ref());
+    octets
 }
 
 impl Live {
