@@ -159,7 +159,12 @@ fn ike_passes_a_full_level_and_the_queue_is_short() {
             println!("port {port}: {arrived} of 20 IKE messages, the slowest in {longest:?}");
             assert_eq!(arrived, 20, "port {port}");
         }
-        let waiting: Vec<u32> = (0..10).map(|_| shaper.stats().unwrap()[0].stats.backlog_bytes).collect();
+        // Now and then it is nearly empty, because the sender has no processor.
+        let backlog = |_| {
+            std::thread::sleep(Duration::from_millis(30));
+            shaper.stats().unwrap()[0].stats.backlog_bytes
+        };
+        let waiting: Vec<u32> = (0..40).map(backlog).collect();
         println!("octets that wait at 1 Mbit/s: {waiting:?}");
         assert!(
             waiting.iter().all(|octets| *octets <= 4 * 1522) && waiting.iter().any(|octets| *octets > 2000)

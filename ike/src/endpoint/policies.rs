@@ -29,6 +29,7 @@ impl Endpoint {
             self.rates.remove(&id);
             self.refused_psks.remove(&id);
         }
+        let from = out.len();
         for (id, policy) in &new {
             self.supervision.enroll(*id, || Supervision {
                 wanted: policy.start == Start::Active,
@@ -55,6 +56,7 @@ impl Endpoint {
                 self.follow_addresses(now, id, out);
             }
         }
+        self.close_tunnels(now, from, out);
     }
 
     /// Who begins has changed: a tunnel that is up stays so.

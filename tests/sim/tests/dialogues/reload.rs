@@ -258,3 +258,20 @@ fn two_keys_are_good_while_one_is_exchanged_for_the_other() {
         }
     }
 }
+
+/// The gateway's address is another one, which no interface has: what is known of the SAs goes with them, so that a guard that
+/// is not configured any more can go, and packets are not led to a tunnel that is no more.
+#[test]
+fn an_address_that_goes_takes_all_that_is_known_of_its_sas_along() {
+    let (mut lab, [ours, _]) = up(1);
+    assert!(lab.gateways[0].endpoint.is_carried(CHILD));
+    lab.configure(0, Policy { local: vec![], ..copy(&ours) });
+    assert!(!lab.gateways[0].endpoint.is_carried(CHILD), "without an address nothing is carried");
+    assert!(lab.gateways[0].plane.outbound(CHILD).is_none());
+    lab.configure(0, copy(&ours));
+    lab.run(secs(90));
+    lab.assert_settled(1);
+    lab.configure_all(0, vec![]);
+    lab.run(secs(10));
+    assert!(!lab.gateways[0].endpoint.is_carried(CHILD), "a tunnel that is gone carries nothing");
+}
