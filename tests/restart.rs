@@ -216,6 +216,29 @@ fn what_was_kept_is_refused_if_it_is_not_as_it_was_kept() {
     }
 }
 
+/// As after `control_socket` was another one for a while: the peer has long had other SAs.
+#[test]
+fn what_an_earlier_life_than_the_last_left_is_refused() {
+    let Some(mut pair) = Pair::up("what_an_earlier_life_than_the_last_left_is_refused") else { return };
+    let sas = pair.ours.path("a.sas");
+    pair.kill();
+    let first = fs::read(&sas).unwrap();
+    pair.start();
+    until(|| pair.is_up());
+    pair.kill();
+    let (before, last) = (header(&first), fs::read(&sas).unwrap());
+    assert_ne!(before, header(&last), "each life has a file of its own");
+    fs::write(&sas, first).unwrap();
+    pair.start();
+    until(|| pair.is_up());
+    assert!(log(&pair.ours).contains("reason=\"forged\""), "{}", log(&pair.ours));
+}
+
+/// What tells two files apart: the header, with the number of the life that wrote it.
+fn header(file: &[u8]) -> &[u8] {
+    &file[..100]
+}
+
 #[test]
 fn a_daemon_killed_while_it_wrote_goes_on_with_what_was_whole() {
     let Some(mut pair) = Pair::up("a_daemon_killed_while_it_wrote_goes_on_with_what_was_whole") else {

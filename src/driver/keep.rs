@@ -60,7 +60,7 @@ impl Keeper {
     /// life.
     pub fn begin(config: &Config, numbered: bool, plane: &mut Plane) -> (Self, TakenUp) {
         let kind = plane.port_ref().kind();
-        let place = match place(config) {
+        let mut place = match place(config) {
             Ok(place) => place,
             Err(e) => {
                 let dir = config.daemon.state_dir.display();
@@ -97,6 +97,11 @@ impl Keeper {
         // What this life may use is noted as used before the first packet uses it.
         let noted: BTreeMap<SaId, SaCounters> =
             kept.sas.iter().map(|sa| (sa.spec.id, reserved(kind, sa.spec.id, sa.used))).collect();
+        // What lives before this one left elsewhere is not opened by those after it: peers know better by then.
+        match store::new_secret(&config.daemon.state_dir) {
+            Ok(secret) => place.secret = secret,
+            Err(e) => tracing::debug!(error = %e, "the secret of what is kept stays"),
+        }
         let (store, begun) = Store::begin(place, kind, kept::begin(contents, &noted));
         let mut keeper = Self { store: Some(store), plane: kind, installs, noted };
         if let Err(e) = begun {

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use self::log::Log;
 use self::record::{Key, Record};
 pub use self::seal::{Host, Refused};
-pub use self::secret::secret;
+pub use self::secret::{new_secret, secret};
 
 /// The latest value of each key.
 pub type Contents = BTreeMap<Key, SecretBytes>;

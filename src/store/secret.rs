@@ -36,27 +36,34 @@ pub(super) fn create_own(path: &Path) -> io::Result<File> {
 }
 
 /// The secret that seals what is kept, 32 random octets in `seal.key` of the state directory; made if it is not there
-/// or not fit for use. Whoever cannot keep one gets a new one each time: what it seals is not read by anybody then.
+/// or not fit for use.
 ///
 /// # Errors
 /// If it cannot be kept; or if there are no random numbers.
 pub fn secret(state_dir: &Path) -> io::Result<Zeroizing<[u8; 32]>> {
-    let path = state_dir.join("seal.key");
     let mut secret = Zeroizing::new([0; 32]);
-    if let Ok(mut file) = open_own(&path)
+    if let Ok(mut file) = open_own(&state_dir.join("seal.key"))
         && file.metadata()?.len() == 32
         && file.read_exact(secret.as_mut()).is_ok()
     {
         return Ok(secret);
     }
+    new_secret(state_dir)
+}
+
+/// Another secret in its place: what was sealed before is of no use from here on. It need not outlive the host's boot, as what
+/// it seals does not.
+///
+/// # Errors
+/// As [`secret`]; then the old one stays.
+pub fn new_secret(state_dir: &Path) -> io::Result<Zeroizing<[u8; 32]>> {
+    let path = state_dir.join("seal.key");
+    let mut secret = Zeroizing::new([0; 32]);
     SystemRandom::new().fill(secret.as_mut()).map_err(|_| io::Error::other("there are no random numbers"))?;
     fs::create_dir_all(state_dir)?;
     let beside = path.with_extension("tmp");
     let written = create_own(&beside)
-        .and_then(|mut file| {
-            file.write_all(secret.as_ref())?;
-            file.sync_all()
-        })
+        .and_then(|mut file| file.write_all(secret.as_ref()))
         .and_then(|()| fs::rename(&beside, &path));
     if written.is_err() {
         let _ = fs::remove_file(&beside);
@@ -75,11 +82,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = secret(dir.path()).unwrap();
         assert_eq!(*secret(dir.path()).unwrap(), *first);
+        let renewed = new_secret(dir.path()).unwrap();
+        assert_ne!(*renewed, *first);
+        assert_eq!(*secret(dir.path()).unwrap(), *renewed);
         let path = dir.path().join("seal.key");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let second = secret(dir.path()).unwrap();
-        assert_ne!(*second, *first);
+        assert_ne!(*second, *renewed);
         fs::write(&path, b"short").unwrap();
         assert_ne!(*secret(dir.path()).unwrap(), *second);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
