@@ -575,6 +575,49 @@ fn ike_goes_to_the_sink_and_keepalives_nowhere() {
     assert_eq!(dropped(&plane, "truncated"), 1);
 }
 
+/// A responder sends on new SAs before its answer is here.
+#[test]
+fn packets_that_come_before_their_sa_wait_for_it_a_moment() {
+    if !possible("packets_that_come_before_their_sa_wait_for_it_a_moment") {
+        return;
+    }
+    let lab = Lab::new();
+    let [mut plane, mut peer] = lab.tunnel(GCM, true);
+    let inbound = sa(0, Direction::In, GCM);
+    let socket = lab.ns("host-a").inside(|| UdpSocket::bind("10.1.0.2:7000").unwrap());
+    let send = || lab.ns("host-b").inside(|| UdpSocket::bind("10.2.0.2:0").unwrap().send_to(&[7], "10.1.0.2:7000").unwrap());
+    // On a busy machine the moment may be over before the SA is there.
+    let arrives = (0..20).any(|_| {
+        plane.remove(inbound.id).unwrap();
+        let sent = counters(&mut peer).0.packets;
+        send();
+        while counters(&mut peer).0.packets == sent {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        plane.install(&inbound).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        socket.recv(&mut [0; 8]).is_ok()
+    });
+    assert!(arrives, "a packet that came before its SA is delivered");
+    // What waits in vain is dropped and counted, and it is bounded whoever sends it.
+    let before = dropped(&plane, "unknown_spi");
+    lab.ns("gw-b").inside(|| {
+        let socket = UdpSocket::bind(addr(OUTER[1], 0)).unwrap();
+        for n in 0..2_000_u32 {
+            socket.send_to(&[0xAB; 1_200], addr(OUTER[0], 4500)).unwrap();
+            if n % 50 == 49 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    });
+    let end = Instant::now() + Duration::from_secs(5);
+    while dropped(&plane, "unknown_spi") < before + 2_000 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(dropped(&plane, "unknown_spi"), before + 2_000);
+}
+
 #[test]
 fn the_plane_tells_of_demand_limits_and_moved_peers() {
     if !possible("the_plane_tells_of_demand_limits_and_moved_peers") {

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use cygnet_esp::coalesce::{Coalescer, Joins};
-use cygnet_esp::engine::Tables;
+use cygnet_esp::engine::{Inbound, Tables};
 use cygnet_esp::natt::{self, Carried};
 use cygnet_esp::replay::Age;
 use cygnet_esp::{DropReason, Limit, packet};
@@ -16,6 +17,7 @@ use cygnet_model::plane::PlaneEvent;
 use cygnet_model::tunnel::SaId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::early::Early;
 use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Received, Receiver};
@@ -31,9 +33,15 @@ const SLOT_LEN: usize = 65_536;
 const MOVED_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Ingress {
-    shared: Arc<Shared>,
     receiver: Receiver,
     received: Vec<Received>,
+    early: Early,
+    opener: Opener,
+}
+
+/// From ESP to packets on the device.
+struct Opener {
+    shared: Arc<Shared>,
     coalescer: Coalescer,
     /// When each SA's peer was last said to have moved.
     moved: BTreeMap<SaId, Instant>,
@@ -49,29 +57,35 @@ impl Ingress {
         Self {
             receiver: Receiver::new(SLOTS, SLOT_LEN),
             received: Vec::with_capacity(SLOTS),
-            coalescer: Coalescer::new(joins),
-            moved: BTreeMap::new(),
-            shared,
+            early: Early::default(),
+            opener: Opener { shared, coalescer: Coalescer::new(joins), moved: BTreeMap::new() },
         }
     }
 
     /// Runs until the plane stops.
     pub fn run(mut self) {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.opener.shared);
         while !shared.stopping() {
+            if !self.early.is_empty() {
+                self.take_early(&shared);
+            }
             let sockets = shared.sockets.load_full();
-            for socket in Self::wait(&shared, &sockets) {
+            for socket in Self::wait(&shared, &sockets, self.early.until()) {
                 self.serve(socket);
             }
         }
     }
 
-    /// Sleeps until sockets have something or somebody wakes us.
-    fn wait<'a>(shared: &Shared, sockets: &'a [Arc<EspSocket>]) -> Vec<&'a EspSocket> {
+    /// Sleeps until sockets have something, somebody wakes us, or a time has come.
+    fn wait<'a>(shared: &Shared, sockets: &'a [Arc<EspSocket>], until: Option<Instant>) -> Vec<&'a EspSocket> {
         let Some(wake) = shared.wake.get(WAKE) else { return Vec::new() };
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-        if poll(&mut fds, PollTimeout::NONE).is_err() {
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
+            let millis = until.saturating_duration_since(Instant::now()).as_millis() + 1;
+            PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+        });
+        if poll(&mut fds, timeout).is_err() {
             return Vec::new();
         }
         let ready = |fd: &PollFd<'_>| fd.any() == Some(true);
@@ -87,7 +101,7 @@ impl Ingress {
         received.clear();
         // Errors of a UDP socket (an ICMP answer, a race for the datagram) concern nobody here.
         let _ = self.receiver.receive(socket.as_fd(), &mut received);
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.opener.shared);
         let tables = shared.tables.load();
         for train in &received {
             for start in train.range.clone().step_by(train.segment) {
@@ -98,7 +112,7 @@ impl Ingress {
             }
         }
         self.received = received;
-        self.flush();
+        self.opener.flush(self.receiver.arena());
     }
 
     fn take(
@@ -112,7 +126,7 @@ impl Ingress {
         let datagram = arena.get_mut(range.clone()).ok_or(DropReason::Truncated)?;
         match natt::classify(datagram) {
             Carried::Ike(message) => {
-                (self.shared.ike_sink)(local, train.from, message);
+                (self.opener.shared.ike_sink)(local, train.from, message);
                 return Ok(());
             }
             Carried::Keepalive => return Ok(()),
@@ -120,10 +134,54 @@ impl Ingress {
             Carried::Esp => {}
         }
         let (spi, _) = packet::header(datagram).ok_or(DropReason::Truncated)?;
-        let inbound = tables.inbound(spi).ok_or(DropReason::UnknownSpi)?;
-        let authentic = inbound.sa.open(datagram, train.tos)?;
-        if authentic.age == Age::Newest && inbound.path.remote != train.from {
-            self.peer_moved(inbound.sa.id(), train.from);
+        let Some(inbound) = tables.inbound(spi) else {
+            let kept = self.early.keep(spi, datagram, train.from, train.tos, Instant::now());
+            return if kept { Ok(()) } else { Err(DropReason::UnknownSpi) };
+        };
+        self.opener.open(inbound, arena, range, train.from, train.tos)
+    }
+
+    /// Takes the packets whose SAs have come, and gives up those that waited in vain.
+    fn take_early(&mut self, shared: &Shared) {
+        shared.early.store(true, Ordering::Relaxed);
+        // Whoever publishes tables stores them and then reads the flag: either we see the tables or they see the flag.
+        fence(Ordering::SeqCst);
+        let tables = shared.tables.load();
+        let (ready, late) = self.early.take(|spi| tables.inbound(spi).is_some(), Instant::now());
+        shared.drops.count(DropReason::UnknownSpi, late);
+        let mut arena = Vec::with_capacity(ready.iter().map(|packet| packet.esp.len()).sum());
+        for packet in ready {
+            let range = arena.len()..arena.len() + packet.esp.len();
+            arena.extend_from_slice(&packet.esp);
+            let opened = match packet::header(&packet.esp).and_then(|(spi, _)| tables.inbound(spi)) {
+                Some(inbound) => self.opener.open(inbound, &mut arena, range, packet.from, packet.tos),
+                None => Err(DropReason::UnknownSpi),
+            };
+            if let Err(reason) = opened {
+                shared.drops.count(reason, 1);
+            }
+        }
+        self.opener.flush(&mut arena);
+        if self.early.is_empty() {
+            shared.early.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Opener {
+    /// Opens the ESP packet that lies somewhere in an arena, in place, for the next [`Opener::flush`].
+    fn open(
+        &mut self,
+        inbound: &Inbound,
+        arena: &mut [u8],
+        range: Range<usize>,
+        from: SocketAddr,
+        tos: u8,
+    ) -> Result<(), DropReason> {
+        let datagram = arena.get_mut(range.clone()).ok_or(DropReason::Truncated)?;
+        let authentic = inbound.sa.open(datagram, tos)?;
+        if authentic.age == Age::Newest && inbound.path.remote != from {
+            self.peer_moved(inbound.sa.id(), from);
         }
         if let Some(limit) = authentic.limit {
             let hard = limit == Limit::Hard;
@@ -131,7 +189,7 @@ impl Ingress {
         }
         let opened = authentic.content?;
         let inner = range.start + opened.range.start..range.start + opened.range.end;
-        self.coalescer.push(self.receiver.arena(), inner, &opened.header);
+        self.coalescer.push(arena, inner, &opened.header);
         Ok(())
     }
 
@@ -145,12 +203,13 @@ impl Ingress {
         self.shared.events.push(PlaneEvent::PeerMoved { sa, remote });
     }
 
-    fn flush(&mut self) {
+    /// Writes what was opened in an arena to the device.
+    fn flush(&mut self, arena: &mut [u8]) {
         if self.coalescer.is_empty() {
             return;
         }
-        let Self { shared, receiver, coalescer, .. } = self;
-        coalescer.flush(receiver.arena(), |parts, packets| {
+        let Self { shared, coalescer, .. } = self;
+        coalescer.flush(arena, |parts, packets| {
             if shared.tun.write(parts).is_err() {
                 shared.drops.count(DropReason::Tun, packets);
             }

@@ -18,6 +18,7 @@
 
 mod apart;
 mod batch;
+mod early;
 mod egress;
 mod ingress;
 mod layout;
@@ -32,7 +33,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -126,6 +128,7 @@ impl UserPlane {
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
             ike_sink,
+            early: AtomicBool::new(false),
             wake: [
                 shared::event_fd().map_err(io_failed)?,
                 shared::event_fd().map_err(io_failed)?,
@@ -266,6 +269,13 @@ impl UserPlane {
     /// Publishes after a change of SAs, and makes the device say what they carry.
     fn publish_sas(&mut self) -> Result<(), PlaneError> {
         self.publish();
+        fence(SeqCst);
+        if self.shared.early.load(Relaxed)
+            && let Some(ingress) = self.shared.wake.get(ingress::WAKE)
+        {
+            // Fails only when the counter is at its limit, and then the thread is awake.
+            let _ = ingress.write(1);
+        }
         let room = self.engine.largest_inner().and_then(|largest| u16::try_from(largest).ok());
         let mtu = room.map_or(self.mtu, |room| room.min(self.mtu));
         // Whoever mends may be at work for a moment.

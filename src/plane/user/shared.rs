@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub events: Events,
     pub drops: Drops,
     pub ike_sink: IkeSink,
+    /// Packets wait for their inbound SAs: the ingress thread wants to know about new ones.
+    pub early: AtomicBool,
     /// Wakes each thread out of its poll.
     pub wake: [EventFd; 3],
     pub stop: AtomicBool,
