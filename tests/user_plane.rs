@@ -585,7 +585,10 @@ fn packets_that_come_before_their_sa_wait_for_it_a_moment() {
     let [mut plane, mut peer] = lab.tunnel(GCM, true);
     let inbound = sa(0, Direction::In, GCM);
     let socket = lab.ns("host-a").inside(|| UdpSocket::bind("10.1.0.2:7000").unwrap());
-    let send = || lab.ns("host-b").inside(|| UdpSocket::bind("10.2.0.2:0").unwrap().send_to(&[7], "10.1.0.2:7000").unwrap());
+    let send = || {
+        lab.ns("host-b")
+            .inside(|| UdpSocket::bind("10.2.0.2:0").unwrap().send_to(&[7], "10.1.0.2:7000").unwrap())
+    };
     // On a busy machine the moment may be over before the SA is there.
     let arrives = (0..20).any(|_| {
         plane.remove(inbound.id).unwrap();

@@ -87,9 +87,15 @@ mod tests {
     fn what_waits_is_bounded_in_packets_and_octets() {
         let now = Instant::now();
         let mut early = Early::default();
-        assert_eq!((0..2 * MAX_PACKETS).filter(|_| early.keep(1, &[0; 64], FROM, 0, now)).count(), MAX_PACKETS);
+        assert_eq!(
+            (0..2 * MAX_PACKETS).filter(|_| early.keep(1, &[0; 64], FROM, 0, now)).count(),
+            MAX_PACKETS
+        );
         let mut early = Early::default();
-        assert_eq!((0..100).filter(|_| early.keep(1, &[0; 65_000], FROM, 0, now)).count(), MAX_OCTETS / 65_000);
+        assert_eq!(
+            (0..100).filter(|_| early.keep(1, &[0; 65_000], FROM, 0, now)).count(),
+            MAX_OCTETS / 65_000
+        );
         let (_, late) = early.take(|_| false, now + PATIENCE);
         assert_eq!(late, MAX_OCTETS / 65_000);
         assert!(early.keep(1, &[0; 65_000], FROM, 0, now), "the room is free again");

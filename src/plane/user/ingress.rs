@@ -27,14 +27,20 @@ use crate::sys::tun::TunOffload;
 pub(super) const WAKE: usize = 1;
 /// Datagrams (or trains of them) in one call.
 const SLOTS: usize = 64;
-/// Longest UDP payload.
-const SLOT_LEN: usize = 65_536;
+const FEWEST_SLOTS: usize = 4;
+/// Longest UDP payload, and some cache lines more: slots at distances of a power of two would all begin in the same few
+/// sets of the processor's caches.
+const SLOT_LEN: usize = 65_536 + 5 * 64;
+/// Octets in one call beyond which the next takes less; about what stays in a core's cache until it is opened and written.
+const ENOUGH: usize = 192 << 10;
 /// At most one event about an SA's peer in this time.
 const MOVED_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Ingress {
     receiver: Receiver,
     received: Vec<Received>,
+    /// Slots of the next call.
+    slots: usize,
     early: Early,
     opener: Opener,
 }
@@ -57,6 +63,7 @@ impl Ingress {
         Self {
             receiver: Receiver::new(SLOTS, SLOT_LEN),
             received: Vec::with_capacity(SLOTS),
+            slots: FEWEST_SLOTS,
             early: Early::default(),
             opener: Opener { shared, coalescer: Coalescer::new(joins), moved: BTreeMap::new() },
         }
@@ -77,7 +84,11 @@ impl Ingress {
     }
 
     /// Sleeps until sockets have something, somebody wakes us, or a time has come.
-    fn wait<'a>(shared: &Shared, sockets: &'a [Arc<EspSocket>], until: Option<Instant>) -> Vec<&'a EspSocket> {
+    fn wait<'a>(
+        shared: &Shared,
+        sockets: &'a [Arc<EspSocket>],
+        until: Option<Instant>,
+    ) -> Vec<&'a EspSocket> {
         let Some(wake) = shared.wake.get(WAKE) else { return Vec::new() };
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
@@ -100,7 +111,8 @@ impl Ingress {
         let mut received = std::mem::take(&mut self.received);
         received.clear();
         // Errors of a UDP socket (an ICMP answer, a race for the datagram) concern nobody here.
-        let _ = self.receiver.receive(socket.as_fd(), &mut received);
+        let _ = self.receiver.receive(socket.as_fd(), self.slots, &mut received);
+        self.slots = next_slots(self.slots, &received);
         let shared = Arc::clone(&self.opener.shared);
         let tables = shared.tables.load();
         for train in &received {
@@ -168,6 +180,17 @@ impl Ingress {
     }
 }
 
+/// How many slots the next call gets, after one that brought `received` in so many.
+fn next_slots(slots: usize, received: &[Received]) -> usize {
+    if received.iter().map(|train| train.range.len()).sum::<usize>() > ENOUGH {
+        (slots / 2).max(FEWEST_SLOTS)
+    } else if received.len() == slots {
+        (slots * 2).min(SLOTS)
+    } else {
+        slots
+    }
+}
+
 impl Opener {
     /// Opens the ESP packet that lies somewhere in an arena, in place, for the next [`Opener::flush`].
     fn open(
@@ -214,5 +237,25 @@ impl Opener {
                 shared.drops.count(DropReason::Tun, packets);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trains(count: usize, len: usize) -> Vec<Received> {
+        let from = ([127, 0, 0, 1], 4500).into();
+        vec![Received { range: 0..len, segment: len.min(1_400), from, tos: 0 }; count]
+    }
+
+    #[test]
+    fn many_small_datagrams_go_in_one_call_and_few_long_trains() {
+        let after =
+            |start: usize, len: usize| (0..10).fold(start, |slots, _| next_slots(slots, &trains(slots, len)));
+        assert_eq!(after(FEWEST_SLOTS, 100), SLOTS);
+        assert_eq!(after(SLOTS, 65_000), FEWEST_SLOTS);
+        // Some of both: neither more nor less.
+        assert_eq!(next_slots(16, &trains(3, 1_400)), 16);
     }
 }
