@@ -115,10 +115,11 @@ impl Ingress {
         self.slots = next_slots(self.slots, &received);
         let shared = Arc::clone(&self.opener.shared);
         let tables = shared.tables.load();
+        let mut sad = Sad { tables: &tables, last: None };
         for train in &received {
             for start in train.range.clone().step_by(train.segment) {
                 let range = start..(start + train.segment).min(train.range.end);
-                if let Err(reason) = self.take(&tables, socket.local(), range, train) {
+                if let Err(reason) = self.take(&mut sad, socket.local(), range, train) {
                     shared.drops.count(reason, 1);
                 }
             }
@@ -129,7 +130,7 @@ impl Ingress {
 
     fn take(
         &mut self,
-        tables: &Tables,
+        sad: &mut Sad<'_>,
         local: SocketAddr,
         range: Range<usize>,
         train: &Received,
@@ -146,7 +147,7 @@ impl Ingress {
             Carried::Esp => {}
         }
         let (spi, _) = packet::header(datagram).ok_or(DropReason::Truncated)?;
-        let Some(inbound) = tables.inbound(spi) else {
+        let Some(inbound) = sad.inbound(spi) else {
             let kept = self.early.keep(spi, datagram, train.from, train.tos, Instant::now());
             return if kept { Ok(()) } else { Err(DropReason::UnknownSpi) };
         };
@@ -177,6 +178,25 @@ impl Ingress {
         if self.early.is_empty() {
             shared.early.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+/// Inbound SAs, of which neighbours on the way usually have the same.
+struct Sad<'a> {
+    tables: &'a Tables,
+    last: Option<(u32, &'a Inbound)>,
+}
+
+impl<'a> Sad<'a> {
+    fn inbound(&mut self, spi: u32) -> Option<&'a Inbound> {
+        if let Some((last, inbound)) = self.last
+            && last == spi
+        {
+            return Some(inbound);
+        }
+        let inbound = self.tables.inbound(spi)?;
+        self.last = Some((spi, inbound));
+        Some(inbound)
     }
 }
 
