@@ -67,12 +67,17 @@ pub fn begin(
     group: Group,
     random: &mut dyn Random,
 ) -> Result<(PrivateKey, Vec<u8>), KexError> {
-    #[cfg(feature = "test-util")]
-    if provider == Provider::Toy {
-        let (key, public) = toy::begin(group, random);
-        return Ok((PrivateKey(Key::Toy(key)), public));
+    match provider {
+        Provider::Real => begin_real(group, random),
+        #[cfg(feature = "test-util")]
+        Provider::Toy => {
+            let (key, public) = toy::begin(group, random);
+            Ok((PrivateKey(Key::Toy(key)), public))
+        }
     }
-    let Provider::Real = provider else { return Err(KexError::Local) };
+}
+
+fn begin_real(group: Group, random: &mut dyn Random) -> Result<(PrivateKey, Vec<u8>), KexError> {
     if let Some(modp) = modp::Modp::of(group) {
         let (key, public) = modp::begin(group, modp, random);
         return Ok((PrivateKey(Key::Modp(key)), public));

@@ -9,8 +9,9 @@ use cygnet_model::{ChildId, SecretBytes, Spi};
 
 use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
-use super::live::{Handled, Made, Reply, Request, Resumed, Worked, busy};
+use super::live::{Reply, Request, Resumed};
 use super::seek;
+use super::work::{Handled, Made, Worked, busy};
 use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
 use crate::crypto::kex::{KexError, PrivateKey};

@@ -15,11 +15,12 @@ use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, IkeSpi, Now, SecretBytes, Spi, Timestamp, TunnelId};
 
 use super::create_child::{Created, CreatingChild, Key};
-use super::live::{NextKey, Request, Resumed};
+use super::live::{Request, Resumed};
 use super::message::{Channel, ChannelKeys};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
 use super::window::{Outgoing, Outstanding, Window};
+use super::work::NextKey;
 use super::{Ask, Child, ChildState, Core, IkeSa, Live, Phase, State, Task};
 use crate::crypto::Random;
 use crate::io::{Flow, Role};

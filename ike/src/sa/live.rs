@@ -19,11 +19,12 @@ use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
 use super::window::{Answer, Outgoing, Outstanding, Place, Retried, Window, Working};
+use super::work::{Handled, NextKey};
 use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, Seeking, State};
-use crate::crypto::kex::{KexError, PrivateKey};
+use crate::crypto::kex::KexError;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
-use crate::jobs::{Asker, JobId, Output, Work};
+use crate::jobs::Asker;
 use crate::policy::TunnelPolicy;
 use crate::wire::{Exchange, Header, Identity, Notify, NotifyType, Payloads};
 
@@ -94,39 +95,6 @@ impl Reply {
     pub fn notify(notify: Notify) -> Self {
         Self::with(Payloads { notifies: vec![notify], ..Payloads::default() })
     }
-}
-
-/// What becomes of a request of the peer.
-pub(crate) enum Handled {
-    /// It is answered.
-    Reply(Reply),
-    /// A key exchange in this group comes first.
-    Work(Group, Work),
-}
-
-/// A key exchange that was computed for an answer to the peer.
-pub(crate) struct Worked {
-    pub group: Group,
-    /// Our public value, and the shared secret.
-    pub made: Result<(Vec<u8>, SecretBytes), KexError>,
-}
-
-/// A key that was made for a request of ours.
-pub(crate) struct Made {
-    pub group: Group,
-    pub key: PrivateKey,
-    pub public: Vec<u8>,
-}
-
-/// A key is being made.
-struct Pending;
-
-/// The key for our next request.
-pub(crate) enum NextKey {
-    None,
-    /// It is being made. The task that wants it stays at the head of the queue.
-    Making(JobId, Group),
-    Ready(Made),
 }
 
 /// An established IKE SA.
@@ -378,7 +346,7 @@ impl Live {
     }
 
     /// Answers the request that is due.
-    fn answer(
+    pub(super) fn answer(
         &mut self,
         core: &Core,
         ctx: &mut Ctx<'_>,
@@ -444,18 +412,8 @@ impl Live {
         self.conclude(core, ctx, phase, o.request, &payloads, None)
     }
 
-    /// The key exchange that must be finished before a response can be taken.
-    fn secret_for(&self, phase: Phase, request: &mut Request, answer: &Payloads) -> Option<Work> {
-        match request {
-            Request::CreateChild(_) if phase == Phase::Deleting => None,
-            Request::CreateChild(c) => self.secret_for_child(c, answer),
-            Request::RekeyIke(r) => self.secret_for_ike(r, answer),
-            Request::DeleteChild { .. } | Request::DeleteIke | Request::Liveness => None,
-        }
-    }
-
     /// Takes a response, with the secret that it needed.
-    fn conclude(
+    pub(super) fn conclude(
         &mut self,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
@@ -502,48 +460,6 @@ impl Live {
             }
             Request::Liveness => Next::Stay,
         }
-    }
-
-    /// Goes on with the result of a job; see [`crate::jobs`].
-    pub fn on_done(
-        &mut self,
-        core: &mut Core,
-        ctx: &mut Ctx<'_>,
-        phase: Phase,
-        job: JobId,
-        output: Output,
-    ) -> Next {
-        if let Some(working) = self.window.working.take_if(|w| w.job == job) {
-            let Working { id, exchange, payloads, group, .. } = working;
-            let worked = Worked { group, made: output.answer() };
-            let reply = match self.on_create_child(core, ctx, phase, &payloads, Some(worked)) {
-                Handled::Reply(reply) => reply,
-                Handled::Work(..) => busy(),
-            };
-            return self.answer(core, ctx, phase, (exchange, id), reply);
-        }
-        let answers = |o: &mut Outstanding| o.answer.as_ref().is_some_and(|a| a.job == job);
-        if let Some(Outstanding { request, answer: Some(Answer { payloads, .. }), .. }) =
-            self.window.outstanding.take_if(answers)
-        {
-            return self.conclude(core, ctx, phase, request, &payloads, Some(output.secret()));
-        }
-        if let NextKey::Making(id, group) = self.key
-            && id == job
-        {
-            self.key = NextKey::None;
-            match output.key() {
-                Ok((key, public)) => self.key = NextKey::Ready(Made { group, key, public }),
-                Err(_) => {
-                    let waiting = self.queue.front().copied().filter(|t| self.group_for(*t) == Some(group));
-                    if let Some(task) = waiting {
-                        self.queue.pop_front();
-                        self.defer(ctx, task);
-                    }
-                }
-            }
-        }
-        Next::Stay
     }
 
     /// Whether a message outside of the window shows that what was kept of an IKE SA of an earlier process is too old: it
@@ -597,39 +513,6 @@ impl Live {
             if let Some((payloads, request)) = begun {
                 self.send(core, ctx, &payloads, request);
             }
-        }
-    }
-
-    /// The key that a task needs, if it needs one. `Err` while it is made.
-    fn key_for(&mut self, core: &Core, ctx: &mut Ctx<'_>, task: Task) -> Result<Option<Made>, Pending> {
-        let Some(wanted) = self.group_for(task) else { return Ok(None) };
-        match std::mem::replace(&mut self.key, NextKey::None) {
-            NextKey::Ready(made) if made.group == wanted => Ok(Some(made)),
-            NextKey::Making(job, group) if group == wanted => {
-                self.key = NextKey::Making(job, group);
-                Err(Pending)
-            }
-            NextKey::None | NextKey::Ready(_) | NextKey::Making(..) => {
-                let job = ctx.run(core.spi, Asker::Known, Work::Begin(wanted));
-                self.key = NextKey::Making(job, wanted);
-                Err(Pending)
-            }
-        }
-    }
-
-    /// The group of the key exchange that a task begins with; `None` if it has none, or there is nothing to do.
-    fn group_for(&self, task: Task) -> Option<Group> {
-        match task {
-            Task::CreateChild { index, group } => {
-                self.next_ask(index)?;
-                self.group_for_child(index, group)
-            }
-            Task::RekeyChild { inbound, group } => {
-                let child = self.rekeyable(inbound).filter(|c| c.pending.is_none())?;
-                self.group_for_child(child.of, group)
-            }
-            Task::RekeyIke { group } => self.group_for_ike(group),
-            Task::DeleteChild { .. } | Task::DisownChild { .. } | Task::DeleteIke | Task::Liveness => None,
         }
     }
 
@@ -829,11 +712,6 @@ impl Live {
             ctx.out.push(Action::Migrate(*sa, to));
         }
     }
-}
-
-/// The answer that asks the peer to come again later.
-pub(super) fn busy() -> Reply {
-    Reply::notify(Notify::new(NotifyType::TEMPORARY_FAILURE, vec![]))
 }
 
 /// What was kept is older than what the peer knows: nothing of it can be relied on.

@@ -26,8 +26,10 @@ pub(crate) mod message;
 mod natt;
 mod parts;
 mod rekey_ike;
+mod respond;
 mod seek;
 mod window;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,14 +51,13 @@ use crate::wire::{Exchange, Header};
 pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
 pub(crate) use follow::is_another_peer;
-pub(crate) use init::{
-    Agreeing, Begin, Cookies, InitAnswered, InitSent, InitTaken, Preparing, initiate, respond, stateless,
-};
+pub(crate) use init::{Agreeing, Begin, Cookies, InitSent, Preparing, initiate, stateless};
 pub(crate) use keep::{Kept, show_policy};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
 pub(crate) use message::Channel;
 pub(crate) use parts::Parts;
+pub(crate) use respond::{InitAnswered, InitTaken, respond};
 pub(crate) use seek::{Ask, Seeking};
 pub(crate) use window::Outstanding;
 

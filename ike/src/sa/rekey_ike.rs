@@ -7,9 +7,10 @@ use cygnet_model::{IkeSpi, SecretBytes};
 
 use super::collide::{self, Winner};
 use super::create_child::BUSY_RETRY;
-use super::live::{Handled, Made, REKEYED_LIFETIME, Reply, Request, Worked};
+use super::live::{REKEYED_LIFETIME, Reply, Request};
 use super::message::Channel;
 use super::window::Window;
+use super::work::{Handled, Made, Worked};
 use super::{Core, Ctx, Effect, IkeSa, Live, Next, State, Task};
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::crypto::keymat::{IkeKeys, SkeySeed};
