@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What known peers wait for comes before what strangers ask for. The queue is bounded: what has no place in it is done by
-//! the loop itself, which then takes less in. Nobody waits for a worker: at the end of the process it ends with it.
+//! the loop itself, which then takes less in; so is what is not worth the way ([`Job::is_quick`]). Nobody waits for a worker: at the end of the process it ends with it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

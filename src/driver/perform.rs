@@ -65,7 +65,11 @@ impl Daemon {
                     Ok(())
                 }
                 Action::Run(id, job) => {
-                    own.extend(self.workers.take(id, job).err());
+                    own.extend(if job.is_quick() {
+                        Some((id, job))
+                    } else {
+                        self.workers.take(id, job).err()
+                    });
                     Ok(())
                 }
                 Action::Tell(event) => {
@@ -81,7 +85,7 @@ impl Daemon {
         for (child, detail) in failed {
             self.input(Input::PlaneFailed { child, detail });
         }
-        // As many wait for the workers as may: whoever takes more in does it himself.
+        // What is not worth the way, and what the workers have no place for: whoever takes more in does it himself.
         for (id, job) in own {
             let output = job.run(&mut os_random());
             self.input(Input::Done(id, output));
