@@ -8,16 +8,17 @@ use cygnet_ike::Input;
 use cygnet_ike::coverage::{Coverage, MissingPair};
 use cygnet_ike::io::Role;
 use cygnet_ike::view::{self, ChildView, ConfiguredState, ConfiguredView, IkeView};
-use cygnet_model::plane::SaCounters;
+use cygnet_model::plane::{PlaneKind, SaCounters};
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Now, Timestamp, TunnelId};
 
 use super::tell::lesson_words;
 use super::{Daemon, clock};
-use crate::config::model::{Start, Tunnel};
+use crate::config::model::{Config, Start, Tunnel};
 use crate::observe::snapshot::{
-    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, LegacyStatus, MissingStatus, Nat,
-    Origin, PathStatus, RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
+    ChildStatus, CoverageStatus, Drops, FloodStatus, GatewayStatus, IkeRole, IkeStatus, LegacyStatus,
+    MissingStatus, Nat, Origin, PathStatus, QuotaUse, RuleState, RuleStatus, Snapshot, TunnelState,
+    TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -127,9 +128,7 @@ impl Daemon {
         self.watch_passage(now.mono);
         self.sample_shaping();
         self.sample_rates(now.mono);
-        if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
-            self.counters.read_xfrm_stat(&text);
-        }
+        self.sample_drops(now.mono);
         // Ages and what is left of lifetimes are other ones for each tunnel.
         self.pages.begin_anew();
         self.publish();
@@ -156,6 +155,8 @@ impl Daemon {
         self.publish_at = None;
         // The snapshot notes the tunnels' states, which count.
         let snapshot = self.snapshot();
+        // A next life never begins below what was shown.
+        self.keep_tallies();
         let published = Published { snapshot, counters: self.counters.clone() };
         self.publisher.send_replace(Arc::new(published));
         let took = began.elapsed().saturating_mul(PUBLISH_PART).min(PUBLISH_DELAY);
@@ -187,6 +188,33 @@ impl Daemon {
         self.note_state(id);
         self.pages.note(id);
         self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
+    }
+
+    /// Reads the counters of all SAs for somebody who asks what was carried.
+    pub(super) fn count_now(&mut self) {
+        let mut all = Vec::new();
+        if let Err(e) = self.plane.port().counters(&mut all) {
+            tracing::warn!(error = %e, "counters");
+        }
+        for (sa, counters) in all {
+            if let Some(name) = self.registry.name(sa.child.tunnel) {
+                self.counters.sample(name, sa, counters);
+            }
+        }
+    }
+
+    fn sample_drops(&mut self, now: Timestamp) {
+        for (reason, count) in self.plane.drops() {
+            self.counters.plane_drops.insert(reason.name(), count);
+            self.causes.look(reason.name(), count, now);
+        }
+        if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
+            self.counters.read_xfrm_stat(&text);
+        }
+        // With our own plane the kernel's statistics are those of others.
+        if self.choice.plane == PlaneKind::Kernel {
+            self.counters.xfrm_stats.iter().for_each(|(name, count)| self.causes.look(name, *count, now));
+        }
     }
 
     fn sample_shaping(&mut self) {
@@ -254,6 +282,7 @@ impl Daemon {
                     tx_bps: rates.map_or(0, |r| r.tx_bps),
                     rx_bps: rates.map_or(0, |r| r.rx_bps),
                     role: crate::observe::snapshot::Role::Single,
+                    used: self.used.get(&g.name).copied().unwrap_or_default(),
                 }
             })
             .collect();
@@ -271,7 +300,14 @@ impl Daemon {
             started: rfc3339(clock::unix_of(self.started, clock::now())),
             config_ok: self.config_ok,
             obstacles: self.obstacle_findings(),
-            half_open: u64::try_from(self.endpoint.half_open()).unwrap_or(u64::MAX),
+            half_open: count(self.endpoint.half_open()),
+            flood: FloodStatus {
+                half_open_limit: count(self.endpoint.half_open_limit()),
+                cookies_demanded: self.counters.cookies.demanded,
+                cookies_returned: self.counters.cookies.returned,
+                dropped: named(&self.counters.ike_dropped),
+            },
+            plane_drops: named(&self.counters.plane_drops),
             gateways,
             ..Snapshot::default()
         }
@@ -398,6 +434,24 @@ const fn tunnel_state(state: view::TunnelState) -> TunnelState {
         view::TunnelState::Waiting => TunnelState::Waiting,
         view::TunnelState::Failed => TunnelState::Failed,
     }
+}
+
+fn named(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+/// What quotas count, by gateway.
+pub(super) fn quota_use(config: &Config) -> BTreeMap<String, QuotaUse> {
+    let mut used: BTreeMap<String, QuotaUse> = BTreeMap::new();
+    let mut peers: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for t in &config.tunnels {
+        let of = used.entry(t.gateway.clone()).or_default();
+        of.tunnels += 1;
+        of.customer_gateways += usize::from(peers.insert((&t.gateway, &t.customer_gateway)));
+        of.rules = of.rules.max(t.spd.len());
+        of.remotes = of.remotes.max(t.spd.iter().map(|rule| rule.remote.len()).max().unwrap_or(0));
+    }
+    used
 }
 
 fn count(n: usize) -> u64 {

@@ -414,7 +414,12 @@ impl Lab {
                 Action::Tell(Event::Dropped { reason, .. }) => {
                     *g.drops.entry(reason.name()).or_default() += 1
                 }
-                Action::Tell(Event::Retransmit(_) | Event::RoundTrip(..)) => {}
+                Action::Tell(
+                    Event::Retransmit(_)
+                    | Event::RoundTrip(..)
+                    | Event::CookieDemanded(_)
+                    | Event::CookieReturned(_),
+                ) => {}
                 Action::Tell(event) => {
                     g.events.push((self.now, event));
                 }
