@@ -274,9 +274,10 @@ fn a_next_life_counts_on() {
     let mut after = published(3);
     after.counters = Counters::default();
     after.counters.reasons = vec!["no_proposal_chosen"];
+    after.counters.at = before.counters.at;
     after.counters.configure([("vpc-a", "t0"), ("vpc-a", "t1"), ("vpc-a", "t2")]);
     for (name, counters) in before.counters.tunnels.iter() {
-        let tally: Tally = counters.tally(before.counters.at);
+        let tally: Tally = counters.tally();
         assert_eq!(tally.sas.len(), 2);
         after.counters.resume(name, tally);
     }

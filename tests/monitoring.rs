@@ -90,6 +90,14 @@ fn every_alert_is_tried_and_told() {
     }
 }
 
+#[test]
+fn every_reason_of_our_own_data_plane_is_told() {
+    let reference = common::read(REFERENCE);
+    for reason in cygnet_esp::DropReason::ALL {
+        assert!(reference.contains(&format!("`{}`", reason.name())), "{reason} is not told in {REFERENCE}");
+    }
+}
+
 /// The table of the reference is made from the catalogue; CYGNET_UPDATE_GOLDEN=1 writes it anew.
 #[test]
 fn the_reference_lists_every_family() {

@@ -279,7 +279,7 @@ impl Daemon {
         }
         let tally = |name: &std::sync::Arc<str>| {
             let id = self.registry.tunnel(name)?;
-            Some((id, self.counters.tunnels.get(name)?.tally(self.counters.at)))
+            Some((id, self.counters.tunnels.get(name)?.tally()))
         };
         let tallies: Vec<(TunnelId, Tally)> = touched.iter().filter_map(tally).collect();
         self.keeper.tallied.extend(tallies.iter().map(|(id, _)| *id));

@@ -25,6 +25,7 @@ mod policy;
 mod publish;
 mod reload;
 mod resolver;
+mod sample;
 pub mod saved;
 mod sockets;
 mod tell;
@@ -134,7 +135,7 @@ struct Daemon {
     events: broadcast::Sender<Event>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
-    rates: BTreeMap<String, publish::Rates>,
+    rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
     passage: Passage,
     /// What SAs that are gone carried, by child that has others.

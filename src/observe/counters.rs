@@ -319,7 +319,7 @@ mod tests {
         }
         let mut total = 1550;
         for _ in 0..3 {
-            let mut tally = c.tunnels["a-b"].tally(Timestamp::default());
+            let mut tally = c.tunnels["a-b"].tally();
             assert_eq!(tally.totals.packets_in, total);
             tally.sas.remove(&gone);
             c = Counters::default();

@@ -57,8 +57,10 @@ pub struct Tally {
     pub rekeys: [[u64; 2]; 2],
     /// Failed attempts by the name of their reason.
     pub failures: BTreeMap<String, u64>,
-    /// How long it was down.
+    /// How long it was down until it last came up.
     pub downtime: Duration,
+    /// Since when it is down.
+    pub down_since: Option<Timestamp>,
 }
 
 /// How the last IKE requests of a tunnel fared. Requests are sent when there is something to say, and keepalives when
@@ -140,15 +142,16 @@ impl TunnelCounters {
         self.downtime + self.down_since.map_or(Duration::ZERO, |t| now.since(t))
     }
 
-    /// What the next life of the daemon needs to count on from `now`.
-    pub fn tally(&self, now: Timestamp) -> Tally {
+    /// What the next life of the daemon needs to count on.
+    pub fn tally(&self) -> Tally {
         let counted = |(sa, live): (&SaId, &SaCounters)| (*sa, sum(live, self.before.get(sa)));
         Tally {
             totals: self.totals(),
             sas: self.live.iter().map(counted).collect(),
             rekeys: self.rekeys,
             failures: self.failures.iter().map(|(reason, n)| ((*reason).to_owned(), *n)).collect(),
-            downtime: self.downtime(now),
+            downtime: self.downtime,
+            down_since: self.down_since,
         }
     }
 
@@ -158,7 +161,7 @@ impl TunnelCounters {
         self.before = tally.sas;
         self.resumed = true;
         self.rekeys = tally.rekeys;
-        self.downtime = tally.downtime;
+        (self.downtime, self.down_since) = (tally.downtime, tally.down_since);
         let known = |(reason, n): (String, u64)| Some((*reasons.iter().find(|r| **r == reason)?, n));
         self.failures = tally.failures.into_iter().filter_map(known).collect();
     }

@@ -1,16 +1,18 @@
 //! What a tunnel has counted, as octets.
 //!
 //! ```text
-//!  +--------------+-----------+----------+--------+------------------------------+------------------------+
-//!  | totals, 6 ×8 | rekeys, 4 | downtime | SAs, 4 | SA's identifier, counters ×4 | length, reason, count  | …
-//!  +--------------+-----------+----------+--------+------------------------------+------------------------+
+//!  +-----------+-----------+----------+------------+-----+----------------------------+-----------------------+
+//!  | totals ×6 | rekeys ×4 | downtime | down since | SAs | identifier, counters ×4, … | length, reason, count | …
+//!  +-----------+-----------+----------+------------+-----+----------------------------+-----------------------+
 //! ```
 //!
-//! Numbers have eight octets, the network's order; downtime is in nanoseconds.
+//! Numbers have eight octets in the network's order, how many SAs there are four, a reason's length one. Times are in
+//! nanoseconds, moments those of the clock of the boot; 0: it is not down.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cygnet_model::Timestamp;
 use cygnet_model::plane::SaCounters;
 
 use super::record::{read_sa, take, write_sa};
@@ -24,8 +26,9 @@ pub fn show(tally: &Tally) -> Vec<u8> {
     let t = &tally.totals;
     let totals = [t.bytes_in, t.packets_in, t.bytes_out, t.packets_out, t.replay, t.integrity];
     let downtime = u64::try_from(tally.downtime.as_nanos()).unwrap_or(u64::MAX);
-    let mut out = Vec::with_capacity(92 + tally.sas.len() * SA + tally.failures.len() * 40);
-    let numbers = totals.into_iter().chain(tally.rekeys.into_iter().flatten()).chain([downtime]);
+    let mut out = Vec::with_capacity(100 + tally.sas.len() * SA + tally.failures.len() * 40);
+    let down_since = tally.down_since.map_or(0, Timestamp::as_nanos);
+    let numbers = totals.into_iter().chain(tally.rekeys.into_iter().flatten()).chain([downtime, down_since]);
     numbers.for_each(|n| out.extend_from_slice(&n.to_be_bytes()));
     out.extend_from_slice(&u32::try_from(tally.sas.len()).unwrap_or(u32::MAX).to_be_bytes());
     for (sa, c) in &tally.sas {
@@ -57,6 +60,7 @@ pub fn parse(mut value: &[u8]) -> Option<Tally> {
     };
     let rekeys = [[number()?, number()?], [number()?, number()?]];
     let downtime = Duration::from_nanos(number()?);
+    let down_since = Some(number()?).filter(|since| *since > 0).map(Timestamp::from_nanos);
     let count = u32::from_be_bytes(take(from)?);
     let mut sas = BTreeMap::new();
     for _ in 0..count {
@@ -77,7 +81,7 @@ pub fn parse(mut value: &[u8]) -> Option<Tally> {
         *from = rest;
         failures.insert(std::str::from_utf8(reason).ok()?.to_owned(), u64::from_be_bytes(take(from)?));
     }
-    Some(Tally { totals, sas, rekeys, failures, downtime })
+    Some(Tally { totals, sas, rekeys, failures, downtime, down_since })
 }
 
 #[cfg(test)]
@@ -103,6 +107,7 @@ mod tests {
                 rekeys: [[n[10], n[11]], [n[12], n[13]]],
                 failures: words.into_iter().map(|word| (word, n[14])).collect(),
                 downtime: Duration::from_nanos(n[14]),
+                down_since: (n[13] > 0).then(|| Timestamp::from_nanos(n[13])),
             };
             let shown = show(&tally);
             prop_assert_eq!(parse(&shown), Some(tally));
@@ -116,11 +121,11 @@ mod tests {
         }
 
         #[test]
-        fn one_that_was_cut_is_none(cut in 0usize..135) {
+        fn one_that_was_cut_is_none(cut in 0usize..143) {
             let sa = SaId { child: ChildId { tunnel: TunnelId(1), index: 0 }, direction: Direction::In, spi: Spi::new(256).unwrap() };
             let tally = Tally { sas: [(sa, SaCounters::default())].into(), ..Tally::default() };
             let shown = show(&tally);
-            prop_assert_eq!(shown.len(), 135);
+            prop_assert_eq!(shown.len(), 143);
             prop_assert_eq!(parse(&shown[..cut]), None);
         }
     }

@@ -105,6 +105,8 @@ pub struct Gateway {
     pub events: Vec<(Timestamp, Event)>,
     /// Drops by reason.
     pub drops: BTreeMap<&'static str, u64>,
+    /// Cookies that strangers were asked for, and valid ones that came back.
+    pub cookies: (u64, u64),
     /// Shared secrets computed.
     pub secrets: Arc<AtomicU64>,
     /// What its process has kept.
@@ -310,6 +312,7 @@ impl Lab {
                 addr,
                 events: Vec::new(),
                 drops: BTreeMap::new(),
+                cookies: (0, 0),
                 secrets,
                 records: Records::default(),
                 alive: true,
@@ -414,12 +417,9 @@ impl Lab {
                 Action::Tell(Event::Dropped { reason, .. }) => {
                     *g.drops.entry(reason.name()).or_default() += 1
                 }
-                Action::Tell(
-                    Event::Retransmit(_)
-                    | Event::RoundTrip(..)
-                    | Event::CookieDemanded(_)
-                    | Event::CookieReturned(_),
-                ) => {}
+                Action::Tell(Event::CookieDemanded(_)) => g.cookies.0 += 1,
+                Action::Tell(Event::CookieReturned(_)) => g.cookies.1 += 1,
+                Action::Tell(Event::Retransmit(_) | Event::RoundTrip(..)) => {}
                 Action::Tell(event) => {
                     g.events.push((self.now, event));
                 }
