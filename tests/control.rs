@@ -14,6 +14,7 @@ use cygnet::control::client::Client;
 use cygnet::control::{Ask, ErrorKind, Request, Response, frame, server};
 use cygnet::observe::events::{Event, Kind};
 use cygnet::observe::snapshot::*;
+use cygnet::observe::top::{LoudPeer, TopPeers, TopTunnels, TunnelTotals};
 use proptest::prelude::*;
 use tokio::sync::{broadcast, mpsc};
 
@@ -122,6 +123,7 @@ fn snapshot() -> Snapshot {
             tx_bps: 1_500_000,
             rx_bps: 0,
             role: Role::Single,
+            used: QuotaUse::default(),
         }],
         tunnels: vec![up.into(), failed.into(), again.into(), partly().into()],
         ..Snapshot::default()
@@ -141,6 +143,7 @@ fn of(name: Option<&str>) -> Response {
 async fn driver(mut asks: mpsc::Receiver<Ask>) {
     // Holding a reply open is how the driver lets a client wait.
     let mut waiting = Vec::new();
+    let mut looks = 0;
     while let Some(Ask { request, reply }) = asks.recv().await {
         let answer = match request {
             Request::Status { name } => of(name.as_deref()),
@@ -166,6 +169,44 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             }
             Request::Apply { .. } => {
                 Response::BadConfig { problems: vec!["a.yaml:1:1: error: x: bad\u{1b}[2J; fix".into()] }
+            }
+            Request::TopTunnels { gateway: Some(name) } if name != "vpc-a" => {
+                Response::error(ErrorKind::NotFound, "there is no such gateway")
+            }
+            Request::TopTunnels { .. } => {
+                // A second between two looks, and a thousand octets.
+                looks += 1;
+                let busy = TunnelTotals {
+                    tunnel: "a-b".into(),
+                    gateway: "vpc-a".into(),
+                    bytes_out: looks * 1000,
+                    packets_out: looks * 10,
+                    ..TunnelTotals::default()
+                };
+                let idle = TunnelTotals { tunnel: "a-c".into(), ..busy.clone() };
+                let idle = TunnelTotals { bytes_out: 5_000_000, packets_out: 9, ..idle };
+                Response::TopTunnels {
+                    top: TopTunnels { at_ns: looks * 1_000_000_000, tunnels: vec![idle, busy] },
+                }
+            }
+            Request::TopPeers {} => {
+                let loud = LoudPeer {
+                    source: "203.0.113.9".into(),
+                    refused: 12,
+                    over: 0,
+                    reasons: [("unknown_peer".into(), 2), ("cookie_demanded".into(), 10)].into(),
+                    last_s: 3,
+                    customer_gateway: None,
+                };
+                let ours = LoudPeer {
+                    source: "2001:db8::/64".into(),
+                    refused: 5,
+                    over: 2,
+                    reasons: [("mal\u{1b}[2Jformed".into(), 3)].into(),
+                    last_s: 200,
+                    customer_gateway: Some("idc-b".into()),
+                };
+                Response::TopPeers { top: TopPeers { window_s: 300, peers: vec![loud, ours] } }
             }
             Request::Doctor {} => Response::Findings { findings: vec![] },
             Request::Events {} => panic!("the driver never sees this"),
@@ -266,6 +307,28 @@ fn verbs_exit_as_their_answers_say() {
     assert!(!err.contains('\x1b') && err.contains("no matching"));
     let (code, out, _) = fake.cli(&["logs", "a-b"]);
     assert_eq!((code, out.as_str()), (0, "1970-01-01T00:00:00Z  tunnel_up           a-b  up\n"));
+}
+
+#[test]
+fn top_shows_the_busiest_tunnels_and_the_loudest_strangers() {
+    let fake = Fake::new();
+    let (code, out, err) = fake.cli(&["top", "--span", "10ms"]);
+    assert_eq!((code, &*err), (0, ""));
+    let rows: Vec<Vec<&str>> = out.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(rows[1][..4], ["a-b", "vpc-a", "8", "kbit/s"], "{out}");
+    assert_eq!(rows[2][..4], ["a-c", "vpc-a", "0", "bit/s"], "{out}");
+    let (_, json, _) = fake.cli(&["top", "vpc-a", "--span", "10ms", "--count", "1", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((json["tunnels"][0]["tx_bps"].as_u64(), json["tunnels"][1].as_object()), (Some(8000), None));
+    assert_eq!(fake.cli(&["top", "nobody"]).0, 64);
+    assert_eq!(fake.cli(&["top", "--span", "0s"]).0, 64);
+
+    let (code, out, _) = fake.cli(&["top", "--peers"]);
+    assert!(code == 0 && !out.contains('\u{1b}'), "{out}");
+    assert!(out.contains("203.0.113.9"), "{out}");
+    assert!(out.contains("cookie_demanded 10, unknown_peer 2"), "{out}");
+    assert!(out.lines().last().unwrap().contains("≤ 5"), "{out}");
+    assert!(out.contains("idc-b"), "{out}");
 }
 
 #[test]

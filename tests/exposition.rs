@@ -9,7 +9,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cygnet::observe::counters::{Counters, RekeyKind};
+use cygnet::observe::catalogue::{self, Type};
+use cygnet::observe::counters::{Cookies, Counters, Histogram, RekeyKind, Tally, XFRM_STATISTICS};
 use cygnet::observe::prometheus::{Format, render};
 use cygnet::observe::snapshot::*;
 use cygnet::observe::{Published, Subscriber, channel, http};
@@ -48,7 +49,15 @@ fn published(tunnels: usize) -> Published {
     }
     counters.at = Timestamp::from_nanos(1_500_000_000);
     counters.retransmits = 7;
+    counters.cookies = Cookies { demanded: 9, returned: 4 };
+    for name in &names {
+        counters.answered(name, Duration::from_millis(20));
+    }
+    for (n, reason) in cygnet_esp::DropReason::ALL.iter().enumerate() {
+        counters.plane_drops.insert(reason.name(), n as u64);
+    }
     counters.dropped("cookie_invalid");
+    counters.rtt = Histogram::default();
     counters.rtt.observe(Duration::from_millis(3));
     counters.rtt.observe(Duration::from_secs(60));
     counters.read_xfrm_stat("XfrmInError             \t0\nXfrmInNoStates \t42\n");
@@ -81,6 +90,7 @@ fn published(tunnels: usize) -> Published {
         tx_bps: 25_000_000,
         rx_bps: 0,
         role: Role::Single,
+        used: QuotaUse { tunnels: 1, customer_gateways: 1, rules: 2, remotes: 9 },
     };
     let snapshot = Snapshot {
         data_plane: "kernel".into(),
@@ -164,6 +174,120 @@ fn check(text: &str, open: bool) -> BTreeMap<String, f64> {
     series
 }
 
+/// Every family is written, also while it has no samples, in the order of the catalogue, and no other.
+#[test]
+fn the_page_is_the_catalogue() {
+    for (format, name) in [
+        (Format::Text, catalogue::Family::sample as fn(&catalogue::Family) -> String),
+        (Format::OpenMetrics, |f| f.name.to_owned()),
+    ] {
+        for page in [render(&published(2), format), render(&Published::default(), format)] {
+            let written: Vec<&str> = page.lines().filter_map(|l| l.strip_prefix("# HELP ")).collect();
+            let listed: Vec<String> =
+                catalogue::ALL.iter().map(|f| format!("{} {}", name(f), f.help)).collect();
+            assert_eq!(written, listed);
+        }
+    }
+    let page = render(&published(2), Format::Text);
+    for (id, _) in check(&page, false) {
+        let (sample, labels) = id.split_once('{').unwrap_or((&id, "}"));
+        let Some(family) = catalogue::ALL.iter().find(|f| f.sample() == sample) else {
+            assert!(catalogue::ALL.iter().any(|f| f.kind == Type::Histogram && sample.starts_with(f.name)));
+            continue;
+        };
+        let mut names = Vec::new();
+        let mut rest = labels;
+        while let Some((label, after)) = rest.split_once("=\"") {
+            names.push(label.trim_start_matches(','));
+            rest = after.split_once('"').unwrap().1;
+        }
+        assert_eq!(names, family.labels, "{id}");
+    }
+}
+
+/// All the metrics of CONTRACT.md, but those of what cygnet does not do yet.
+#[test]
+fn the_contract_is_kept() {
+    let text = render(&published(1), Format::Text);
+    let series: Vec<String> = check(&text, false).into_keys().collect();
+    for wanted in [
+        "cygnet_tunnel_up{gateway,tunnel}",
+        "cygnet_tunnel_downtime_seconds_total{gateway,tunnel}",
+        "cygnet_sa_bytes_total{gateway,tunnel,direction}",
+        "cygnet_sa_packets_total{gateway,tunnel,direction}",
+        "cygnet_sa_drops_total{gateway,tunnel,reason}",
+        "cygnet_sa_lifetime_remaining_seconds{gateway,tunnel}",
+        "cygnet_rekeys_total{gateway,tunnel,kind,result}",
+        "cygnet_ike_failures_total{tunnel,reason}",
+        "cygnet_ike_retransmits_total{}",
+        "cygnet_ike_rtt_seconds_bucket{le}",
+        "cygnet_ike_half_open{}",
+        "cygnet_ike_dropped_total{reason}",
+        "cygnet_probe_loss_ratio{gateway,tunnel,probe}",
+        "cygnet_probe_delay_seconds{gateway,tunnel,probe}",
+        "cygnet_bandwidth_limit_bits_per_second{gateway}",
+        "cygnet_bandwidth_usage_ratio{gateway}",
+        "cygnet_qos_drops_total{gateway,class}",
+        "cygnet_xfrm_stat_total{name}",
+        "cygnet_data_plane_info{plane}",
+        "cygnet_ha_role{gateway}",
+        "cygnet_quota_used{gateway,kind}",
+        "cygnet_config_last_apply_success{}",
+        "cygnet_build_info{version}",
+    ] {
+        let (name, labels) = wanted.strip_suffix('}').unwrap().split_once('{').unwrap();
+        let labels: Vec<&str> = labels.split(',').filter(|l| !l.is_empty()).collect();
+        let fits = |id: &String| {
+            let (n, rest) = id.split_once('{').unwrap_or((id, ""));
+            n == name && labels.iter().all(|l| rest.contains(&format!("{l}=\"")))
+        };
+        assert!(series.iter().any(fits), "{wanted}");
+    }
+}
+
+/// Every reason of both planes is there by name, and what a newer kernel may count.
+#[test]
+fn every_reason_for_a_drop_has_a_series() {
+    let mut p = published(1);
+    let newest: String = XFRM_STATISTICS.iter().enumerate().map(|(n, s)| format!("{s:<24}\t{n}\n")).collect();
+    p.counters
+        .read_xfrm_stat(&format!("{newest}XfrmOutOf\"tomorrow\t7\nnonsense\n{}\t1\n", "X".repeat(5000)));
+    let text = render(&p, Format::Text);
+    let series = check(&text, false);
+    for (n, name) in XFRM_STATISTICS.iter().enumerate() {
+        assert_eq!(series[&format!("cygnet_xfrm_stat_total{{name=\"{name}\"}}")], n as f64);
+    }
+    assert_eq!(series["cygnet_xfrm_stat_total{name=\"XfrmOutOf\\\"tomorrow\"}"], 7.0);
+    assert!(!text.contains("XXXX") && !text.contains("nonsense"));
+    let flood: String = (0..10_000).map(|n| format!("New{n} 1\n")).collect();
+    (0..10).for_each(|n| p.counters.read_xfrm_stat(&flood.replace("New", &format!("N{n}x"))));
+    assert!(p.counters.xfrm_stats.len() <= 128);
+    for (n, reason) in cygnet_esp::DropReason::ALL.iter().enumerate() {
+        assert_eq!(series[&format!("cygnet_plane_drops_total{{reason=\"{}\"}}", reason.name())], n as f64);
+    }
+}
+
+/// A counter that an earlier life of the daemon has shown is never below that in the next one.
+#[test]
+fn a_next_life_counts_on() {
+    let before = published(3);
+    let mut after = published(3);
+    after.counters = Counters::default();
+    after.counters.reasons = vec!["no_proposal_chosen"];
+    after.counters.at = before.counters.at;
+    after.counters.configure([("vpc-a", "t0"), ("vpc-a", "t1"), ("vpc-a", "t2")]);
+    for (name, counters) in before.counters.tunnels.iter() {
+        let tally: Tally = counters.tally();
+        assert_eq!(tally.sas.len(), 2);
+        after.counters.resume(name, tally);
+    }
+    let of = |p: &Published| check(&render(p, Format::Text), false);
+    let (old, new) = (of(&before), of(&after));
+    for (id, value) in old.iter().filter(|(id, _)| id.contains("_total{") && id.contains("tunnel=")) {
+        assert_eq!(new[id], *value, "{id}");
+    }
+}
+
 #[test]
 fn both_formats_keep_their_rules() {
     let p = published(20);
@@ -203,6 +327,7 @@ fn a_thousand_tunnels_are_rendered_quickly() {
     });
     let (took, octets) = best.min().unwrap();
     assert!(took < Duration::from_millis(50), "{took:?} for {octets} octets");
+    eprintln!("1,000 tunnels: {took:?}, {octets} octets");
 }
 
 fn served(subscriber: Subscriber) -> std::net::SocketAddr {

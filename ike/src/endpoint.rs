@@ -223,6 +223,11 @@ impl Endpoint {
         self.half_open.len()
     }
 
+    /// How many of them there may be.
+    pub const fn half_open_limit(&self) -> usize {
+        self.config.half_open_limit
+    }
+
     /// How many IKE SAs there are, in any state.
     pub fn sa_count(&self) -> usize {
         self.sas.len()

@@ -255,6 +255,10 @@ pub enum Event {
         /// From where.
         peer: SocketAddr,
     },
+    /// While many SAs were half open, a stranger was asked to come again with a cookie (RFC 7296 §2.6).
+    CookieDemanded(SocketAddr),
+    /// A stranger brought a valid cookie back.
+    CookieReturned(SocketAddr),
     /// A request was sent again.
     Retransmit(TunnelId),
     /// A request was answered, after this time since it was (last) sent.

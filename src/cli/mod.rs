@@ -11,6 +11,7 @@ mod output;
 mod plan;
 mod run;
 mod status;
+mod top;
 mod tunnel;
 
 use std::ffi::OsString;
@@ -98,6 +99,8 @@ enum Verb {
     Reset(tunnel::TunnelArgs),
     /// Change a gateway's bandwidth, effective at once
     Bandwidth(tunnel::BandwidthArgs),
+    /// Show who uses the gateways the most, or which strangers knock the loudest
+    Top(top::TopArgs),
     /// Follow what happens
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
@@ -210,6 +213,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Rekey(args) => tunnel::rekey(args, g, out),
         Verb::Reset(args) => tunnel::reset(args, g, out),
         Verb::Bandwidth(args) => tunnel::bandwidth(args, g, out),
+        Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),

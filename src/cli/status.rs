@@ -1,5 +1,6 @@
 //! `cygnet status`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Args;
@@ -34,7 +35,7 @@ pub fn status(args: &StatusArgs, g: &Global, out: &mut Out) -> Outcome {
         out.json(&snapshot)?;
         return Ok(code);
     }
-    overview(&snapshot, out)?;
+    overview(&snapshot, g.verbose, out)?;
     if args.name.is_some() || g.verbose > 0 {
         for t in &snapshot.tunnels {
             detail(t, out)?;
@@ -65,7 +66,27 @@ fn tone(state: TunnelState) -> Tone {
     }
 }
 
-fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
+/// Who asks for IKE SAs and has proven nothing, if that was ever more than usual.
+fn strangers(s: &Snapshot) -> Option<String> {
+    let f = &s.flood;
+    // A peer that is about to authenticate is half open for a moment.
+    let many = s.half_open > f.half_open_limit / 10;
+    (many || f.cookies_demanded > 0).then(|| {
+        format!(
+            "strangers: {} IKE SAs half open of {} at most; {} were asked for a cookie, {} brought it back; see: cygnet top \
+             --peers",
+            s.half_open, f.half_open_limit, f.cookies_demanded, f.cookies_returned
+        )
+    })
+}
+
+/// Counts by reason, without those of nothing.
+fn counts(drops: &BTreeMap<String, u64>) -> String {
+    let words = drops.iter().filter(|(_, n)| **n > 0).map(|(reason, n)| format!("{} {n}", safe(reason)));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn overview(s: &Snapshot, verbose: u8, out: &mut Out) -> std::io::Result<()> {
     let gateway = |g: &GatewayStatus| {
         vec![plain(&g.name), plain(&g.address), plain(level(g)), plain(rate(g.tx_bps)), plain(rate(g.rx_bps))]
     };
@@ -84,6 +105,19 @@ fn overview(s: &Snapshot, out: &mut Out) -> std::io::Result<()> {
     }
     for gap in &s.wall.gaps {
         out.line(&out.paint(Tone::Odd, &format!("not defended: {}\n", safe(gap))))?;
+    }
+    if let Some(words) = strangers(s) {
+        out.line(&out.paint(Tone::Odd, &format!("{words}\n")))?;
+    }
+    if verbose > 0 {
+        for (what, drops) in
+            [("IKE datagrams", &s.flood.dropped), ("packets of the data plane", &s.plane_drops)]
+        {
+            let words = counts(drops);
+            if !words.is_empty() {
+                out.line(&format!("dropped {what}: {words}\n"))?;
+            }
+        }
     }
     let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
     out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;

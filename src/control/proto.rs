@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::diff::Plan;
 use crate::observe::events::Event;
 use crate::observe::snapshot::{Finding, Snapshot};
+use crate::observe::top::{TopPeers, TopTunnels};
 
 /// A question to the daemon.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -73,6 +74,14 @@ pub enum Request {
         /// Not older than this many seconds; null: all that are kept.
         since_s: Option<u64>,
     },
+    /// What tunnels have carried. Answered by [`Response::TopTunnels`].
+    TopTunnels {
+        /// Only those of this gateway.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gateway: Option<String>,
+    },
+    /// Strangers whose datagrams were refused. Answered by [`Response::TopPeers`].
+    TopPeers {},
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
     /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
@@ -98,6 +107,8 @@ impl Request {
             Self::Status { .. }
             | Self::Bandwidth { .. }
             | Self::Logs { .. }
+            | Self::TopTunnels { .. }
+            | Self::TopPeers {}
             | Self::Doctor {}
             | Self::Handover {}
             | Self::Events {} => None,
@@ -135,6 +146,16 @@ pub enum Response {
     Events {
         /// The events.
         events: Vec<Event>,
+    },
+    /// To `top`.
+    TopTunnels {
+        /// What they carried.
+        top: TopTunnels,
+    },
+    /// To `top --peers`.
+    TopPeers {
+        /// Who they are.
+        top: TopPeers,
     },
     /// To `doctor`.
     Findings {

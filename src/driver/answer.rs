@@ -87,6 +87,11 @@ impl Daemon {
                     None => unknown("tunnel", &tunnel),
                 }
             }
+            Request::TopTunnels { gateway } => match gateway {
+                Some(name) if self.config.gateway(&name).is_none() => unknown("gateway", &name),
+                gateway => Response::TopTunnels { top: self.top_tunnels(gateway.as_deref()) },
+            },
+            Request::TopPeers {} => Response::TopPeers { top: self.top_peers() },
             Request::Doctor {} => Response::Findings { findings: self.findings() },
             Request::Handover {} => match self.keeper.trouble() {
                 None => return Some(reply),
@@ -261,6 +266,7 @@ impl Daemon {
         let mut findings = report.findings();
         findings.extend(self.obstacle_findings());
         findings.extend(self.plane.wall().findings());
+        findings.extend(self.causes.findings(clock::now().mono));
         findings.extend(self.absent.iter().map(|address| Finding {
             name: "address".to_owned(),
             verdict: Verdict::Warning,

@@ -8,17 +8,19 @@
 //! life knows at least what the peer has seen. With our own data plane the store is ahead of the sequence numbers, too: an
 //! SA uses only numbers that are noted as used. `docs/decisions/0120-what-the-next-life-knows.md` says why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use cygnet_ike::Action;
 use cygnet_ike::saved::Saved;
+use cygnet_model::TunnelId;
 use cygnet_model::plane::{PlaneKind, RESERVE, SaCounters};
 use cygnet_model::tunnel::{Direction, SaId};
 
 use super::Daemon;
 use super::plane::Plane;
 use crate::config::model::Config;
+use crate::observe::counters::Tally;
 use crate::observe::events::Kind;
 use crate::observe::snapshot::Origin;
 use crate::store::kept::{self, Kept, KeptLevel, KeptLevels, KeptSa};
@@ -34,6 +36,8 @@ pub(super) struct Keeper {
     installs: u64,
     /// What is noted of each SA.
     noted: BTreeMap<SaId, SaCounters>,
+    /// Tunnels of which it is noted what they counted.
+    tallied: BTreeSet<TunnelId>,
 }
 
 /// What the protocol takes up.
@@ -47,12 +51,20 @@ pub(super) struct TakenUp {
     pub renew: bool,
     /// Bandwidth levels that were set by command.
     pub levels: KeptLevels,
+    /// What tunnels had counted.
+    pub tallies: BTreeMap<TunnelId, Tally>,
 }
 
 impl Keeper {
     /// One that keeps nothing.
     pub fn none() -> Self {
-        Self { store: None, plane: PlaneKind::Kernel, installs: 0, noted: BTreeMap::new() }
+        Self {
+            store: None,
+            plane: PlaneKind::Kernel,
+            installs: 0,
+            noted: BTreeMap::new(),
+            tallied: BTreeSet::new(),
+        }
     }
 
     /// Takes up what an earlier life of the daemon kept, as far as the data plane goes on with it, and begins to keep
@@ -103,7 +115,8 @@ impl Keeper {
             Err(e) => tracing::debug!(error = %e, "the secret of what is kept stays"),
         }
         let (store, begun) = Store::begin(place, kind, kept::begin(contents, &noted));
-        let mut keeper = Self { store: Some(store), plane: kind, installs, noted };
+        let tallied = kept.tallies.keys().copied().collect();
+        let mut keeper = Self { store: Some(store), plane: kind, installs, noted, tallied };
         if let Err(e) = begun {
             complain(&e);
         }
@@ -116,9 +129,9 @@ impl Keeper {
     }
 
     fn take_up(&mut self, kept: Kept, plane: &mut Plane) -> TakenUp {
-        let Kept { ike, sas, handed_over, levels, .. } = kept;
+        let Kept { ike, sas, handed_over, levels, tallies, .. } = kept;
         let renew = self.plane == PlaneKind::Userspace && !handed_over && !sas.is_empty();
-        let mut taken = TakenUp { ike, renew, levels, ..TakenUp::default() };
+        let mut taken = TakenUp { ike, renew, levels, tallies, ..TakenUp::default() };
         let mut lost = Vec::new();
         for KeptSa { spec, used, .. } in sas {
             match plane.port().restore(&spec, &used) {
@@ -188,7 +201,7 @@ fn usable(past: store::Past, numbered: bool, plane: PlaneKind) -> Contents {
     if past.plane != plane {
         // The other plane does not know which sequence numbers were used.
         let before = contents.len();
-        contents.retain(|key, _| matches!(key, Key::Ike(_) | Key::Levels));
+        contents.retain(|key, _| matches!(key, Key::Ike(_) | Key::Levels | Key::Tally(_)));
         if contents.len() < before {
             tracing::warn!(
                 "ESP SAs of an earlier life of the daemon are not taken up: it had data plane {}",
@@ -259,6 +272,48 @@ impl Daemon {
         keeper.note(records);
     }
 
+    /// Notes what tunnels have counted, before it is shown to anybody.
+    pub(super) fn keep_tallies(&mut self) {
+        let touched = self.counters.take_touched();
+        if self.keeper.store.is_none() {
+            return;
+        }
+        let tally = |name: &std::sync::Arc<str>| {
+            let id = self.registry.tunnel(name)?;
+            Some((id, self.counters.tunnels.get(name)?.tally()))
+        };
+        let tallies: Vec<(TunnelId, Tally)> = touched.iter().filter_map(tally).collect();
+        self.keeper.tallied.extend(tallies.iter().map(|(id, _)| *id));
+        self.keeper.note(tallies.iter().map(|(id, t)| kept::tally(*id, t)).collect());
+    }
+
+    /// Forgets what tunnels counted that are not configured any more.
+    pub(super) fn keep_no_tallies_of_others(&mut self) {
+        let places = &self.places;
+        let (stay, gone): (BTreeSet<TunnelId>, BTreeSet<TunnelId>) =
+            self.keeper.tallied.iter().partition(|id| places.contains_key(id));
+        self.keeper.tallied = stay;
+        self.keeper.note(gone.into_iter().map(kept::untallied).collect());
+    }
+
+    /// Counts on from what an earlier life had counted, of tunnels and of the SAs that are taken up.
+    pub(super) fn count_on(&mut self, tallies: BTreeMap<TunnelId, Tally>, present: &BTreeSet<SaId>) {
+        for (tunnel, mut tally) in tallies {
+            let Some(name) = self.tunnel_name(tunnel) else { continue };
+            // What an SA that is gone had counted stands in the totals.
+            tally.sas.retain(|sa, _| present.contains(sa));
+            self.counters.resume(&name, tally);
+        }
+        let mut all = Vec::new();
+        // What cannot be read now is counted as this life's.
+        let _ = self.plane.port().counters(&mut all);
+        for (sa, counted) in all.into_iter().filter(|(sa, _)| present.contains(sa)) {
+            if let Some(tunnel) = self.tunnel_name(sa.child.tunnel) {
+                self.counters.go_on(&tunnel, sa, counted);
+            }
+        }
+    }
+
     /// Notes the bandwidth levels that were set by command.
     pub(super) fn keep_levels(&mut self) {
         let set = self.bandwidth.iter().filter(|(_, level)| level.origin == Origin::Command);
@@ -326,8 +381,15 @@ impl Daemon {
     /// If it cannot be written.
     pub(super) fn keep_at_last(&mut self) -> Result<(), &'static str> {
         let mut all = Vec::new();
-        if self.keeper.plane == PlaneKind::Userspace && self.plane.port().counters(&mut all).is_err() {
+        let read = self.plane.port().counters(&mut all);
+        if self.keeper.plane == PlaneKind::Userspace && read.is_err() {
             return Err("the counters of the SAs cannot be read");
+        }
+        self.count_now();
+        self.keep_tallies();
+        if self.keeper.plane == PlaneKind::Kernel {
+            // The kernel's count on by themselves.
+            all.clear();
         }
         let mut records: Vec<Record> = self.endpoint.take_changes().into_iter().map(kept::changed).collect();
         let noted = |(sa, _): &(SaId, SaCounters)| self.keeper.noted.contains_key(sa);

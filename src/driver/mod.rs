@@ -26,12 +26,14 @@ mod policy;
 mod publish;
 mod reload;
 mod resolver;
+mod sample;
 pub mod saved;
 mod sockets;
 mod tell;
+mod top;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,11 +53,14 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::config::Loaded;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
 use crate::control::{self, Ask, ErrorKind, Response};
+use crate::observe::causes::Causes;
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
 use crate::observe::http::Exporter;
 use crate::observe::passage::{Carried, Passage};
+use crate::observe::snapshot::QuotaUse;
+use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::residue;
@@ -130,11 +135,17 @@ struct Daemon {
     leaving: BTreeSet<ChildId>,
     exporter: Option<Exporter>,
     counters: Counters,
+    /// What quotas count, by gateway.
+    used: BTreeMap<String, QuotaUse>,
+    /// Who is refused the most.
+    strangers: Strangers,
+    /// What was dropped lately.
+    causes: Causes,
     history: History,
     events: broadcast::Sender<Event>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
-    rates: BTreeMap<String, publish::Rates>,
+    rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
     passage: Passage,
     /// What SAs that are gone carried, by child that has others.
@@ -212,6 +223,8 @@ struct Inputs {
     host: Option<AsyncFd<OwnedFd>>,
     wall: Option<AsyncFd<OwnedFd>>,
     signals: Signals,
+    /// Where metrics are asked for, until they are served.
+    metrics: Option<TcpListener>,
 }
 
 /// Signals are kept from the moment this is made.
@@ -251,7 +264,7 @@ impl Daemon {
             .with_context(|| format!("cannot open {}", config.daemon.control_socket.display()))?;
         let metrics = (config.daemon.metrics)
             .map(|listen| {
-                let bound = std::net::TcpListener::bind(listen);
+                let bound = TcpListener::bind(listen);
                 bound.with_context(|| format!("cannot serve metrics on TCP {listen}"))
             })
             .transpose()?;
@@ -303,10 +316,7 @@ impl Daemon {
         let workers = Workers::start(&done_tx, os_random).context("there is no thread for key exchanges")?;
         endpoint.reserve_spis(foreign);
 
-        let (publisher, subscriber) = observe::channel();
-        let exporter = metrics
-            .map(|listener| observe::http::spawn(listener, subscriber).context("cannot serve metrics"))
-            .transpose()?;
+        let (publisher, _) = observe::channel();
         let (events, _) = broadcast::channel(256);
         let (asks_tx, asks) = mpsc::channel(64);
         tokio::spawn(control::server::serve(control, asks_tx, events.clone()));
@@ -341,8 +351,11 @@ impl Daemon {
             registry,
             places: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            exporter,
+            exporter: None,
             counters: Counters::default(),
+            used: BTreeMap::new(),
+            strangers: Strangers::default(),
+            causes: Causes::default(),
             history: History::default(),
             events,
             publisher,
@@ -372,8 +385,17 @@ impl Daemon {
         if let Err(e) = daemon.plane.sweep() {
             tracing::error!(error = %e, "SAs or policies of an earlier life of the daemon are left");
         }
-        let inputs =
-            Inputs { received, done, asks, resolved, plane: plane_fd, host: host_fd, wall: wall_fd, signals };
+        let inputs = Inputs {
+            received,
+            done,
+            asks,
+            resolved,
+            plane: plane_fd,
+            host: host_fd,
+            wall: wall_fd,
+            signals,
+            metrics,
+        };
         Ok((daemon, inputs))
     }
 
@@ -396,6 +418,8 @@ impl Daemon {
         for id in self.places.keys() {
             self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
+        self.keep_no_tallies_of_others();
+        self.used = publish::quota_use(&self.config);
         self.look_for_addresses();
         self.shape();
         self.apply_policies();
@@ -410,10 +434,12 @@ impl Daemon {
         let policies =
             policy::policies(&self.config, &self.registry, &self.outer, &self.resolved, self.choice.plane);
         let mut actions = Vec::new();
-        let Some(TakenUp { ike, present, renew, .. }) = self.taken_up.take() else {
+        let Some(TakenUp { ike, present, renew, tallies, .. }) = self.taken_up.take() else {
             self.endpoint.set_policies(clock::now(), policies, &mut actions);
             return self.perform(actions);
         };
+        // Before anything of them is removed.
+        self.count_on(tallies, &present);
         let (kept, esp) = (ike.len(), present.len());
         let refused = self.endpoint.restore(clock::now(), policies, ike, &present, renew, &mut actions);
         for r in &refused {
@@ -424,20 +450,19 @@ impl Daemon {
             );
         }
         self.perform(actions);
-        let mut all = Vec::new();
-        // What cannot be read now is counted as this life's.
-        let _ = self.plane.port().counters(&mut all);
-        for (sa, counted) in all {
-            if let Some(tunnel) = self.tunnel_name(sa.child.tunnel).filter(|_| present.contains(&sa)) {
-                self.counters.go_on(&tunnel, sa, counted);
-            }
-        }
         self.announce_taken_up(kept - refused.len().min(kept), esp);
     }
 
     async fn serve(&mut self, mut inputs: Inputs) -> End {
         self.input(Input::Tick);
         self.sample();
+        // Whoever asks before there is something to show waits for it: a page without tunnels would end their series.
+        if let Some(listener) = inputs.metrics.take() {
+            match observe::http::spawn(listener, self.publisher.subscribe()) {
+                Ok(exporter) => self.exporter = Some(exporter),
+                Err(e) => tracing::error!(error = %e, "metrics cannot be served"),
+            }
+        }
         self.announce(Kind::Started, "the daemon is ready");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         let mut sampling = tokio::time::interval(SAMPLE);

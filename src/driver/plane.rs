@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
+use cygnet_esp::DropReason;
 use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::{GuardSpec, Source};
@@ -131,6 +132,14 @@ impl Plane {
         match &self.esp {
             Esp::Kernel(p) => p.as_ref(),
             Esp::User(p) => p.as_ref(),
+        }
+    }
+
+    /// Packets that our own plane dropped, by reason; nothing with the kernel's.
+    pub fn drops(&self) -> Vec<(DropReason, u64)> {
+        match &self.esp {
+            Esp::Kernel(_) => Vec::new(),
+            Esp::User(p) => p.drops().collect(),
         }
     }
 

@@ -1,10 +1,9 @@
-//! Samples the counters and makes the snapshot that everybody else reads.
+//! Makes the snapshot that everybody else reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cygnet_ike::Input;
 use cygnet_ike::coverage::{Coverage, MissingPair};
 use cygnet_ike::io::Role;
 use cygnet_ike::view::{self, ChildView, ConfiguredState, ConfiguredView, IkeView};
@@ -14,10 +13,11 @@ use cygnet_model::{Now, Timestamp, TunnelId};
 
 use super::tell::lesson_words;
 use super::{Daemon, clock};
-use crate::config::model::{Start, Tunnel};
+use crate::config::model::{Config, Start, Tunnel};
 use crate::observe::snapshot::{
-    ChildStatus, CoverageStatus, Drops, GatewayStatus, IkeRole, IkeStatus, LegacyStatus, MissingStatus, Nat,
-    Origin, PathStatus, RuleState, RuleStatus, Snapshot, TunnelState, TunnelStatus, WallStatus,
+    ChildStatus, CoverageStatus, Drops, FloodStatus, GatewayStatus, IkeRole, IkeStatus, LegacyStatus,
+    MissingStatus, Nat, Origin, PathStatus, QuotaUse, RuleState, RuleStatus, Snapshot, TunnelState,
+    TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -57,7 +57,7 @@ pub(super) struct TunnelMemory {
     covered: usize,
     pub last_error: Option<String>,
     /// Packets received per inbound SA at the last sample.
-    received: BTreeMap<SaId, u64>,
+    pub received: BTreeMap<SaId, u64>,
     /// Counters of each SA at the last sample.
     pub sas: BTreeMap<SaId, SaCounters>,
 }
@@ -75,66 +75,7 @@ impl TunnelMemory {
     }
 }
 
-/// A gateway's octets at the last sample, and what follows from the one before.
-#[derive(Default)]
-pub(super) struct Rates {
-    at: Timestamp,
-    octets: (u64, u64),
-    tx_bps: u64,
-    rx_bps: u64,
-}
-
 impl Daemon {
-    /// Reads the counters of all SAs, tells the protocol which peers are alive, and publishes a snapshot.
-    pub(super) fn sample(&mut self) {
-        let now = clock::now();
-        let mut all = Vec::new();
-        if let Err(e) = self.plane.port().counters(&mut all) {
-            tracing::warn!(error = %e, "counters");
-        }
-        let (mut alive, mut carried) = (Vec::new(), Vec::new());
-        let mut before: BTreeMap<TunnelId, BTreeMap<SaId, SaCounters>> = BTreeMap::new();
-        for (id, memory) in &mut self.tunnels {
-            before.insert(*id, std::mem::take(&mut memory.sas));
-        }
-        for (sa, counters) in all {
-            if let Some(name) = self.registry.name(sa.child.tunnel) {
-                self.counters.sample(name, sa, counters);
-            }
-            let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) else { continue };
-            memory.sas.insert(sa, counters);
-            carried.push(Input::Carried { sa, bytes: counters.bytes });
-            if sa.direction == Direction::In {
-                let before = memory.received.insert(sa, counters.packets).unwrap_or(0);
-                if counters.packets > before {
-                    alive.push(sa);
-                }
-            }
-        }
-        for (id, memory) in &mut self.tunnels {
-            let TunnelMemory { received, sas, .. } = memory;
-            received.retain(|sa, _| sas.contains_key(sa));
-            if before.get(id) != Some(sas) {
-                self.pages.note(*id);
-            }
-        }
-        for sa in alive {
-            self.input(Input::Inbound(sa));
-        }
-        for told in carried {
-            self.input(told);
-        }
-        self.watch_passage(now.mono);
-        self.sample_shaping();
-        self.sample_rates(now.mono);
-        if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
-            self.counters.read_xfrm_stat(&text);
-        }
-        // Ages and what is left of lifetimes are other ones for each tunnel.
-        self.pages.begin_anew();
-        self.publish();
-    }
-
     /// Publishes what a command changed before the command is answered; where many come one after the other, a moment
     /// later, and together.
     pub(super) fn publish_soon(&mut self) {
@@ -156,6 +97,8 @@ impl Daemon {
         self.publish_at = None;
         // The snapshot notes the tunnels' states, which count.
         let snapshot = self.snapshot();
+        // A next life never begins below what was shown.
+        self.keep_tallies();
         let published = Published { snapshot, counters: self.counters.clone() };
         self.publisher.send_replace(Arc::new(published));
         let took = began.elapsed().saturating_mul(PUBLISH_PART).min(PUBLISH_DELAY);
@@ -189,47 +132,6 @@ impl Daemon {
         self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
     }
 
-    fn sample_shaping(&mut self) {
-        let Some(shaper) = &mut self.shaper else { return };
-        match shaper.stats() {
-            Ok(stats) => {
-                let mut drops: BTreeMap<String, u64> = BTreeMap::new();
-                for s in stats {
-                    *drops.entry(s.name).or_default() += u64::from(s.stats.drops);
-                }
-                for (gateway, count) in drops {
-                    self.counters.qos_drops.entry((gateway, "gateway".to_owned())).or_default().read(count);
-                }
-            }
-            Err(e) => tracing::debug!(error = %e, "statistics of traffic control"),
-        }
-    }
-
-    fn sample_rates(&mut self, now: Timestamp) {
-        let mut of_gateways: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for counters in self.counters.tunnels.values() {
-            let (totals, of) = (counters.totals(), of_gateways.entry(&counters.gateway).or_default());
-            *of = (of.0.saturating_add(totals.bytes_out), of.1.saturating_add(totals.bytes_in));
-        }
-        for gateway in &self.config.gateways {
-            let (sent, received) = of_gateways.get(gateway.name.as_str()).copied().unwrap_or_default();
-            let rates = self.rates.entry(gateway.name.clone()).or_default();
-            let span = now.since(rates.at).as_millis();
-            // A question in between must not make a rate out of a few milliseconds.
-            if span < 1000 {
-                continue;
-            }
-            let rate = |new: u64, old: u64| {
-                let bits = u128::from(new.saturating_sub(old)) * 8000;
-                u64::try_from(bits.checked_div(span).unwrap_or(0)).unwrap_or(u64::MAX)
-            };
-            let first = rates.at == Timestamp::default();
-            let (tx, rx) = (rate(sent, rates.octets.0), rate(received, rates.octets.1));
-            (rates.tx_bps, rates.rx_bps) = if first { (0, 0) } else { (tx, rx) };
-            (rates.at, rates.octets) = (now, (sent, received));
-        }
-    }
-
     /// Everything at this moment.
     fn snapshot(&mut self) -> Snapshot {
         let tunnels = self.tunnel_pages(clock::now().mono);
@@ -254,6 +156,7 @@ impl Daemon {
                     tx_bps: rates.map_or(0, |r| r.tx_bps),
                     rx_bps: rates.map_or(0, |r| r.rx_bps),
                     role: crate::observe::snapshot::Role::Single,
+                    used: self.used.get(&g.name).copied().unwrap_or_default(),
                 }
             })
             .collect();
@@ -271,7 +174,14 @@ impl Daemon {
             started: rfc3339(clock::unix_of(self.started, clock::now())),
             config_ok: self.config_ok,
             obstacles: self.obstacle_findings(),
-            half_open: u64::try_from(self.endpoint.half_open()).unwrap_or(u64::MAX),
+            half_open: count(self.endpoint.half_open()),
+            flood: FloodStatus {
+                half_open_limit: count(self.endpoint.half_open_limit()),
+                cookies_demanded: self.counters.cookies.demanded,
+                cookies_returned: self.counters.cookies.returned,
+                dropped: named(&self.counters.ike_dropped),
+            },
+            plane_drops: named(&self.counters.plane_drops),
             gateways,
             ..Snapshot::default()
         }
@@ -398,6 +308,24 @@ const fn tunnel_state(state: view::TunnelState) -> TunnelState {
         view::TunnelState::Waiting => TunnelState::Waiting,
         view::TunnelState::Failed => TunnelState::Failed,
     }
+}
+
+fn named(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+/// What quotas count, by gateway.
+pub(super) fn quota_use(config: &Config) -> BTreeMap<String, QuotaUse> {
+    let mut used: BTreeMap<String, QuotaUse> = BTreeMap::new();
+    let mut peers: BTreeSet<(&str, &str)> = BTreeSet::new();
+    for t in &config.tunnels {
+        let of = used.entry(t.gateway.clone()).or_default();
+        of.tunnels += 1;
+        of.customer_gateways += usize::from(peers.insert((&t.gateway, &t.customer_gateway)));
+        of.rules = of.rules.max(t.spd.len());
+        of.remotes = of.remotes.max(t.spd.iter().map(|rule| rule.remote.len()).max().unwrap_or(0));
+    }
+    used
 }
 
 fn count(n: usize) -> u64 {

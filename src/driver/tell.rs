@@ -13,6 +13,9 @@ use super::{Daemon, clock};
 use crate::observe::counters;
 use crate::observe::events::{Event, Kind};
 
+/// What a stranger was told who has to bring a cookie back.
+const COOKIE_DEMANDED: &str = "cookie_demanded";
+
 /// Why a stranger's negotiation counts as dropped.
 pub(super) const REFUSED: &str = "refused";
 
@@ -157,6 +160,7 @@ impl Daemon {
                 let line = format!("{reason}: {detail}{again}; {hint}");
                 let Some(id) = tunnel else {
                     self.counters.dropped(REFUSED);
+                    self.strangers.note(peer.ip(), reason.name(), clock::now().mono);
                     self.tell_stranger(peer, reason, &line);
                     return;
                 };
@@ -177,13 +181,25 @@ impl Daemon {
                     self.resolver.hurry_all();
                 }
                 self.counters.dropped(reason.name());
+                self.strangers.note(peer.ip(), reason.name(), clock::now().mono);
                 self.tell_dropped(reason, peer);
             }
+            IkeEvent::CookieDemanded(peer) => {
+                self.counters.cookies.demanded += 1;
+                self.strangers.note(peer.ip(), COOKIE_DEMANDED, clock::now().mono);
+            }
+            IkeEvent::CookieReturned(_) => self.counters.cookies.returned += 1,
             IkeEvent::Retransmit(tunnel) => {
-                self.counters.retransmits += 1;
+                if let Some(name) = self.registry.name(tunnel) {
+                    self.counters.retransmitted(name);
+                }
                 self.suspect_address(tunnel);
             }
-            IkeEvent::RoundTrip(_, took) => self.counters.rtt.observe(took),
+            IkeEvent::RoundTrip(tunnel, took) => {
+                if let Some(name) = self.registry.name(tunnel) {
+                    self.counters.answered(name, took);
+                }
+            }
         }
     }
 

@@ -1,97 +1,19 @@
-//! Counters that never go back. A tunnel's counters are those of its retired generations of keys plus those of the
-//! live ones, so a rekey shows as nothing at all.
+//! Counters that never go back: of the daemon, and of each tunnel ([`super::tunnel_counters`]).
 //!
 //! Labels come from the configuration or are `&'static str`: nothing that a stranger sends can make a series.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet_model::Timestamp;
 use cygnet_model::plane::SaCounters;
-use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_model::tunnel::SaId;
+
+pub use super::tunnel_counters::{Path, RekeyKind, Tally, Totals, TunnelCounters};
 
 /// Upper bounds of the buckets of the round-trip histogram, in seconds.
 pub const RTT_BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
-
-/// What a tunnel carried since the daemon started.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Totals {
-    /// Octets of inner packets received.
-    pub bytes_in: u64,
-    /// Packets received.
-    pub packets_in: u64,
-    /// Octets of inner packets sent.
-    pub bytes_out: u64,
-    /// Packets sent.
-    pub packets_out: u64,
-    /// Dropped by the replay window.
-    pub replay: u64,
-    /// Dropped because the integrity check failed.
-    pub integrity: u64,
-}
-
-impl Totals {
-    fn add(&mut self, direction: Direction, c: &SaCounters) {
-        match direction {
-            Direction::In => {
-                self.bytes_in += c.bytes;
-                self.packets_in += c.packets;
-            }
-            Direction::Out => {
-                self.bytes_out += c.bytes;
-                self.packets_out += c.packets;
-            }
-        }
-        self.replay += c.replay;
-        self.integrity += c.integrity;
-    }
-}
-
-/// What was rekeyed.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum RekeyKind {
-    /// The IKE SA.
-    Ike,
-    /// A child.
-    Child,
-}
-
-/// One tunnel's counters.
-#[derive(Clone, Default, Debug)]
-pub struct TunnelCounters {
-    /// Its gateway, a label.
-    pub gateway: String,
-    retired: Totals,
-    live: BTreeMap<SaId, SaCounters>,
-    /// What SAs of an earlier life of the daemon had counted when this one went on with them.
-    before: BTreeMap<SaId, SaCounters>,
-    /// Attempts that failed, by reason; none of a reason that is not there.
-    pub failures: BTreeMap<&'static str, u64>,
-    rekeys: [[u64; 2]; 2],
-    /// Time without traffic passing although it should.
-    downtime: Duration,
-    down_since: Option<Timestamp>,
-}
-
-impl TunnelCounters {
-    /// What it carried so far.
-    pub fn totals(&self) -> Totals {
-        let mut totals = self.retired;
-        self.live.iter().for_each(|(sa, c)| totals.add(sa.direction, c));
-        totals
-    }
-
-    /// How many rekeys of a kind succeeded or failed.
-    pub fn rekeys(&self, kind: RekeyKind, ok: bool) -> u64 {
-        self.rekeys[usize::from(kind == RekeyKind::Child)][usize::from(ok)]
-    }
-
-    /// How long it was down until `now`.
-    pub fn downtime(&self, now: Timestamp) -> Duration {
-        self.downtime + self.down_since.map_or(Duration::ZERO, |t| now.since(t))
-    }
-}
 
 /// A histogram with the bounds of [`RTT_BOUNDS`].
 #[derive(Clone, Default, Debug)]
@@ -142,13 +64,69 @@ pub struct Counters {
     pub rtt: Histogram,
     /// IKE datagrams that were dropped, by reason.
     pub ike_dropped: BTreeMap<&'static str, u64>,
+    /// Cookies against floods.
+    pub cookies: Cookies,
+    /// Packets that our own data plane dropped, by reason; empty with the kernel's.
+    pub plane_drops: BTreeMap<&'static str, u64>,
     /// Packets dropped by traffic control, by gateway and class.
     pub qos_drops: BTreeMap<(String, String), Continued>,
     /// The kernel's /proc/net/xfrm_stat, by name.
     pub xfrm_stats: BTreeMap<String, u64>,
     /// When these counters were taken; open-ended times count up to here.
     pub at: Timestamp,
+    /// Tunnels that have counted something since this was last asked.
+    touched: BTreeSet<Arc<str>>,
 }
+
+/// The names in /proc/net/xfrm_stat of the kernels that we know, up to 7.3; 6.1 has all but the last four.
+pub const XFRM_STATISTICS: [&str; 32] = [
+    "XfrmInError",
+    "XfrmInBufferError",
+    "XfrmInHdrError",
+    "XfrmInNoStates",
+    "XfrmInStateProtoError",
+    "XfrmInStateModeError",
+    "XfrmInStateSeqError",
+    "XfrmInStateExpired",
+    "XfrmInStateMismatch",
+    "XfrmInStateInvalid",
+    "XfrmInTmplMismatch",
+    "XfrmInNoPols",
+    "XfrmInPolBlock",
+    "XfrmInPolError",
+    "XfrmOutError",
+    "XfrmOutBundleGenError",
+    "XfrmOutBundleCheckError",
+    "XfrmOutNoStates",
+    "XfrmOutStateProtoError",
+    "XfrmOutStateModeError",
+    "XfrmOutStateSeqError",
+    "XfrmOutStateExpired",
+    "XfrmOutPolBlock",
+    "XfrmOutPolDead",
+    "XfrmOutPolError",
+    "XfrmFwdHdrError",
+    "XfrmOutStateInvalid",
+    "XfrmAcquireError",
+    "XfrmOutStateDirError",
+    "XfrmInStateDirError",
+    "XfrmInIptfsError",
+    "XfrmOutNoQueueSpace",
+];
+
+/// Cookies against floods (RFC 7296 §2.6).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Cookies {
+    /// Strangers that were asked to come again with one.
+    pub demanded: u64,
+    /// Valid ones that came back.
+    pub returned: u64,
+}
+
+/// Statistics of the kernel that are kept: it has some thirty.
+const MAX_STATISTICS: usize = 128;
+/// Longest name of one that is believed.
+const MAX_NAME: usize = 64;
 
 impl Counters {
     /// Takes over the configured tunnels as (gateway, tunnel). Tunnels that stay keep their counters.
@@ -166,77 +144,65 @@ impl Counters {
 
     /// A tunnel's counters to be changed. Whoever has them already keeps them as they were.
     fn of(&mut self, tunnel: &str) -> Option<&mut TunnelCounters> {
-        if !self.tunnels.contains_key(tunnel) {
-            return None;
-        }
+        let (name, _) = self.tunnels.get_key_value(tunnel)?;
+        self.touched.insert(Arc::clone(name));
         Arc::make_mut(&mut self.tunnels).get_mut(tunnel).map(Arc::make_mut)
     }
 
-    /// Goes on with an SA of an earlier life: what it had counted by now was that life's.
+    /// Tunnels that have counted something since this was last asked.
+    pub fn take_touched(&mut self) -> BTreeSet<Arc<str>> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Counts on from what an earlier life of the daemon had counted of a tunnel. Its SAs that are taken up follow by
+    /// [`Self::go_on`]; of others nothing may stand in the tally.
+    pub fn resume(&mut self, tunnel: &str, tally: Tally) {
+        let reasons = std::mem::take(&mut self.reasons);
+        if let Some(t) = self.of(tunnel) {
+            t.resume(tally, &reasons);
+        }
+        self.reasons = reasons;
+    }
+
+    /// Goes on with an SA of an earlier life, which has counted so much by now. Without a tally of that life all of it was
+    /// that life's.
     pub fn go_on(&mut self, tunnel: &str, sa: SaId, counted: SaCounters) {
         if let Some(t) = self.of(tunnel) {
-            t.before.insert(sa, counted);
+            t.go_on(sa, &counted);
         }
     }
 
     /// Notes what an installed SA counts. An SA's counters going back (a plane that was restarted) keep what was seen.
     pub fn sample(&mut self, tunnel: &str, sa: SaId, now: SaCounters) {
-        let known = self.tunnels.get(tunnel);
-        let now = since(now, known.and_then(|t| t.before.get(&sa)));
-        if known.and_then(|t| t.live.get(&sa)) == Some(&now) {
+        if self.tunnels.get(tunnel).is_some_and(|t| t.knows(sa, &now)) {
             return;
         }
-        let Some(t) = self.of(tunnel) else { return };
-        let seen = t.live.entry(sa).or_default();
-        let back = now.bytes < seen.bytes
-            || now.packets < seen.packets
-            || now.replay < seen.replay
-            || now.integrity < seen.integrity;
-        if back {
-            let before = std::mem::replace(seen, now);
-            t.retired.add(sa.direction, &before);
-        } else {
-            *seen = now;
+        if let Some(t) = self.of(tunnel) {
+            t.sample(sa, &now);
         }
     }
 
     /// Notes the last counters of an SA that is removed.
     pub fn retire(&mut self, tunnel: &str, sa: SaId, last: SaCounters) {
-        let Some(t) = self.of(tunnel) else { return };
-        let last = since(last, t.before.remove(&sa).as_ref());
-        let seen = t.live.remove(&sa).unwrap_or_default();
-        // A plane that has already lost the SA answers with zeros.
-        let last = SaCounters {
-            bytes: last.bytes.max(seen.bytes),
-            packets: last.packets.max(seen.packets),
-            replay: last.replay.max(seen.replay),
-            integrity: last.integrity.max(seen.integrity),
-            sequence: 0,
-        };
-        t.retired.add(sa.direction, &last);
+        if let Some(t) = self.of(tunnel) {
+            t.retire(sa, &last);
+        }
     }
 
     /// Notes whether a tunnel that should be up is up.
     pub fn set_up(&mut self, tunnel: &str, up: bool, now: Timestamp) {
-        let is_noted = |t: &Arc<TunnelCounters>| t.down_since.is_none() == up;
-        if self.tunnels.get(tunnel).is_none_or(is_noted) {
+        if self.tunnels.get(tunnel).is_none_or(|t| t.is_noted_up() == up) {
             return;
         }
-        let Some(t) = self.of(tunnel) else { return };
-        match (up, t.down_since) {
-            (true, Some(since)) => {
-                t.downtime += now.since(since);
-                t.down_since = None;
-            }
-            (false, None) => t.down_since = Some(now),
-            _ => {}
+        if let Some(t) = self.of(tunnel) {
+            t.set_up(up, now);
         }
     }
 
     /// Notes the end of a rekey.
     pub fn rekeyed(&mut self, tunnel: &str, kind: RekeyKind, ok: bool) {
         if let Some(t) = self.of(tunnel) {
-            t.rekeys[usize::from(kind == RekeyKind::Child)][usize::from(ok)] += 1;
+            t.rekeyed(kind, ok);
         }
     }
 
@@ -247,17 +213,40 @@ impl Counters {
         }
     }
 
+    /// Notes that an IKE request was sent again.
+    pub fn retransmitted(&mut self, tunnel: &str) {
+        self.retransmits += 1;
+        if let Some(t) = self.of(tunnel) {
+            t.path.on_retransmit();
+        }
+    }
+
+    /// Notes that an IKE request was answered.
+    pub fn answered(&mut self, tunnel: &str, took: Duration) {
+        self.rtt.observe(took);
+        if let Some(t) = self.of(tunnel) {
+            t.path.on_answer(took);
+        }
+    }
+
     /// Notes a dropped IKE datagram.
     pub fn dropped(&mut self, reason: &'static str) {
         *self.ike_dropped.entry(reason).or_default() += 1;
     }
 
-    /// Reads the text of /proc/net/xfrm_stat.
+    /// Reads the text of /proc/net/xfrm_stat. Names that nobody knows yet are taken as they are; whoever shows them
+    /// escapes them.
     pub fn read_xfrm_stat(&mut self, text: &str) {
-        for line in text.lines().take(100) {
+        for line in text.lines().take(MAX_STATISTICS) {
             let mut words = line.split_ascii_whitespace();
-            if let (Some(name), Some(Ok(value))) = (words.next(), words.next().map(str::parse))
-                && name.bytes().all(|b| b.is_ascii_alphanumeric())
+            let (Some(name), Some(Ok(value))) = (words.next(), words.next().map(str::parse)) else {
+                continue;
+            };
+            if let Some(known) = self.xfrm_stats.get_mut(name) {
+                *known = value;
+            } else if name.len() <= MAX_NAME
+                && name.bytes().all(|b| b.is_ascii_graphic())
+                && self.xfrm_stats.len() < MAX_STATISTICS
             {
                 self.xfrm_stats.insert(name.to_owned(), value);
             }
@@ -265,20 +254,9 @@ impl Counters {
     }
 }
 
-/// What was counted since then.
-fn since(now: SaCounters, before: Option<&SaCounters>) -> SaCounters {
-    let Some(before) = before else { return now };
-    SaCounters {
-        bytes: now.bytes.saturating_sub(before.bytes),
-        packets: now.packets.saturating_sub(before.packets),
-        replay: now.replay.saturating_sub(before.replay),
-        integrity: now.integrity.saturating_sub(before.integrity),
-        sequence: now.sequence,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use cygnet_model::tunnel::Direction;
     use cygnet_model::{ChildId, Spi, TunnelId};
     use proptest::prelude::*;
 
@@ -326,6 +304,56 @@ mod tests {
         c.sample("a-b", stays, counted(1003));
         c.retire("a-b", goes, counted(504));
         assert_eq!(c.tunnels["a-b"].totals().packets_in, 7);
+    }
+
+    /// What the kernel carried while no daemon ran is counted; what was carried before is not counted twice; an SA that is
+    /// gone takes nothing with it; our own plane may come back with less than was shown.
+    #[test]
+    fn totals_go_on_from_life_to_life() {
+        let (stays, gone, new, back) =
+            (sa(1, Direction::In), sa(2, Direction::In), sa(3, Direction::In), sa(4, Direction::In));
+        let mut c = Counters::default();
+        c.configure([("vpc-a", "a-b")]);
+        for (sa, packets) in [(stays, 1000), (gone, 500), (back, 50)] {
+            c.sample("a-b", sa, counted(packets));
+        }
+        let mut total = 1550;
+        for _ in 0..3 {
+            let mut tally = c.tunnels["a-b"].tally();
+            assert_eq!(tally.totals.packets_in, total);
+            tally.sas.remove(&gone);
+            c = Counters::default();
+            c.configure([("vpc-a", "a-b")]);
+            c.resume("a-b", tally);
+            c.go_on("a-b", stays, counted(1010));
+            c.go_on("a-b", back, counted(20));
+            c.go_on("a-b", new, counted(7));
+            assert_eq!(c.tunnels["a-b"].totals().packets_in, total, "before the first sample");
+            for (sa, packets) in [(stays, 1010), (back, 21), (new, 7)] {
+                c.sample("a-b", sa, counted(packets));
+            }
+            // Ten and seven that nobody had told of in the first round, and one each time on the SA that came back.
+            total += if total == 1550 { 18 } else { 1 };
+            assert_eq!(c.tunnels["a-b"].totals().packets_in, total);
+        }
+        c.retire("a-b", stays, counted(1020));
+        assert_eq!(c.tunnels["a-b"].totals().packets_in, total + 10);
+    }
+
+    #[test]
+    fn the_way_is_measured_by_the_last_requests() {
+        let mut path = Path::default();
+        assert_eq!(path.measured(), None);
+        path.on_retransmit();
+        assert_eq!(path.measured(), None, "no answer yet");
+        path.on_answer(Duration::from_millis(8));
+        assert_eq!(path.measured(), Some((0.5, Duration::from_millis(8))));
+        path.on_answer(Duration::from_millis(16));
+        assert_eq!(path.measured().unwrap().1, Duration::from_millis(9));
+        (0..100).for_each(|_| path.on_answer(Duration::from_millis(9)));
+        assert_eq!(path.measured().unwrap().0, 0.0);
+        (0..100).for_each(|_| path.on_retransmit());
+        assert_eq!(path.measured().unwrap().0, 1.0);
     }
 
     #[test]

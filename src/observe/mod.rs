@@ -3,13 +3,19 @@
 //! The driver owns [`counters::Counters`] and [`history::History`] and publishes a [`Published`] value now and then;
 //! everybody else reads that value, so that no reader can hold up the driver.
 
+pub mod catalogue;
+pub mod causes;
 pub mod counters;
 pub mod events;
+mod exposition;
 pub mod history;
 pub mod http;
 pub mod passage;
 pub mod prometheus;
 pub mod snapshot;
+pub mod strangers;
+pub mod top;
+pub mod tunnel_counters;
 
 use std::sync::Arc;
 

@@ -30,6 +30,12 @@ pub struct Snapshot {
     /// IKE SAs that wait for their peer's IKE_AUTH.
     #[serde(default)]
     pub half_open: u64,
+    /// What keeps floods of such requests off.
+    #[serde(default)]
+    pub flood: FloodStatus,
+    /// Packets that cygnet's own data plane dropped, by reason; empty while the kernel forwards ESP.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plane_drops: BTreeMap<String, u64>,
     /// What stands in the way of the guards, so that protected packets may not be protected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<Finding>,
@@ -53,6 +59,8 @@ impl Default for Snapshot {
             started: String::new(),
             config_ok: true,
             half_open: 0,
+            flood: FloodStatus::default(),
+            plane_drops: BTreeMap::new(),
             obstacles: Vec::new(),
             wall: WallStatus::default(),
             gateways: Vec::new(),
@@ -105,6 +113,35 @@ pub struct GatewayStatus {
     pub rx_bps: u64,
     /// Role in a pair of hosts.
     pub role: Role,
+    /// What quotas count.
+    #[serde(default)]
+    pub used: QuotaUse,
+}
+
+/// How much a gateway has of what quotas count.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct QuotaUse {
+    /// Tunnels.
+    pub tunnels: usize,
+    /// Customer gateways that they lead to.
+    pub customer_gateways: usize,
+    /// SPD rules of the tunnel with the most.
+    pub rules: usize,
+    /// Remote networks of the rule with the most.
+    pub remotes: usize,
+}
+
+/// How strangers are met who ask for IKE SAs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct FloodStatus {
+    /// How many SAs may be half open; nobody is admitted beyond.
+    pub half_open_limit: u64,
+    /// Strangers that were asked to come again with a cookie.
+    pub cookies_demanded: u64,
+    /// Valid cookies that came back.
+    pub cookies_returned: u64,
+    /// IKE datagrams that were dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// Where a bandwidth level comes from.

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use cygnet_ike::saved::{Change, Saved, SavedError, parse_sa, show_sa};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec};
-use cygnet_model::{IkeSpi, SecretBytes};
+use cygnet_model::{IkeSpi, SecretBytes, TunnelId};
 use serde::{Deserialize, Serialize};
 
 use super::Contents;
 use super::record::{Key, Record, take};
+use crate::observe::counters::Tally;
 
 /// An ESP SA of an earlier life.
 pub struct KeptSa {
@@ -46,6 +47,8 @@ pub struct Kept {
     pub sas: Vec<KeptSa>,
     /// Bandwidth levels that were set by command.
     pub levels: KeptLevels,
+    /// What its tunnels had counted.
+    pub tallies: BTreeMap<TunnelId, Tally>,
     /// It ended by handing over, and what its SAs had counted is exact.
     pub handed_over: bool,
     /// IKE SAs that could not be read, and why.
@@ -71,6 +74,10 @@ impl Kept {
                     Ok(sa) => kept.sas.push(sa),
                     Err(e) => kept.damaged_sas.push((*sa, e)),
                 },
+                // One that cannot be read counts from nothing, as all do after a polite end.
+                Key::Tally(tunnel) => {
+                    kept.tallies.extend(super::tally::parse(value.expose()).map(|tally| (*tunnel, tally)));
+                }
                 Key::Count(_) | Key::Path(_) => {}
             }
         }
@@ -138,6 +145,16 @@ pub fn levels(levels: &KeptLevels) -> Record {
         Ok(text) if !levels.is_empty() => Record::Put(Key::Levels, SecretBytes::new(text)),
         _ => Record::Delete(Key::Levels),
     }
+}
+
+/// What a tunnel has counted.
+pub fn tally(tunnel: TunnelId, tally: &Tally) -> Record {
+    Record::Put(Key::Tally(tunnel), SecretBytes::new(super::tally::show(tally)))
+}
+
+/// A tunnel is not configured any more.
+pub const fn untallied(tunnel: TunnelId) -> Record {
+    Record::Delete(Key::Tally(tunnel))
 }
 
 /// An ESP SA is about to be installed, after `order` others. What it may use from its beginning is noted by [`counted`].

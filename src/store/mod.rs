@@ -13,6 +13,7 @@ mod log;
 pub mod record;
 mod seal;
 mod secret;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

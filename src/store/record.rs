@@ -29,6 +29,8 @@ pub enum Key {
     Count(SaId),
     /// The outer addresses to which an ESP SA has moved.
     Path(SaId),
+    /// What a tunnel has counted, as it was last shown.
+    Tally(TunnelId),
 }
 
 /// One change.
@@ -53,6 +55,7 @@ impl Key {
             Self::Count(_) => 3,
             Self::Path(_) => 4,
             Self::Levels => 5,
+            Self::Tally(_) => 6,
         }
     }
 
@@ -60,11 +63,9 @@ impl Key {
         match self {
             Self::HandedOver | Self::Levels => {}
             Self::Ike(spi) => out.extend_from_slice(&spi.to_be_bytes()),
+            Self::Tally(tunnel) => out.extend_from_slice(&tunnel.0.to_be_bytes()),
             Self::Sa(sa) | Self::Count(sa) | Self::Path(sa) => {
-                out.extend_from_slice(&sa.child.tunnel.0.to_be_bytes());
-                out.extend_from_slice(&sa.child.index.to_be_bytes());
-                out.push(u8::from(sa.direction == Direction::Out));
-                out.extend_from_slice(&sa.spi.to_be_bytes());
+                write_sa(sa, out);
             }
         }
     }
@@ -77,12 +78,22 @@ impl Key {
             3 => Self::Count(read_sa(from)?),
             4 => Self::Path(read_sa(from)?),
             5 => Self::Levels,
+            6 => Self::Tally(TunnelId(u32::from_be_bytes(take(from)?))),
             _ => return None,
         })
     }
 }
 
-fn read_sa(from: &mut &[u8]) -> Option<SaId> {
+/// Appends an SA's identifier.
+pub(super) fn write_sa(sa: SaId, out: &mut Vec<u8>) {
+    out.extend_from_slice(&sa.child.tunnel.0.to_be_bytes());
+    out.extend_from_slice(&sa.child.index.to_be_bytes());
+    out.push(u8::from(sa.direction == Direction::Out));
+    out.extend_from_slice(&sa.spi.to_be_bytes());
+}
+
+/// Takes an SA's identifier off the front.
+pub(super) fn read_sa(from: &mut &[u8]) -> Option<SaId> {
     let tunnel = TunnelId(u32::from_be_bytes(take(from)?));
     let index = u16::from_be_bytes(take(from)?);
     let direction = match take(from)? {

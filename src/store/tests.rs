@@ -33,6 +33,7 @@ fn key(n: u8) -> Key {
         0 => Key::Ike(IkeSpi::new(u64::from(n) + 1).unwrap()),
         1 => Key::Sa(sa(n)),
         2 => Key::Count(sa(n)),
+        3 => Key::Tally(TunnelId(n.into())),
         _ => Key::Path(sa(n)),
     }
 }

@@ -65,9 +65,13 @@ impl Endpoint {
             if cookie.is_some() {
                 drop(out, DropReason::BadCookie);
             }
+            out.push(Action::Tell(Event::CookieDemanded(flow.remote)));
             let notify = Notify::new(NotifyType::COOKIE, fresh);
             let mut effects = Vec::new();
             return sa::stateless(&mut self.context(now, out, &mut effects), header, flow, notify);
+        }
+        if returned {
+            out.push(Action::Tell(Event::CookieReturned(flow.remote)));
         }
         if self.half_open.len() >= self.config.half_open_limit {
             return drop(out, DropReason::HalfOpenLimit);

@@ -93,6 +93,8 @@ pub struct Gateway {
     pub events: Vec<(Timestamp, Event)>,
     /// Drops by reason.
     pub drops: BTreeMap<&'static str, u64>,
+    /// Cookies that strangers were asked for, and valid ones that came back.
+    pub cookies: (u64, u64),
     /// Shared secrets computed.
     pub secrets: Arc<AtomicU64>,
     /// How fast its jobs are done.
@@ -306,6 +308,7 @@ impl Lab {
                 addr,
                 events: Vec::new(),
                 drops: BTreeMap::new(),
+                cookies: (0, 0),
                 secrets,
                 records: Records::default(),
                 alive: true,
@@ -417,6 +420,8 @@ impl Lab {
                 Action::Tell(Event::Dropped { reason, .. }) => {
                     *g.drops.entry(reason.name()).or_default() += 1
                 }
+                Action::Tell(Event::CookieDemanded(_)) => g.cookies.0 += 1,
+                Action::Tell(Event::CookieReturned(_)) => g.cookies.1 += 1,
                 Action::Tell(Event::Retransmit(_) | Event::RoundTrip(..)) => {}
                 Action::Tell(event) => {
                     g.events.push((self.now, event));

@@ -228,10 +228,12 @@ fn t32_under_a_flood_strangers_must_bring_a_cookie_back() {
         lab.inject(1, lab.flow(1), &bytes);
     }
     assert_eq!(lab.gateways[1].endpoint.half_open(), 32, "those beyond got a cookie, and no state");
+    assert_eq!(lab.gateways[1].cookies, (8, 0));
     // I -> R  IKE_SA_INIT, I <- R  { N(COOKIE) }, I -> R  { N(COOKIE), ... }
     lab.run(Duration::from_millis(100));
     assert!(lab.is_up());
     assert_eq!(lab.sent[0], 3);
+    assert_eq!(lab.gateways[1].cookies, (9, 1));
 }
 
 #[test]

@@ -55,6 +55,8 @@ fn tell(event: &Event) -> Option<String> {
             format!("failure {reason}{}", if retry_in.is_some() { ", retry" } else { "" })
         }
         Event::Dropped { reason, .. } => format!("drop {reason}"),
+        Event::CookieDemanded(_) => "demand cookie".into(),
+        Event::CookieReturned(_) => "take cookie".into(),
         Event::Retransmit(_) => "again".into(),
         Event::RoundTrip(..) => return None,
     })

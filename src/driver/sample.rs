@@ -1,0 +1,138 @@
+//! Reads what data planes, kernel and traffic control have counted, and tells the protocol what follows from it.
+
+use std::collections::BTreeMap;
+
+use cygnet_ike::Input;
+use cygnet_model::plane::{PlaneKind, SaCounters};
+use cygnet_model::tunnel::{Direction, SaId};
+use cygnet_model::{Timestamp, TunnelId};
+
+use super::publish::TunnelMemory;
+use super::{Daemon, clock};
+
+/// A gateway's octets at the last sample, and what follows from the one before.
+#[derive(Default)]
+pub(super) struct Rates {
+    at: Timestamp,
+    octets: (u64, u64),
+    pub tx_bps: u64,
+    pub rx_bps: u64,
+}
+
+impl Daemon {
+    /// Reads the counters of all SAs, tells the protocol which peers are alive, and publishes a snapshot.
+    pub(super) fn sample(&mut self) {
+        let now = clock::now();
+        let mut all = Vec::new();
+        if let Err(e) = self.plane.port().counters(&mut all) {
+            tracing::warn!(error = %e, "counters");
+        }
+        let (mut alive, mut carried) = (Vec::new(), Vec::new());
+        let mut before: BTreeMap<TunnelId, BTreeMap<SaId, SaCounters>> = BTreeMap::new();
+        for (id, memory) in &mut self.tunnels {
+            before.insert(*id, std::mem::take(&mut memory.sas));
+        }
+        for (sa, counters) in all {
+            if let Some(name) = self.registry.name(sa.child.tunnel) {
+                self.counters.sample(name, sa, counters);
+            }
+            let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) else { continue };
+            memory.sas.insert(sa, counters);
+            carried.push(Input::Carried { sa, bytes: counters.bytes });
+            if sa.direction == Direction::In {
+                let before = memory.received.insert(sa, counters.packets).unwrap_or(0);
+                if counters.packets > before {
+                    alive.push(sa);
+                }
+            }
+        }
+        for (id, memory) in &mut self.tunnels {
+            let TunnelMemory { received, sas, .. } = memory;
+            received.retain(|sa, _| sas.contains_key(sa));
+            if before.get(id) != Some(sas) {
+                self.pages.note(*id);
+            }
+        }
+        for sa in alive {
+            self.input(Input::Inbound(sa));
+        }
+        for told in carried {
+            self.input(told);
+        }
+        self.watch_passage(now.mono);
+        self.sample_shaping();
+        self.sample_rates(now.mono);
+        self.sample_drops(now.mono);
+        // Ages and what is left of lifetimes are other ones for each tunnel.
+        self.pages.begin_anew();
+        self.publish();
+    }
+
+    /// Reads the counters of all SAs for somebody who asks what was carried.
+    pub(super) fn count_now(&mut self) {
+        let mut all = Vec::new();
+        if let Err(e) = self.plane.port().counters(&mut all) {
+            tracing::warn!(error = %e, "counters");
+        }
+        for (sa, counters) in all {
+            if let Some(name) = self.registry.name(sa.child.tunnel) {
+                self.counters.sample(name, sa, counters);
+            }
+        }
+    }
+
+    fn sample_drops(&mut self, now: Timestamp) {
+        for (reason, count) in self.plane.drops() {
+            self.counters.plane_drops.insert(reason.name(), count);
+            self.causes.look(reason.name(), count, now);
+        }
+        if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {
+            self.counters.read_xfrm_stat(&text);
+        }
+        // With our own plane the kernel's statistics are those of others.
+        if self.choice.plane == PlaneKind::Kernel {
+            self.counters.xfrm_stats.iter().for_each(|(name, count)| self.causes.look(name, *count, now));
+        }
+    }
+
+    fn sample_shaping(&mut self) {
+        let Some(shaper) = &mut self.shaper else { return };
+        match shaper.stats() {
+            Ok(stats) => {
+                let mut drops: BTreeMap<String, u64> = BTreeMap::new();
+                for s in stats {
+                    *drops.entry(s.name).or_default() += u64::from(s.stats.drops);
+                }
+                for (gateway, count) in drops {
+                    self.counters.qos_drops.entry((gateway, "gateway".to_owned())).or_default().read(count);
+                }
+            }
+            Err(e) => tracing::debug!(error = %e, "statistics of traffic control"),
+        }
+    }
+
+    fn sample_rates(&mut self, now: Timestamp) {
+        let mut of_gateways: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for counters in self.counters.tunnels.values() {
+            let (totals, of) = (counters.totals(), of_gateways.entry(&counters.gateway).or_default());
+            *of = (of.0.saturating_add(totals.bytes_out), of.1.saturating_add(totals.bytes_in));
+        }
+        for gateway in &self.config.gateways {
+            let (sent, received) = of_gateways.get(gateway.name.as_str()).copied().unwrap_or_default();
+            let rates = self.rates.entry(gateway.name.clone()).or_default();
+            let span = now.since(rates.at).as_millis();
+            // A question in between must not make a rate out of a few milliseconds.
+            if span < 1000 {
+                continue;
+            }
+            let rate = |new: u64, old: u64| {
+                let bits = u128::from(new.saturating_sub(old)) * 8000;
+                u64::try_from(bits.checked_div(span).unwrap_or(0)).unwrap_or(u64::MAX)
+            };
+            let first = rates.at == Timestamp::default();
+            let (tx, rx) = (rate(sent, rates.octets.0), rate(received, rates.octets.1));
+            (rates.tx_bps, rates.rx_bps) = if first { (0, 0) } else { (tx, rx) };
+            (rates.at, rates.octets) = (now, (sent, received));
+        }
+    }
+}

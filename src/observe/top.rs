@@ -1,0 +1,128 @@
+//! Who uses a gateway the most: its tunnels by what they carry, and strangers by what of theirs was refused.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The counters of all tunnels at one moment. Two of them make rates.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct TopTunnels {
+    /// The moment, in nanoseconds of the daemon's clock, which knows no steps.
+    pub at_ns: u64,
+    /// In the order of the file.
+    pub tunnels: Vec<TunnelTotals>,
+}
+
+/// What a tunnel has carried, over all generations of its keys.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct TunnelTotals {
+    /// Its name.
+    pub tunnel: String,
+    /// Its gateway.
+    pub gateway: String,
+    /// Octets of inner packets received.
+    pub bytes_in: u64,
+    /// Packets received.
+    pub packets_in: u64,
+    /// Octets of inner packets sent.
+    pub bytes_out: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+}
+
+/// Strangers whose datagrams were refused.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct TopPeers {
+    /// How long they have been listened to, in seconds.
+    pub window_s: u64,
+    /// The loudest, loudest first.
+    pub peers: Vec<LoudPeer>,
+}
+
+/// An address whose datagrams were refused. It is unproven: anybody can send from any address.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct LoudPeer {
+    /// Address, or network of 64 bits.
+    pub source: String,
+    /// Datagrams that were refused, at most.
+    pub refused: u64,
+    /// By how much that may be too many.
+    pub over: u64,
+    /// By reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// Seconds since the last one.
+    pub last_s: u64,
+    /// The customer gateway that is said to be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer_gateway: Option<String>,
+}
+
+/// What a tunnel carries in a second.
+#[derive(Clone, PartialEq, Serialize, Debug)]
+pub struct TunnelRate {
+    /// What it has carried.
+    #[serde(flatten)]
+    pub totals: TunnelTotals,
+    /// Bits a second received.
+    pub rx_bps: u64,
+    /// Bits a second sent.
+    pub tx_bps: u64,
+    /// Packets a second received.
+    pub rx_pps: u64,
+    /// Packets a second sent.
+    pub tx_pps: u64,
+}
+
+/// What tunnels carried between two moments, the busiest first.
+pub fn rates(before: &TopTunnels, now: &TopTunnels) -> Vec<TunnelRate> {
+    let span = u128::from(now.at_ns.saturating_sub(before.at_ns)).max(1);
+    let earlier: BTreeMap<&str, &TunnelTotals> = before.tunnels.iter().map(|t| (&*t.tunnel, t)).collect();
+    let rate = |now: u64, before: u64, of: u128| {
+        let more = u128::from(now.saturating_sub(before));
+        u64::try_from(more * of * 1_000_000_000 / span).unwrap_or(u64::MAX)
+    };
+    let mut all: Vec<TunnelRate> = (now.tunnels.iter())
+        // One that was not there has no rate yet.
+        .map(|t| (t, earlier.get(&*t.tunnel).copied().unwrap_or(t)))
+        .map(|(t, e)| TunnelRate {
+            totals: t.clone(),
+            rx_bps: rate(t.bytes_in, e.bytes_in, 8),
+            tx_bps: rate(t.bytes_out, e.bytes_out, 8),
+            rx_pps: rate(t.packets_in, e.packets_in, 1),
+            tx_pps: rate(t.packets_out, e.packets_out, 1),
+        })
+        .collect();
+    all.sort_by_key(|t| std::cmp::Reverse(u128::from(t.rx_bps) + u128::from(t.tx_bps)));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ns: u64, octets: &[(&str, u64)]) -> TopTunnels {
+        let tunnel = |(name, n): &(&str, u64)| TunnelTotals {
+            tunnel: (*name).to_owned(),
+            bytes_out: *n,
+            packets_out: n / 100,
+            ..TunnelTotals::default()
+        };
+        TopTunnels { at_ns: ns, tunnels: octets.iter().map(tunnel).collect() }
+    }
+
+    #[test]
+    fn rates_are_what_was_carried_in_between_and_the_busiest_comes_first() {
+        let before = at(1_000_000_000, &[("a", 1000), ("b", 1000)]);
+        let now = at(3_000_000_000, &[("a", 1200), ("b", 5000), ("new", 9999)]);
+        let rates = rates(&before, &now);
+        let told: Vec<_> = rates.iter().map(|r| (&*r.totals.tunnel, r.tx_bps, r.tx_pps)).collect();
+        assert_eq!(told, [("b", 16_000, 20), ("a", 800, 1), ("new", 0, 0)]);
+    }
+
+    #[test]
+    fn nothing_passes_in_no_time() {
+        let same = at(5, &[("a", u64::MAX)]);
+        assert_eq!(rates(&same, &same)[0].tx_bps, 0);
+        assert_eq!(rates(&same, &at(5, &[("a", 0)]))[0].tx_bps, 0, "counters that begin anew");
+    }
+}
