@@ -55,7 +55,7 @@ struct Opener {
 
 impl Ingress {
     pub fn new(shared: Arc<Shared>) -> Self {
-        let joins = match shared.tun.offload() {
+        let joins = match shared.tun.load().offload() {
             TunOffload::None => Joins::Nothing,
             TunOffload::Tcp => Joins::Tcp,
             TunOffload::TcpUdp => Joins::TcpUdp,
@@ -252,8 +252,9 @@ impl Opener {
             return;
         }
         let Self { shared, coalescer, .. } = self;
+        let tun = shared.tun.load();
         coalescer.flush(arena, |parts, packets| {
-            if shared.tun.write(parts).is_err() {
+            if tun.write(parts).is_err() {
                 shared.drops.count(DropReason::Tun, packets);
             }
         });

@@ -21,7 +21,8 @@ use crate::sys::tun::Tun;
 pub type IkeSink = Box<dyn Fn(SocketAddr, SocketAddr, &[u8]) + Send + Sync>;
 
 pub(super) struct Shared {
-    pub tun: Tun,
+    /// Another one after somebody deleted the device.
+    pub tun: ArcSwap<Tun>,
     /// Published by the owner after each change; a thread looks at the newest for each batch.
     pub tables: ArcSwap<Tables>,
     pub sockets: ArcSwap<Vec<Arc<EspSocket>>>,
