@@ -110,7 +110,8 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Hands a job to the workers, or gives it back if too many wait already.
+    /// Hands a job to the workers. If too many wait already, it comes back.
+    #[expect(clippy::result_large_err, reason = "a queue that refuses gives back what it refuses, as channels do")]
     pub fn take(&self, id: JobId, job: Job) -> Result<(), (JobId, Job)> {
         let mut queue = self.shared.lock();
         if self.running == 0 || queue.len() >= QUEUE {

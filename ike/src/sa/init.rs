@@ -115,12 +115,12 @@ pub(crate) fn initiate(
 impl Preparing {
     /// The key is there: IKE_SA_INIT goes out.
     pub fn on_key(
-        self: Box<Self>,
+        self,
         core: &Core,
         ctx: &mut Ctx<'_>,
         key: Result<(PrivateKey, Vec<u8>), KexError>,
     ) -> State {
-        let Self { policy, group, begin, .. } = *self;
+        let Self { policy, group, begin, .. } = self;
         let (key, public) = match key {
             Ok(made) => made,
             Err(e) => return closed(policy, FailureReason::Internal, no_key(e)),

@@ -34,7 +34,7 @@ pub(crate) struct RekeyingIke {
 impl RekeyingIke {
     /// Whether the answer cannot be followed: nobody has the key any more, and no secret came of it.
     pub fn is_without_key(&self, secret: Option<&Result<SecretBytes, KexError>>) -> bool {
-        self.key.is_none() && !secret.is_some_and(|secret| !is_lost(secret))
+        self.key.is_none() && secret.is_none_or(is_lost)
     }
 }
 

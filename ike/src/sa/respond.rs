@@ -128,12 +128,12 @@ impl InitTaken {
 
     // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
     pub fn on_key(
-        self: Box<Self>,
+        self,
         core: &Core,
         ctx: &mut Ctx<'_>,
         key: Result<(PrivateKey, Vec<u8>), KexError>,
     ) -> State {
-        let this = *self;
+        let this = self;
         let Ok((key, public)) = key else {
             // The peer repeats its request.
             let detail = String::new();

@@ -12,6 +12,7 @@ use crate::jobs::{Asker, JobId, Output, Work};
 use crate::wire::{Notify, NotifyType, Payloads};
 
 /// What becomes of a request of the peer.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned")]
 pub(crate) enum Handled {
     /// It is answered.
     Reply(Reply),

@@ -133,7 +133,7 @@ fn storm(seed: u64) {
 
 /// The same with key exchanges that take long or are never done.
 fn slow_storm(seed: u64) {
-    storm_at(seed, if seed % 2 == 0 { Pace::SLOW } else { Pace::LOSSY });
+    storm_at(seed, if seed.is_multiple_of(2) { Pace::SLOW } else { Pace::LOSSY });
 }
 
 fn storm_at(seed: u64, pace: Pace) {
