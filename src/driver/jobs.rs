@@ -111,7 +111,10 @@ impl Workers {
     }
 
     /// Hands a job to the workers. If too many wait already, it comes back.
-    #[expect(clippy::result_large_err, reason = "a queue that refuses gives back what it refuses, as channels do")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "a queue that refuses gives back what it refuses, as channels do"
+    )]
     pub fn take(&self, id: JobId, job: Job) -> Result<(), (JobId, Job)> {
         let mut queue = self.shared.lock();
         if self.running == 0 || queue.len() >= QUEUE {
@@ -191,7 +194,7 @@ mod tests {
         let run = |out: Vec<Action>| {
             out.into_iter().find_map(|a| if let Action::Run(id, job) = a { Some((id, job)) } else { None })
         };
-        let mut begin = |endpoint: &mut Endpoint| {
+        let begin = |endpoint: &mut Endpoint| {
             let mut out = Vec::new();
             endpoint.handle(now(), Input::Command(Command::Up(TunnelId(0))), &mut out);
             run(out).unwrap()
