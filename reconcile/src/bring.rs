@@ -30,7 +30,7 @@ pub enum Stuck<O, E> {
     /// It could not be looked at.
     Blind(E),
     /// A step is refused again and again.
-    Refused(Step<O>, E),
+    Refused(Box<Step<O>>, E),
     /// Every step was taken, and yet it never looks as wanted: somebody else works against us.
     Restless,
 }
@@ -60,7 +60,7 @@ pub fn bring<W: World>(
         };
         let place = step.object().place();
         if before.as_ref() == Some(&place) {
-            return Err(Stuck::Refused(step, error));
+            return Err(Stuck::Refused(Box::new(step), error));
         }
         before = Some(place);
     }

@@ -234,7 +234,7 @@ fn told(stuck: &Stuck<Part, NetlinkError>, device: &str) -> String {
         }
         Stuck::Refused(step, error) => (step, error),
     };
-    let verb = if matches!(step, Step::Remove(_)) { "remove" } else { "set" };
+    let verb = if matches!(**step, Step::Remove(_)) { "remove" } else { "set" };
     let what = match step.object() {
         Part::Root(_) => "the HTB",
         Part::Class(..) => "a class",
