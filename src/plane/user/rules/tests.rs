@@ -176,7 +176,6 @@ fn wanted(goal: &mut Goal, guards: &[GuardSpec], tables: &mut TableNumbers) {
     goal.routes = layout.routes;
 }
 
-#[expect(clippy::result_large_err, reason = "a test looks at it once")]
 fn go(kernel: &mut Kernel, goal: &mut Goal) -> Result<usize, Stuck<Piece, Refusal>> {
     bring(kernel, |_, seen| goal.plan(seen, Some(UP)).unwrap().0)
 }
