@@ -144,6 +144,60 @@ fn caps_that_others_remove_are_put_back() {
     assert!(!events.contains("no interface has the address"), "{events}");
 }
 
+/// Whatever of ours another program removes is there again within seconds, and the event says so.
+#[test]
+fn what_others_remove_is_back_within_seconds_and_told() {
+    let Some(host) = Host::new("what_others_remove_is_back_within_seconds_and_told") else { return };
+    host.sh("ip address add 192.0.2.1/24 dev out; ip address add 10.1.0.1/16 dev out");
+    let _daemon = host.started("a", 9180, "192.0.2.1");
+    let heard = host.path("events");
+    let socket = host.path("a.sock");
+    let mut listener = host.inside(env!("CARGO_BIN_EXE_cygnet"));
+    listener.arg("--control").arg(socket).args(["events", "--json"]);
+    let mut listener = listener.stdout(fs::File::create(&heard).unwrap()).spawn().unwrap();
+    let events = |kind: &str, word: &str| {
+        let all = fs::read_to_string(&heard).unwrap();
+        all.lines().filter(|line| line.contains(kind) && line.contains(word)).count()
+    };
+    let look = || {
+        host.sh("ip -d link show cygnet0; ip rule; ip route show table 51657; tc class show dev out; tc filter show dev out parent c960:")
+    };
+    let is_whole = || {
+        let now = look();
+        let parts = [
+            "cygnet0",
+            "from 10.1.0.0/16 to 10.2.0.0/16",
+            "default dev cygnet0",
+            "blackhole",
+            "rate 100Mbit",
+            "match c0000201",
+        ];
+        parts.iter().all(|part| now.contains(part))
+    };
+    if host.sh("ip link show cygnet0").is_empty() {
+        println!("what_others_remove_is_back_within_seconds_and_told is skipped: the kernel's plane is used");
+    } else {
+        until(is_whole);
+        for (damage, kind, word) in [
+            ("ip link del cygnet0", "guard_repaired", "TUN device"),
+            ("ip route del default dev cygnet0 table 51657", "guard_repaired", "routing rules"),
+            ("ip rule del from 10.1.0.0/16 to 10.2.0.0/16", "guard_repaired", "routing rules"),
+            ("ip rule flush proto 201", "guard_repaired", "routing rules"),
+            ("tc filter del dev out parent c960:", "bandwidth_changed", "in force again"),
+            ("tc qdisc del dev out root", "bandwidth_changed", "in force again"),
+        ] {
+            let before = events(kind, word);
+            let began = Instant::now();
+            host.sh(damage);
+            until(|| is_whole() && events(kind, word) > before);
+            println!("{damage}: whole and told after {:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(6), "{damage}");
+        }
+    }
+    let _ = listener.kill();
+    let _ = listener.wait();
+}
+
 /// At boot, or on a standby, the daemon may be there before its address.
 #[test]
 fn an_address_may_come_later() {

@@ -445,6 +445,20 @@ fn own_packets_get_a_source_inside_the_tunnel_and_others_keep_theirs() {
     assert_eq!(follow(std::slice::from_ref(&wish)), (4, BTreeSet::new()));
     assert_eq!(to_all(), inner);
     assert_eq!(follow(std::slice::from_ref(&wish)).0, 0, "as it is already");
+    for damage in
+        ["ip rule del priority 5200", "ip -6 rule del priority 5200", "ip route flush table 3388997632"]
+    {
+        ns.run(damage);
+        assert_eq!(follow(std::slice::from_ref(&wish)).0, 1, "{damage}");
+        assert_eq!(to_all(), inner);
+    }
+    // Another source takes the place of the first.
+    ns.run("ip addr add 10.3.0.7/24 dev lan");
+    let other = Wish { source: Source::Address(ip("10.3.0.7")), ..wish.clone() };
+    assert_eq!(follow(std::slice::from_ref(&other)).0, 1);
+    assert_eq!(chosen("10.4.0.1"), ip("10.3.0.7"));
+    follow(std::slice::from_ref(&wish));
+    ns.run("ip addr del 10.3.0.7/24 dev lan");
     let forwarded = ns.run("ip route get 10.4.0.1 from 10.3.0.9 iif lan");
     assert!(forwarded.contains("via 192.0.2.2 dev eth0"), "{forwarded}");
     // Routes go with their link and are put back.

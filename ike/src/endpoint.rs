@@ -24,14 +24,17 @@ use self::pace::Pace;
 use self::supervised::Supervised;
 use crate::cookie::Cookies;
 use crate::crypto::Random;
-use crate::crypto::kex::KeyExchange;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Actions, Event, Flow, Input, RekeyKind};
+use crate::jobs::{JobId, Jobs, Output};
 use crate::policy::Policies;
 use crate::rate::PeerRates;
 use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
 use crate::wire::{DecodeErrorKind, Exchange, Header};
+
+/// Jobs on their way from which on no negotiation is begun by itself.
+const MAX_JOBS: usize = 1024;
 
 /// Limits and ports.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub struct Config {
     pub half_open_limit: usize,
     /// Half-open SAs that one address may have, or twice its tunnels, before it must bring a cookie back.
     pub half_open_per_peer: usize,
+    /// Key exchanges that strangers may make us compute at the same time.
+    pub stranger_jobs: usize,
     /// First and longest wait before a tunnel that failed is tried again; between, the wait doubles.
     pub retry: (Duration, Duration),
 }
@@ -58,6 +63,8 @@ impl Default for Config {
             cookie_threshold: 32,
             half_open_limit: 4096,
             half_open_per_peer: 64,
+            // More than one peer of our own kind begins at once.
+            stranger_jobs: 512,
             retry: (Duration::from_secs(1), Duration::from_secs(60)),
         }
     }
@@ -67,7 +74,8 @@ impl Default for Config {
 pub struct Endpoint {
     config: Config,
     random: Box<dyn Random>,
-    kex: Box<dyn KeyExchange>,
+    /// Computations that are waited for.
+    jobs: Jobs,
     policies: Policies,
     supervision: Supervised,
     /// Negotiations that are due.
@@ -98,12 +106,12 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint without tunnels.
-    pub fn new(config: Config, now: Now, mut random: Box<dyn Random>, kex: Box<dyn KeyExchange>) -> Self {
+    pub fn new(config: Config, now: Now, mut random: Box<dyn Random>) -> Self {
         let cookies = Cookies::new(now.mono, random.as_mut());
         Self {
             config,
             random,
-            kex,
+            jobs: Jobs::default(),
             policies: Policies::default(),
             supervision: Supervised::default(),
             beginnings: Pace::of_beginnings(),
@@ -167,6 +175,7 @@ impl Endpoint {
                     Next::Stay
                 });
             }
+            Input::Done(job, output) => self.on_done(now, job, output, out),
         }
         self.begin_waiting(now, out);
         self.end_waiting(now, out);
@@ -177,8 +186,12 @@ impl Endpoint {
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         let retry = self.supervision.next_retry();
         let sa = self.wakeups.first().map(|(at, _)| *at);
-        let places = [self.beginnings.next_place(), self.endings.next_place()];
-        [retry, sa].into_iter().chain(places).flatten().min()
+        // Without room for it nothing begins before a job is done.
+        let beginning = self.beginnings.next_place().filter(|_| self.has_room_to_begin());
+        [retry, sa, beginning, self.endings.next_place(), self.jobs.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Tunnels that may look different ([`Endpoint::view`]) than when this was last asked.
@@ -262,7 +275,7 @@ impl Endpoint {
         Ctx {
             now,
             random: self.random.as_mut(),
-            kex: self.kex.as_ref(),
+            jobs: &mut self.jobs,
             config: &self.config,
             policies: &self.policies,
             spis: &mut self.spis,
@@ -303,7 +316,7 @@ impl Endpoint {
         if !sa.is_half_open() {
             self.half_open.remove(spi);
         }
-        if !matches!(sa.state, State::InitSent(_) | State::AuthSent(_)) {
+        if !sa.is_beginning() {
             self.beginnings.leave(spi);
         }
         if let State::Closed(closed) = sa.state {
@@ -388,7 +401,9 @@ impl Endpoint {
         let fits = match self.sas.get(&ours).map(|sa| &sa.state) {
             None => return drop(out, DropReason::UnknownSpi),
             // The responder's SPI is not known yet.
-            Some(State::InitSent(_)) => true,
+            Some(State::Preparing(_) | State::InitSent(_)) => true,
+            Some(State::Agreeing(s)) => s.spi_r == theirs,
+            Some(State::InitTaken(s)) => s.spi_i == theirs,
             Some(State::InitAnswered(s)) => s.spi_i == theirs,
             Some(State::Established(s) | State::Rekeyed(s) | State::Deleting(s)) => {
                 (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r)
@@ -403,7 +418,23 @@ impl Endpoint {
         self.with_sa(now, ours, out, |sa, ctx| sa.on_datagram(ctx, &header, bytes, flow));
     }
 
+    fn on_done(&mut self, now: Now, job: JobId, output: Output, out: &mut Actions) {
+        // What is late was given up, and what nobody asked for is nobody's.
+        if self.jobs.end(job) {
+            self.with_sa(now, job.sa, out, |sa, ctx| sa.on_done(ctx, job, output));
+        }
+    }
+
+    /// Whether one more negotiation may begin: those before it must have their keys, or nobody would wait for them any more
+    /// when they are made.
+    fn has_room_to_begin(&self) -> bool {
+        self.jobs.len() < MAX_JOBS
+    }
+
     fn on_tick(&mut self, now: Now, out: &mut Actions) {
+        while let Some(job) = self.jobs.overdue(now.mono) {
+            self.on_done(now, job, Output::late(), out);
+        }
         while let Some((at, spi)) = self.wakeups.first().copied()
             && at <= now.mono
         {
@@ -434,7 +465,9 @@ impl Endpoint {
 
     /// Begins negotiations that are due, as many as have a place.
     fn begin_waiting(&mut self, now: Now, out: &mut Actions) {
-        while let Some(id) = self.beginnings.next(now.mono) {
+        while self.has_room_to_begin()
+            && let Some(id) = self.beginnings.next(now.mono)
+        {
             let Some(mut s) = self.supervision.get_mut(&id) else { continue };
             // Something else may have been decided meanwhile.
             if s.retry_at.take_if(|at| *at <= now.mono).is_some() {

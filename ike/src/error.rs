@@ -66,6 +66,8 @@ reasons! {
         TooManyIkeSas = "too_many_ike_sas",
         /// More requests in a short time than an honest peer has.
         RateLimit = "rate_limit",
+        /// As many key exchanges of strangers are being computed as may be.
+        Busy = "busy",
     }
 }
 
@@ -89,7 +91,8 @@ impl DropReason {
             | Self::Fragment
             | Self::TooManyChildren
             | Self::TooManyIkeSas
-            | Self::RateLimit => false,
+            | Self::RateLimit
+            | Self::Busy => false,
         }
     }
 }

@@ -15,6 +15,7 @@ use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, IkeSpi, Spi, TunnelId};
 
 use crate::error::{DropReason, FailureReason, Trouble};
+use crate::jobs::{Job, JobId, Output};
 
 /// Where a datagram came from or goes to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -74,6 +75,8 @@ pub enum Input<'a> {
         /// From where.
         remote: SocketAddr,
     },
+    /// What [`Action::Run`] asked for is computed. Late, unknown or repeated results are ignored.
+    Done(JobId, Output),
 }
 
 /// What an operator or the supervisor wants.
@@ -116,6 +119,8 @@ pub enum Action {
     RemoveSa(SaId),
     /// Change an SA's outer addresses.
     Migrate(SaId, NewAddresses),
+    /// Compute something ([`Job::run`]), anywhere and at any time, and tell the result by [`Input::Done`].
+    Run(JobId, Job),
     /// Something happened that people or metrics want to know.
     Tell(Event),
 }

@@ -188,7 +188,7 @@ pub(crate) fn tunnel<'a>(
                     note(c, live);
                 }
             }
-            State::InitSent(_) | State::AuthSent(_) => connecting = true,
+            _ if sa.is_beginning() => connecting = true,
             _ => {}
         }
     }

@@ -1,7 +1,6 @@
 //! The host changes under the running gateway: what others removed is put back and told, what stands in the way of the
 //! guards is told.
 
-use cygnet_model::plane::PlaneKind;
 use cygnet_xfrm::host::Change;
 
 use super::Daemon;
@@ -25,17 +24,17 @@ impl Daemon {
 
     /// Looks whether guards and caps are still in force, whatever the kernel told.
     pub(super) fn audit(&mut self) {
-        match self.plane.audit() {
-            Ok(0) => {}
-            Ok(count) => self.on_repaired("guards", count),
-            Err(e) => {
-                tracing::error!(error = %e, "the guards could not be put right");
-                self.announce(Kind::DataPlane, &format!("the guards could not be put right: {e}"));
+        for (what, audited) in self.plane.audit() {
+            match audited {
+                Ok(0) => {}
+                Ok(count) => self.on_repaired(what, count),
+                Err(e) => {
+                    tracing::error!(error = %e, "the guards could not be put right");
+                    self.announce(Kind::DataPlane, &format!("the guards could not be put right: {e}"));
+                }
             }
         }
-        if self.choice.plane == PlaneKind::Kernel {
-            self.look_for_obstacles();
-        }
+        self.look_for_obstacles();
         self.check_wall(true);
         self.mend_shaping();
     }
@@ -58,7 +57,7 @@ impl Daemon {
     /// Tells that others had removed guards, which are in force again.
     pub(super) fn on_repaired(&mut self, what: &str, count: usize) {
         let message = format!(
-            "{count} {what} that another program removed or changed are in force again; until then a second guard \
+            "in force again, after another program removed or changed it: {what} ({count}); until then a second guard \
              alone stood between protected packets and the public network"
         );
         tracing::warn!("{message}");

@@ -265,6 +265,7 @@ impl Daemon {
                 | Action::Keepalive(_)
                 | Action::OpenTunnel(_)
                 | Action::CloseTunnel(_)
+                | Action::Run(..)
                 | Action::Tell(_) => {}
             }
         }

@@ -16,6 +16,7 @@ mod answer;
 mod clock;
 mod dns;
 mod host;
+mod jobs;
 mod keep;
 mod logging;
 mod passage;
@@ -39,8 +40,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cygnet_ike::crypto::Random;
-use cygnet_ike::crypto::kex::RingKex;
-use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input};
+use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input, JobId, Output};
 use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent, PlaneKind};
 use cygnet_model::registry::Registry;
 use cygnet_model::{ChildId, Now, Spi, TunnelId};
@@ -68,6 +68,7 @@ use crate::shaping::apply::{Shaper, ShapingError};
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
+use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
 use self::plane::Plane;
 use self::policy::Resolved;
@@ -82,6 +83,10 @@ const SAMPLE: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(3);
 /// IKE messages on their way to the loop.
 const RECEIVE_QUEUE: usize = 1024;
+/// Results of jobs on their way to the loop.
+const DONE_QUEUE: usize = 1024;
+/// Messages or results that are handled in one go, when they have queued up.
+const BATCH: usize = 128;
 
 /// Random octets from the operating system.
 struct OsRandom(SystemRandom);
@@ -92,12 +97,17 @@ impl Random for OsRandom {
     }
 }
 
+fn os_random() -> OsRandom {
+    OsRandom(SystemRandom::new())
+}
+
 /// Everything the loop owns.
 struct Daemon {
     config: Config,
     path: PathBuf,
     choice: Choice,
     endpoint: Endpoint,
+    workers: Workers,
     plane: Plane,
     keeper: Keeper,
     /// What of an earlier life the protocol has not taken up yet.
@@ -206,6 +216,7 @@ fn harden() {
 /// What wakes the loop.
 struct Inputs {
     received: mpsc::Receiver<Received>,
+    done: mpsc::Receiver<(JobId, Output)>,
     asks: mpsc::Receiver<Ask>,
     resolved: mpsc::Receiver<resolver::Resolved>,
     plane: Option<AsyncFd<OwnedFd>>,
@@ -299,8 +310,10 @@ impl Daemon {
         // Guards do not wait for a disk.
         saved::keep_registry(&config, &kept, &registry);
         let now = clock::now();
-        let random = Box::new(OsRandom(SystemRandom::new()));
-        let mut endpoint = Endpoint::new(cygnet_ike::Config::default(), now, random, Box::new(RingKex));
+        let random = Box::new(os_random());
+        let mut endpoint = Endpoint::new(cygnet_ike::Config::default(), now, random);
+        let (done_tx, done) = mpsc::channel(DONE_QUEUE);
+        let workers = Workers::start(&done_tx, os_random).context("there is no thread for key exchanges")?;
         endpoint.reserve_spis(foreign);
 
         let (publisher, _) = observe::channel();
@@ -321,6 +334,7 @@ impl Daemon {
             path: path.to_owned(),
             choice,
             endpoint,
+            workers,
             plane,
             keeper,
             taken_up: Some(taken_up),
@@ -373,6 +387,7 @@ impl Daemon {
         }
         let inputs = Inputs {
             received,
+            done,
             asks,
             resolved,
             plane: plane_fd,
@@ -457,10 +472,16 @@ impl Daemon {
             tokio::select! {
                 Some((flow, bytes)) = inputs.received.recv() => {
                     self.input(Input::Datagram { flow, bytes: &bytes });
-                    // What has queued up meanwhile is handled in one go.
-                    for _ in 0..128 {
+                    for _ in 0..BATCH {
                         let Ok((flow, bytes)) = inputs.received.try_recv() else { break };
                         self.input(Input::Datagram { flow, bytes: &bytes });
+                    }
+                }
+                Some((job, output)) = inputs.done.recv() => {
+                    self.input(Input::Done(job, output));
+                    for _ in 0..BATCH {
+                        let Ok((job, output)) = inputs.done.try_recv() else { break };
+                        self.input(Input::Done(job, output));
                     }
                 }
                 () = readable(inputs.plane.as_ref()) => self.plane_events(),
@@ -509,6 +530,7 @@ impl Daemon {
             let wait = self.next_timer().min(Duration::from_millis(500));
             tokio::select! {
                 Some((flow, bytes)) = inputs.received.recv() => self.input(Input::Datagram { flow, bytes: &bytes }),
+                Some((job, output)) = inputs.done.recv() => self.input(Input::Done(job, output)),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
             }
         }

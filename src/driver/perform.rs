@@ -4,7 +4,7 @@ use cygnet_ike::{Action, Input};
 use cygnet_model::ChildId;
 use cygnet_model::plane::PlaneError;
 
-use super::Daemon;
+use super::{Daemon, os_random};
 
 impl Daemon {
     /// Performs a list of actions. After a failure on the data plane the later plane actions of the same child are
@@ -12,6 +12,7 @@ impl Daemon {
     pub(super) fn perform(&mut self, actions: Vec<Action>) {
         self.keep_ahead(&actions);
         let mut failed: Vec<(ChildId, String)> = Vec::new();
+        let mut own = Vec::new();
         for action in actions {
             let broken = |child: ChildId| failed.iter().any(|(c, _)| *c == child);
             let result: Result<(), (ChildId, PlaneError)> = match action {
@@ -63,6 +64,14 @@ impl Daemon {
                     complain(result.err());
                     Ok(())
                 }
+                Action::Run(id, job) => {
+                    own.extend(if job.is_quick() {
+                        Some((id, job))
+                    } else {
+                        self.workers.take(id, job).err()
+                    });
+                    Ok(())
+                }
                 Action::Tell(event) => {
                     self.tell(event);
                     Ok(())
@@ -75,6 +84,11 @@ impl Daemon {
         self.release_left();
         for (child, detail) in failed {
             self.input(Input::PlaneFailed { child, detail });
+        }
+        // What is not worth the way, and what the workers have no place for: whoever takes more in does it himself.
+        for (id, job) in own {
+            let output = job.run(&mut os_random());
+            self.input(Input::Done(id, output));
         }
     }
 }

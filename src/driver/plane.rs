@@ -27,10 +27,12 @@ pub struct Plane {
     routing: Option<Routing>,
     /// Which sources own packets get.
     wishes: Vec<Wish>,
-    /// The addresses for which [`Self::sourceless`] was found out.
+    /// What follows from them, with the kernel's plane.
+    layout: source::Layout,
+    /// The addresses for which [`Self::layout`] was found out.
     looked_at: Option<BTreeSet<OwnAddress>>,
-    /// Tunnels for which this host has no source inside.
-    sourceless: BTreeSet<String>,
+    /// Rules and routes of the layout that others had removed, until it is told.
+    put_back: usize,
 }
 
 enum Esp {
@@ -61,9 +63,10 @@ impl Plane {
             esp,
             wall: Wall::open(protection, own),
             routing,
+            put_back: 0,
             wishes: Vec::new(),
+            layout: source::Layout::default(),
             looked_at: None,
-            sourceless: BTreeSet::new(),
         };
         plane.follow_addresses()?;
         Ok(plane)
@@ -85,21 +88,30 @@ impl Plane {
             return Ok(());
         }
         let layout = source::layout(&self.wishes, &usable);
-        self.looked_at = Some(usable);
-        let applied = match &mut self.esp {
+        let is_same = self.looked_at.replace(usable).is_some() && layout == self.layout;
+        self.layout = layout;
+        match &mut self.esp {
             Esp::Kernel(p) => {
-                let sources = if self.wishes.is_empty() { Ok(0) } else { source::apply(routing, &layout) };
-                p.follow(&attached).and(sources.map(|_| ()).map_err(|e| PlaneError {
+                let followed = p.follow(&attached);
+                if self.wishes.is_empty() {
+                    return followed;
+                }
+                let brought = source::apply(routing, &self.layout).map_err(|e| PlaneError {
                     operation: "give own packets a source inside the tunnels".to_owned(),
                     kind: PlaneErrorKind::Other,
                     detail: e.to_string(),
-                }))
+                });
+                match &brought {
+                    Ok(count) if is_same => self.put_back += count,
+                    Ok(_) => {}
+                    // What comes later then was not removed by others.
+                    Err(_) => self.looked_at = None,
+                }
+                followed.and(brought.map(|_| ()))
             }
             // It follows by itself.
             Esp::User(_) => Ok(()),
-        };
-        self.sourceless = layout.missing;
-        applied
+        }
     }
 
     /// Gives own packets sources inside the tunnels, from here on as addresses come and go.
@@ -116,7 +128,7 @@ impl Plane {
 
     /// Tunnels for which this host has no address inside the local networks: its own packets go outside of them.
     pub const fn sourceless(&self) -> &BTreeSet<String> {
-        &self.sourceless
+        &self.layout.missing
     }
 
     /// The calls that both kinds have. Guards go by [`Self::guard_all`], or the wall misses them.
@@ -230,13 +242,16 @@ impl Plane {
         }
     }
 
-    /// Looks whether the guards are still in force and puts them right; says how much had to be put right.
-    pub fn audit(&mut self) -> Result<usize, PlaneError> {
-        match &mut self.esp {
+    /// Looks whether the guards and what belongs to them are still in force and puts them right; says what had to be put
+    /// right, and how many of it.
+    pub fn audit(&mut self) -> [(&'static str, Result<usize, PlaneError>); 2] {
+        let policies = match &mut self.esp {
             Esp::Kernel(p) => p.audit(),
             // It looks by itself, and tells by events.
             Esp::User(_) => Ok(0),
-        }
+        };
+        let sources = Ok(std::mem::take(&mut self.put_back));
+        [("policies", policies), ("routes that give own packets their source", sources)]
     }
 
     /// What of others stands in the way of the guards.

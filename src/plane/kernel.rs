@@ -17,6 +17,7 @@ use cygnet_model::plane::{
 };
 use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, Reqid, Spi};
+use cygnet_reconcile::Step;
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
 use cygnet_xfrm::moving::Move;
@@ -49,8 +50,6 @@ pub struct KernelPlane {
     guards: BTreeMap<ChildId, GuardSpec>,
     /// Own addresses and attached networks.
     attached: BTreeSet<Prefix>,
-    /// Policies of other programs, as last seen.
-    foreign: Vec<Policy>,
     /// Others changed policies since they were last seen.
     drifted: bool,
     /// How many policies there were when ours were last known to be in force; `None` after changes of ours.
@@ -99,7 +98,6 @@ impl KernelPlane {
         let mut plane = Self {
             xfrm: Xfrm::open().map_err(fail)?,
             monitor,
-            foreign: Vec::new(),
             drifted: false,
             counts: None,
             mended: None,
@@ -151,7 +149,7 @@ impl KernelPlane {
             self.spd.wish(Layer::Inherited, child, vec![]);
         }
         self.spd.condemn_orphans();
-        swept.policies = self.spd.pending().iter().filter(|c| matches!(c, PolicyChange::Delete(_))).count();
+        swept.policies = self.spd.plan().steps().filter(|step| matches!(step, Step::Remove(_))).count();
         let result = self.apply("remove orphan policies");
         first.map_or(result, Err).map(|()| swept)
     }
@@ -164,7 +162,7 @@ impl KernelPlane {
     pub fn resync(&mut self) -> Result<usize, PlaneError> {
         let operation = "put the kernel's policies right";
         self.observe_policies().map_err(|e| error(operation, &e))?;
-        let due = self.due().len();
+        let due = self.spd.plan().len();
         self.apply(operation).map(|()| due)
     }
 
@@ -209,11 +207,12 @@ impl KernelPlane {
 
     /// What other programs have in the kernel that decides about guarded packets before the guards do.
     pub fn obstacles(&self) -> Vec<Obstacle> {
-        if self.foreign.is_empty() {
+        let theirs: Vec<Policy> = self.spd.foreign().copied().collect();
+        if theirs.is_empty() {
             return Vec::new();
         }
         let ours: Vec<Policy> = self.spd.winners().collect();
-        foreign::in_front(&self.foreign, ours.iter())
+        foreign::in_front(&theirs, ours.iter())
     }
 
     /// Closes all tunnels and removes all SAs. The guards stay in force, also after the process.
@@ -284,10 +283,7 @@ impl KernelPlane {
     }
 
     fn observe_policies(&mut self) -> Result<(), NetlinkError> {
-        let (ours, foreign): (Vec<Policy>, Vec<Policy>) =
-            self.xfrm.dump_policies()?.into_iter().partition(spd::is_ours);
-        self.spd.observe(ours);
-        self.foreign = foreign;
+        self.spd.observe(self.xfrm.dump_policies()?);
         Ok(())
     }
 
@@ -321,16 +317,9 @@ impl KernelPlane {
         result.map_err(|e| error(operation, &e))
     }
 
-    /// The steps that are due, but for places that somebody else has: those are obstacles, not steps.
-    fn due(&self) -> Vec<PolicyChange> {
-        let mut due = self.spd.pending();
-        due.retain(|c| !matches!(c, PolicyChange::Add(p) if self.foreign.iter().any(|f| f.key == p.key)));
-        due
-    }
-
     /// Refuses to go on where somebody else has one of the places, and names the owner.
     fn refuse_taken(&self, keys: &[PolicyKey], operation: &str) -> Result<(), PlaneError> {
-        match self.foreign.iter().find(|f| keys.contains(&f.key)) {
+        match keys.iter().find_map(|key| self.spd.foreign_at(key)) {
             None => Ok(()),
             Some(theirs) => Err(PlaneError {
                 operation: operation.to_owned(),
@@ -345,31 +334,25 @@ impl KernelPlane {
     }
 
     fn apply_once(&mut self) -> Result<(), NetlinkError> {
-        let changes = self.due();
-        // Removals only after every addition worked: a place that has lost its policy must have another one.
-        let (puts, deletes) =
-            changes.split_at(changes.partition_point(|c| !matches!(c, PolicyChange::Delete(_))));
-        for step in [puts, deletes] {
-            let mut failure = None;
-            let results = self.xfrm.change_policies(step)?;
-            if !step.is_empty() {
-                self.counts = None;
-                // An overrun shows again when events are asked for.
-                self.drifted |= self.monitor.drain().is_err();
+        let mut lost = None;
+        let outcome = self.spd.plan().carry_out(|steps| {
+            let changes: Vec<PolicyChange> = steps.iter().map(spd::change).collect();
+            self.counts = None;
+            let results = self.xfrm.change_policies(&changes).unwrap_or_else(|e| {
+                lost = Some(e);
+                Vec::new()
+            });
+            // An overrun shows again when events are asked for.
+            self.drifted |= self.monitor.drain().is_err();
+            for (step, _) in steps.iter().zip(&results).filter(|(_, result)| result.is_ok()) {
+                self.spd.applied(step);
             }
-            for (change, result) in step.iter().zip(results) {
-                match result {
-                    Ok(()) => self.spd.applied(change),
-                    Err(e) => failure = failure.or(Some(e)),
-                }
-            }
-            if let Some(e) = failure {
-                return Err(e);
-            }
+            results
+        });
+        if let Some(e) = lost.or(outcome.refused.into_iter().next().map(|(_, e)| e)) {
+            return Err(e);
         }
-        if self.foreign.is_empty() || self.spd.pending().is_empty() {
-            self.spd.settled();
-        }
+        self.spd.settled();
         Ok(())
     }
 

@@ -4,6 +4,7 @@ pub mod choose;
 mod foreign;
 pub mod kernel;
 pub mod near;
+mod pieces;
 pub mod residue;
 pub mod source;
 mod spd;

@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use cygnet_model::selector::IpRange;
 use cygnet_model::tunnel::{GuardSpec, Source};
+use cygnet_reconcile::{Step, World};
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::route::{Family, Prefix, Route, Via};
@@ -27,6 +28,7 @@ use cygnet_xfrm::routing::Routing;
 use cygnet_xfrm::rule::{Rule, Verdict};
 
 use super::near;
+use super::pieces::{self, Piece};
 
 /// `rtm_protocol` of the rules and routes.
 const OWNER: u8 = 0xCA;
@@ -173,34 +175,36 @@ fn way_out(source: &OwnAddress, wish: &Wish, own: &BTreeSet<OwnAddress>) -> Opti
     source.address.is_ipv4().then_some(outer.interface)
 }
 
-/// Makes the kernel have a layout: routes before the rules that need them, and the other way round. Says how much had to
-/// be changed.
+/// Makes the kernel have a layout. Says how much had to be changed.
 pub fn apply(routing: &mut Routing, layout: &Layout) -> Result<usize, RtnlError> {
-    let mut changed = 0;
-    for family in Family::ALL {
-        let rules: BTreeSet<Rule> =
-            routing.rules(family)?.into_iter().filter(|rule| rule.owner == OWNER).collect();
-        let routes: BTreeSet<Route> = routing.routes(family, OWNER)?.into_iter().collect();
-        let wanted_rules: BTreeSet<Rule> =
-            layout.rules.iter().filter(|r| r.family == family).cloned().collect();
-        let wanted_routes: BTreeSet<Route> =
-            layout.routes.iter().filter(|r| r.family == family).copied().collect();
-        let (old, new): (Vec<_>, Vec<_>) = (
-            rules.difference(&wanted_rules).cloned().collect(),
-            wanted_rules.difference(&rules).cloned().collect(),
-        );
-        let (gone, come): (Vec<_>, Vec<_>) = (
-            routes.difference(&wanted_routes).copied().collect(),
-            wanted_routes.difference(&routes).copied().collect(),
-        );
-        changed += old.len() + new.len() + gone.len() + come.len();
-        routing.remove_rules(&old)?;
-        // One in the place of another is refused while that is there.
-        routing.remove_routes(&gone)?;
-        routing.add_routes(&come)?;
-        routing.add_rules(&new)?;
+    let brought = cygnet_reconcile::bring(&mut Host(routing), |_, seen| {
+        let rules = layout.rules.iter().cloned().map(Piece::rule);
+        let routes = layout.routes.iter().copied().map(Piece::Route);
+        cygnet_reconcile::plan(routes.chain(rules), seen, |_| true)
+    });
+    brought.map_err(|stuck| pieces::error("give own packets a source inside the tunnels", stuck))
+}
+
+/// The host's rules and routes that are ours.
+struct Host<'a>(&'a mut Routing);
+
+impl World for Host<'_> {
+    type Object = Piece;
+    type Error = RtnlError;
+
+    fn look(&mut self) -> Result<Vec<Piece>, RtnlError> {
+        let mut seen = Vec::new();
+        for family in Family::ALL {
+            seen.extend(self.0.routes(family, OWNER)?.into_iter().map(Piece::Route));
+            let rules = self.0.rules(family)?.into_iter().filter(|rule| rule.owner == OWNER);
+            seen.extend(rules.map(Piece::rule));
+        }
+        Ok(seen)
     }
-    Ok(changed)
+
+    fn run(&mut self, steps: &[Step<Piece>]) -> Vec<Result<(), RtnlError>> {
+        pieces::change(self.0, steps)
+    }
 }
 
 /// Removes all rules and routes of this kind; says how many rules.

@@ -1,5 +1,5 @@
-//! The policies that shall be in the kernel, as a value: what guards and tunnels of all children want, which wish wins
-//! where several meet, and the steps from what the kernel holds.
+//! The policies that shall be in the kernel, as a value: what guards and tunnels of all children want, and which wish wins
+//! where several meet. [`cygnet_reconcile`] finds the steps from what the kernel holds.
 //!
 //! The kernel has one place for each (direction, selector, mark). Guards and tunnels of the same child usually meet
 //! there, and those of two children may. An open tunnel goes before a guard; among equals the lower weight wins, then
@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cygnet_model::tunnel::{GuardAction, GuardSpec, Mark, TunnelSpec};
 use cygnet_model::{ChildId, Reqid, Spi};
+use cygnet_reconcile::{At, Effect, Object, Plan, Step, plan_at};
 use cygnet_xfrm::NetlinkError;
 use cygnet_xfrm::policy::{
     Policy, PolicyAction, PolicyChange, PolicyDirection, PolicyKey, PolicySelector, PortMask, expand,
@@ -50,14 +51,50 @@ pub struct Spd {
     candidates: BTreeMap<PolicyKey, BTreeMap<(Layer, u8, ChildId), Policy>>,
     /// How much each child is preferred; 0 for those that are not here.
     weights: BTreeMap<ChildId, u8>,
+    /// What the kernel holds of ours, as far as is known.
     installed: BTreeMap<PolicyKey, Policy>,
+    /// Policies of other programs, as last seen.
+    foreign: BTreeMap<PolicyKey, Policy>,
+    /// Places that may not be as wished.
     dirty: BTreeSet<PolicyKey>,
 }
 
+/// A policy in its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry(pub Policy);
+
+impl Object for Entry {
+    type Place = PolicyKey;
+
+    fn place(&self) -> PolicyKey {
+        self.0.key
+    }
+
+    fn is(&self, wanted: &Self) -> bool {
+        self == wanted
+    }
+
+    /// A guard within what a wider one lets by must be there before that, and go after it.
+    fn effect(&self) -> Effect {
+        if self.0.action == PolicyAction::Allow { Effect::LetsBy } else { Effect::Holds }
+    }
+}
+
+/// What a step is for the kernel.
+pub const fn change(step: &Step<Entry>) -> PolicyChange {
+    match step {
+        // Never in the place of somebody else's.
+        Step::Add(Entry(policy)) => PolicyChange::Add(*policy),
+        Step::Put(Entry(policy)) => PolicyChange::Put(*policy),
+        Step::Remove(Entry(policy)) => PolicyChange::Delete(policy.key),
+    }
+}
+
 impl Spd {
-    /// Takes over what the kernel holds of ours, in place of what was believed before.
+    /// Takes over what the kernel holds, in place of what was believed before.
     pub fn observe(&mut self, policies: impl IntoIterator<Item = Policy>) {
-        self.installed = policies.into_iter().map(|p| (p.key, p)).collect();
+        let all = policies.into_iter().map(|policy| (policy.key, policy));
+        (self.installed, self.foreign) = all.partition(|(_, policy)| is_ours(policy));
         // What was due stays due: a removal whose answer was lost has no candidate any more.
         self.dirty.extend(self.candidates.keys());
     }
@@ -107,37 +144,41 @@ impl Spd {
         before
     }
 
-    /// The steps that are due, additions and replacements before removals.
-    pub fn pending(&self) -> Vec<PolicyChange> {
-        let (mut puts, mut deletes) = (Vec::new(), Vec::new());
-        for key in &self.dirty {
-            match (self.winner(key), self.installed.get(key)) {
-                // Never in the place of somebody else's.
-                (Some(want), None) => puts.push(PolicyChange::Add(want)),
-                (Some(want), have) if have != Some(&want) => puts.push(PolicyChange::Put(want)),
-                (None, Some(_)) => deletes.push(PolicyChange::Delete(*key)),
-                _ => {}
-            }
-        }
-        puts.extend(deletes);
-        puts
+    /// The steps that are due in the places that were touched.
+    pub fn plan(&self) -> Plan<Entry> {
+        let at = |key: &PolicyKey| {
+            let seen = [self.installed.get(key), self.foreign.get(key)].into_iter().flatten();
+            (*key, At { want: self.winner(key).map(Entry), seen: seen.copied().map(Entry).collect() })
+        };
+        plan_at(self.dirty.iter().map(at), |entry| is_ours(&entry.0))
     }
 
     /// Notes that the kernel took a step.
-    pub fn applied(&mut self, change: &PolicyChange) {
-        match change {
-            PolicyChange::Add(policy) | PolicyChange::Put(policy) => {
+    pub fn applied(&mut self, step: &Step<Entry>) {
+        match step {
+            Step::Add(Entry(policy)) | Step::Put(Entry(policy)) => {
                 self.installed.insert(policy.key, *policy);
             }
-            PolicyChange::Delete(key) => {
-                self.installed.remove(key);
+            Step::Remove(Entry(policy)) => {
+                self.installed.remove(&policy.key);
             }
         }
     }
 
-    /// Forgets which keys were touched; call it when all pending steps are done.
+    /// Forgets which places were touched, but for those that somebody else has; call it when all steps are done.
     pub fn settled(&mut self) {
-        self.dirty.clear();
+        let Self { dirty, foreign, candidates, .. } = self;
+        dirty.retain(|key| foreign.contains_key(key) && candidates.contains_key(key));
+    }
+
+    /// Somebody else's policy in this place.
+    pub fn foreign_at(&self, key: &PolicyKey) -> Option<&Policy> {
+        self.foreign.get(key)
+    }
+
+    /// Policies of other programs, as last seen.
+    pub fn foreign(&self) -> impl ExactSizeIterator<Item = &Policy> {
+        self.foreign.values()
     }
 
     /// Makes the open tunnels among what the kernel holds wishes of their own, so that traffic goes on over a restart.
@@ -372,6 +413,9 @@ fn neighbour_discovery() -> impl Iterator<Item = Policy> {
 #[cfg(test)]
 mod tests {
     use cygnet_model::TunnelId;
+    use cygnet_model::selector::IpRange;
+    use cygnet_reconcile::World;
+    use cygnet_reconcile::testing::Kernel;
 
     use super::*;
     use crate::plane::testing::{guard_of, net as ts};
@@ -398,14 +442,13 @@ mod tests {
         tunnel_policies(&spec, None).unwrap()
     }
 
-    fn settle(spd: &mut Spd) -> Vec<PolicyChange> {
-        let changes = spd.pending();
-        for change in &changes {
-            spd.applied(change);
-        }
+    /// Does the steps that are due and returns them.
+    fn settle(spd: &mut Spd) -> Vec<Step<Entry>> {
+        let steps: Vec<Step<Entry>> = spd.plan().steps().cloned().collect();
+        steps.iter().for_each(|step| spd.applied(step));
         spd.settled();
-        assert!(spd.pending().is_empty());
-        changes
+        assert!(spd.plan().is_empty());
+        steps
     }
 
     #[test]
@@ -418,7 +461,7 @@ mod tests {
         spd.wish(Layer::Tunnel, child(1), vec![]);
         let closed = settle(&mut spd);
         for change in opened.iter().chain(&closed) {
-            assert!(matches!(change, PolicyChange::Put(_)), "{change:?}");
+            assert!(matches!(change, Step::Put(_)), "{change:?}");
         }
         assert_eq!((opened.len(), closed.len()), (3, 3));
     }
@@ -444,7 +487,7 @@ mod tests {
         assert_eq!(reqids(&spd), [of(1); 3], "the backup alone is open");
         spd.wish(Layer::Tunnel, child(2), tunnel(2, "10.1.0.0/16", "10.2.0.0/16"));
         let steps = settle(&mut spd);
-        assert!(steps.iter().all(|step| matches!(step, PolicyChange::Put(_))));
+        assert!(steps.iter().all(|step| matches!(step, Step::Put(_))));
         assert_eq!(reqids(&spd), [of(2), ANY_REQID, ANY_REQID]);
         assert!(spd.installed.values().all(is_ours));
         spd.weigh(child(2), 2);
@@ -459,7 +502,15 @@ mod tests {
     fn a_place_that_is_not_ours_is_never_taken() {
         let mut spd = Spd::default();
         spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
-        assert!(spd.pending().iter().all(|c| matches!(c, PolicyChange::Add(_))));
+        assert!(spd.plan().steps().all(|step| matches!(step, Step::Add(_))), "refused if somebody has it");
+        let mut theirs = guard(1, "10.1.0.0/16", "10.2.0.0/16")[0];
+        theirs.reqid = 7;
+        spd.observe([theirs]);
+        assert_eq!((spd.plan().len(), spd.plan().taken().len()), (2, 1));
+        assert!(spd.foreign_at(&theirs.key).is_some());
+        settle(&mut spd);
+        spd.observe(spd.installed.values().copied().collect::<Vec<_>>());
+        assert_eq!(settle(&mut spd).len(), 1, "when the other one is gone, the place is taken");
     }
 
     /// The kernel may have done what it was asked for or not: it is asked what it holds, and the rest is done again.
@@ -471,9 +522,9 @@ mod tests {
         settle(&mut spd);
         spd.wish(Layer::Guard, child(1), vec![]);
         spd.observe(policies);
-        assert_eq!(spd.pending().len(), 3, "the kernel still has them");
+        assert_eq!(spd.plan().len(), 3, "the kernel still has them");
         spd.observe(vec![]);
-        assert!(spd.pending().is_empty());
+        assert!(spd.plan().is_empty());
     }
 
     #[test]
@@ -514,7 +565,7 @@ mod tests {
         settle(&mut spd);
         spd.wish(Layer::Guard, child(1), vec![]);
         let left = settle(&mut spd);
-        assert!(left.iter().all(|c| matches!(c, PolicyChange::Put(_))), "child 2 still guards: {left:?}");
+        assert!(left.iter().all(|c| matches!(c, Step::Put(_))), "child 2 still guards: {left:?}");
         spd.wish(Layer::Guard, child(2), vec![]);
         settle(&mut spd);
         assert!(spd.installed.is_empty());
@@ -527,16 +578,16 @@ mod tests {
         let gone = tunnel(8, "10.8.0.0/16", "10.9.0.0/16");
         spd.observe(old.iter().chain(&gone).copied());
         assert_eq!(spd.inherit(), BTreeSet::from([child(7), child(8)]));
-        assert!(spd.pending().is_empty());
+        assert!(spd.plan().is_empty());
         spd.wish(Layer::Guard, child(1), guard(1, "10.1.0.0/16", "10.2.0.0/16"));
         assert_eq!(settle(&mut spd), [], "the old tunnel goes on below the new guard");
         spd.wish(Layer::Tunnel, child(1), tunnel(1, "10.1.0.0/16", "10.2.0.0/16"));
-        assert!(settle(&mut spd).iter().all(|c| matches!(c, PolicyChange::Put(_))));
+        assert!(settle(&mut spd).iter().all(|c| matches!(c, Step::Put(_))));
         for n in [7, 8] {
             spd.wish(Layer::Inherited, child(n), vec![]);
         }
         let steps = settle(&mut spd);
-        let deleted = steps.iter().filter(|step| matches!(step, PolicyChange::Delete(_))).count();
+        let deleted = steps.iter().filter(|step| matches!(step, Step::Remove(_))).count();
         assert_eq!(
             (steps.len(), deleted),
             (5, 3),
@@ -604,6 +655,19 @@ mod tests {
         assert_eq!(spd.installed.values().filter(|p| p.action == PolicyAction::Allow).count(), 3);
     }
 
+    /// Whether packets from an address to 10.2.0.0/16 leave encrypted or not at all.
+    fn is_held(policies: &[Entry], source: IpAddr) -> bool {
+        let covers = |policy: &&Policy| {
+            let (address, len) = policy.key.selector.source;
+            let to = policy.key.selector.destination.0;
+            policy.key.direction == PolicyDirection::Out
+                && to == ts("10.2.0.0/16").range.start()
+                && IpRange::cidr(address, len).unwrap().contains(source)
+        };
+        let first = policies.iter().map(|entry| &entry.0).filter(covers).min_by_key(|p| p.priority);
+        first.is_some_and(|policy| policy.action != PolicyAction::Allow)
+    }
+
     proptest::proptest! {
         /// Over any history, a place in the kernel that some guard wants is never emptied.
         #[test]
@@ -621,12 +685,73 @@ mod tests {
                 };
                 spd.wish(layer, child(n), policies);
                 for change in settle(&mut spd) {
-                    if let PolicyChange::Delete(key) = change {
+                    if let Step::Remove(Entry(Policy { key, .. })) = change {
                         proptest::prop_assert!(!spd.wishes.values().flatten().any(|p| p.key == key));
                     }
                 }
                 let wanted: BTreeSet<_> = spd.wishes.values().flatten().map(|p| p.key).collect();
                 proptest::prop_assert_eq!(spd.installed.keys().copied().collect::<BTreeSet<_>>(), wanted);
+            }
+        }
+
+        /// Whatever the kernel refuses on the way, and in whatever order wishes come: what is held before and after is
+        /// held after each step, policies of others stay, and the steps that were refused are made good.
+        #[test]
+        fn guards_hold_through_refusals_and_are_made_whole(
+            changes in proptest::collection::vec(
+                proptest::collection::vec((0u32..3, 0usize..3, 0usize..5, proptest::bool::ANY), 1..4),
+                1..8,
+            ),
+            faults in proptest::collection::vec(proptest::bool::ANY, 0..24),
+            foreign in proptest::option::of(0usize..4),
+        ) {
+            let nets = ["10.1.0.0/16", "10.1.3.0/24", "10.1.3.128/25", "10.0.0.0/8"];
+            let prefix = |text: &str| (ts(text).range.start(), ts(text).range.prefix_len().unwrap());
+            let theirs = foreign.map(|net| Policy { reqid: 7, ..guard(1, nets[net], "10.2.0.0/16")[0] });
+            let mut kernel = Kernel::new(theirs.map(Entry));
+            let mut spd = Spd::default();
+            spd.observe(theirs);
+            kernel.faults = faults;
+            for wishes in changes {
+                let before = kernel.objects();
+                kernel.history.clear();
+                for (n, layer, net, is_wanted) in wishes {
+                    let local = nets[net % nets.len()];
+                    let near = Near { local: prefix(local), network: prefix("10.2.0.0/16"), covering: 16 };
+                    let (layer, policies) = match layer {
+                        0 => (Layer::Guard, guard(n, local, "10.2.0.0/16")),
+                        1 => (Layer::Tunnel, tunnel(n, local, "10.2.0.0/16")),
+                        _ => (Layer::Near, near_policies(&BTreeSet::from([near]))),
+                    };
+                    spd.wish(layer, child(n), if is_wanted { policies } else { vec![] });
+                }
+                let mut tries = 0;
+                loop {
+                    let outcome = spd.plan().carry_out(|steps| {
+                        let results = kernel.run(steps);
+                        let done = steps.iter().zip(&results).filter(|(_, result)| result.is_ok());
+                        done.for_each(|(step, _)| spd.applied(step));
+                        results
+                    });
+                    if outcome.refused.is_empty() {
+                        break;
+                    }
+                    tries += 1;
+                    proptest::prop_assert!(tries < 40);
+                }
+                spd.settled();
+                let after = kernel.objects();
+                let ours: BTreeMap<PolicyKey, Policy> =
+                    after.iter().filter(|e| is_ours(&e.0)).map(|e| (e.0.key, e.0)).collect();
+                let wanted = spd.winners().filter(|p| theirs.is_none_or(|t| t.key != p.key));
+                proptest::prop_assert_eq!(&ours, &wanted.map(|p| (p.key, p)).collect());
+                proptest::prop_assert!(theirs.is_none_or(|theirs| after.contains(&Entry(theirs))));
+                for source in ["10.1.0.1", "10.1.3.1", "10.1.3.200", "10.9.0.1"].map(|a| a.parse().unwrap()) {
+                    if is_held(&before, source) && is_held(&after, source) {
+                        let all = kernel.history.iter().all(|policies| is_held(policies, source));
+                        proptest::prop_assert!(all, "{source}: {:?}", kernel.history);
+                    }
+                }
             }
         }
     }

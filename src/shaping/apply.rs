@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use cygnet_reconcile::{Step, Stuck, World};
 use cygnet_xfrm::NetlinkError;
-use cygnet_xfrm::tc::{QueueStats, RootOwner, Tc};
+use cygnet_xfrm::tc::{ClassSpec, Qdisc, QueueStats, RootOwner, Tc};
 
-use super::plan::{ClassIds, GatewayRate, InterfacePlan, Observed, Plan, Rate, Step, plan, steps};
+use super::plan::{ClassIds, GatewayRate, InterfacePlan, Part, Plan, Rate, plan};
 
 /// A gateway that may have a cap.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -195,49 +196,113 @@ fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> Gat
 }
 
 /// Does what an interface needs, and says how many steps that took.
-fn bring(tc: &mut Tc, interface: u32, want: Option<&InterfacePlan>) -> Result<usize, ShapingError> {
-    let (device, mtu) = tc
-        .interface(interface)
-        .map_or_else(|_| (format!("interface {interface}"), 1500), |i| (i.name, i.mtu));
-    let fail = |what: &str, e: NetlinkError| ShapingError::new(format!("cannot {what} on {device}: {e}"));
-    let root = match tc.root_owner(interface).map_err(|e| fail("look at the queueing disciplines", e))? {
-        RootOwner::Ours => true,
-        RootOwner::Default => false,
-        RootOwner::Foreign(q) => {
-            let Some(want) = want else { return Ok(0) };
-            let names: Vec<&str> = want.classes.values().map(|(name, _)| name.as_str()).collect();
-            return Err(ShapingError::new(format!(
-                "{device} has the queueing discipline {} {} that cygnet did not make, so the bandwidth of gateway \
-                 \"{}\" is not in force; remove it with \"tc qdisc del dev {device} root\", or do the shaping there",
-                q.kind,
-                q.handle,
-                names.join("\", \"")
-            )));
-        }
-    };
-    let have = if root {
-        Observed {
-            root,
-            classes: tc.classes(interface).map_err(|e| fail("read the classes", e))?,
-            filters: tc.filters(interface).map_err(|e| fail("read the filters", e))?,
-        }
-    } else {
-        Observed::default()
-    };
-    let steps = steps(want, &have);
-    let count = steps.len();
-    for step in steps {
-        let (what, result) = match step {
-            Step::AddRoot => ("add an HTB", tc.add_root(interface)),
-            Step::PutClass(handle, rates) => {
-                ("set a class", tc.put_class(interface, &cygnet_xfrm::tc::ClassSpec { handle, rates }, mtu))
-            }
-            Step::AddFilter(spec) => ("add a filter", tc.add_filter(interface, &spec)),
-            Step::DeleteFilter(filter) => ("remove a filter", tc.delete_filter(interface, &filter)),
-            Step::DeleteClass(handle) => ("remove a class", tc.delete_class(interface, handle)),
-            Step::DeleteRoot => ("remove the HTB", tc.delete_root(interface)),
-        };
-        result.map_err(|e| fail(what, e))?;
+fn bring(tc: &mut Tc, index: u32, want: Option<&InterfacePlan>) -> Result<usize, ShapingError> {
+    let (device, mtu) =
+        tc.interface(index).map_or_else(|_| (format!("interface {index}"), 1500), |i| (i.name, i.mtu));
+    let mut foreign = None;
+    let brought = cygnet_reconcile::bring(&mut Interface { tc, index, mtu }, |_, seen| {
+        foreign = seen.iter().find_map(|part| match part {
+            Part::Root(theirs) => theirs.clone(),
+            _ => None,
+        });
+        let parts = want.into_iter().flat_map(InterfacePlan::parts);
+        cygnet_reconcile::plan(parts, seen, Part::is_ours)
+    });
+    match (brought, want, foreign) {
+        (Ok(_), Some(want), Some(theirs)) => Err(ShapingError::new(in_the_way(&device, want, &theirs))),
+        (Ok(steps), ..) => Ok(steps),
+        (Err(stuck), ..) => Err(ShapingError::new(told(&stuck, &device))),
     }
-    Ok(count)
+}
+
+fn in_the_way(device: &str, want: &InterfacePlan, theirs: &Qdisc) -> String {
+    let names: Vec<&str> = want.classes.values().map(|(name, _)| name.as_str()).collect();
+    format!(
+        "{device} has the queueing discipline {} {} that cygnet did not make, so the bandwidth of gateway \
+         \"{}\" is not in force; remove it with \"tc qdisc del dev {device} root\", or do the shaping there",
+        theirs.kind,
+        theirs.handle,
+        names.join("\", \"")
+    )
+}
+
+fn told(stuck: &Stuck<Part, NetlinkError>, device: &str) -> String {
+    let (step, error) = match stuck {
+        Stuck::Blind(e) => return format!("cannot look at traffic control on {device}: {e}"),
+        Stuck::Restless => {
+            return format!("cannot shape {device}: somebody else changes its traffic control all the time");
+        }
+        Stuck::Refused(step, error) => (step, error),
+    };
+    let verb = if matches!(**step, Step::Remove(_)) { "remove" } else { "set" };
+    let what = match step.object() {
+        Part::Root(_) => "the HTB",
+        Part::Class(..) => "a class",
+        Part::Filter(..) => "a filter",
+    };
+    format!("cannot {verb} {what} on {device}: {error}")
+}
+
+/// The traffic control of one interface.
+struct Interface<'a> {
+    tc: &'a mut Tc,
+    index: u32,
+    mtu: u32,
+}
+
+impl World for Interface<'_> {
+    type Object = Part;
+    type Error = NetlinkError;
+
+    fn look(&mut self) -> Result<Vec<Part>, NetlinkError> {
+        match self.tc.root_owner(self.index) {
+            Ok(RootOwner::Ours) => {}
+            Ok(RootOwner::Default) => return Ok(vec![]),
+            Ok(RootOwner::Foreign(qdisc)) => return Ok(vec![Part::Root(Some(qdisc))]),
+            Err(e) => return Err(e),
+        }
+        let mut parts = vec![Part::Root(None)];
+        parts.extend(self.tc.classes(self.index)?.iter().map(|class| Part::Class(class.handle, class.rates)));
+        parts.extend(self.tc.filters(self.index)?.into_iter().map(|f| Part::Filter(f.spec, Some(f))));
+        Ok(parts)
+    }
+
+    /// Stops at the first refusal: what comes behind it may build upon it.
+    fn run(&mut self, steps: &[Step<Part>]) -> Vec<Result<(), NetlinkError>> {
+        let mut results = Vec::with_capacity(steps.len());
+        for step in steps {
+            let result = match step {
+                Step::Add(part) | Step::Put(part) => self.make(part),
+                Step::Remove(part) => self.remove(part),
+            };
+            let is_refused = result.is_err();
+            results.push(result);
+            if is_refused {
+                break;
+            }
+        }
+        results
+    }
+}
+
+impl Interface<'_> {
+    fn make(&mut self, part: &Part) -> Result<(), NetlinkError> {
+        match part {
+            Part::Root(_) => self.tc.add_root(self.index),
+            Part::Class(handle, rates) => {
+                let spec = ClassSpec { handle: *handle, rates: *rates };
+                self.tc.put_class(self.index, &spec, self.mtu)
+            }
+            Part::Filter(spec, _) => self.tc.add_filter(self.index, spec),
+        }
+    }
+
+    fn remove(&mut self, part: &Part) -> Result<(), NetlinkError> {
+        match part {
+            Part::Root(_) => self.tc.delete_root(self.index),
+            Part::Class(handle, _) => self.tc.delete_class(self.index, *handle),
+            // Only what was seen is removed, and has a name.
+            Part::Filter(_, seen) => seen.map_or(Ok(()), |filter| self.tc.delete_filter(self.index, &filter)),
+        }
+    }
 }

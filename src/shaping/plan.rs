@@ -1,5 +1,5 @@
-//! What traffic control shall look like, as a value: gateways with their caps become classes and filters, and the
-//! difference to what the kernel holds becomes steps. No I/O.
+//! What traffic control shall look like, as a value: gateways with their caps become classes and filters, which are objects
+//! that [`cygnet_reconcile`] knows how to bring about. No I/O.
 //!
 //! Each gateway has one class on each interface that has an address of it, with rate = ceil = its bandwidth: nothing
 //! is borrowed, so that one gateway cannot take from another. Packets find their class by their outer source address.
@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use cygnet_xfrm::tc::{Class, Filter, FilterSpec, Handle, HtbRates, Traffic};
+use cygnet_reconcile::Object;
+use cygnet_xfrm::tc::{Filter, FilterSpec, Handle, HtbRates, Qdisc, Traffic};
 
 /// HTB's arithmetic has no room for less than one frame a second.
 const LOWEST_BPS: u64 = 16_000;
@@ -37,32 +38,75 @@ pub struct InterfacePlan {
 /// What each interface shall have; interfaces without anything are not in it.
 pub type Plan = BTreeMap<u32, InterfacePlan>;
 
-/// What one interface has of ours.
-#[derive(Clone, Default, Debug)]
-pub struct Observed {
-    /// Whether the root qdisc is ours.
-    pub root: bool,
-    /// Classes.
-    pub classes: Vec<Class>,
-    /// Filters.
-    pub filters: Vec<Filter>,
+/// What an interface has. A class comes before the filters that send to it, and goes after them; a filter comes before
+/// another one goes, so that no packet passes uncapped in between.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// The root qdisc: our HTB, or that of somebody else.
+    Root(Option<Qdisc>),
+    /// A class; its rates change in place.
+    Class(Handle, HtbRates),
+    /// A filter, and what the kernel calls it.
+    Filter(FilterSpec, Option<Filter>),
 }
 
-/// One step on one interface.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Step {
-    /// Put our HTB at the root, in the place of a default qdisc.
-    AddRoot,
-    /// Add a class or change its rate in place.
-    PutClass(Handle, HtbRates),
-    /// Send packets to a class.
-    AddFilter(FilterSpec),
-    /// Stop to do so.
-    DeleteFilter(Filter),
-    /// Remove a class.
-    DeleteClass(Handle),
-    /// Give the interface back.
-    DeleteRoot,
+/// Where a [`Part`] is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Place {
+    /// At the root.
+    Root,
+    /// A class of this name.
+    Class(Handle),
+    /// A filter that says this.
+    Filter(FilterSpec),
+}
+
+impl Part {
+    /// Whether it is ours: all that hangs on our root is.
+    pub const fn is_ours(&self) -> bool {
+        !matches!(self, Self::Root(Some(_)))
+    }
+}
+
+impl Object for Part {
+    type Place = Place;
+
+    fn place(&self) -> Place {
+        match self {
+            Self::Root(_) => Place::Root,
+            Self::Class(handle, _) => Place::Class(*handle),
+            Self::Filter(spec, _) => Place::Filter(*spec),
+        }
+    }
+
+    fn is(&self, wanted: &Self) -> bool {
+        match (self, wanted) {
+            (Self::Class(_, have), Self::Class(_, want)) => same(have, want),
+            (Self::Root(have), Self::Root(want)) => have.is_none() && want.is_none(),
+            // The place says all.
+            _ => true,
+        }
+    }
+
+    fn rests_on(&self) -> Option<Place> {
+        (!matches!(self, Self::Root(_))).then_some(Place::Root)
+    }
+
+    fn holds_on_to(&self) -> Option<Place> {
+        match self {
+            Self::Filter(spec, _) if spec.class != Handle::OURS => Some(Place::Class(spec.class)),
+            _ => None,
+        }
+    }
+}
+
+impl InterfacePlan {
+    /// What it is made of.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        let classes = self.classes.iter().map(|(handle, (_, rates))| Part::Class(*handle, *rates));
+        let filters = self.filters.iter().map(|spec| Part::Filter(*spec, None));
+        [Part::Root(None)].into_iter().chain(classes).chain(filters)
+    }
 }
 
 /// Class numbers of gateways: from the name, so that they are the same after a restart, and kept while the daemon runs.
@@ -126,39 +170,6 @@ pub fn plan(gateways: &[GatewayRate], ids: &mut ClassIds) -> Plan {
     out
 }
 
-/// The steps from what an interface has to what it shall have. Rates change in place; a class has its filter before
-/// another loses its own, so that no packet passes uncapped in between.
-pub fn steps(want: Option<&InterfacePlan>, have: &Observed) -> Vec<Step> {
-    let Some(want) = want else {
-        return if have.root { vec![Step::DeleteRoot] } else { vec![] };
-    };
-    let mut out = Vec::new();
-    if !have.root {
-        out.push(Step::AddRoot);
-    }
-    for (handle, (_, rates)) in &want.classes {
-        if !have.classes.iter().any(|c| c.handle == *handle && same(&c.rates, rates)) {
-            out.push(Step::PutClass(*handle, *rates));
-        }
-    }
-    // A filter that stands twice is one too many.
-    let mut standing = BTreeSet::new();
-    let stale: Vec<&Filter> = have
-        .filters
-        .iter()
-        .filter(|f| !(want.filters.contains(&f.spec) && standing.insert(f.spec)))
-        .collect();
-    out.extend(want.filters.difference(&standing).map(|f| Step::AddFilter(*f)));
-    out.extend(stale.into_iter().map(|f| Step::DeleteFilter(*f)));
-    out.extend(
-        have.classes
-            .iter()
-            .filter(|c| !want.classes.contains_key(&c.handle))
-            .map(|c| Step::DeleteClass(c.handle)),
-    );
-    out
-}
-
 /// The kernel rounds bursts to ticks of 64 ns and rates to octets.
 fn same(have: &HtbRates, want: &HtbRates) -> bool {
     have.rate_bps / 8 == want.rate_bps / 8
@@ -185,7 +196,8 @@ impl fmt::Display for Rate {
 
 #[cfg(test)]
 mod tests {
-    use cygnet_xfrm::tc::QueueStats;
+    use cygnet_reconcile::testing::Kernel;
+    use cygnet_reconcile::{Step, bring};
     use proptest::prelude::*;
 
     use super::*;
@@ -198,54 +210,56 @@ mod tests {
         }
     }
 
-    /// What an interface has after the steps were done on it.
-    fn done(have: &Observed, steps: &[Step]) -> Observed {
-        let mut now = have.clone();
-        for step in steps {
-            match step {
-                Step::AddRoot => now.root = true,
-                Step::PutClass(handle, rates) => {
-                    now.classes.retain(|c| c.handle != *handle);
-                    now.classes.push(Class { handle: *handle, rates: *rates, stats: QueueStats::default() });
-                }
-                Step::AddFilter(spec) => {
-                    let direct = spec.class == Handle::OURS;
-                    assert!(
-                        direct || now.classes.iter().any(|c| c.handle == spec.class),
-                        "filter to no class"
-                    );
-                    now.filters.push(Filter::for_tests(*spec));
-                }
-                Step::DeleteFilter(filter) => {
-                    let at = now.filters.iter().position(|f| f == filter).unwrap();
-                    now.filters.remove(at);
-                }
-                Step::DeleteClass(handle) => {
-                    assert!(now.filters.iter().all(|f| f.spec.class != *handle), "class is busy");
-                    now.classes.retain(|c| c.handle != *handle);
-                }
-                Step::DeleteRoot => now = Observed::default(),
-            }
-        }
-        now
+    /// Brings an interface to a plan and returns the steps.
+    fn shape(kernel: &mut Kernel<Part>, want: Option<&InterfacePlan>) -> Vec<Step<Part>> {
+        let mut steps = Vec::new();
+        let done = bring(kernel, |_, seen| {
+            let parts = want.into_iter().flat_map(InterfacePlan::parts);
+            let plan = cygnet_reconcile::plan(parts, seen, Part::is_ours);
+            steps.extend(plan.steps().cloned());
+            plan
+        });
+        assert_eq!(done.unwrap(), steps.len());
+        steps
     }
 
     #[test]
     fn a_new_rate_is_one_step_in_place() {
-        let mut ids = ClassIds::default();
-        let before = plan(&[gateway("a", 1, 3, Some(10))], &mut ids);
-        let have = done(&Observed::default(), &steps(before.get(&3), &Observed::default()));
-        let after = plan(&[gateway("a", 1, 3, Some(50))], &mut ids);
-        let steps = steps(after.get(&3), &have);
-        assert!(matches!(steps[..], [Step::PutClass(_, r)] if r.rate_bps == 50_000_000), "{steps:?}");
+        let (mut ids, mut kernel) = (ClassIds::default(), Kernel::new([]));
+        shape(&mut kernel, plan(&[gateway("a", 1, 3, Some(10))], &mut ids).get(&3));
+        let steps = shape(&mut kernel, plan(&[gateway("a", 1, 3, Some(50))], &mut ids).get(&3));
+        assert!(matches!(steps[..], [Step::Put(Part::Class(_, r))] if r.rate_bps == 50_000_000), "{steps:?}");
     }
 
     #[test]
     fn unlimited_gateways_have_no_class_and_the_last_one_gives_the_interface_back() {
-        let mut ids = ClassIds::default();
+        let (mut ids, mut kernel) = (ClassIds::default(), Kernel::new([]));
         assert!(plan(&[gateway("a", 1, 3, None)], &mut ids).is_empty());
-        assert_eq!(steps(None, &Observed { root: true, ..Observed::default() }), [Step::DeleteRoot]);
-        assert_eq!(steps(None, &Observed::default()), []);
+        assert!(shape(&mut kernel, None).is_empty());
+        shape(&mut kernel, plan(&[gateway("a", 1, 3, Some(10))], &mut ids).get(&3));
+        let steps = shape(&mut kernel, None);
+        assert!(matches!(steps[..], [Step::Remove(Part::Root(None))]), "all else goes with it: {steps:?}");
+    }
+
+    #[test]
+    fn a_filter_that_stands_twice_is_one_too_many() {
+        let want = plan(&[gateway("a", 1, 3, Some(10))], &mut ClassIds::default());
+        let parts: Vec<Part> = want[&3].parts().collect();
+        let spare = parts.iter().filter(|part| matches!(part, Part::Filter(..)));
+        let mut kernel = Kernel::new(parts.iter().chain(spare).cloned());
+        let steps = shape(&mut kernel, want.get(&3));
+        assert!(steps.len() == 3 && steps.iter().all(|s| matches!(s, Step::Remove(Part::Filter(..)))));
+        assert_eq!(kernel.objects().len(), parts.len());
+    }
+
+    #[test]
+    fn a_root_of_somebody_else_keeps_everything_away() {
+        let want = plan(&[gateway("a", 1, 3, Some(10))], &mut ClassIds::default());
+        let parts: Vec<Part> = want[&3].parts().collect();
+        let theirs = Qdisc::for_tests(Handle(0x0007_0000), "tbf");
+        let plan = cygnet_reconcile::plan(parts.iter().cloned(), [Part::Root(Some(theirs))], Part::is_ours);
+        assert!(plan.is_empty());
+        assert_eq!(plan.taken().len(), parts.len());
     }
 
     #[test]
@@ -277,18 +291,15 @@ mod tests {
             second in prop::collection::btree_map("[a-f]", (1u8..5, 1u32..3, prop::option::of(1u64..5)), 0..5),
         ) {
             let mut ids = ClassIds::default();
-            let mut have: BTreeMap<u32, Observed> = BTreeMap::new();
+            let mut kernels = [1, 2].map(|interface| (interface, Kernel::new([])));
             for config in [first, second] {
                 let gateways: Vec<GatewayRate> =
                     config.iter().map(|(n, (a, i, m))| gateway(n, *a, *i, *m)).collect();
                 let plan = plan(&gateways, &mut ids);
-                for interface in 1..3 {
-                    let now = have.entry(interface).or_default();
-                    *now = done(now, &steps(plan.get(&interface), now));
-                    prop_assert_eq!(steps(plan.get(&interface), now), vec![]);
-                    let want = plan.get(&interface).cloned().unwrap_or_default();
-                    prop_assert_eq!(now.classes.len(), want.classes.len());
-                    prop_assert_eq!(now.filters.len(), want.filters.len());
+                for (interface, kernel) in &mut kernels {
+                    shape(kernel, plan.get(interface));
+                    let want = plan.get(interface).into_iter().flat_map(InterfacePlan::parts).count();
+                    prop_assert_eq!(kernel.objects().len(), want);
                 }
             }
         }

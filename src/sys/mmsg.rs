@@ -64,9 +64,16 @@ impl Receiver {
         &mut self.arena
     }
 
-    /// Receives what is there, without waiting, and appends it to `out`.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, out: &mut Vec<Received>) -> io::Result<()> {
+    /// Receives what is there, without waiting, into at most `limit` slots, and appends it to `out`.
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        limit: usize,
+        out: &mut Vec<Received>,
+    ) -> io::Result<()> {
+        let limit = limit.min(self.headers.len());
         let slots = self.arena.chunks_exact_mut(self.slot_len).zip(&mut self.names).zip(&mut self.controls);
+        let slots = slots.take(limit);
         for (((slot, name), control), (iovec, header)) in
             slots.zip(self.iovecs.iter_mut().zip(&mut self.headers))
         {
@@ -80,13 +87,13 @@ impl Receiver {
             header.msg_hdr.msg_controllen = CONTROL_LEN as _;
             header.msg_hdr.msg_flags = 0;
         }
-        // SAFETY: every header points to a slot, a name and a control buffer of the lengths it states; all of them
-        // belong to `self`, are borrowed mutably here, and outlive the call.
+        // SAFETY: each of the first `limit` headers, of which there are as many, points to a slot, a name and a control
+        // buffer of the lengths it states; all of them belong to `self`, are borrowed mutably here, and outlive the call.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                self.headers.len() as libc::c_uint,
+                limit as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
@@ -286,7 +293,7 @@ mod tests {
 
     fn collect(receiver: &mut Receiver, socket: &UdpSocket) -> Vec<(Vec<u8>, Received)> {
         let mut out = Vec::new();
-        receiver.receive(socket.as_fd(), &mut out).unwrap();
+        receiver.receive(socket.as_fd(), usize::MAX, &mut out).unwrap();
         out.into_iter().map(|r| (receiver.arena()[r.range.clone()].to_vec(), r)).collect()
     }
 
@@ -327,7 +334,7 @@ mod tests {
     #[test]
     fn nothing_there_would_block() {
         let (_, b) = pair("127.0.0.1:0");
-        let error = Receiver::new(2, 64).receive(b.as_fd(), &mut Vec::new()).unwrap_err();
+        let error = Receiver::new(2, 64).receive(b.as_fd(), 2, &mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::codec::{self, Writer};
-use crate::socket::{NLM_F_CREATE, Request};
+use crate::socket::{NLM_F_CREATE, NLM_F_REPLACE, Request};
 
 pub(crate) const RTM_NEWROUTE: u16 = 24;
 pub(crate) const RTM_DELROUTE: u16 = 25;
@@ -117,6 +117,11 @@ impl Route {
     /// The request that adds it. An equal one is refused with EEXIST.
     pub(crate) fn add_request(&self) -> Request {
         Request::new(RTM_NEWROUTE, NLM_F_CREATE | crate::socket::NLM_F_EXCL, self.message())
+    }
+
+    /// The request that puts it in the place of the one with the same table, destination and metric, without a gap.
+    pub(crate) fn put_request(&self) -> Request {
+        Request::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, self.message())
     }
 
     /// The request that removes it.

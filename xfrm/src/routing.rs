@@ -56,25 +56,21 @@ impl Routing {
         present(found).map_err(|e| RtnlError::refused("list routes", &e))
     }
 
-    /// Adds rules in this order. Stops at the first that the kernel refuses; those before it stay.
-    pub fn add_rules(&mut self, rules: &[Rule]) -> Result<(), RtnlError> {
-        self.each(rules, Rule::add_request, &[], |rule| format!("add rule \"{rule}\""))
-    }
-
-    /// Removes rules in this order; those that are gone already are fine.
-    pub fn remove_rules(&mut self, rules: &[Rule]) -> Result<(), RtnlError> {
-        self.each(rules, Rule::remove_request, &[Errno::ENOENT], |rule| format!("remove rule \"{rule}\""))
-    }
-
-    /// Adds routes; those that are there already are fine.
-    pub fn add_routes(&mut self, routes: &[Route]) -> Result<(), RtnlError> {
-        self.each(routes, Route::add_request, &[Errno::EEXIST], |route| format!("add {route:?}"))
-    }
-
-    /// Removes routes; those that are gone already are fine.
-    pub fn remove_routes(&mut self, routes: &[Route]) -> Result<(), RtnlError> {
-        let fine = [Errno::ESRCH, Errno::ENOENT, Errno::ENODEV];
-        self.each(routes, Route::remove_request, &fine, |route| format!("remove {route:?}"))
+    /// Makes changes in their order and answers each; a refused one does not stop those after it. What is gone already is
+    /// removed. The list of answers ends early where they were lost: then nobody knows what was done behind it.
+    pub fn change(&mut self, changes: &[RoutingChange]) -> Vec<Result<(), RtnlError>> {
+        let mut answers = Vec::with_capacity(changes.len());
+        for chunk in changes.chunks(CHUNK) {
+            let requests: Vec<Request> = chunk.iter().map(RoutingChange::request).collect();
+            match self.socket.submit(&requests) {
+                Ok(results) => answers.extend(chunk.iter().zip(results).map(|(c, result)| c.answer(result))),
+                Err(e) => {
+                    answers.push(Err(RtnlError::refused("change rules and routes", &e)));
+                    break;
+                }
+            }
+        }
+        answers
     }
 
     /// The addresses of this host in a family, those of loopback links too.
@@ -90,28 +86,55 @@ impl Routing {
         let found = self.socket.dump(&vrf_request(), |kind, payload| Ok(parse_vrf(kind, payload)));
         Ok(found.map_err(|e| RtnlError::refused("list interfaces", &e))?.into_iter().collect())
     }
+}
 
-    fn each<T>(
-        &mut self,
-        items: &[T],
-        request: fn(&T) -> Request,
-        fine: &[Errno],
-        name: fn(&T) -> String,
-    ) -> Result<(), RtnlError> {
-        for chunk in items.chunks(CHUNK) {
-            let requests: Vec<Request> = chunk.iter().map(request).collect();
-            let results = self.socket.submit(&requests);
-            let results = results.map_err(|e| RtnlError::refused("change rules and routes", &e))?;
-            for (item, result) in chunk.iter().zip(results) {
-                match result {
-                    Err(e) if !e.errno().is_some_and(|errno| fine.contains(&errno)) => {
-                        return Err(RtnlError::refused(&name(item), &e));
-                    }
-                    _ => {}
-                }
-            }
+/// A change of rules or routes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RoutingChange {
+    /// Adds a rule, behind those of its priority. The kernel does not look for an equal one.
+    AddRule(Rule),
+    /// Removes the first rule that is equal.
+    RemoveRule(Rule),
+    /// Adds a route; refused with EEXIST where one is, whoever owns it.
+    AddRoute(Route),
+    /// Puts a route where another one is.
+    PutRoute(Route),
+    /// Removes a route.
+    RemoveRoute(Route),
+}
+
+impl RoutingChange {
+    fn request(&self) -> Request {
+        match self {
+            Self::AddRule(rule) => rule.add_request(),
+            Self::RemoveRule(rule) => rule.remove_request(),
+            Self::AddRoute(route) => route.add_request(),
+            Self::PutRoute(route) => route.put_request(),
+            Self::RemoveRoute(route) => route.remove_request(),
         }
-        Ok(())
+    }
+
+    fn answer(&self, result: Result<(), NetlinkError>) -> Result<(), RtnlError> {
+        let Err(error) = result else { return Ok(()) };
+        let is_gone = match self {
+            Self::RemoveRule(_) => error.errno() == Some(Errno::ENOENT),
+            Self::RemoveRoute(_) => {
+                matches!(error.errno(), Some(Errno::ESRCH | Errno::ENOENT | Errno::ENODEV))
+            }
+            _ => false,
+        };
+        if is_gone { Ok(()) } else { Err(RtnlError::refused(&self.to_string(), &error)) }
+    }
+}
+
+impl std::fmt::Display for RoutingChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AddRule(rule) => write!(f, "add rule \"{rule}\""),
+            Self::RemoveRule(rule) => write!(f, "remove rule \"{rule}\""),
+            Self::AddRoute(route) | Self::PutRoute(route) => write!(f, "add {route:?}"),
+            Self::RemoveRoute(route) => write!(f, "remove {route:?}"),
+        }
     }
 }
 
@@ -155,6 +178,11 @@ impl Watch {
             owner,
             link,
         })
+    }
+
+    /// From here on another link is watched, since the one before is gone.
+    pub const fn follow_link(&mut self, link: u32) {
+        self.link = link;
     }
 
     /// Readable when there may be news.

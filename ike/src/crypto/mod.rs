@@ -1,6 +1,7 @@
 //! Cryptography of IKE: PRF, key derivation, key exchange and the SK cipher, on ring, aes, des, crypto-bigint and p521.
 
 pub mod cipher;
+mod curves;
 pub mod kex;
 pub mod keymat;
 mod modp;
@@ -8,7 +9,7 @@ mod p521;
 pub mod prf;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// A source of random octets. Production fills from the operating system, simulations from a seed.
 pub trait Random: Send {

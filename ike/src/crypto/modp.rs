@@ -11,6 +11,7 @@ use cygnet_model::SecretBytes;
 use cygnet_model::suite::Group;
 use zeroize::Zeroize;
 
+use super::Random;
 use super::kex::KexError;
 
 const P1024: &str = "\
@@ -99,6 +100,36 @@ const P8192: &str = "\
     60C980DD98EDD3DFFFFFFFFFFFFFFFFF\
 ";
 
+/// A private key.
+pub(super) struct Key {
+    group: Group,
+    modp: &'static Modp,
+    exponent: SecretBytes,
+}
+
+/// Begins an exchange.
+pub(super) fn begin(group: Group, modp: &'static Modp, random: &mut dyn Random) -> (Key, Vec<u8>) {
+    let mut exponent = vec![0u8; modp.exponent_len()];
+    random.fill(&mut exponent);
+    // The top bit set keeps the exponent at full length.
+    if let Some(first) = exponent.first_mut() {
+        *first |= 0x80;
+    }
+    let exponent = SecretBytes::new(exponent);
+    let public = modp.public(&exponent);
+    (Key { group, modp, exponent }, public)
+}
+
+impl Key {
+    pub fn finish(self, peer: &[u8]) -> Result<SecretBytes, KexError> {
+        self.modp.shared(&self.exponent, peer)
+    }
+
+    pub const fn group(&self) -> Group {
+        self.group
+    }
+}
+
 /// One group's parameters, computed once.
 pub(super) struct Modp {
     params: BoxedMontyParams,
@@ -138,12 +169,12 @@ impl Modp {
     }
 
     /// Octets of a private exponent.
-    pub(super) const fn exponent_len(&self) -> usize {
+    const fn exponent_len(&self) -> usize {
         self.exponent_bits as usize / 8
     }
 
     /// `2^exponent mod p`, as long as the prime.
-    pub(super) fn public(&self, exponent: &SecretBytes) -> Vec<u8> {
+    fn public(&self, exponent: &SecretBytes) -> Vec<u8> {
         let mut two = vec![0u8; self.len];
         if let Some(last) = two.last_mut() {
             *last = 2;
@@ -152,7 +183,7 @@ impl Modp {
     }
 
     /// `peer^exponent mod p`, after checking `1 < peer < p − 1` (RFC 6989 §2.1).
-    pub(super) fn shared(&self, exponent: &SecretBytes, peer: &[u8]) -> Result<SecretBytes, KexError> {
+    fn shared(&self, exponent: &SecretBytes, peer: &[u8]) -> Result<SecretBytes, KexError> {
         if peer.len() != self.len {
             return Err(KexError::PublicLength);
         }

@@ -10,7 +10,7 @@ use p521::elliptic_curve::sec1::ToSec1Point;
 use p521::{PublicKey, SecretKey};
 
 use super::Random;
-use super::kex::{KexError, PrivateKey};
+use super::kex::KexError;
 
 /// Octets of a private key.
 const SCALAR_LEN: usize = 66;
@@ -19,7 +19,7 @@ const SCALAR_LEN: usize = 66;
 const DRAWS: usize = 8;
 
 /// Begins an exchange.
-pub(super) fn start(random: &mut dyn Random) -> Result<(Box<dyn PrivateKey>, Vec<u8>), KexError> {
+pub(super) fn begin(random: &mut dyn Random) -> Result<(Key, Vec<u8>), KexError> {
     for _ in 0..DRAWS {
         let mut scalar = vec![0u8; SCALAR_LEN];
         random.fill(&mut scalar);
@@ -29,14 +29,14 @@ pub(super) fn start(random: &mut dyn Random) -> Result<(Box<dyn PrivateKey>, Vec
         }
         if let Some(key) = Key::of(&SecretBytes::new(scalar)) {
             let public = key.public();
-            return Ok((Box::new(key), public));
+            return Ok((key, public));
         }
     }
     Err(KexError::Local)
 }
 
 /// A private key; it wipes itself.
-struct Key(SecretKey);
+pub(super) struct Key(SecretKey);
 
 impl Key {
     /// The key of a scalar; `None` if it is zero or not below the order of the group.
@@ -50,10 +50,8 @@ impl Key {
         // Behind the octet that says "uncompressed".
         point.as_bytes().get(1..).unwrap_or_default().to_vec()
     }
-}
 
-impl PrivateKey for Key {
-    fn finish(self: Box<Self>, peer: &[u8]) -> Result<SecretBytes, KexError> {
+    pub fn finish(self, peer: &[u8]) -> Result<SecretBytes, KexError> {
         if peer.len() != Group::Ecp521.public_len() {
             return Err(KexError::PublicLength);
         }
@@ -79,8 +77,8 @@ mod tests {
             .collect()
     }
 
-    fn key(scalar: &str) -> Box<Key> {
-        Box::new(Key::of(&SecretBytes::new(hex(scalar))).unwrap())
+    fn key(scalar: &str) -> Key {
+        Key::of(&SecretBytes::new(hex(scalar))).unwrap()
     }
 
     const I: &str = "0037ADE9 319A89F4 DABDB3EF 411AACCC A5123C61 ACAB57B5 393DCE47 608172A0 95AA85A3 0FE1C295 2C6771D9 \
@@ -122,10 +120,10 @@ mod tests {
         assert!(short > 0, "no coordinate with a zero octet behind the first");
     }
 
-    fn key_one() -> Box<Key> {
+    fn key_one() -> Key {
         let mut scalar = vec![0; SCALAR_LEN];
         scalar[SCALAR_LEN - 1] = 1;
-        Box::new(Key::of(&SecretBytes::new(scalar)).unwrap())
+        Key::of(&SecretBytes::new(scalar)).unwrap()
     }
 
     #[test]

@@ -5,11 +5,11 @@ use cygnet_model::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
 use ring::hmac;
 
 use super::cipher::SkCipher;
-use super::kex::{KexError, KeyExchange, RingKex};
+use super::kex::{self, KexError, PrivateKey, Provider};
 use super::keymat::{ChildKeys, IkeKeys, SkeySeed};
 use super::*;
 
-struct Counting(u8);
+pub(crate) struct Counting(pub u8);
 
 impl Random for Counting {
     fn fill(&mut self, out: &mut [u8]) {
@@ -18,6 +18,11 @@ impl Random for Counting {
             *b = self.0;
         }
     }
+}
+
+/// A key by the libraries of production.
+fn begin(group: Group, random: &mut dyn Random) -> (PrivateKey, Vec<u8>) {
+    kex::begin(Provider::Real, group, random).unwrap()
 }
 
 fn hex(text: &str) -> Vec<u8> {
@@ -120,8 +125,8 @@ fn nist_ikev2_kdf() {
 fn both_sides_of_every_group_agree() {
     let mut random = Counting(1);
     for group in Group::ALL {
-        let (a, a_public) = RingKex.start(group, &mut random).unwrap();
-        let (b, b_public) = RingKex.start(group, &mut random).unwrap();
+        let (a, a_public) = begin(group, &mut random);
+        let (b, b_public) = begin(group, &mut random);
         assert_eq!(a_public.len(), group.public_len());
         let (s1, s2) = (a.finish(&b_public).unwrap(), b.finish(&a_public).unwrap());
         assert!(s1.ct_eq(s2.expose()), "{group:?}");
@@ -156,12 +161,12 @@ fn t13_bad_public_values_never_make_a_secret() {
             bad.push(("low order", hex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")));
         }
         for (what, value) in bad {
-            let (key, _) = RingKex.start(group, &mut random).unwrap();
+            let (key, _) = begin(group, &mut random);
             assert!(key.finish(&value).is_err(), "{group:?} accepts {what}");
         }
     }
     // p − 1 of group 14: the prime ends in all ones, so only the last octet differs.
-    let (key, public) = RingKex.start(Group::Modp2048, &mut random).unwrap();
+    let (key, public) = begin(Group::Modp2048, &mut random);
     assert_eq!(public.len(), 256);
     assert_eq!(key.finish(&[0xff; 255]).err(), Some(KexError::PublicLength));
 }
@@ -186,7 +191,7 @@ fn wycheproof_x25519_through_ring() {
     let n = wycheproof(include_bytes!("../../tests/vectors/x25519.json.gz"), |_, test| {
         let public = hex(test["public"].as_str().unwrap());
         let zero = hex(test["shared"].as_str().unwrap()).iter().all(|b| *b == 0);
-        let (key, _) = RingKex.start(Group::X25519, &mut Counting(9)).unwrap();
+        let (key, _) = begin(Group::X25519, &mut Counting(9));
         assert_eq!(key.finish(&public).is_err(), zero, "tcId {}", test["tcId"]);
     });
     assert!(n > 500);
@@ -204,7 +209,7 @@ fn wycheproof_ecdh_public_values() {
             let public = hex(test["public"].as_str().unwrap());
             // KE payloads carry uncompressed points without the leading 4.
             let Some((4, wire)) = public.split_first() else { return };
-            let (key, _) = RingKex.start(group, &mut Counting(7)).unwrap();
+            let (key, _) = begin(group, &mut Counting(7));
             let ok = test["result"].as_str().unwrap() != "invalid";
             assert_eq!(key.finish(wire).is_ok(), ok, "{group:?} tcId {}", test["tcId"]);
         });

@@ -75,10 +75,13 @@ impl Endpoint {
     fn follow_policy(&mut self, now: Now, id: TunnelId, out: &mut Actions) {
         let spis: Vec<IkeSpi> = self.by_tunnel.get(&id).into_iter().flatten().copied().collect();
         for spi in spis {
-            self.with_sa(now, spi, out, |sa, ctx| match &sa.state {
+            self.with_sa(now, spi, out, |sa, ctx| {
                 // What is being negotiated was begun with what does not hold any more.
-                State::InitSent(_) | State::AuthSent(_) => sa.drop_silently(ctx, Ending::Local),
-                _ => sa.follow(ctx),
+                if sa.is_beginning() {
+                    sa.drop_silently(ctx, Ending::Local);
+                } else {
+                    sa.follow(ctx);
+                }
             });
         }
         if let Some(mut s) = self.supervision.get_mut(&id)

@@ -12,7 +12,7 @@ use super::policies::is_unfit;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Command, Ending, Event, Flow, Role};
 use crate::policy::{Start, TunnelPolicy};
-use crate::sa::{self, Closed, IkeSa, Next, State, Task};
+use crate::sa::{self, Closed, IkeSa, Next, Outstanding, State, Task};
 
 /// First and longest wait between new IKE SAs that are to replace one whose keys cannot be renewed.
 const RENEWAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -159,7 +159,7 @@ impl Endpoint {
                 let left = has_left(sa, &policy);
                 match sa.state {
                     _ if !here => sa.drop_silently(ctx, Ending::Local),
-                    State::InitSent(_) | State::AuthSent(_) if left => sa.drop_silently(ctx, Ending::Local),
+                    _ if left && sa.is_beginning() => sa.drop_silently(ctx, Ending::Local),
                     State::Established(_) if left => sa.with_live(ctx, |live, _, _, _| {
                         live.enqueue(Task::Liveness);
                         Next::Stay
@@ -181,7 +181,7 @@ impl Endpoint {
     pub(super) fn look_elsewhere(&mut self, now: Now, spi: IkeSpi, out: &mut Actions) {
         let Some(sa) = self.sas.get(&spi) else { return };
         let State::Established(live) = &sa.state else { return };
-        let unanswered = live.window.outstanding.as_ref().is_some_and(|o| o.out.is_repeated());
+        let unanswered = live.window.outstanding.as_ref().is_some_and(Outstanding::is_unanswered);
         let id = live.policy.id;
         let Some(policy) = self.policies.get(&id).filter(|p| has_left(sa, p)).cloned() else { return };
         let wanted = self.supervision.get(&id).is_some_and(|s| s.wanted && s.retry_at.is_none());
@@ -244,7 +244,7 @@ impl Endpoint {
     pub(super) fn replace(&mut self, now: Now, old: IkeSpi, tunnel: TunnelId, out: &mut Actions) {
         let Some(policy) = self.policies.get(&tunnel).cloned() else { return };
         let newer = |sa: &IkeSa| match &sa.state {
-            State::InitSent(_) | State::AuthSent(_) => true,
+            _ if sa.is_beginning() => true,
             State::Established(live) => sa.core.spi != old && !live.outdated,
             _ => false,
         };
@@ -285,7 +285,7 @@ impl Endpoint {
             .flatten()
             .filter_map(|spi| self.sas.get(spi))
             .filter(|sa| self.policies.get(&id).is_none_or(|policy| !is_unfit(sa, policy)))
-            .any(|sa| matches!(sa.state, State::InitSent(_) | State::AuthSent(_) | State::Established(_)))
+            .any(|sa| sa.is_beginning() || matches!(sa.state, State::Established(_)))
     }
 
     /// Notes a failure and when the tunnel is tried again.
@@ -533,11 +533,6 @@ fn retires(sa: &IkeSa) -> bool {
 /// through a NAT to an address that nobody has configured has not left.
 fn has_left(sa: &IkeSa, now: &TunnelPolicy) -> bool {
     let remote = sa.core.flow.remote.ip();
-    let then = match &sa.state {
-        State::InitSent(s) => &s.policy,
-        State::AuthSent(s) => &s.policy,
-        State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => &s.policy,
-        _ => return false,
-    };
+    let Some(then) = sa.policy() else { return false };
     then.remote.contains(&remote) && !now.remote.is_empty() && !now.remote.contains(&remote)
 }

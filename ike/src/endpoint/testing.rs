@@ -14,6 +14,11 @@ impl Endpoint {
         all.into_iter().map(|(_, spi)| spi).collect()
     }
 
+    /// How many jobs are waited for.
+    pub fn jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
     /// The name of an IKE SA's state.
     pub fn state_name(&self, spi: IkeSpi) -> Option<&'static str> {
         self.sas.get(&spi).map(|sa| sa.state.name())
@@ -23,7 +28,9 @@ impl Endpoint {
     pub fn header_spis(&self, spi: IkeSpi) -> Option<(u64, u64)> {
         let sa = self.sas.get(&spi)?;
         match &sa.state {
-            State::InitSent(_) => Some((spi.value(), 0)),
+            State::Preparing(_) | State::InitSent(_) => Some((spi.value(), 0)),
+            State::Agreeing(s) => Some((spi.value(), s.spi_r)),
+            State::InitTaken(s) => Some((s.spi_i, spi.value())),
             State::InitAnswered(s) => Some((s.spi_i, spi.value())),
             State::AuthSent(s) => Some((s.channel.spi_i, s.channel.spi_r)),
             State::Refused(s) => Some((s.spi_i, spi.value())),
@@ -37,9 +44,9 @@ impl Endpoint {
     /// The message IDs that an IKE SA listens for: of the peer's next request, and of the answer to our last request.
     pub fn message_ids(&self, spi: IkeSpi) -> Option<(u32, u32)> {
         match &self.sas.get(&spi)?.state {
-            State::InitSent(_) => Some((0, 0)),
+            State::Preparing(_) | State::InitSent(_) | State::InitTaken(_) => Some((0, 0)),
             State::InitAnswered(_) => Some((1, 0)),
-            State::AuthSent(_) => Some((0, 1)),
+            State::Agreeing(_) | State::AuthSent(_) => Some((0, 1)),
             State::Refused(_) => Some((2, 0)),
             State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => {
                 Some((s.window.expected, s.window.next_request.saturating_sub(1)))
@@ -101,8 +108,11 @@ impl Endpoint {
 impl State {
     const fn name(&self) -> &'static str {
         match self {
+            Self::Preparing(_) => "Preparing",
             Self::InitSent(_) => "InitSent",
+            Self::Agreeing(_) => "Agreeing",
             Self::AuthSent(_) => "AuthSent",
+            Self::InitTaken(_) => "InitTaken",
             Self::InitAnswered(_) => "InitAnswered",
             Self::Refused(_) => "Refused",
             Self::Established(_) => "Established",
@@ -116,17 +126,27 @@ impl State {
 fn channel(sa: &mut IkeSa) -> Option<&mut Channel> {
     match &mut sa.state {
         State::AuthSent(s) => Some(&mut s.channel),
-        State::InitAnswered(s) => s.opened.as_mut().map(|d| &mut d.channel),
+        State::InitAnswered(s) => s.secret.known_mut().map(|d| &mut d.channel),
         State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(&mut s.channel),
-        State::InitSent(_) | State::Refused(_) | State::Closed(_) => None,
+        State::Preparing(_)
+        | State::InitSent(_)
+        | State::Agreeing(_)
+        | State::InitTaken(_)
+        | State::Refused(_)
+        | State::Closed(_) => None,
     }
 }
 
 fn channel_ref(sa: &IkeSa) -> Option<&Channel> {
     match &sa.state {
         State::AuthSent(s) => Some(&s.channel),
-        State::InitAnswered(s) => s.opened.as_ref().map(|d| &d.channel),
+        State::InitAnswered(s) => s.secret.known().map(|d| &d.channel),
         State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(&s.channel),
-        State::InitSent(_) | State::Refused(_) | State::Closed(_) => None,
+        State::Preparing(_)
+        | State::InitSent(_)
+        | State::Agreeing(_)
+        | State::InitTaken(_)
+        | State::Refused(_)
+        | State::Closed(_) => None,
     }
 }

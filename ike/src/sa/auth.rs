@@ -14,10 +14,12 @@ use super::seek;
 use super::window::{Outgoing, REPEATS, Retried, Window};
 use super::{Ask, Closed, Core, Ctx, Effect, InitAnswered, Live, State};
 use crate::coverage::networks;
+use crate::crypto::kex::PrivateKey;
 use crate::crypto::keymat::{ChildKeys, IkeKeys, SkeySeed};
 use crate::crypto::prf::prf;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Ending, Event, Flow, Role};
+use crate::jobs::{Asker, JobId, Output, Work};
 use crate::mismatch;
 use crate::policy::{self, TunnelPolicy};
 use crate::rate::Rate;
@@ -67,11 +69,9 @@ fn verify(auth: &Auth, expected: &SecretBytes, who: &Identity) -> Option<PeerAut
     proven.then(|| PeerAuthenticated(who.clone()))
 }
 
-/// What the initiator knows after IKE_SA_INIT.
+/// What the initiator knows after IKE_SA_INIT, but for the shared secret.
 pub(crate) struct InitDone {
-    pub policy: Arc<TunnelPolicy>,
     pub suite: IkeSuite,
-    pub shared: SecretBytes,
     pub nonce_i: Vec<u8>,
     pub nonce_r: Vec<u8>,
     pub spi_r: u64,
@@ -111,6 +111,70 @@ pub(crate) struct Derived {
     pub channel: Channel,
 }
 
+/// What the responder knows of the shared secret.
+pub(crate) enum Secret {
+    /// Our private key and the peer's public value: the costly step waits until IKE_AUTH is there.
+    Due(PrivateKey, Vec<u8>),
+    /// It is being computed.
+    Computing(Computing),
+    /// The keys that came of it.
+    Known(Box<Derived>),
+    /// The peer's public value has none.
+    None,
+}
+
+/// What arrives of IKE_AUTH while the keys are computed that are needed to read it.
+pub(crate) struct Computing {
+    job: JobId,
+    kept: Vec<(Flow, Vec<u8>)>,
+    octets: usize,
+}
+
+/// Most datagrams that are kept while keys are computed, and most octets of them: IKE_AUTH in fragments, with certificates.
+const KEPT: (usize, usize) = (32, 32 * 1024);
+
+impl Computing {
+    /// Keeps a datagram, unless it is there already or there are too many.
+    fn keep(&mut self, datagram: &[u8], flow: Flow) -> Result<(), DropReason> {
+        if self.kept.iter().any(|(_, bytes)| bytes == datagram) {
+            return Err(DropReason::Duplicate);
+        }
+        let octets = self.octets + datagram.len();
+        if self.kept.len() >= KEPT.0 || octets > KEPT.1 {
+            return Err(DropReason::Busy);
+        }
+        self.octets = octets;
+        self.kept.push((flow, datagram.to_vec()));
+        Ok(())
+    }
+}
+
+impl Secret {
+    /// The keys, if they are known.
+    pub fn known(&self) -> Option<&Derived> {
+        match self {
+            Self::Known(derived) => Some(derived),
+            Self::Due(..) | Self::Computing(_) | Self::None => None,
+        }
+    }
+
+    /// The same, to be used.
+    pub fn known_mut(&mut self) -> Option<&mut Derived> {
+        match self {
+            Self::Known(derived) => Some(derived),
+            Self::Due(..) | Self::Computing(_) | Self::None => None,
+        }
+    }
+
+    /// The same, to be kept.
+    fn into_known(self) -> Option<Derived> {
+        match self {
+            Self::Known(derived) => Some(*derived),
+            Self::Due(..) | Self::Computing(_) | Self::None => None,
+        }
+    }
+}
+
 fn derive(
     suite: IkeSuite,
     shared: &SecretBytes,
@@ -128,12 +192,17 @@ fn derive(
 
 impl AuthSent {
     // I -> R  IKE_AUTH { IDi, IDr, AUTH, SAi2, TSi, TSr, N(INITIAL_CONTACT) }
-    pub fn start(core: &mut Core, ctx: &mut Ctx<'_>, done: InitDone) -> State {
+    pub fn start(
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        policy: Arc<TunnelPolicy>,
+        done: InitDone,
+        shared: &SecretBytes,
+    ) -> State {
         let spis = (core.spi.value(), done.spi_r);
         let nonces = (&*done.nonce_i, &*done.nonce_r);
-        let derived = derive(done.suite, &done.shared, nonces, spis, Role::Initiator, done.fragmentation);
-        let Some(Derived { keys, mut channel }) = derived else { return internal(done.policy) };
-        let policy = done.policy;
+        let derived = derive(done.suite, shared, nonces, spis, Role::Initiator, done.fragmentation);
+        let Some(Derived { keys, mut channel }) = derived else { return internal(policy) };
         let inbound = ctx.spis.new_esp(ctx.random);
         let auth = psk_auth(
             done.suite.prf,
@@ -411,26 +480,33 @@ impl InitAnswered {
         if header.message_id != 1 {
             return super::drop_in(State::InitAnswered(self), ctx, DropReason::MessageId, flow);
         }
-        if let Some((key, public)) = self.exchange.take() {
-            let Ok(shared) = key.finish(&public) else {
-                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to. The place stays
-                // taken until its time is over, or it would be free to ask for the same again.
-                ctx.tell(Event::Failure {
-                    tunnel: None,
-                    peer: flow.remote,
-                    reason: FailureReason::InvalidSyntax,
-                    detail: format!("the key exchange value of {} is not usable", flow.remote),
-                    retry_in: None,
-                });
+        let derived = match std::mem::replace(&mut self.secret, Secret::None) {
+            Secret::Due(key, public) => {
+                if !ctx.is_free_for_strangers() {
+                    // The peer repeats its request.
+                    self.secret = Secret::Due(key, public);
+                    return super::drop_in(State::InitAnswered(self), ctx, DropReason::Busy, flow);
+                }
+                let job = ctx.run(core.spi, Asker::Stranger, Work::Finish(key, public));
+                let kept = vec![(flow, datagram.to_vec())];
+                self.secret = Secret::Computing(Computing { job, kept, octets: datagram.len() });
                 return State::InitAnswered(self);
-            };
-            let spis = (self.spi_i, core.spi.value());
-            let nonces = (&*self.nonce_i, &*self.nonce_r);
-            self.opened = derive(self.suite, &shared, nonces, spis, Role::Responder, self.fragmentation);
-        }
-        let Some(derived) = &mut self.opened else {
-            return super::drop_in(State::InitAnswered(self), ctx, DropReason::Integrity, flow);
+            }
+            Secret::Computing(mut computing) => {
+                let kept = computing.keep(datagram, flow);
+                self.secret = Secret::Computing(computing);
+                if let Err(reason) = kept {
+                    ctx.dropped(reason, flow);
+                }
+                return State::InitAnswered(self);
+            }
+            Secret::None => {
+                return super::drop_in(State::InitAnswered(self), ctx, DropReason::Integrity, flow);
+            }
+            Secret::Known(derived) => derived,
         };
+        self.secret = Secret::Known(derived);
+        let Some(derived) = self.secret.known_mut() else { return State::InitAnswered(self) };
         let result = match derived.channel.open(header, datagram) {
             Ok(Opened::Partial) => return State::InitAnswered(self),
             Ok(Opened::Message(result)) => result,
@@ -445,6 +521,47 @@ impl InitAnswered {
             }
             Ok((policy, payloads, psk, proof)) => self.establish(core, ctx, (policy, psk), payloads, proof),
             Err(refusal) => self.refuse(core, ctx, refusal),
+        }
+    }
+
+    /// The secret is there, or there is none. Gives what has arrived in the meantime.
+    pub fn on_done(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        job: JobId,
+        output: Output,
+    ) -> Vec<(Flow, Vec<u8>)> {
+        let computing = match std::mem::replace(&mut self.secret, Secret::None) {
+            Secret::Computing(computing) if computing.job == job => computing,
+            other => {
+                self.secret = other;
+                return Vec::new();
+            }
+        };
+        match output.secret() {
+            Ok(shared) => {
+                let spis = (self.spi_i, core.spi.value());
+                let nonces = (&*self.nonce_i, &*self.nonce_r);
+                let derived = derive(self.suite, &shared, nonces, spis, Role::Responder, self.fragmentation);
+                self.secret = derived.map_or(Secret::None, |derived| Secret::Known(Box::new(derived)));
+                computing.kept
+            }
+            Err(e) => {
+                // Degenerate public value (RFC 6989): there is no secret, hence nobody to answer to. The place stays
+                // taken until its time is over, or it would be free to ask for the same again.
+                if e.blames_peer() {
+                    let peer = core.flow.remote;
+                    ctx.tell(Event::Failure {
+                        tunnel: None,
+                        peer,
+                        reason: FailureReason::InvalidSyntax,
+                        detail: format!("the key exchange value of {peer} is not usable"),
+                        retry_in: None,
+                    });
+                }
+                Vec::new()
+            }
         }
     }
 
@@ -474,7 +591,7 @@ impl InitAnswered {
             };
             return Err(refusal(kind, None, FailureReason::InvalidSyntax, detail));
         };
-        let Some(derived) = &self.opened else {
+        let Some(derived) = self.secret.known() else {
             return Err(refusal(
                 NotifyType::AUTHENTICATION_FAILED,
                 None,
@@ -559,7 +676,8 @@ impl InitAnswered {
             retry_in: None,
         });
         let payloads = Payloads { notifies: vec![refusal.notify], ..Payloads::default() };
-        let Some(Derived { mut channel, .. }) = self.opened.take() else {
+        let secret = std::mem::replace(&mut self.secret, Secret::None);
+        let Some(Derived { mut channel, .. }) = secret.into_known() else {
             return super::drop_in(State::InitAnswered(self), ctx, DropReason::Integrity, core.flow);
         };
         let sealed = channel.seal(Exchange::IKE_AUTH, 1, true, &payloads, ctx.random);
@@ -582,7 +700,7 @@ impl InitAnswered {
         proof: PeerAuthenticated,
     ) -> State {
         let this = *self;
-        let Some(Derived { keys, mut channel }) = this.opened else { return internal(policy) };
+        let Some(Derived { keys, mut channel }) = this.secret.into_known() else { return internal(policy) };
         // The fragmentation of the tunnel itself counts, now that it is known.
         channel.fragmentation = this.fragmentation && policy.fragmentation;
         let auth =

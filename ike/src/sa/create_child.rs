@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::Group;
-use cygnet_model::{ChildId, Spi};
+use cygnet_model::{ChildId, SecretBytes, Spi};
 
 use super::child::{self, NewPair, Offered, Unfit};
 use super::collide::{self, Asked, Ours, Verdict, Winner};
 use super::live::{Reply, Request, Resumed};
 use super::seek;
+use super::work::{Handled, Made, Worked, busy};
 use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
 use crate::coverage::networks;
-use crate::crypto::kex::PrivateKey;
+use crate::crypto::kex::{KexError, PrivateKey};
 use crate::crypto::keymat::ChildKeys;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Ending, Event, RekeyKind, Role};
+use crate::jobs::Work;
 use crate::policy;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
 
@@ -55,7 +57,9 @@ pub(super) enum Key {
     /// No key exchange was offered.
     None,
     /// It waits for the answer.
-    Held(Group, Box<dyn PrivateKey>),
+    Held(Group, PrivateKey),
+    /// The answer is there, and the secret is computed of it.
+    Used(Group),
     /// An earlier process had it.
     Lost(Group),
 }
@@ -101,6 +105,7 @@ impl Live {
         ctx: &mut Ctx<'_>,
         index: u16,
         group: Option<Group>,
+        key: Option<Made>,
     ) -> Option<(Payloads, Request)> {
         let ask = self.next_ask(index)?;
         let (local, remote) = self.asked(index, ask)?;
@@ -108,7 +113,7 @@ impl Live {
         if let Some(seeking) = self.seeking.get_mut(&index) {
             seeking.retry_at = None;
         }
-        self.begin_child(ctx, (index, ask), (local, remote), None, group)
+        self.begin_child(ctx, (index, ask), (local, remote), None, (group, key))
     }
 
     // -> CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, [KEi], TSi, TSr }
@@ -117,16 +122,17 @@ impl Live {
         ctx: &mut Ctx<'_>,
         inbound: Spi,
         group: Option<Group>,
+        key: Option<Made>,
     ) -> Option<(Payloads, Request)> {
-        // The peer may have replaced or deleted it while the task waited.
-        let child = self.children.iter().find(|c| c.inbound == inbound && c.state == ChildState::Rekeying)?;
+        let child = self.rekeyable(inbound)?;
         // The whole scope in use, and no more (RFC 7296 §2.9.2).
         let (of, nets) = (child.of, (child.local.clone(), child.remote.clone()));
         if child.pending.is_some() {
             self.defer(ctx, Task::RekeyChild { inbound, group });
             return None;
         }
-        let (mut payloads, request) = self.begin_child(ctx, (of, Ask::Whole), nets, Some(inbound), group)?;
+        let (mut payloads, request) =
+            self.begin_child(ctx, (of, Ask::Whole), nets, Some(inbound), (group, key))?;
         payloads.notifies.push(Notify {
             protocol: Protocol::ESP,
             spi: inbound.to_be_bytes().to_vec(),
@@ -134,6 +140,17 @@ impl Live {
             data: vec![],
         });
         Some((payloads, request))
+    }
+
+    /// A pair that waits for new keys: the peer may have replaced or deleted it while the task waited.
+    pub(super) fn rekeyable(&self, inbound: Spi) -> Option<&super::Child> {
+        self.children.iter().find(|c| c.inbound == inbound && c.state == ChildState::Rekeying)
+    }
+
+    /// The group of the key exchange in a request about a configured child; `asked` answers an INVALID_KE_PAYLOAD.
+    pub(super) fn group_for_child(&self, of: u16, asked: Option<Group>) -> Option<Group> {
+        let first = || self.policy.children.get(of)?.proposals.first()?.groups.first().copied();
+        asked.or_else(first)
     }
 
     /// Puts off what concerns a pair that the peer may not know yet: it has not shown that it got our response.
@@ -148,16 +165,15 @@ impl Live {
         (of, ask): (u16, Ask),
         (local, remote): (Vec<TrafficSelector>, Vec<TrafficSelector>),
         rekeys: Option<Spi>,
-        group: Option<Group>,
+        (group, made): (Option<Group>, Option<Made>),
     ) -> Option<(Payloads, Request)> {
         let c = self.policy.children.get(of)?;
-        let preferred = group.or_else(|| c.proposals.first()?.groups.first().copied());
-        let (key, ke) = match preferred {
-            Some(g) => {
-                let (key, public) = ctx.kex.start(g, ctx.random).ok()?;
-                (Key::Held(g, key), Some(KeyExchange { group: g.transform(), data: public }))
+        let (key, ke) = match (self.group_for_child(of, group), made) {
+            (Some(wanted), Some(Made { group, key, public })) if group == wanted => {
+                (Key::Held(group, key), Some(KeyExchange { group: group.transform(), data: public }))
             }
-            None => (Key::None, None),
+            (Some(_), _) => return None,
+            (None, _) => (Key::None, None),
         };
         let inbound = ctx.spis.new_esp(ctx.random);
         let nonce = ctx.nonce();
@@ -192,9 +208,10 @@ impl Live {
         ctx: &mut Ctx<'_>,
         mut creating: CreatingChild,
         answer: &Payloads,
+        secret: Option<Result<SecretBytes, KexError>>,
     ) -> Next {
         let deleted = std::mem::take(&mut creating.deleted);
-        self.take_created(core, ctx, creating, &deleted, answer);
+        self.take_created(core, ctx, creating, &deleted, answer, secret);
         // A deletion that overtook this answer.
         for outbound in deleted {
             self.on_delete(ctx, outbound);
@@ -206,11 +223,12 @@ impl Live {
         &mut self,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
-        mut creating: CreatingChild,
+        creating: CreatingChild,
         deleted: &[u32],
         answer: &Payloads,
+        secret: Option<Result<SecretBytes, KexError>>,
     ) {
-        let pair = match self.finish_child(&mut creating, answer) {
+        let pair = match self.finish_child(&creating, answer, secret) {
             Ok(pair) => pair,
             Err(unfit) => {
                 ctx.spis.esp.remove(&creating.inbound);
@@ -286,8 +304,8 @@ impl Live {
         }
     }
 
-    /// Checks the answer and derives the keys.
-    fn finish_child(&self, creating: &mut CreatingChild, answer: &Payloads) -> Result<NewPair, Unfit> {
+    /// Checks the answer.
+    fn check_child(&self, creating: &CreatingChild, answer: &Payloads) -> Result<child::Negotiated, Unfit> {
         let offered = Offered {
             of: creating.of,
             inbound: creating.inbound,
@@ -295,21 +313,46 @@ impl Live {
             remote: &creating.remote,
             with_ke: true,
         };
-        let negotiated = child::accept(&self.policy, &offered, answer, |spi| self.is_bound(spi))?;
-        let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;
-        let key = std::mem::replace(&mut creating.key, Key::None);
-        let shared = match (negotiated.suite.group, key) {
-            (None, _) => None,
-            (Some(chosen), Key::Held(sent, key)) if chosen == sent => {
-                let ke = answer.ke.as_ref().ok_or_else(Unfit::syntax)?;
-                if ke.group != sent.transform() {
-                    return Err(Unfit::group(sent, ke.group));
-                }
-                Some(key.finish(&ke.data).map_err(|_| Unfit::syntax())?)
+        child::accept(&self.policy, &offered, answer, |spi| self.is_bound(spi))
+    }
+
+    /// The key exchange that an answer finishes, if it is one that [`Live::finish_child`] takes.
+    pub(super) fn secret_for_child(&self, creating: &mut CreatingChild, answer: &Payloads) -> Option<Work> {
+        let chosen = self.check_child(creating, answer).ok()?.suite.group?;
+        let ke = answer.ke.as_ref().filter(|ke| ke.group == chosen.transform())?;
+        answer.nonce.as_ref()?;
+        match std::mem::replace(&mut creating.key, Key::Used(chosen)) {
+            Key::Held(sent, key) if sent == chosen => Some(Work::Finish(key, ke.data.clone())),
+            other => {
+                creating.key = other;
+                None
             }
-            (Some(chosen), Key::Lost(sent)) if chosen == sent => return Err(Unfit::lost()),
-            (Some(chosen), Key::Held(sent, _) | Key::Lost(sent)) => {
-                return Err(Unfit::group(sent, chosen.transform()));
+        }
+    }
+
+    /// Checks the answer and derives the keys.
+    fn finish_child(
+        &self,
+        creating: &CreatingChild,
+        answer: &Payloads,
+        secret: Option<Result<SecretBytes, KexError>>,
+    ) -> Result<NewPair, Unfit> {
+        let negotiated = self.check_child(creating, answer)?;
+        let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;
+        let shared = match (negotiated.suite.group, &creating.key) {
+            (None, _) => None,
+            (Some(chosen), Key::Used(sent)) if chosen == *sent => match secret {
+                Some(Ok(secret)) => Some(secret),
+                Some(Err(e)) if e.blames_peer() => return Err(Unfit::syntax()),
+                Some(Err(_)) | None => return Err(Unfit::lost()),
+            },
+            (Some(chosen), Key::Held(sent, _)) if chosen == *sent => {
+                let ke = answer.ke.as_ref().ok_or_else(Unfit::syntax)?;
+                return Err(Unfit::group(*sent, ke.group));
+            }
+            (Some(chosen), Key::Lost(sent)) if chosen == *sent => return Err(Unfit::lost()),
+            (Some(chosen), Key::Held(sent, _) | Key::Used(sent) | Key::Lost(sent)) => {
+                return Err(Unfit::group(*sent, chosen.transform()));
             }
             (Some(_), Key::None) => return Err(Unfit::syntax()),
         };
@@ -541,42 +584,46 @@ impl Live {
         rates.children.admit(now, CHILDREN.0, CHILDREN.1.saturating_add(pairs.saturating_mul(4)))
     }
 
-    /// Answers CREATE_CHILD_SA of any kind.
+    /// Answers CREATE_CHILD_SA of any kind. One that needs a key exchange changes nothing before that is computed; then the
+    /// same request comes here again, with what was computed, and meets the state of that moment.
     pub(super) fn on_create_child(
         &mut self,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
         phase: Phase,
-        offer: Payloads,
-    ) -> Reply {
-        let busy = || Reply::notify(Notify::new(NotifyType::TEMPORARY_FAILURE, vec![]));
+        offer: &Payloads,
+        worked: Option<Worked>,
+    ) -> Handled {
+        let later = || Handled::Reply(busy());
         // One that a newer IKE SA has replaced makes no keys that would be preferred to the newer one's, to go a moment later.
         if phase != Phase::Established || self.retire_at.is_some() {
-            return busy();
+            return later();
         }
-        if !self.admits(ctx, &offer) {
+        if worked.is_none() && !self.admits(ctx, offer) {
             ctx.dropped(DropReason::RateLimit, core.flow);
-            return busy();
+            return later();
         }
         // Children whose record may be too old do not move to an IKE SA that would not know that any more.
-        if is_for_ike(&offer) && matches!(self.resumed, Resumed::Unasked | Resumed::Asked) {
-            return busy();
+        if is_for_ike(offer) && matches!(self.resumed, Resumed::Unasked | Resumed::Asked) {
+            return later();
         }
-        if is_for_ike(&offer) {
+        if is_for_ike(offer) {
             return match collide::verdict(Asked::RekeyIke, self.ours(None)) {
-                Verdict::Later => busy(),
-                Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, &offer),
+                Verdict::Later => later(),
+                Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, offer, worked),
             };
         }
         let Some(n) = offer.notify(NotifyType::REKEY_SA).cloned() else {
             return match collide::verdict(Asked::CreateChild, self.ours(None)) {
-                Verdict::Later => busy(),
+                Verdict::Later => later(),
                 Verdict::Proceed | Verdict::ProceedAndCompare => {
-                    let (reply, made) = self.answer_child(core, ctx, &offer, None);
-                    if let Some(made) = made {
-                        self.compare_created(ctx, made);
+                    match self.answer_child(core, ctx, offer, None, worked) {
+                        Answered::Made(reply, made) => {
+                            self.compare_created(ctx, made);
+                            Handled::Reply(reply)
+                        }
+                        Answered::Not(handled) => handled,
                     }
-                    reply
                 }
             };
         };
@@ -589,12 +636,13 @@ impl Live {
         let Some(old) = old else {
             if matches!(self.ours(None), Ours::CreateChild | Ours::RekeyOtherChild) {
                 // It may name the very pair that our own request is making: the response is still on its way.
-                return busy();
+                return later();
             }
             // Both fields are ours to write, so an odd protocol of the peer is not echoed.
             let spi = named.map(|s| s.to_vec()).unwrap_or_default();
             let kind = NotifyType::CHILD_SA_NOT_FOUND;
-            return Reply::notify(Notify { protocol: Protocol::ESP, spi, kind, data: vec![] });
+            let notify = Notify { protocol: Protocol::ESP, spi, kind, data: vec![] };
+            return Handled::Reply(Reply::notify(notify));
         };
         let (old, state) = (old.inbound, old.state);
         let verdict = match state {
@@ -604,10 +652,12 @@ impl Live {
             }
         };
         if verdict == Verdict::Later {
-            return busy();
+            return later();
         }
-        let (reply, made) = self.answer_child(core, ctx, &offer, Some(old));
-        let Some(made) = made else { return reply };
+        let (reply, made) = match self.answer_child(core, ctx, offer, Some(old), worked) {
+            Answered::Made(reply, made) => (reply, made),
+            Answered::Not(handled) => return handled,
+        };
         if let Some(Request::CreateChild(c)) = self.window.outstanding.as_mut().map(|o| &mut o.request)
             && c.rekeys.is_none()
             && let Some(theirs) = c.theirs.iter_mut().find(|theirs| theirs.inbound == old)
@@ -627,7 +677,7 @@ impl Live {
             c.state = ChildState::Replaced;
         }
         ctx.tell(Event::Rekeyed { tunnel: self.policy.id, kind: RekeyKind::Child, failure: None });
-        reply
+        Handled::Reply(reply)
     }
 
     /// We refused new keys for a pair, which will end then. The peer has the first try to overcome that; ours, which leads
@@ -693,15 +743,16 @@ impl Live {
         }
     }
 
-    /// Makes a pair as the peer asks. Returns it with the nonces, if one was made.
+    /// Makes a pair as the peer asks.
     fn answer_child(
         &mut self,
         core: &Core,
         ctx: &mut Ctx<'_>,
         offer: &Payloads,
         rekeys: Option<Spi>,
-    ) -> (Reply, Option<Created>) {
-        let refuse = |kind, data| (Reply::notify(Notify::new(kind, data)), None);
+        worked: Option<Worked>,
+    ) -> Answered {
+        let refuse = |kind, data| Answered::Not(Handled::Reply(Reply::notify(Notify::new(kind, data))));
         let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.of));
         if !self.has_room() {
             return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
@@ -744,14 +795,19 @@ impl Live {
             let Some(theirs) = theirs else {
                 return refuse(NotifyType::INVALID_KE_PAYLOAD, group.transform().to_be_bytes().to_vec());
             };
-            let Ok((key, public)) = ctx.kex.start(group, ctx.random) else {
-                return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+            let Some(worked) = worked else {
+                return Answered::Not(Handled::Work(group, Work::Answer(group, theirs.data.clone())));
             };
-            match key.finish(&theirs.data) {
-                Ok(s) => shared = Some(s),
-                Err(_) => return refuse(NotifyType::INVALID_SYNTAX, vec![]),
+            match worked.made {
+                // The configuration has changed in the meantime.
+                _ if worked.group != group => return refuse(NotifyType::TEMPORARY_FAILURE, vec![]),
+                Ok((public, secret)) => {
+                    shared = Some(secret);
+                    ke = Some(KeyExchange { group: group.transform(), data: public });
+                }
+                Err(e) if e.blames_peer() => return refuse(NotifyType::INVALID_SYNTAX, vec![]),
+                Err(_) => return refuse(NotifyType::TEMPORARY_FAILURE, vec![]),
             }
-            ke = Some(KeyExchange { group: group.transform(), data: public });
         }
         let nr = ctx.nonce();
         let number = found.number;
@@ -770,8 +826,16 @@ impl Live {
         let Some(id) = self.install(core, ctx, pair, rekeys) else {
             return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
         };
-        (Reply::with(payloads), Some(Created { id, inbound, nonces: (ni.clone(), nr) }))
+        Answered::Made(Reply::with(payloads), Created { id, inbound, nonces: (ni.clone(), nr) })
     }
+}
+
+/// What became of a request for a pair.
+enum Answered {
+    /// It was made.
+    Made(Reply, Created),
+    /// It was not, or not yet.
+    Not(Handled),
 }
 
 /// Whether a CREATE_CHILD_SA request is about the IKE SA itself.

@@ -1,21 +1,21 @@
-//! The IKE_SA_INIT exchange (RFC 7296 §1.2, §2.6, §2.7) in both roles.
+//! The initiator's IKE_SA_INIT exchange (RFC 7296 §1.2, §2.6, §2.7), and what messages of it both roles send.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use cygnet_model::Timestamp;
 use cygnet_model::selector::Packet;
 use cygnet_model::suite::{Group, IkeSuite};
+use cygnet_model::{SecretBytes, Timestamp};
 
+use super::auth::InitDone;
 use super::natt::{self, Nat};
-use super::window::{Outgoing, REPEATS, Retried};
+use super::window::{Outgoing, Retried};
 use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
-use crate::crypto::kex::PrivateKey;
+use crate::crypto::kex::{KexError, PrivateKey};
 use crate::error::{DropReason, FailureReason};
-use crate::io::{Action, Ending, Event, Flow, Role};
-use crate::mismatch;
+use crate::io::{Action, Ending, Flow, Role};
+use crate::jobs::{Asker, JobId, Work};
 use crate::policy::{self, Encap, TunnelPolicy};
-use crate::rate::Rate;
 use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Writer};
 
 /// Most rounds of COOKIE and INVALID_KE_PAYLOAD before we give up on the peer.
@@ -26,9 +26,6 @@ const HINT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a cookie waits, in an attempt that doubts it, for an answer that shows that it was not needed.
 const COOKIE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How long a stranger may take from IKE_SA_INIT to IKE_AUTH.
-const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 
 /// What an attempt does with a cookie that it is given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +50,14 @@ impl Default for Begin {
     }
 }
 
+/// The initiator's state until it has a key for IKE_SA_INIT.
+pub(crate) struct Preparing {
+    pub policy: Arc<TunnelPolicy>,
+    group: Group,
+    begin: Begin,
+    pub job: JobId,
+}
+
 /// The initiator's state until the answer to IKE_SA_INIT.
 pub(crate) struct InitSent {
     pub policy: Arc<TunnelPolicy>,
@@ -61,6 +66,8 @@ pub(crate) struct InitSent {
     /// With other groups, before somebody asked for the current one: the answer to each of them still counts, since
     /// INVALID_KE_PAYLOAD is not authenticated.
     earlier: Vec<Attempt>,
+    /// Another group that was asked for, and the job that makes a key of it. Until then the current request goes on.
+    making: Option<(JobId, Group)>,
     cookie: Option<Vec<u8>>,
     /// A cookie that is not believed yet, and when it is.
     doubted: Option<(Vec<u8>, Timestamp)>,
@@ -74,30 +81,21 @@ pub(crate) struct InitSent {
 /// A request with one group.
 struct Attempt {
     group: Group,
-    key: Box<dyn PrivateKey>,
+    key: PrivateKey,
     public: Vec<u8>,
     /// The request as it went out last: AUTH covers it.
     message: Vec<u8>,
 }
 
-/// The responder's state until IKE_AUTH.
-pub(crate) struct InitAnswered {
-    pub suite: IkeSuite,
-    pub nonce_i: Vec<u8>,
-    pub nonce_r: Vec<u8>,
-    /// Our private key and the peer's public value: the costly step waits until IKE_AUTH is there.
-    pub exchange: Option<(Box<dyn PrivateKey>, Vec<u8>)>,
-    pub opened: Option<super::auth::Derived>,
-    pub request: Vec<u8>,
-    pub response: Vec<u8>,
-    pub nat: Option<Nat>,
-    pub fragmentation: bool,
-    pub spi_i: u64,
-    repeats: Rate,
-    pub expires: Timestamp,
+/// The initiator's state from the answer to IKE_SA_INIT until the secret is there.
+pub(crate) struct Agreeing {
+    pub policy: Arc<TunnelPolicy>,
+    pub spi_r: u64,
+    done: InitDone,
+    pub job: JobId,
 }
 
-/// Starts an IKE SA towards a tunnel's peer. `Err` if there is no address or no random source.
+/// Starts an IKE SA towards a tunnel's peer. `Err` if there is no address or no group.
 pub(crate) fn initiate(
     ctx: &mut Ctx<'_>,
     policy: &Arc<TunnelPolicy>,
@@ -107,25 +105,52 @@ pub(crate) fn initiate(
     let port = ctx.config.ike_port;
     let flow = Flow { local: (local, port).into(), remote: (remote, port).into(), natt: false };
     let group = *policy.proposals.first().and_then(|p| p.groups.first()).ok_or(FailureReason::InvalidKe)?;
-    let (key, public) = ctx.kex.start(group, ctx.random).map_err(|_| FailureReason::Internal)?;
     let spi = ctx.spis.new_ike(ctx.random);
     let core = Core { spi, role: Role::Initiator, flow, created: ctx.now.mono };
-    let nonce = ctx.nonce();
-    let message = request(policy, &core, group, &public, &nonce, None);
-    let out = Outgoing::send(ctx, policy, flow, vec![message.clone()]);
-    let sent = InitSent {
-        policy: policy.clone(),
-        nonce,
-        current: Attempt { group, key, public, message },
-        earlier: Vec::new(),
-        cookie: None,
-        doubted: None,
-        begin,
-        rounds: 0,
-        out,
-        hint: None,
-    };
-    Ok(IkeSa { core, state: State::InitSent(Box::new(sent)) })
+    let job = ctx.run(spi, Asker::Known, Work::Begin(group));
+    let preparing = Preparing { policy: policy.clone(), group, begin, job };
+    Ok(IkeSa { core, state: State::Preparing(Box::new(preparing)) })
+}
+
+impl Preparing {
+    /// The key is there: IKE_SA_INIT goes out.
+    pub fn on_key(
+        self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        key: Result<(PrivateKey, Vec<u8>), KexError>,
+    ) -> State {
+        let Self { policy, group, begin, .. } = self;
+        let (key, public) = match key {
+            Ok(made) => made,
+            Err(e) => return closed(policy, FailureReason::Internal, no_key(e)),
+        };
+        let nonce = ctx.nonce();
+        let message = request(&policy, core, group, &public, &nonce, None);
+        let out = Outgoing::send(ctx, &policy, core.flow, vec![message.clone()]);
+        State::InitSent(Box::new(InitSent {
+            policy,
+            nonce,
+            current: Attempt { group, key, public, message },
+            earlier: Vec::new(),
+            making: None,
+            cookie: None,
+            doubted: None,
+            begin,
+            rounds: 0,
+            out,
+            hint: None,
+        }))
+    }
+}
+
+fn no_key(e: KexError) -> String {
+    format!("no key for a key exchange could be made: {e}")
+}
+
+fn closed(policy: Arc<TunnelPolicy>, reason: FailureReason, detail: String) -> State {
+    let ending = Ending::Failed(reason);
+    State::Closed(Closed { policy: Some(policy), ending, detail, was_up: false })
 }
 
 // I -> R  IKE_SA_INIT { [N(COOKIE)], SAi1, KEi, Ni, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
@@ -155,7 +180,7 @@ fn request(
 }
 
 /// An IKE_SA_INIT message.
-fn clear_message(
+pub(super) fn clear_message(
     spi_i: u64,
     spi_r: u64,
     from_initiator: bool,
@@ -211,8 +236,7 @@ impl InitSent {
     }
 
     fn close(self: Box<Self>, reason: FailureReason, detail: String) -> State {
-        let ending = Ending::Failed(reason);
-        State::Closed(Closed { policy: Some(self.policy), ending, detail, was_up: false })
+        closed(self.policy, reason, detail)
     }
 
     // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, … } or { N(COOKIE) } or { N(INVALID_KE_PAYLOAD) } or { N(error) }
@@ -251,7 +275,7 @@ impl InitSent {
                     header.spi_r,
                     datagram,
                     suite,
-                    &peer_public,
+                    peer_public,
                     nonce_r,
                     nat,
                     fragmentation,
@@ -298,7 +322,7 @@ impl InitSent {
         spi_r: u64,
         response: &[u8],
         suite: IkeSuite,
-        peer_public: &[u8],
+        peer_public: Vec<u8>,
         nonce_r: Vec<u8>,
         nat: Option<Nat>,
         fragmentation: bool,
@@ -308,14 +332,6 @@ impl InitSent {
         let answers = |a: &Attempt| a.group == suite.group;
         let attempt = std::iter::once(this.current).chain(this.earlier).find(answers);
         let Some(Attempt { key, message, .. }) = attempt else { return State::placeholder() };
-        let shared = match key.finish(peer_public) {
-            Ok(shared) => shared,
-            Err(e) => {
-                let detail = format!("key exchange with {} failed: {e}", core.flow.remote);
-                let ending = Ending::Failed(FailureReason::InvalidSyntax);
-                return State::Closed(Closed { policy: Some(this.policy), ending, detail, was_up: false });
-            }
-        };
         let wants_natt = nat.is_some_and(|n| n.local || n.remote || this.policy.encap == Encap::Force);
         if wants_natt {
             // Port float (RFC 7296 §2.23): everything after IKE_SA_INIT goes through 4500.
@@ -323,25 +339,21 @@ impl InitSent {
             core.flow.remote.set_port(ctx.config.natt_port);
             core.flow.natt = true;
         }
-        AuthSent::start(
-            core,
-            ctx,
-            super::auth::InitDone {
-                policy: this.policy,
-                suite,
-                shared,
-                nonce_i: this.nonce,
-                nonce_r,
-                spi_r,
-                request: message,
-                response: response.to_vec(),
-                nat: nat.unwrap_or_default(),
-                fragmentation,
-                packet: this.begin.packet,
-                // An answer does not tell which of two requests with one group it is about.
-                doubtful: this.cookie.is_some() && this.begin.cookies == Cookies::Trusted,
-            },
-        )
+        let job = ctx.run(core.spi, Asker::Known, Work::Finish(key, peer_public));
+        let done = InitDone {
+            suite,
+            nonce_i: this.nonce,
+            nonce_r,
+            spi_r,
+            request: message,
+            response: response.to_vec(),
+            nat: nat.unwrap_or_default(),
+            fragmentation,
+            packet: this.begin.packet,
+            // An answer does not tell which of two requests with one group it is about.
+            doubtful: this.cookie.is_some() && this.begin.cookies == Cookies::Trusted,
+        };
+        State::Agreeing(Box::new(Agreeing { policy: this.policy, spi_r, done, job }))
     }
 
     /// RFC 7296 §2.6: the same request again, with the cookie in front and nothing else changed.
@@ -383,7 +395,7 @@ impl InitSent {
             <[u8; 2]>::try_from(data).ok().and_then(|b| Group::from_transform(u16::from_be_bytes(b)));
         let offered = |g: &Group| self.policy.proposals.iter().any(|p| p.groups.contains(g));
         match wanted.filter(offered) {
-            Some(group) if group == self.current.group => {
+            Some(group) if group == self.current.group || self.making.is_some() => {
                 super::drop_in(State::InitSent(self), ctx, DropReason::Duplicate, flow)
             }
             Some(_) if self.rounds >= MAX_ROUNDS => {
@@ -392,22 +404,45 @@ impl InitSent {
             }
             Some(group) => {
                 let known = self.earlier.iter().position(|a| a.group == group);
-                let next = match known.map(|at| self.earlier.swap_remove(at)) {
-                    Some(attempt) => attempt,
-                    None => match ctx.kex.start(group, ctx.random) {
-                        Ok((key, public)) => Attempt { group, key, public, message: Vec::new() },
-                        Err(e) => return self.close(FailureReason::Internal, e.to_string()),
-                    },
+                let Some(next) = known.map(|at| self.earlier.swap_remove(at)) else {
+                    let job = ctx.run(core.spi, Asker::Known, Work::Begin(group));
+                    self.making = Some((job, group));
+                    return State::InitSent(self);
                 };
-                let last = std::mem::replace(&mut self.current, next);
-                self.earlier.push(last);
-                self.again(core, ctx)
+                self.go_over_to(core, ctx, next)
             }
             None => {
                 let detail = format!("{} wants a key exchange group that we did not offer", flow.remote);
                 self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
             }
         }
+    }
+
+    /// Whether it waits for this job.
+    pub fn is_making(&self, job: JobId) -> bool {
+        self.making.is_some_and(|(id, _)| id == job)
+    }
+
+    /// The key of the group that was asked for is there.
+    pub fn on_key(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        key: Result<(PrivateKey, Vec<u8>), KexError>,
+    ) -> State {
+        let Some((_, group)) = self.making.take() else { return State::InitSent(self) };
+        match key {
+            Ok((key, public)) => {
+                self.go_over_to(core, ctx, Attempt { group, key, public, message: Vec::new() })
+            }
+            Err(e) => self.close(FailureReason::Internal, no_key(e)),
+        }
+    }
+
+    fn go_over_to(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>, next: Attempt) -> State {
+        let last = std::mem::replace(&mut self.current, next);
+        self.earlier.push(last);
+        self.again(core, ctx)
     }
 
     fn again(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>) -> State {
@@ -451,99 +486,23 @@ impl InitSent {
     }
 }
 
-/// Answers a stranger's IKE_SA_INIT. `None` if it was refused, with or without a stateless answer.
-pub(crate) fn respond(
-    ctx: &mut Ctx<'_>,
-    header: &Header,
-    datagram: &[u8],
-    payloads: Payloads,
-    flow: Flow,
-) -> Option<IkeSa> {
-    let candidates = ctx.policies.between(flow.local.ip(), flow.remote.ip())?.by_proposals();
-    let (Some(sa), Some(ke), Some(nonce_i)) = (&payloads.sa, payloads.ke, payloads.nonce) else {
-        stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
-        return None;
-    };
-    let chosen = candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0)?)));
-    let Some((policy, (suite, number, _))) = chosen else {
-        let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
-        stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
-        ctx.tell(Event::Failure {
-            // Anybody can send this from any address: it says nothing of a tunnel.
-            tunnel: None,
-            peer: flow.remote,
-            reason: FailureReason::NoProposalChosen,
-            detail: format!(
-                "{} offers no IKE proposal that we accept; {}",
-                flow.remote,
-                mismatch::words(&mismatch::ike(&ours, sa))
-            ),
-            retry_in: None,
-        });
-        return None;
-    };
-    if ke.group != suite.group.transform() {
-        let group = suite.group.transform().to_be_bytes().to_vec();
-        stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_KE_PAYLOAD, group));
-        return None;
-    }
-    if ke.data.len() != suite.group.public_len() {
-        stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
-        return None;
-    }
-    let (key, public) = ctx.kex.start(suite.group, ctx.random).ok()?;
-    let spi = ctx.spis.new_ike(ctx.random);
-    let core = Core { spi, role: Role::Responder, flow, created: ctx.now.mono };
-    let nonce_r = ctx.nonce();
-    let their_nat = Payloads { notifies: payloads.notifies, ..Payloads::default() };
-    let nat = natt::detect(&their_nat, header.spi_i, 0, &flow);
-    let fragmentation = their_nat.notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED).is_some();
-    let fragmentation = fragmentation && policy.fragmentation;
-
-    // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
-    let mut notifies = Vec::new();
-    if nat.is_some() {
-        notifies.extend(natt::notifies(header.spi_i, spi.value(), &flow, policy.encap));
-    }
-    if fragmentation {
-        notifies.push(Notify::new(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, vec![]));
-    }
-    let answer = Payloads {
-        sa: Some(policy::answer_ike(suite, number, &[])),
-        ke: Some(KeyExchange { group: suite.group.transform(), data: public }),
-        nonce: Some(nonce_r.clone()),
-        notifies,
-        ..Payloads::default()
-    };
-    let response = clear_message(header.spi_i, spi.value(), false, true, &answer);
-    ctx.out.push(Action::Send { flow, bytes: response.clone() });
-    let answered = InitAnswered {
-        suite,
-        nonce_i,
-        nonce_r,
-        exchange: Some((key, ke.data)),
-        opened: None,
-        request: datagram.to_vec(),
-        response,
-        nat,
-        fragmentation,
-        spi_i: header.spi_i,
-        repeats: Rate::default(),
-        expires: ctx.now.mono + HALF_OPEN_LIFETIME,
-    };
-    Some(IkeSa { core, state: State::InitAnswered(Box::new(answered)) })
-}
-
-impl InitAnswered {
-    /// The same IKE_SA_INIT once more: the same answer. Another one under the same SPI is not ours to answer.
-    pub fn on_repeated(mut self: Box<Self>, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) -> Box<Self> {
-        if datagram != self.request {
-            ctx.dropped(DropReason::Duplicate, flow);
-        } else if self.repeats.admit(ctx.now.mono, REPEATS.0, REPEATS.1) {
-            ctx.out.push(Action::Send { flow, bytes: self.response.clone() });
-        } else {
-            ctx.dropped(DropReason::RateLimit, flow);
+impl Agreeing {
+    /// The secret is there: IKE_AUTH goes out.
+    pub fn on_secret(
+        self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        secret: Result<SecretBytes, KexError>,
+    ) -> State {
+        let this = *self;
+        match secret {
+            Ok(secret) => AuthSent::start(core, ctx, this.policy, this.done, &secret),
+            Err(e) => {
+                let detail = format!("key exchange with {} failed: {e}", core.flow.remote);
+                let reason =
+                    if e.blames_peer() { FailureReason::InvalidSyntax } else { FailureReason::Internal };
+                closed(this.policy, reason, detail)
+            }
         }
-        self
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What comes back goes on where it stood: the same keys, message IDs, children and tasks, the answer that the peer may ask
 //! for again, and the request that it may not have answered, octet for octet. Not kept is what the next minutes bring
-//! anew: signs of life, rates, fragments of half a message, and the private keys of key exchanges. `create_child` and
+//! anew: signs of life, rates, fragments of half a message, and the private keys of key exchanges. What waits for a job is
+//! kept as it was before the message that needs it, which the peer repeats. `create_child` and
 //! `rekey_ike` say what becomes of an answer to a request whose private key is gone.
 
 use std::borrow::Cow;
@@ -19,6 +20,7 @@ use super::message::{Channel, ChannelKeys};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
 use super::window::{Outgoing, Outstanding, Window};
+use super::work::NextKey;
 use super::{Ask, Child, ChildState, Core, IkeSa, Live, Phase, State, Task};
 use crate::crypto::Random;
 use crate::io::{Flow, Role};
@@ -234,7 +236,7 @@ impl CreatingChild {
             nonce: self.nonce.as_slice().into(),
             group: match &self.key {
                 Key::None => None,
-                Key::Held(group, _) | Key::Lost(group) => Some(group.transform()),
+                Key::Held(group, _) | Key::Used(group) | Key::Lost(group) => Some(group.transform()),
             },
             second_try: self.second_try,
             theirs: self.theirs.iter().map(Created::show).collect(),
@@ -476,6 +478,7 @@ impl Kept {
             id,
             out: Outgoing::resumed(now.mono, policy, datagrams),
             request,
+            answer: None,
         });
         let their_rekey = match self.their_rekey {
             None => None,
@@ -494,6 +497,7 @@ impl Kept {
             children: self.children,
             lingering: self.lingering,
             queue: self.queue.into(),
+            key: NextKey::None,
             delayed: self.delayed,
             created: self.created,
             their_rekey,

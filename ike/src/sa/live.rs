@@ -18,10 +18,13 @@ use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
 use super::rekey_ike::{RekeyedByPeer, RekeyingIke};
-use super::window::{Outgoing, Outstanding, Place, Retried, Window};
+use super::window::{Answer, Outgoing, Outstanding, Place, Retried, Window, Working};
+use super::work::{Handled, NextKey};
 use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, Seeking, State};
+use crate::crypto::kex::KexError;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
+use crate::jobs::Asker;
 use crate::policy::TunnelPolicy;
 use crate::wire::{Exchange, Header, Identity, Notify, NotifyType, Payloads};
 
@@ -108,6 +111,8 @@ pub(crate) struct Live {
     /// Inbound SAs of removed pairs, until packets on their way have arrived.
     pub lingering: Vec<(Timestamp, SaId)>,
     pub queue: VecDeque<Task>,
+    /// The key for the first of them that wants one.
+    pub key: NextKey,
     /// Tasks for later.
     pub delayed: Vec<(Timestamp, Task)>,
     /// The children that we made since the peer's last request: at most one pair of each.
@@ -203,6 +208,7 @@ impl Live {
             children: Vec::new(),
             lingering: Vec::new(),
             queue: VecDeque::new(),
+            key: NextKey::None,
             delayed: Vec::new(),
             created: Vec::new(),
             their_rekey: None,
@@ -270,6 +276,10 @@ impl Live {
         }
         match place {
             Place::Due => self.on_request(core, ctx, phase, header, datagram, flow),
+            Place::Working => {
+                ctx.dropped(DropReason::Duplicate, flow);
+                Next::Stay
+            }
             Place::Repeated => {
                 if asks_again(header, datagram) {
                     let authentic = self.channel.authenticate(header, datagram);
@@ -314,24 +324,43 @@ impl Live {
         // With a window of one, a new request means that the peer has our last response, hence its new inbound SAs.
         self.switch_pending(ctx);
         self.on_seen(ctx, None);
-        let mut reply = match opened {
+        let reply = match opened {
             Err(e) => Reply::notify(error_notify(&e)),
-            Ok(p) if header.exchange == Exchange::CREATE_CHILD_SA => {
-                self.on_create_child(core, ctx, phase, p)
+            Ok(payloads) if header.exchange == Exchange::CREATE_CHILD_SA => {
+                match self.on_create_child(core, ctx, phase, &payloads, None) {
+                    Handled::Reply(reply) => reply,
+                    Handled::Work(group, work) => {
+                        let job = ctx.run(core.spi, Asker::Known, work);
+                        let (id, exchange) = (header.message_id, header.exchange);
+                        self.window.working = Some(Working { job, id, exchange, payloads, group });
+                        return Next::Stay;
+                    }
+                }
             }
             Ok(p) if header.exchange == Exchange::INFORMATIONAL => {
                 self.on_informational(core, ctx, phase, &p)
             }
             Ok(_) => Reply::notify(Notify::new(NotifyType::INVALID_SYNTAX, vec![])),
         };
+        self.answer(core, ctx, phase, (header.exchange, header.message_id), reply)
+    }
+
+    /// Answers the request that is due.
+    pub(super) fn answer(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        phase: Phase,
+        (exchange, id): (Exchange, u32),
+        mut reply: Reply,
+    ) -> Next {
         // What the peer asks for next it asks for knowing what we made.
         self.created.clear();
         if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
-            let detail =
-                format!("{} sent an {} request that makes no sense", core.flow.remote, header.exchange);
+            let detail = format!("{} sent an {exchange} request that makes no sense", core.flow.remote);
             reply.next = fatal(phase, detail);
         }
-        let sealed = self.channel.seal(header.exchange, header.message_id, true, &reply.payloads, ctx.random);
+        let sealed = self.channel.seal(exchange, id, true, &reply.payloads, ctx.random);
         self.window.respond(ctx, core.flow, sealed.unwrap_or_default());
         self.last_out = ctx.now.mono;
         ctx.out.extend(reply.after);
@@ -347,12 +376,9 @@ impl Live {
         datagram: &[u8],
         flow: Flow,
     ) -> Next {
-        if self
-            .window
-            .outstanding
-            .as_ref()
-            .is_none_or(|o| o.id != header.message_id || o.exchange() != header.exchange)
-        {
+        if self.window.outstanding.as_ref().is_none_or(|o| {
+            o.answer.is_some() || o.id != header.message_id || o.exchange() != header.exchange
+        }) {
             ctx.dropped(DropReason::UnexpectedResponse, flow);
             if self.is_behind(header, datagram) {
                 return behind(core, phase);
@@ -369,7 +395,7 @@ impl Live {
                 return Next::Stay;
             }
         };
-        let Some(o) = self.window.outstanding.take() else { return Next::Stay };
+        let Some(mut o) = self.window.outstanding.take() else { return Next::Stay };
         self.last_in = ctx.now.mono;
         o.out.answered(ctx, &self.policy);
         if payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
@@ -377,7 +403,26 @@ impl Live {
             let peer = core.flow.remote;
             return fatal(phase, format!("{peer} takes our {} request for malformed", header.exchange));
         }
-        match o.request {
+        if let Some(work) = self.secret_for(phase, &mut o.request, &payloads) {
+            let job = ctx.run(core.spi, Asker::Known, work);
+            o.answer = Some(Answer { job, payloads });
+            self.window.outstanding = Some(o);
+            return Next::Stay;
+        }
+        self.conclude(core, ctx, phase, o.request, &payloads, None)
+    }
+
+    /// Takes a response, with the secret that it needed.
+    pub(super) fn conclude(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        phase: Phase,
+        request: Request,
+        payloads: &Payloads,
+        secret: Option<Result<SecretBytes, KexError>>,
+    ) -> Next {
+        match request {
             // It goes with the IKE SA, whose deletion waited for this answer. A new IKE SA is taken down by itself.
             request @ Request::CreateChild(_) if phase == Phase::Deleting => {
                 request.release(ctx);
@@ -391,13 +436,15 @@ impl Live {
             }
             // Nothing that the peer made of it is followed any more.
             Request::RekeyIke(r)
-                if phase == Phase::Deleting && r.key.is_none() && self.their_rekey.is_none() =>
+                if phase == Phase::Deleting
+                    && self.their_rekey.is_none()
+                    && r.is_without_key(secret.as_ref()) =>
             {
                 Request::RekeyIke(r).release(ctx);
                 Next::Stay
             }
-            Request::CreateChild(c) => self.on_child_created(core, ctx, *c, &payloads),
-            Request::RekeyIke(r) => self.on_ike_rekeyed(core, ctx, *r, &payloads),
+            Request::CreateChild(c) => self.on_child_created(core, ctx, *c, payloads, secret),
+            Request::RekeyIke(r) => self.on_ike_rekeyed(core, ctx, *r, payloads, secret),
             Request::DeleteChild { inbound } => {
                 self.on_child_deleted(ctx, inbound);
                 Next::Stay
@@ -444,11 +491,20 @@ impl Live {
     /// Starts what is queued, as far as the window allows.
     pub fn pump(&mut self, core: &mut Core, ctx: &mut Ctx<'_>) {
         while self.window.outstanding.is_none() {
-            let Some(task) = self.queue.pop_front() else { return };
-            let begun = match self.ask_first(task) {
-                Task::CreateChild { index, group } => self.begin_create_child(ctx, index, group),
-                Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group),
-                Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group),
+            let Some(task) = self.queue.pop_front() else {
+                // Whoever wanted it does not want it any more.
+                self.key = NextKey::None;
+                return;
+            };
+            let task = self.ask_first(task);
+            let Ok(key) = self.key_for(core, ctx, task) else {
+                self.queue.push_front(task);
+                return;
+            };
+            let begun = match task {
+                Task::CreateChild { index, group } => self.begin_create_child(ctx, index, group, key),
+                Task::RekeyChild { inbound, group } => self.begin_rekey_child(ctx, inbound, group, key),
+                Task::RekeyIke { group } => self.begin_rekey_ike(ctx, group, key),
                 Task::DeleteChild { inbound } => self.begin_delete_child(core, ctx, inbound),
                 Task::DisownChild { inbound } => Some(begin_disown_child(inbound)),
                 Task::DeleteIke => Some(self.begin_delete_ike(ctx)),
@@ -476,7 +532,7 @@ impl Live {
         self.window.next_request = id.saturating_add(1);
         self.last_out = ctx.now.mono;
         let out = Outgoing::send(ctx, &self.policy, core.flow, datagrams);
-        self.window.outstanding = Some(Outstanding { id, out, request });
+        self.window.outstanding = Some(Outstanding { id, out, request, answer: None });
     }
 
     /// Adds a task unless the same one waits already.
@@ -541,7 +597,7 @@ impl Live {
             .chain(children)
             .chain(self.children.iter().filter(|c| c.pending.is_some()).filter_map(|c| c.switch_at))
             .chain(self.retire_at)
-            .chain(self.window.outstanding.as_ref().map(|o| o.out.next))
+            .chain(self.window.outstanding.as_ref().and_then(Outstanding::next_repetition))
             .chain(self.delayed.iter().map(|(at, _)| *at))
             .chain(self.lingering.iter().map(|(at, _)| *at))
             .min()
@@ -556,6 +612,7 @@ impl Live {
     fn tick(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, phase: Phase) -> Next {
         let now = ctx.now.mono;
         if let Some(o) = &mut self.window.outstanding
+            && o.answer.is_none()
             && o.out.on_tick(ctx, &self.policy, core.flow) == Retried::GaveUp
         {
             if phase != Phase::Established {

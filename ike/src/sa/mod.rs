@@ -1,10 +1,14 @@
 //! One IKE SA: its states, and the handlers that move it from one to the next.
 //!
 //! ```text
-//!   initiate ─▶ InitSent ──IKE_SA_INIT──▶ AuthSent ──IKE_AUTH──▶ Established ──rekey──▶ Rekeyed ─┐
-//!   respond ──▶ InitAnswered ─────────────IKE_AUTH─────────────▶ Established ──delete─▶ Deleting ┴▶ Closed
-//!                    └── refused ─▶ Refused (repeats its answer) ─▶ Closed
+//!   initiate ─▶ Preparing ─key▶ InitSent ──IKE_SA_INIT──▶ Agreeing ─secret▶ AuthSent ──IKE_AUTH──▶ Established
+//!   respond ──▶ InitTaken ─key▶ InitAnswered ──IKE_AUTH, secret──────────────────────────────────▶ Established
+//!                                    └── refused ─▶ Refused (repeats its answer) ─▶ Closed
+//!   Established ──rekey──▶ Rekeyed ─┐
+//!               ──delete─▶ Deleting ┴▶ Closed
 //! ```
+//!
+//! Keys and secrets are made by jobs ([`crate::jobs`]).
 //!
 //! A handler takes the state by value and returns the next one. Effects go into [`Ctx::out`] in the order in which they
 //! must happen.
@@ -22,8 +26,10 @@ pub(crate) mod message;
 mod natt;
 mod parts;
 mod rekey_ike;
+mod respond;
 mod seek;
 mod window;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,10 +40,10 @@ use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, IkeSpi, Now, Spi, Timestamp, TunnelId};
 
 use crate::crypto::Random;
-use crate::crypto::kex::KeyExchange;
 use crate::endpoint::Config;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Ending, Event, Flow, Role};
+use crate::jobs::{Asker, JobId, Jobs, Output, Work};
 use crate::policy::{Policies, TunnelPolicy};
 use crate::rate::PeerRates;
 use crate::wire::{Exchange, Header};
@@ -45,19 +51,21 @@ use crate::wire::{Exchange, Header};
 pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
 pub(crate) use follow::is_another_peer;
-pub(crate) use init::{Begin, Cookies, InitAnswered, InitSent, initiate, respond, stateless};
+pub(crate) use init::{Agreeing, Begin, Cookies, InitSent, Preparing, initiate, stateless};
 pub(crate) use keep::{Kept, show_policy};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
 pub(crate) use message::Channel;
 pub(crate) use parts::Parts;
+pub(crate) use respond::{InitAnswered, InitTaken, respond};
 pub(crate) use seek::{Ask, Seeking};
+pub(crate) use window::Outstanding;
 
 /// What handlers may use of the world.
 pub(crate) struct Ctx<'a> {
     pub now: Now,
     pub random: &'a mut dyn Random,
-    pub kex: &'a dyn KeyExchange,
+    pub jobs: &'a mut Jobs,
     pub config: &'a Config,
     pub policies: &'a Policies,
     pub spis: &'a mut Spis,
@@ -108,6 +116,18 @@ impl Ctx<'_> {
     /// What the authenticated peer of a tunnel may still ask for.
     pub fn rates(&mut self, tunnel: TunnelId) -> &mut PeerRates {
         self.rates.entry(tunnel).or_default()
+    }
+
+    /// Asks for a computation, whose result comes back to the IKE SA with this SPI.
+    pub fn run(&mut self, sa: IkeSpi, asker: Asker, work: Work) -> JobId {
+        let (id, job) = self.jobs.begin(self.now.mono, sa, asker, work);
+        self.out.push(Action::Run(id, job));
+        id
+    }
+
+    /// Whether strangers may make us compute more at this moment.
+    pub const fn is_free_for_strangers(&self) -> bool {
+        self.jobs.of_strangers() < self.config.stranger_jobs
     }
 
     /// Whether an SA is in place by which packets of a child leave.
@@ -184,11 +204,17 @@ pub(crate) struct IkeSa {
 
 /// The life of an IKE SA.
 pub(crate) enum State {
+    /// We make a key for IKE_SA_INIT.
+    Preparing(Box<Preparing>),
     /// We sent IKE_SA_INIT and wait for the answer.
     InitSent(Box<InitSent>),
+    /// We have the answer, and compute the secret.
+    Agreeing(Box<Agreeing>),
     /// We sent IKE_AUTH and wait for the answer.
     AuthSent(Box<AuthSent>),
-    /// We answered IKE_SA_INIT and wait for IKE_AUTH.
+    /// We make a key to answer IKE_SA_INIT.
+    InitTaken(Box<InitTaken>),
+    /// We answered IKE_SA_INIT and wait for IKE_AUTH, or compute the secret to read it.
     InitAnswered(Box<InitAnswered>),
     /// We refused IKE_AUTH and keep the answer for repetitions.
     Refused(Box<Refused>),
@@ -244,10 +270,16 @@ impl IkeSa {
         let Self { core, state } = self;
         let taken = std::mem::replace(state, State::placeholder());
         *state = match taken {
+            State::Preparing(s) => drop_in(State::Preparing(s), ctx, DropReason::UnexpectedExchange, flow),
             State::InitSent(s) => match (header.exchange, header.response) {
                 (Exchange::IKE_SA_INIT, true) => s.on_response(core, ctx, header, datagram, flow),
                 _ => drop_in(State::InitSent(s), ctx, DropReason::UnexpectedExchange, flow),
             },
+            State::Agreeing(s) => {
+                let repeated = (header.exchange, header.response) == (Exchange::IKE_SA_INIT, true);
+                let reason = if repeated { DropReason::Duplicate } else { DropReason::UnexpectedExchange };
+                drop_in(State::Agreeing(s), ctx, reason, flow)
+            }
             State::AuthSent(s) => match (header.exchange, header.response) {
                 (Exchange::IKE_AUTH, true) => s.on_response(core, ctx, header, datagram),
                 // A repeated answer to IKE_SA_INIT.
@@ -256,6 +288,11 @@ impl IkeSa {
                 }
                 _ => drop_in(State::AuthSent(s), ctx, DropReason::UnexpectedExchange, flow),
             },
+            State::InitTaken(s) => {
+                let repeated = s.is_repeated(datagram);
+                let reason = if repeated { DropReason::Duplicate } else { DropReason::UnexpectedExchange };
+                drop_in(State::InitTaken(s), ctx, reason, flow)
+            }
             State::InitAnswered(s) => match (header.exchange, header.response) {
                 (Exchange::IKE_SA_INIT, false) => State::InitAnswered(s.on_repeated(ctx, datagram, flow)),
                 (Exchange::IKE_AUTH, false) => s.on_auth_request(core, ctx, header, datagram, flow),
@@ -276,17 +313,54 @@ impl IkeSa {
             State::Deleting(mut s) => {
                 let before = ctx.effects.len();
                 let next = s.on_datagram(core, ctx, Phase::Deleting, header, datagram, flow);
-                // An IKE SA that comes of a rekey which was on its way goes down with this one.
-                for mut effect in ctx.effects.split_off(before) {
-                    if let Effect::Spawn(sa) = &mut effect {
-                        sa.take_down(ctx);
-                    }
-                    ctx.effects.push(effect);
-                }
+                take_down_spawned(ctx, before);
                 s.enter(core, ctx, Phase::Deleting, next)
             }
             State::Closed(c) => State::Closed(c),
         };
+    }
+
+    /// Goes on with the result of a job. One that this state does not wait for is late: it is dropped.
+    pub fn on_done(&mut self, ctx: &mut Ctx<'_>, job: JobId, output: Output) {
+        let Self { core, state } = self;
+        let taken = std::mem::replace(state, State::placeholder());
+        let mut kept = Vec::new();
+        *state = match taken {
+            State::Preparing(s) if s.job == job => s.on_key(core, ctx, output.key()),
+            State::InitSent(s) if s.is_making(job) => s.on_key(core, ctx, output.key()),
+            State::Agreeing(s) if s.job == job => s.on_secret(core, ctx, output.secret()),
+            State::InitTaken(s) if s.job == job => s.on_key(core, ctx, output.key()),
+            State::InitAnswered(mut s) => {
+                kept = s.on_done(core, ctx, job, output);
+                State::InitAnswered(s)
+            }
+            State::Established(mut s) => {
+                let next = s.on_done(core, ctx, Phase::Established, job, output);
+                s.enter(core, ctx, Phase::Established, next)
+            }
+            State::Rekeyed(mut s) => {
+                let next = s.on_done(core, ctx, Phase::Rekeyed, job, output);
+                s.enter(core, ctx, Phase::Rekeyed, next)
+            }
+            State::Deleting(mut s) => {
+                let before = ctx.effects.len();
+                let next = s.on_done(core, ctx, Phase::Deleting, job, output);
+                take_down_spawned(ctx, before);
+                s.enter(core, ctx, Phase::Deleting, next)
+            }
+            s @ (State::Preparing(_)
+            | State::InitSent(_)
+            | State::Agreeing(_)
+            | State::InitTaken(_)
+            | State::AuthSent(_)
+            | State::Refused(_)
+            | State::Closed(_)) => s,
+        };
+        for (flow, bytes) in kept {
+            if let Ok((header, _)) = Header::decode(&bytes) {
+                self.on_datagram(ctx, &header, &bytes, flow);
+            }
+        }
     }
 
     /// Does what is due.
@@ -303,7 +377,12 @@ impl IkeSa {
                 was_up: false,
             }),
             State::Refused(s) if ctx.now.mono >= s.until => State::Closed(s.closed()),
-            s @ (State::InitAnswered(_) | State::Refused(_) | State::Closed(_)) => s,
+            s @ (State::Preparing(_)
+            | State::Agreeing(_)
+            | State::InitTaken(_)
+            | State::InitAnswered(_)
+            | State::Refused(_)
+            | State::Closed(_)) => s,
             State::Established(s) => s.tick_in(core, ctx, Phase::Established),
             State::Rekeyed(s) => s.tick_in(core, ctx, Phase::Rekeyed),
             State::Deleting(s) => s.tick_in(core, ctx, Phase::Deleting),
@@ -320,16 +399,19 @@ impl IkeSa {
             State::Established(s) => s.next_wakeup(Phase::Established, self.core.flow.natt),
             State::Rekeyed(s) => s.next_wakeup(Phase::Rekeyed, self.core.flow.natt),
             State::Deleting(s) => s.next_wakeup(Phase::Deleting, self.core.flow.natt),
-            State::Closed(_) => None,
+            // A job has a deadline of its own.
+            State::Preparing(_) | State::Agreeing(_) | State::InitTaken(_) | State::Closed(_) => None,
         }
     }
 
     /// The tunnel, once it is known.
     pub fn tunnel(&self) -> Option<TunnelId> {
         match &self.state {
+            State::Preparing(s) => Some(s.policy.id),
             State::InitSent(s) => Some(s.policy.id),
+            State::Agreeing(s) => Some(s.policy.id),
             State::AuthSent(s) => Some(s.policy.id),
-            State::InitAnswered(_) | State::Refused(_) => None,
+            State::InitTaken(_) | State::InitAnswered(_) | State::Refused(_) => None,
             State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(s.policy.id),
             State::Closed(c) => c.policy.as_ref().map(|p| p.id),
         }
@@ -380,12 +462,7 @@ impl IkeSa {
     /// Ends the SA at once without telling the peer.
     pub fn drop_silently(&mut self, ctx: &mut Ctx<'_>, ending: Ending) {
         let was_up = self.live().is_some();
-        let policy = match &self.state {
-            State::InitSent(s) => Some(s.policy.clone()),
-            State::AuthSent(s) => Some(s.policy.clone()),
-            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(s.policy.clone()),
-            _ => None,
-        };
+        let policy = self.policy().cloned();
         self.with_live(ctx, |live, _, ctx, _| {
             live.teardown(ctx, ending);
             Next::Stay
@@ -396,9 +473,29 @@ impl IkeSa {
         self.state = State::Closed(Closed { policy, ending, detail: String::new(), was_up });
     }
 
+    /// The policy that it was begun with, while it is one of a tunnel.
+    pub fn policy(&self) -> Option<&Arc<TunnelPolicy>> {
+        match &self.state {
+            State::Preparing(s) => Some(&s.policy),
+            State::InitSent(s) => Some(&s.policy),
+            State::Agreeing(s) => Some(&s.policy),
+            State::AuthSent(s) => Some(&s.policy),
+            State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(&s.policy),
+            State::InitTaken(_) | State::InitAnswered(_) | State::Refused(_) | State::Closed(_) => None,
+        }
+    }
+
     /// Whether it is half open from a stranger.
     pub const fn is_half_open(&self) -> bool {
-        matches!(self.state, State::InitAnswered(_))
+        matches!(self.state, State::InitTaken(_) | State::InitAnswered(_))
+    }
+
+    /// Whether we have begun it and the peer is not authenticated yet.
+    pub const fn is_beginning(&self) -> bool {
+        matches!(
+            self.state,
+            State::Preparing(_) | State::InitSent(_) | State::Agreeing(_) | State::AuthSent(_)
+        )
     }
 }
 
@@ -406,6 +503,17 @@ impl State {
     /// What stands in the SA while a handler owns its state.
     const fn placeholder() -> Self {
         Self::Closed(Closed { policy: None, ending: Ending::Local, detail: String::new(), was_up: false })
+    }
+}
+
+/// An IKE SA that comes of a rekey which was on its way goes down with the one that is being deleted. `before` counts the
+/// effects that were there before.
+fn take_down_spawned(ctx: &mut Ctx<'_>, before: usize) {
+    for mut effect in ctx.effects.split_off(before) {
+        if let Effect::Spawn(sa) = &mut effect {
+            sa.take_down(ctx);
+        }
+        ctx.effects.push(effect);
     }
 }
 

@@ -2,19 +2,21 @@
 //!
 //! The new IKE SA inherits the children. If both sides rekey at once the nonces decide which new SA does.
 
-use cygnet_model::IkeSpi;
 use cygnet_model::suite::{Group, IkeSuite};
+use cygnet_model::{IkeSpi, SecretBytes};
 
 use super::collide::{self, Winner};
 use super::create_child::BUSY_RETRY;
 use super::live::{REKEYED_LIFETIME, Reply, Request};
 use super::message::Channel;
 use super::window::Window;
+use super::work::{Handled, Made, Worked};
 use super::{Core, Ctx, Effect, IkeSa, Live, Next, State, Task};
-use crate::crypto::kex::PrivateKey;
+use crate::crypto::kex::{KexError, PrivateKey};
 use crate::crypto::keymat::{IkeKeys, SkeySeed};
 use crate::error::{FailureReason, Trouble};
 use crate::io::{Event, RekeyKind, Role};
+use crate::jobs::Work;
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads};
 use crate::{mismatch, policy};
 
@@ -24,9 +26,21 @@ pub(crate) struct RekeyingIke {
     pub spi: IkeSpi,
     pub(super) nonce: Vec<u8>,
     pub(super) group: Group,
-    /// `None` if an earlier process had it: then the answer cannot be followed.
-    pub(super) key: Option<Box<dyn PrivateKey>>,
+    /// `None` if an earlier process had it, or if the secret is computed of it.
+    pub(super) key: Option<PrivateKey>,
     pub(super) second_try: bool,
+}
+
+impl RekeyingIke {
+    /// Whether the answer cannot be followed: nobody has the key any more, and no secret came of it.
+    pub fn is_without_key(&self, secret: Option<&Result<SecretBytes, KexError>>) -> bool {
+        self.key.is_none() && secret.is_none_or(is_lost)
+    }
+}
+
+/// Whether there is no secret, and the peer is not to blame.
+fn is_lost(secret: &Result<SecretBytes, KexError>) -> bool {
+    matches!(secret, Err(e) if !e.blames_peer())
 }
 
 /// The new IKE SA of the peer's request, which ours crossed.
@@ -48,12 +62,11 @@ impl Live {
         &mut self,
         ctx: &mut Ctx<'_>,
         group: Option<Group>,
+        made: Option<Made>,
     ) -> Option<(Payloads, Request)> {
         let second_try = group.is_some();
-        // Not the one in use: somebody may have made us choose it.
-        let first = self.policy.proposals.first().and_then(|p| p.groups.first()).copied();
-        let group = group.or(first)?;
-        let (key, public) = ctx.kex.start(group, ctx.random).ok()?;
+        let wanted = self.group_for_ike(group);
+        let Made { group, key, public } = made.filter(|made| Some(made.group) == wanted)?;
         let spi = ctx.spis.new_ike(ctx.random);
         let nonce = ctx.nonce();
         let payloads = Payloads {
@@ -66,6 +79,13 @@ impl Live {
             payloads,
             Request::RekeyIke(Box::new(RekeyingIke { spi, nonce, group, key: Some(key), second_try })),
         ))
+    }
+
+    /// The group of the key exchange in a request for a new IKE SA; `asked` answers an INVALID_KE_PAYLOAD.
+    pub(super) fn group_for_ike(&self, asked: Option<Group>) -> Option<Group> {
+        // Not the one in use: somebody may have made us choose it.
+        let first = self.policy.proposals.first().and_then(|p| p.groups.first()).copied();
+        asked.or(first)
     }
 
     /// The keys of the new SA from the old SA's SK_d, and an empty SA around them.
@@ -120,12 +140,14 @@ impl Live {
         ctx: &mut Ctx<'_>,
         request: RekeyingIke,
         answer: &Payloads,
+        secret: Option<Result<SecretBytes, KexError>>,
     ) -> Next {
-        let RekeyingIke { spi, nonce, group, key, second_try } = request;
-        let Some(key) = key else {
+        if request.is_without_key(secret.as_ref()) {
+            let RekeyingIke { spi, nonce, second_try, .. } = request;
             return self.on_answer_without_key(core, ctx, spi, &nonce, second_try, answer);
-        };
-        let sa = self.finish_ike(core, ctx, spi, &nonce, group, key, answer);
+        }
+        let RekeyingIke { spi, nonce, group, second_try, .. } = request;
+        let sa = self.finish_ike(core, ctx, spi, &nonce, group, secret, answer);
         let theirs = self.their_rekey.take();
         let sa = match sa {
             Ok(sa) => sa,
@@ -215,21 +237,12 @@ impl Live {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of the request")]
-    fn finish_ike(
-        &self,
-        core: &Core,
-        ctx: &mut Ctx<'_>,
-        spi: IkeSpi,
-        nonce: &[u8],
-        group: Group,
-        key: Box<dyn PrivateKey>,
-        answer: &Payloads,
-    ) -> Result<IkeSa, FailureReason> {
+    /// Checks the answer: the suite and the peer's SPI.
+    fn check_ike(&self, group: Group, answer: &Payloads) -> Result<(IkeSuite, u64), FailureReason> {
         if let Some(n) = answer.error() {
             return Err(FailureReason::of_notify(n.kind));
         }
-        let (Some(proposals), Some(ke), Some(nonce_r)) = (&answer.sa, &answer.ke, &answer.nonce) else {
+        let (Some(proposals), Some(ke), Some(_)) = (&answer.sa, &answer.ke, &answer.nonce) else {
             return Err(FailureReason::InvalidSyntax);
         };
         let (suite, peer_spi) = policy::accept_ike(&self.policy.proposals, proposals, 8)
@@ -242,7 +255,30 @@ impl Live {
         if peer_spi == 0 {
             return Err(FailureReason::InvalidSyntax);
         }
-        let shared = key.finish(&ke.data).map_err(|_| FailureReason::InvalidSyntax)?;
+        Ok((suite, peer_spi))
+    }
+
+    /// The key exchange that an answer finishes, if it is one that [`Live::finish_ike`] takes.
+    pub(super) fn secret_for_ike(&self, request: &mut RekeyingIke, answer: &Payloads) -> Option<Work> {
+        self.check_ike(request.group, answer).ok()?;
+        let theirs = answer.ke.as_ref()?.data.clone();
+        Some(Work::Finish(request.key.take()?, theirs))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of the request")]
+    fn finish_ike(
+        &self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        spi: IkeSpi,
+        nonce: &[u8],
+        group: Group,
+        secret: Option<Result<SecretBytes, KexError>>,
+        answer: &Payloads,
+    ) -> Result<IkeSa, FailureReason> {
+        let (suite, peer_spi) = self.check_ike(group, answer)?;
+        let nonce_r = answer.nonce.as_deref().ok_or(FailureReason::InvalidSyntax)?;
+        let shared = secret.and_then(Result::ok).ok_or(FailureReason::InvalidSyntax)?;
         let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, nonce, nonce_r);
         let spis = (spi.value(), peer_spi);
         self.successor(core, ctx, spi, Role::Initiator, suite, spis, &seed, (nonce, nonce_r))
@@ -290,8 +326,14 @@ impl Live {
 
     /// Answers the peer's request for a new IKE SA; collisions with exchanges of ours were ruled out before, except
     /// with our own rekey of the IKE SA.
-    pub(super) fn on_rekey_ike(&mut self, core: &mut Core, ctx: &mut Ctx<'_>, offer: &Payloads) -> Reply {
-        let refuse = |kind, data| Reply::notify(Notify::new(kind, data));
+    pub(super) fn on_rekey_ike(
+        &mut self,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        offer: &Payloads,
+        worked: Option<Worked>,
+    ) -> Handled {
+        let refuse = |kind, data| Handled::Reply(Reply::notify(Notify::new(kind, data)));
         if self.their_rekey.is_some() {
             // Its first one waits for the answer to ours; there is one successor, not two.
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
@@ -312,11 +354,18 @@ impl Live {
             return refuse(NotifyType::INVALID_KE_PAYLOAD, suite.group.transform().to_be_bytes().to_vec());
         }
         let peer_spi = <[u8; 8]>::try_from(peer_spi.as_slice()).map_or(0, u64::from_be_bytes);
-        let Ok((key, public)) = ctx.kex.start(suite.group, ctx.random) else {
-            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
-        };
-        let (Ok(shared), true) = (key.finish(&ke.data), peer_spi != 0) else {
+        if peer_spi == 0 {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
+        }
+        let Some(worked) = worked else {
+            return Handled::Work(suite.group, Work::Answer(suite.group, ke.data.clone()));
+        };
+        let (public, shared) = match worked.made {
+            // The configuration has changed in the meantime.
+            _ if worked.group != suite.group => return refuse(NotifyType::TEMPORARY_FAILURE, vec![]),
+            Ok(made) => made,
+            Err(e) if e.blames_peer() => return refuse(NotifyType::INVALID_SYNTAX, vec![]),
+            Err(_) => return refuse(NotifyType::TEMPORARY_FAILURE, vec![]),
         };
         let spi = ctx.spis.new_ike(ctx.random);
         let nr = ctx.nonce();
@@ -340,7 +389,7 @@ impl Live {
             self.hand_over(ctx, sa);
             reply.next = Next::Rekeyed;
         }
-        reply
+        Handled::Reply(reply)
     }
 
     /// The peer deletes the old SA while our rekey of it is unanswered, and its own went through: it never saw ours.

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use cygnet_model::Timestamp;
+use cygnet_model::suite::Group;
 
 use super::Ctx;
 use super::live::Request;
 use crate::error::DropReason;
 use crate::io::{Action, Event, Flow};
+use crate::jobs::JobId;
 use crate::policy::TunnelPolicy;
 use crate::rate::Rate;
+use crate::wire::{Exchange, Payloads};
 
 /// The message ID after which there is none. Never used.
 const LAST: u32 = u32::MAX;
@@ -92,6 +95,37 @@ pub(crate) struct Outstanding {
     pub id: u32,
     pub out: Outgoing,
     pub request: Request,
+    /// The response, once it is there and waits for its secret.
+    pub answer: Option<Answer>,
+}
+
+/// A response that cannot be taken before a secret is computed: for the rest of the protocol it is still on its way.
+pub(crate) struct Answer {
+    pub job: JobId,
+    pub payloads: Payloads,
+}
+
+/// A request of the peer that cannot be answered before a key exchange is computed: for the rest of the protocol it is still
+/// on its way.
+pub(crate) struct Working {
+    pub job: JobId,
+    pub id: u32,
+    pub exchange: Exchange,
+    pub payloads: Payloads,
+    /// The group of the key exchange.
+    pub group: Group,
+}
+
+impl Outstanding {
+    /// When the request is to be sent again; `None` if it is answered.
+    pub fn next_repetition(&self) -> Option<Timestamp> {
+        self.answer.is_none().then_some(self.out.next)
+    }
+
+    /// Whether it was sent more than twice without an answer.
+    pub const fn is_unanswered(&self) -> bool {
+        self.answer.is_none() && self.out.is_repeated()
+    }
 }
 
 /// Both directions' message IDs of one IKE SA.
@@ -102,6 +136,8 @@ pub(crate) struct Window {
     pub outstanding: Option<Outstanding>,
     /// ID of the peer's next request.
     pub expected: u32,
+    /// That request, while its answer is computed.
+    pub working: Option<Working>,
     /// Our response to the request before that.
     cached: Option<Cached>,
 }
@@ -121,6 +157,8 @@ pub(super) const REPEATS: (Duration, u32) = (Duration::from_millis(500), 4);
 pub(crate) enum Place {
     /// The one that is due.
     Due,
+    /// That one again, while its answer is computed: it is neither lost nor done twice.
+    Working,
     /// The one before: the response is repeated if the request is authentic, and nothing else is done.
     Repeated,
     /// Any other.
@@ -130,7 +168,7 @@ pub(crate) enum Place {
 impl Window {
     /// A window after `sent` requests of ours and `received` of the peer's.
     pub fn new(sent: u32, received: u32) -> Self {
-        Self { next_request: sent, outstanding: None, expected: received, cached: None }
+        Self { next_request: sent, outstanding: None, expected: received, working: None, cached: None }
     }
 
     /// Where a request's ID stands.
@@ -139,7 +177,7 @@ impl Window {
             // It would stay due for ever, and could be replayed.
             Place::Outside
         } else if id == self.expected {
-            Place::Due
+            if self.working.is_some() { Place::Working } else { Place::Due }
         } else if id.checked_add(1) == Some(self.expected) {
             Place::Repeated
         } else {

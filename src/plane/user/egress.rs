@@ -20,6 +20,7 @@ use super::batch::{Batch, Train};
 use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Outgoing, Sender};
+use crate::sys::tun::Tun;
 
 /// Which eventfd wakes this thread.
 pub(super) const WAKE: usize = 0;
@@ -56,9 +57,9 @@ impl Egress {
         let shared = Arc::clone(&self.shared);
         let mut buffer = vec![0; READ_LEN];
         while !shared.stopping() {
-            let tables = shared.tables.load();
+            let (tables, tun) = (shared.tables.load(), shared.tun.load());
             let drained = loop {
-                match shared.tun.read(&mut buffer) {
+                match tun.read(&mut buffer) {
                     Ok(len) => {
                         let packet = buffer.get(..len).unwrap_or(&[]);
                         if let Err(reason) = self.take(&tables, packet) {
@@ -75,25 +76,23 @@ impl Egress {
             };
             self.flush();
             if drained {
-                self.wait();
+                self.wait(&tun);
             }
         }
     }
 
     /// Sleeps until the device has a packet or somebody wakes us.
-    fn wait(&self) {
+    fn wait(&self, tun: &Tun) {
         let Some(wake) = self.shared.wake.get(WAKE) else { return };
-        let mut fds = [
-            PollFd::new(self.shared.tun.as_fd(), PollFlags::POLLIN),
-            PollFd::new(wake.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds =
+            [PollFd::new(tun.as_fd(), PollFlags::POLLIN), PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::NONE).is_err() {
             return;
         }
         if fds.last().is_some_and(|fd| fd.any() == Some(true)) {
             let _ = wake.read();
         }
-        // A device that is down is always "in error": do not spin on it.
+        // A device that is down or gone is always "in error": do not spin on it.
         let down = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.contains(PollFlags::POLLERR));
         if fds.first().is_some_and(down) {
             std::thread::sleep(Duration::from_millis(10));

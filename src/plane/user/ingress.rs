@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use cygnet_esp::coalesce::{Coalescer, Joins};
-use cygnet_esp::engine::Tables;
+use cygnet_esp::engine::{Inbound, Tables};
 use cygnet_esp::natt::{self, Carried};
 use cygnet_esp::replay::Age;
 use cygnet_esp::{DropReason, Limit, packet};
@@ -16,6 +17,7 @@ use cygnet_model::plane::PlaneEvent;
 use cygnet_model::tunnel::SaId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::early::Early;
 use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Received, Receiver};
@@ -25,15 +27,27 @@ use crate::sys::tun::TunOffload;
 pub(super) const WAKE: usize = 1;
 /// Datagrams (or trains of them) in one call.
 const SLOTS: usize = 64;
-/// Longest UDP payload.
-const SLOT_LEN: usize = 65_536;
+const FEWEST_SLOTS: usize = 4;
+/// Longest UDP payload, and some cache lines more: slots at distances of a power of two would all begin in the same few
+/// sets of the processor's caches.
+const SLOT_LEN: usize = 65_536 + 5 * 64;
+/// Octets in one call beyond which the next takes less; about what stays in a core's cache until it is opened and written.
+const ENOUGH: usize = 192 << 10;
 /// At most one event about an SA's peer in this time.
 const MOVED_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Ingress {
-    shared: Arc<Shared>,
     receiver: Receiver,
     received: Vec<Received>,
+    /// Slots of the next call.
+    slots: usize,
+    early: Early,
+    opener: Opener,
+}
+
+/// From ESP to packets on the device.
+struct Opener {
+    shared: Arc<Shared>,
     coalescer: Coalescer,
     /// When each SA's peer was last said to have moved.
     moved: BTreeMap<SaId, Instant>,
@@ -41,7 +55,7 @@ pub(super) struct Ingress {
 
 impl Ingress {
     pub fn new(shared: Arc<Shared>) -> Self {
-        let joins = match shared.tun.offload() {
+        let joins = match shared.tun.load().offload() {
             TunOffload::None => Joins::Nothing,
             TunOffload::Tcp => Joins::Tcp,
             TunOffload::TcpUdp => Joins::TcpUdp,
@@ -49,29 +63,40 @@ impl Ingress {
         Self {
             receiver: Receiver::new(SLOTS, SLOT_LEN),
             received: Vec::with_capacity(SLOTS),
-            coalescer: Coalescer::new(joins),
-            moved: BTreeMap::new(),
-            shared,
+            slots: FEWEST_SLOTS,
+            early: Early::default(),
+            opener: Opener { shared, coalescer: Coalescer::new(joins), moved: BTreeMap::new() },
         }
     }
 
     /// Runs until the plane stops.
     pub fn run(mut self) {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.opener.shared);
         while !shared.stopping() {
+            if !self.early.is_empty() {
+                self.take_early(&shared);
+            }
             let sockets = shared.sockets.load_full();
-            for socket in Self::wait(&shared, &sockets) {
+            for socket in Self::wait(&shared, &sockets, self.early.until()) {
                 self.serve(socket);
             }
         }
     }
 
-    /// Sleeps until sockets have something or somebody wakes us.
-    fn wait<'a>(shared: &Shared, sockets: &'a [Arc<EspSocket>]) -> Vec<&'a EspSocket> {
+    /// Sleeps until sockets have something, somebody wakes us, or a time has come.
+    fn wait<'a>(
+        shared: &Shared,
+        sockets: &'a [Arc<EspSocket>],
+        until: Option<Instant>,
+    ) -> Vec<&'a EspSocket> {
         let Some(wake) = shared.wake.get(WAKE) else { return Vec::new() };
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-        if poll(&mut fds, PollTimeout::NONE).is_err() {
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
+            let millis = until.saturating_duration_since(Instant::now()).as_millis() + 1;
+            PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+        });
+        if poll(&mut fds, timeout).is_err() {
             return Vec::new();
         }
         let ready = |fd: &PollFd<'_>| fd.any() == Some(true);
@@ -86,24 +111,26 @@ impl Ingress {
         let mut received = std::mem::take(&mut self.received);
         received.clear();
         // Errors of a UDP socket (an ICMP answer, a race for the datagram) concern nobody here.
-        let _ = self.receiver.receive(socket.as_fd(), &mut received);
-        let shared = Arc::clone(&self.shared);
+        let _ = self.receiver.receive(socket.as_fd(), self.slots, &mut received);
+        self.slots = next_slots(self.slots, &received);
+        let shared = Arc::clone(&self.opener.shared);
         let tables = shared.tables.load();
+        let mut sad = Sad { tables: &tables, last: None };
         for train in &received {
             for start in train.range.clone().step_by(train.segment) {
                 let range = start..(start + train.segment).min(train.range.end);
-                if let Err(reason) = self.take(&tables, socket.local(), range, train) {
+                if let Err(reason) = self.take(&mut sad, socket.local(), range, train) {
                     shared.drops.count(reason, 1);
                 }
             }
         }
         self.received = received;
-        self.flush();
+        self.opener.flush(self.receiver.arena());
     }
 
     fn take(
         &mut self,
-        tables: &Tables,
+        sad: &mut Sad<'_>,
         local: SocketAddr,
         range: Range<usize>,
         train: &Received,
@@ -112,7 +139,7 @@ impl Ingress {
         let datagram = arena.get_mut(range.clone()).ok_or(DropReason::Truncated)?;
         match natt::classify(datagram) {
             Carried::Ike(message) => {
-                (self.shared.ike_sink)(local, train.from, message);
+                (self.opener.shared.ike_sink)(local, train.from, message);
                 return Ok(());
             }
             Carried::Keepalive => return Ok(()),
@@ -120,10 +147,84 @@ impl Ingress {
             Carried::Esp => {}
         }
         let (spi, _) = packet::header(datagram).ok_or(DropReason::Truncated)?;
-        let inbound = tables.inbound(spi).ok_or(DropReason::UnknownSpi)?;
-        let authentic = inbound.sa.open(datagram, train.tos)?;
-        if authentic.age == Age::Newest && inbound.path.remote != train.from {
-            self.peer_moved(inbound.sa.id(), train.from);
+        let Some(inbound) = sad.inbound(spi) else {
+            let kept = self.early.keep(spi, datagram, train.from, train.tos, Instant::now());
+            return if kept { Ok(()) } else { Err(DropReason::UnknownSpi) };
+        };
+        self.opener.open(inbound, arena, range, train.from, train.tos)
+    }
+
+    /// Takes the packets whose SAs have come, and gives up those that waited in vain.
+    fn take_early(&mut self, shared: &Shared) {
+        shared.early.store(true, Ordering::Relaxed);
+        // Whoever publishes tables stores them and then reads the flag: either we see the tables or they see the flag.
+        fence(Ordering::SeqCst);
+        let tables = shared.tables.load();
+        let (ready, late) = self.early.take(|spi| tables.inbound(spi).is_some(), Instant::now());
+        shared.drops.count(DropReason::UnknownSpi, late);
+        let mut arena = Vec::with_capacity(ready.iter().map(|packet| packet.esp.len()).sum());
+        for packet in ready {
+            let range = arena.len()..arena.len() + packet.esp.len();
+            arena.extend_from_slice(&packet.esp);
+            let opened = match packet::header(&packet.esp).and_then(|(spi, _)| tables.inbound(spi)) {
+                Some(inbound) => self.opener.open(inbound, &mut arena, range, packet.from, packet.tos),
+                None => Err(DropReason::UnknownSpi),
+            };
+            if let Err(reason) = opened {
+                shared.drops.count(reason, 1);
+            }
+        }
+        self.opener.flush(&mut arena);
+        if self.early.is_empty() {
+            shared.early.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Inbound SAs, of which neighbours on the way usually have the same.
+struct Sad<'a> {
+    tables: &'a Tables,
+    last: Option<(u32, &'a Inbound)>,
+}
+
+impl<'a> Sad<'a> {
+    fn inbound(&mut self, spi: u32) -> Option<&'a Inbound> {
+        if let Some((last, inbound)) = self.last
+            && last == spi
+        {
+            return Some(inbound);
+        }
+        let inbound = self.tables.inbound(spi)?;
+        self.last = Some((spi, inbound));
+        Some(inbound)
+    }
+}
+
+/// How many slots the next call gets, after one that brought `received` in so many.
+fn next_slots(slots: usize, received: &[Received]) -> usize {
+    if received.iter().map(|train| train.range.len()).sum::<usize>() > ENOUGH {
+        (slots / 2).max(FEWEST_SLOTS)
+    } else if received.len() == slots {
+        (slots * 2).min(SLOTS)
+    } else {
+        slots
+    }
+}
+
+impl Opener {
+    /// Opens the ESP packet that lies somewhere in an arena, in place, for the next [`Opener::flush`].
+    fn open(
+        &mut self,
+        inbound: &Inbound,
+        arena: &mut [u8],
+        range: Range<usize>,
+        from: SocketAddr,
+        tos: u8,
+    ) -> Result<(), DropReason> {
+        let datagram = arena.get_mut(range.clone()).ok_or(DropReason::Truncated)?;
+        let authentic = inbound.sa.open(datagram, tos)?;
+        if authentic.age == Age::Newest && inbound.path.remote != from {
+            self.peer_moved(inbound.sa.id(), from);
         }
         if let Some(limit) = authentic.limit {
             let hard = limit == Limit::Hard;
@@ -131,7 +232,7 @@ impl Ingress {
         }
         let opened = authentic.content?;
         let inner = range.start + opened.range.start..range.start + opened.range.end;
-        self.coalescer.push(self.receiver.arena(), inner, &opened.header);
+        self.coalescer.push(arena, inner, &opened.header);
         Ok(())
     }
 
@@ -145,15 +246,37 @@ impl Ingress {
         self.shared.events.push(PlaneEvent::PeerMoved { sa, remote });
     }
 
-    fn flush(&mut self) {
+    /// Writes what was opened in an arena to the device.
+    fn flush(&mut self, arena: &mut [u8]) {
         if self.coalescer.is_empty() {
             return;
         }
-        let Self { shared, receiver, coalescer, .. } = self;
-        coalescer.flush(receiver.arena(), |parts, packets| {
-            if shared.tun.write(parts).is_err() {
+        let Self { shared, coalescer, .. } = self;
+        let tun = shared.tun.load();
+        coalescer.flush(arena, |parts, packets| {
+            if tun.write(parts).is_err() {
                 shared.drops.count(DropReason::Tun, packets);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trains(count: usize, len: usize) -> Vec<Received> {
+        let from = ([127, 0, 0, 1], 4500).into();
+        vec![Received { range: 0..len, segment: len.min(1_400), from, tos: 0 }; count]
+    }
+
+    #[test]
+    fn many_small_datagrams_go_in_one_call_and_few_long_trains() {
+        let after =
+            |start: usize, len: usize| (0..10).fold(start, |slots, _| next_slots(slots, &trains(slots, len)));
+        assert_eq!(after(FEWEST_SLOTS, 100), SLOTS);
+        assert_eq!(after(SLOTS, 65_000), FEWEST_SLOTS);
+        // Some of both: neither more nor less.
+        assert_eq!(next_slots(16, &trains(3, 1_400)), 16);
     }
 }

@@ -45,6 +45,8 @@ use crate::plane::near::{free_bits, networks};
 
 /// `rtm_protocol` of every rule and route of ours.
 pub(super) const OWNER: u8 = 0xC9;
+/// Stands for the index of the TUN device in routes. No link has it, and the device gets another one when it is made anew.
+pub(super) const DEVICE: u32 = 0;
 /// The kernel's own (`RT_TABLE_MAIN`).
 const MAIN: u32 = 254;
 /// The table that leads everything into the TUN.
@@ -71,8 +73,6 @@ const TYPED: [u8; 3] = [1, 58, 135];
 pub(super) struct Host<'a> {
     /// Name of the TUN device.
     pub tun: &'a str,
-    /// Its index.
-    pub tun_index: u32,
     /// Our ends of IKE and ESP.
     pub sockets: &'a BTreeSet<SocketAddr>,
     /// Addresses of this host, without those of the loopback network and link-local ones.
@@ -215,8 +215,8 @@ impl Layout {
             }
             accepted.push(guard);
         }
-        layout.tables(outward, Way::Outward, host, tables);
-        layout.tables(inward, Way::Inward, host, tables);
+        layout.tables(outward, Way::Outward, tables);
+        layout.tables(inward, Way::Inward, tables);
         for guard in &accepted {
             layout.bypassed(guard, &accepted, host);
         }
@@ -224,16 +224,15 @@ impl Layout {
         for guard in accepted {
             layout.sourceless(guard, host, &mut sources);
         }
-        let link = Via::Link(host.tun_index);
         layout.routes.extend(sources.into_iter().map(|(destination, source)| Route {
             source: Some(source),
-            ..route(SOURCELESS, destination, link, TUN_METRIC)
+            ..route(SOURCELESS, destination, Via::Link(DEVICE), TUN_METRIC)
         }));
         for (family, rules) in &mut layout.rules {
             rules.bypass =
                 host.sockets.iter().flat_map(|s| bypass(*s)).filter(|r| r.family == *family).collect();
             let everything = family.everything();
-            layout.routes.extend(both_ways(TABLE, everything, host.tun_index));
+            layout.routes.extend(both_ways(TABLE, everything));
         }
         layout
     }
@@ -247,7 +246,6 @@ impl Layout {
         &mut self,
         many: BTreeMap<(Family, Prefix), BTreeSet<Prefix>>,
         way: Way,
-        host: &Host<'_>,
         tables: &mut TableNumbers,
     ) {
         for ((family, source), destinations) in many.into_iter().filter(|(_, d)| d.len() > PAIRS) {
@@ -269,7 +267,7 @@ impl Layout {
             kind.plain.insert(Rule { source: some(source), ..to_table });
             for destination in destinations {
                 match way {
-                    Way::Outward => self.routes.extend(both_ways(table, destination, host.tun_index)),
+                    Way::Outward => self.routes.extend(both_ways(table, destination)),
                     Way::Inward => {
                         self.routes.insert(route(table, destination, Via::Blackhole, BLACKHOLE_METRIC));
                     }
@@ -609,10 +607,10 @@ fn route(table: u32, destination: Prefix, via: Via, metric: u32) -> Route {
 }
 
 /// Into the TUN, and nowhere while there is none.
-fn both_ways(table: u32, destination: Prefix, tun: u32) -> [Route; 2] {
+fn both_ways(table: u32, destination: Prefix) -> [Route; 2] {
     [
         route(table, destination, Via::Blackhole, BLACKHOLE_METRIC),
-        route(table, destination, Via::Link(tun), TUN_METRIC),
+        route(table, destination, Via::Link(DEVICE), TUN_METRIC),
     ]
 }
 

@@ -11,6 +11,7 @@ use cygnet_xfrm::routing::{News, Watch};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::placement::Placement;
+use super::rules::Repaired;
 use super::shared::Shared;
 
 /// Which eventfd wakes this thread.
@@ -90,19 +91,11 @@ impl Mend {
         let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
         let repaired = placement.repair();
         let followed = placement.follow_addresses();
-        let in_front = repaired.is_ok().then(|| placement.seen_in_front());
+        let in_front = repaired.is_ok().then(|| placement.in_front().to_vec());
+        self.watch.follow_link(placement.tun_index());
         drop(placement);
         match repaired {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::warn!(
-                    count,
-                    told = ?news,
-                    "somebody removed routing rules or routes of the guards; they are back. Protected packets may have \
-                     passed around the tunnel meanwhile"
-                );
-                self.shared.events.push(PlaneEvent::Repaired { what: "routing rules and routes", count });
-            }
+            Ok(repaired) => self.tell(repaired, news),
             Err(error) => {
                 tracing::error!(%error, "the guards' rules could not be restored; next attempt in seconds")
             }
@@ -124,6 +117,24 @@ impl Mend {
             }
             self.in_front = rules.len();
             self.shared.events.push(PlaneEvent::InFront { count: rules.len() });
+        }
+    }
+
+    fn tell(&self, repaired: Repaired, news: &[News]) {
+        let Repaired { device, count } = repaired;
+        if device {
+            tracing::warn!(told = ?news, "somebody removed the TUN device; it was made anew");
+            self.shared.events.push(PlaneEvent::Repaired { what: "TUN device", count: 1 });
+        }
+        // Routes go with the device.
+        if count > 0 {
+            tracing::warn!(
+                count,
+                told = ?news,
+                "somebody removed routing rules or routes of the guards; they are back. Protected packets may have \
+                 passed around the tunnel meanwhile"
+            );
+            self.shared.events.push(PlaneEvent::Repaired { what: "routing rules and routes", count });
         }
     }
 }

@@ -18,6 +18,8 @@
 
 mod apart;
 mod batch;
+mod device;
+mod early;
 mod egress;
 mod ingress;
 mod layout;
@@ -26,13 +28,17 @@ mod placement;
 mod rules;
 mod shared;
 mod socket;
+#[cfg(test)]
+mod testing;
 mod tree;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -47,10 +53,10 @@ use cygnet_model::{ChildId, Spi, TunnelId};
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::route::Family;
 use cygnet_xfrm::routing::Watch;
-use cygnet_xfrm::rule::Rule;
 use nix::errno::Errno;
 
 pub use self::apart::indistinguishable;
+use self::device::Device;
 use self::placement::Placement;
 use self::rules::Rules;
 pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
@@ -114,18 +120,15 @@ impl UserPlane {
         let name = &config.tun_name;
         let tun = Tun::create(name, wanted).map_err(|e| from_io(&format!("create TUN device {name}"), &e))?;
         let failed = |e: RtnlError| from_rtnl(operation, &e);
-        let mut placement = Placement::new(name, config.mtu).map_err(failed)?;
-        let has_v6 = placement.has_family(Family::V6).map_err(failed)?;
-        let watch = Watch::open(layout::OWNER, placement.tun_index()).map_err(failed)?;
-        let placement = Arc::new(Mutex::new(placement));
         let io_failed = |e: io::Error| from_io(operation, &e);
         let shared = Arc::new(Shared {
-            tun,
+            tun: ArcSwap::from_pointee(tun),
             tables: ArcSwap::from_pointee(Tables::default()),
             sockets: ArcSwap::from_pointee(Vec::new()),
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
             ike_sink,
+            early: AtomicBool::new(false),
             wake: [
                 shared::event_fd().map_err(io_failed)?,
                 shared::event_fd().map_err(io_failed)?,
@@ -133,6 +136,11 @@ impl UserPlane {
             ],
             stop: AtomicBool::new(false),
         });
+        let device = Device::new(Arc::clone(&shared), name, wanted, config.mtu).map_err(failed)?;
+        let mut placement = Placement::new(device).map_err(failed)?;
+        let has_v6 = placement.has_family(Family::V6).map_err(failed)?;
+        let watch = Watch::open(layout::OWNER, placement.tun_index()).map_err(failed)?;
+        let placement = Arc::new(Mutex::new(placement));
         let mut plane = Self {
             engine: Engine::default(),
             shared: Arc::clone(&shared),
@@ -203,21 +211,29 @@ impl UserPlane {
     /// Puts back rules and routes of ours that others have removed (a network manager that tidies up, say), and tells
     /// how many rules that were. Until then protected traffic may have passed around the tunnel.
     pub fn resync(&mut self) -> Result<usize, PlaneError> {
-        self.placement().repair().map_err(|e| from_rtnl("restore the guards' rules and routes", &e))
+        let repaired = self.placement().repair();
+        let repaired = repaired.map_err(|e| from_rtnl("restore the guards' rules and routes", &e))?;
+        Ok(repaired.count + usize::from(repaired.device))
     }
 
-    /// Rules of others that see packets before the guards do and may lead them around the tunnel.
+    /// Rules of others that see packets before the guards do and may lead them around the tunnel, and what keeps the guards
+    /// from being restored; as of the last look, seconds ago at most.
     pub fn obstacles(&self) -> Vec<Obstacle> {
-        // What cannot be read now is told by the thread that looks all the time.
-        let rules = self.placement().in_front().unwrap_or_default();
-        let obstacle = |rule: &Rule| Obstacle {
+        let placement = self.placement();
+        let in_front = placement.in_front().iter().take(16).map(|rule| Obstacle {
             name: "rule_in_front",
             what: format!(
                 "a routing rule of another program is asked before the guards about some of their packets: {rule}"
             ),
             fix: format!("give it a priority above {LAST_PRIORITY}, or let it match nothing of the tunnels"),
-        };
-        rules.iter().take(16).map(obstacle).collect()
+        });
+        let trouble = placement.trouble().map(|why| Obstacle {
+            name: "not_restored",
+            what: format!("the device, routes or rules of the guards are not as they should be: {why}"),
+            fix: "see: ip link, ip rule, ip route show table all; it is tried again every few seconds"
+                .to_owned(),
+        });
+        in_front.chain(trouble).collect()
     }
 
     fn placement(&self) -> MutexGuard<'_, Placement> {
@@ -253,7 +269,7 @@ impl UserPlane {
     pub fn offloads(&self) -> Offloads {
         let sockets = self.shared.sockets.load();
         Offloads {
-            tun: self.shared.tun.offload(),
+            tun: self.shared.tun.load().offload(),
             udp_segment: sockets.iter().all(|s| s.gso()),
             udp_gro: sockets.iter().all(|s| s.gro()),
         }
@@ -266,6 +282,13 @@ impl UserPlane {
     /// Publishes after a change of SAs, and makes the device say what they carry.
     fn publish_sas(&mut self) -> Result<(), PlaneError> {
         self.publish();
+        fence(SeqCst);
+        if self.shared.early.load(Relaxed)
+            && let Some(ingress) = self.shared.wake.get(ingress::WAKE)
+        {
+            // Fails only when the counter is at its limit, and then the thread is awake.
+            let _ = ingress.write(1);
+        }
         let room = self.engine.largest_inner().and_then(|largest| u16::try_from(largest).ok());
         let mtu = room.map_or(self.mtu, |room| room.min(self.mtu));
         // Whoever mends may be at work for a moment.
@@ -437,14 +460,14 @@ impl DataPlane for UserPlane {
 
 /// Whether routing rules of an earlier daemon are in force.
 pub(super) fn guards_stand() -> bool {
-    Rules::open("").is_ok_and(|rules| rules.count() > 0)
+    Rules::open(None).and_then(|mut rules| rules.count()).is_ok_and(|count| count > 0)
 }
 
 /// Removes the routing rules and routes of a daemon that has ended; says how many rules there were.
 pub(super) fn release_guards() -> Result<usize, PlaneError> {
     let failed = |e: RtnlError| from_rtnl("release the guards of an earlier run", &e);
-    let mut rules = Rules::open("").map_err(failed)?;
-    let count = rules.count();
+    let mut rules = Rules::open(None).map_err(failed)?;
+    let count = rules.count().map_err(failed)?;
     rules.release().map_err(failed)?;
     Ok(count)
 }

@@ -7,21 +7,18 @@ use std::net::{IpAddr, SocketAddr};
 use cygnet_model::ChildId;
 use cygnet_model::tunnel::{GuardSpec, Source};
 use cygnet_xfrm::address::OwnAddress;
-use cygnet_xfrm::link::{Rtnl, RtnlError};
+use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::route::Family;
 use cygnet_xfrm::rule::Rule;
 
+use super::device::Device;
 use super::layout::{Host, Layout};
-use super::rules::Rules;
+use super::rules::{Repaired, Rules};
 use crate::plane::near::attached;
 
 /// See the [module](self).
 pub(super) struct Placement {
-    rtnl: Rtnl,
     rules: Rules,
-    tun: String,
-    tun_index: u32,
-    mtu: u16,
     guards: BTreeMap<ChildId, GuardSpec>,
     sockets: BTreeSet<SocketAddr>,
     own: BTreeSet<OwnAddress>,
@@ -31,19 +28,13 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Takes up the TUN device and takes note of what an earlier process left.
-    pub fn new(tun: &str, mtu: u16) -> Result<Self, RtnlError> {
-        let rtnl = Rtnl::open()?;
-        let mut rules = Rules::open(tun)?;
-        let link = rtnl.set_up(tun, mtu.into())?;
+    /// Takes note of what an earlier process left.
+    pub fn new(device: Device) -> Result<Self, RtnlError> {
+        let mut rules = Rules::open(Some(device))?;
         let own = rules.own_addresses()?;
         let usable = rules.sources(&own)?;
         Ok(Self {
-            rtnl,
             rules,
-            tun: tun.to_owned(),
-            tun_index: link.index,
-            mtu,
             guards: BTreeMap::new(),
             sockets: BTreeSet::new(),
             own,
@@ -52,17 +43,14 @@ impl Placement {
         })
     }
 
-    pub const fn tun_index(&self) -> u32 {
-        self.tun_index
+    /// The index of the TUN device, which changes when somebody deletes it and it is made anew.
+    pub fn tun_index(&self) -> u32 {
+        self.rules.device().map_or(0, Device::index)
     }
 
     /// Changes the MTU of the TUN device.
     pub fn set_mtu(&mut self, mtu: u16) -> Result<(), RtnlError> {
-        if mtu != self.mtu {
-            self.rtnl.set_up(&self.tun, mtu.into())?;
-            self.mtu = mtu;
-        }
-        Ok(())
+        self.rules.set_mtu(mtu)
     }
 
     /// Sets guards and takes others away, in one step. After an error all is as before.
@@ -109,9 +97,10 @@ impl Placement {
     }
 
     fn lay_out(&mut self) -> Result<(), RtnlError> {
-        let Self { rules, tun, tun_index, guards, sockets, own, usable, sources, .. } = self;
+        let Self { rules, guards, sockets, own, usable, sources } = self;
         let attached = attached(own.iter());
-        let host = Host { tun, tun_index: *tun_index, sockets, own: usable, sources, attached: &attached };
+        let tun = rules.device().map(|device| device.name.clone()).unwrap_or_default();
+        let host = Host { tun: &tun, sockets, own: usable, sources, attached: &attached };
         let layout = Layout::new(guards.values(), &host, &mut rules.tables);
         rules.apply(&layout)
     }
@@ -144,14 +133,8 @@ impl Placement {
         result
     }
 
-    /// Puts back what others have taken away: the device's state, routes, rules. Says how many rules and routes.
-    pub fn repair(&mut self) -> Result<usize, RtnlError> {
-        let link = self.rtnl.link(&self.tun)?;
-        if link
-            .is_some_and(|link| link.index == self.tun_index && (!link.up || link.mtu != u32::from(self.mtu)))
-        {
-            self.rtnl.set_up(&self.tun, self.mtu.into())?;
-        }
+    /// Puts back what others have taken away: the device or its state, routes, rules.
+    pub fn repair(&mut self) -> Result<Repaired, RtnlError> {
         self.rules.repair()
     }
 
@@ -171,14 +154,14 @@ impl Placement {
         self.rules.tidy()
     }
 
-    /// See [`Rules::seen_in_front`].
-    pub fn seen_in_front(&self) -> Vec<Rule> {
-        self.rules.seen_in_front().to_vec()
+    /// See [`Rules::in_front`].
+    pub fn in_front(&self) -> &[Rule] {
+        self.rules.in_front()
     }
 
-    /// See [`Rules::in_front`].
-    pub fn in_front(&mut self) -> Result<Vec<Rule>, RtnlError> {
-        self.rules.in_front()
+    /// See [`Rules::trouble`].
+    pub fn trouble(&self) -> Option<&str> {
+        self.rules.trouble()
     }
 
     /// Whether this host has addresses of a family at all.

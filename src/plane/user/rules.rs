@@ -1,374 +1,196 @@
-//! The rules and routes in the kernel that are ours: put in force without a moment in which a guard is open, and put back
-//! when others remove them.
-//!
-//! A search tree of rules cannot be changed rule by rule: a packet could be sent into a block that is not there yet. So
-//! there are four *windows* of priorities, each with room for a whole layout:
-//!
-//! ```text
-//!   W     nop                  where the window before ends
-//!   W+1   goto next window     the gate: there while the window is closed
-//!   W+2…  the layout
-//! ```
-//!
-//! A layout is written into a closed window and read back; then its gate is removed, and the gate of the window that was open
-//! before is added. Each step leaves at least one whole layout in force. What an earlier process left stays open beside
-//! ours until [`Rules::settle`].
-//!
-//! The contents of a window that has been closed do nothing any more. The kernel walks all rules for each that it removes,
-//! so many are removed little by little, when nobody waits for it ([`Rules::tidy`]).
+//! The device, rules and routes in the kernel that are ours: brought to a layout, put back when others remove them. What
+//! comes after what is decided by [`windows`] and [`cygnet_reconcile`]; here it is looked at and done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use cygnet_reconcile::{Object, Plan, Step, World};
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
-use cygnet_xfrm::route::{Family, Route};
-use cygnet_xfrm::routing::Routing;
+use cygnet_xfrm::route::{Family, Route, Via};
+use cygnet_xfrm::routing::{Routing, RoutingChange};
 use cygnet_xfrm::rule::{Rule, Verdict};
 
-use super::layout::{Layout, OWNER, TableNumbers};
+use super::device::Device;
+use super::layout::{DEVICE, Layout, OWNER, TableNumbers};
+use super::windows::{self, Next};
+pub use super::windows::{FIRST_PRIORITY, LAST_PRIORITY};
 use crate::plane::near;
-
-/// The first priority of ours. Rules before it (but the kernel's own at 0) see guarded packets first.
-pub const FIRST_PRIORITY: u32 = 1100;
-const WINDOW: u32 = 1000;
-const WINDOWS: u32 = 4;
-/// The last one: unconcerned packets go on behind it.
-pub const LAST_PRIORITY: u32 = FIRST_PRIORITY + WINDOWS * WINDOW;
-const END: u32 = LAST_PRIORITY;
-
-/// So many rules are removed at once. Each costs the kernel a walk over all.
-const AT_ONCE: usize = 64;
+use crate::plane::pieces::{self, Piece};
 
 /// See the [module](self).
 pub(super) struct Rules {
     routing: Routing,
-    tun: String,
-    families: BTreeMap<Family, Windows>,
-    /// Routes that shall be there.
-    routes: BTreeSet<Route>,
-    /// Of an earlier process, until settled.
-    inherited: BTreeSet<Route>,
-    /// Rules of others that the last [`Self::repair`] saw in front of ours.
+    device: Option<Device>,
+    goal: Goal,
+    /// Rules of others that were last seen in front of ours.
     front: Vec<Rule>,
+    trouble: Option<String>,
     pub tables: TableNumbers,
 }
 
-/// The windows of one family.
+/// What shall be in the kernel.
 #[derive(Default)]
-struct Windows {
-    /// Our rules in the order of the kernel, as far as we know.
-    present: Vec<Rule>,
-    /// The window that is ours and open.
-    open: Option<u32>,
-    /// Windows that an earlier process left open.
-    inherited: BTreeSet<u32>,
-    /// The layout of the open window, at its priorities.
-    wanted: Vec<Rule>,
+pub(super) struct Goal {
+    /// Rules as they would be in the first window.
+    rules: BTreeMap<Family, Vec<Rule>>,
+    routes: BTreeSet<Route>,
+    /// What an earlier process left in force, until it is settled.
+    inherited: Option<Inherited>,
+    /// Rules of closed windows, to be removed when there is time.
+    left: Vec<Rule>,
 }
 
-/// The window of a priority.
-fn window_of(priority: u32) -> Option<u32> {
-    let at = priority.checked_sub(FIRST_PRIORITY)? / WINDOW;
-    (at < WINDOWS).then_some(at)
+#[derive(Default)]
+struct Inherited {
+    windows: BTreeMap<Family, BTreeSet<u32>>,
+    routes: BTreeSet<Route>,
 }
 
-const fn base(window: u32) -> u32 {
-    FIRST_PRIORITY + window * WINDOW
-}
-
-const fn anchor(family: Family, window: u32) -> Rule {
-    Rule::new(family, base(window), Verdict::Nop, OWNER)
-}
-
-const fn gate(family: Family, window: u32) -> Rule {
-    Rule::new(family, base(window) + 1, Verdict::Goto(base(window + 1)), OWNER)
-}
-
-fn is_content(rule: &Rule) -> bool {
-    window_of(rule.priority).is_some_and(|window| rule.priority > base(window) + 1)
-}
-
-impl Windows {
-    fn of(present: Vec<Rule>) -> Self {
-        let contents = present.iter().filter(|rule| is_content(rule));
-        let filled: BTreeSet<u32> = contents.filter_map(|rule| window_of(rule.priority)).collect();
-        let closed = |window: &u32| {
-            present
-                .iter()
-                .any(|r| r.verdict == Verdict::Goto(base(window + 1)) && r.priority == base(*window) + 1)
-        };
-        let inherited = filled.into_iter().filter(|window| !closed(window)).collect();
-        Self { present, open: None, inherited, wanted: Vec::new() }
-    }
-
-    /// Whether a rule is left in a window that is closed.
-    fn is_left_over(&self, rule: &Rule) -> bool {
-        is_content(rule)
-            && window_of(rule.priority).is_some_and(|w| self.open != Some(w) && !self.inherited.contains(&w))
-    }
-
-    /// The contents of closed windows, in the order of the kernel.
-    fn left_over(&self) -> impl Iterator<Item = &Rule> {
-        self.present.iter().filter(|rule| self.is_left_over(rule))
-    }
-
-    /// All rules that shall be there: anchors, gates of closed windows, and the open window's layout.
-    fn expected(&self, family: Family) -> Vec<Rule> {
-        let Some(open) = self.open else { return Vec::new() };
-        let mut out = Vec::new();
-        for window in 0..WINDOWS {
-            out.push(anchor(family, window));
-            if window == open {
-                out.extend(self.wanted.iter().cloned());
-            } else if !self.inherited.contains(&window) {
-                out.push(gate(family, window));
-            }
-        }
-        out.push(Rule::new(family, END, Verdict::Nop, OWNER));
-        out
-    }
+/// What was not there when it was looked at first, and is now.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Repaired {
+    /// The device had to be made anew.
+    pub device: bool,
+    /// Rules and routes.
+    pub count: usize,
 }
 
 impl Rules {
-    /// Connects and takes note of what an earlier process left. `tun` is the name of the TUN device.
-    pub fn open(tun: &str) -> Result<Self, RtnlError> {
+    /// Connects and takes note of what an earlier process left.
+    pub fn open(device: Option<Device>) -> Result<Self, RtnlError> {
         let mut routing = Routing::open()?;
-        let mut families = BTreeMap::new();
-        let mut inherited = BTreeSet::new();
+        let mut inherited = Inherited::default();
         for family in Family::ALL {
-            families.insert(family, Windows::of(ours(&mut routing, family)?));
-            inherited.extend(routing.routes(family, OWNER)?);
+            let rules = ours(&mut routing, family)?;
+            inherited.windows.insert(family, windows::open(family, &rules));
+            inherited.routes.extend(routing.routes(family, OWNER)?);
         }
-        let tables = TableNumbers::beyond(&inherited);
-        Ok(Self {
-            routing,
-            tun: tun.to_owned(),
-            families,
-            routes: BTreeSet::new(),
-            inherited,
-            front: Vec::new(),
-            tables,
-        })
+        let tables = TableNumbers::beyond(&inherited.routes);
+        let goal = Goal { inherited: Some(inherited), ..Goal::default() };
+        Ok(Self { routing, device, goal, front: Vec::new(), trouble: None, tables })
     }
 
     /// How many rules of ours there are.
-    pub fn count(&self) -> usize {
-        self.families.values().map(|windows| windows.present.len()).sum()
+    pub fn count(&mut self) -> Result<usize, RtnlError> {
+        let [v4, v6] = Family::ALL.map(|family| ours(&mut self.routing, family));
+        Ok(v4?.len() + v6?.len())
+    }
+
+    /// The device, if there is one.
+    pub const fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
+    /// Changes the MTU of the device.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), RtnlError> {
+        let Some(device) = self.device.as_mut().filter(|device| device.mtu != mtu) else { return Ok(()) };
+        let before = std::mem::replace(&mut device.mtu, mtu);
+        let set = device.set_up();
+        if set.is_err() {
+            device.mtu = before;
+        }
+        set
     }
 
     /// Puts a layout in force in place of the one before. After an error the one before is in force.
     pub fn apply(&mut self, layout: &Layout) -> Result<(), RtnlError> {
-        let added: Vec<Route> =
-            layout.routes.difference(&self.routes).filter(|r| !self.inherited.contains(r)).copied().collect();
-        // A drop before the device that it stands behind.
-        self.routing.add_routes(&added)?;
+        let tun = self.device.as_ref().map_or("", |device| &device.name);
+        let (first, exit) = windows::PLACED;
+        let mut rules = BTreeMap::new();
         for family in Family::ALL {
-            self.put(family, |first, exit, tun| layout.place(family, first, exit, tun))?;
-        }
-        let gone: Vec<Route> = self.routes.difference(&layout.routes).copied().collect();
-        self.routes.clone_from(&layout.routes);
-        self.routing.remove_routes(&gone)
-    }
-
-    /// Writes a layout into a closed window of a family and opens that in place of the open one.
-    fn put(
-        &mut self,
-        family: Family,
-        place: impl Fn(u32, u32, &str) -> Option<Vec<Rule>>,
-    ) -> Result<(), RtnlError> {
-        let (routing, tun) = (&mut self.routing, self.tun.as_str());
-        let windows = self.families.entry(family).or_default();
-        let rules_in = |window: u32| {
-            let full = || RtnlError {
+            let placed = layout.place(family, first, exit, tun).ok_or_else(|| RtnlError {
                 operation: format!("lay out {family:?} routing rules"),
                 errno: None,
-                detail: format!("the guards need more than {WINDOW} priorities"),
-            };
-            place(base(window) + 2, base(window + 1), tun).ok_or_else(full)
-        };
-        if let Some(open) = windows.open
-            && rules_in(open)? == windows.wanted
-        {
-            return Ok(());
+                detail: format!("the guards need more than {} priorities", exit - first),
+            })?;
+            rules.insert(family, placed);
         }
-        let contents = |w: &u32| windows.left_over().filter(|r| window_of(r.priority) == Some(*w)).count();
-        let free = (0..WINDOWS)
-            .filter(|w| Some(*w) != windows.open && !windows.inherited.contains(w))
-            .min_by_key(contents);
-        let free = free.ok_or_else(|| RtnlError {
-            operation: "put routing rules in force".to_owned(),
-            errno: None,
-            detail: "rules of earlier processes take all the room; see: ip rule".to_owned(),
-        })?;
-        let new = rules_in(free)?;
-        if new.is_empty() && windows.open.is_none() {
-            return Ok(());
+        let before = (
+            std::mem::replace(&mut self.goal.rules, rules),
+            std::mem::replace(&mut self.goal.routes, layout.routes.clone()),
+        );
+        let applied = self.bring();
+        if applied.is_err() {
+            (self.goal.rules, self.goal.routes) = before;
+            // Whoever mends goes on with it if this fails, too.
+            let _ = self.bring();
         }
-        if new.is_empty() && windows.inherited.is_empty() {
-            *windows = Windows { present: clear(routing, family)?, ..Windows::default() };
-            return Ok(());
-        }
-        let failed = write(routing, family, windows, free, &new).err();
-        windows.present = ours(routing, family)?;
-        let complete =
-            windows.present.iter().filter(|r| is_content(r) && window_of(r.priority) == Some(free));
-        if failed.is_some() || !complete.eq(new.iter()) {
-            // Closed, so that it may stay if it cannot be removed.
-            let _ = empty(routing, windows, free);
-            return Err(failed.unwrap_or_else(|| RtnlError {
-                operation: "put routing rules in force".to_owned(),
-                errno: None,
-                detail: "the kernel took them, but shows others; does somebody else remove them?".to_owned(),
-            }));
-        }
-        routing.remove_rules(&[gate(family, free)])?;
-        let old = windows.open.replace(free);
-        windows.wanted = new;
-        if let Some(old) = old {
-            routing.add_rules(&[gate(family, old)])?;
-        }
-        windows.present = ours(routing, family)?;
-        Self::tidy_if_few(routing, family, windows)
-    }
-
-    /// Empties closed windows, unless they have so much in them that somebody would have to wait for it.
-    fn tidy_if_few(routing: &mut Routing, family: Family, windows: &mut Windows) -> Result<(), RtnlError> {
-        let left: Vec<Rule> = windows.left_over().take(AT_ONCE + 1).cloned().collect();
-        if left.is_empty() || left.len() > AT_ONCE {
-            return Ok(());
-        }
-        routing.remove_rules(&left)?;
-        windows.present = ours(routing, family)?;
-        Ok(())
+        applied.map(|_| ())
     }
 
     /// Removes some of what is left in closed windows. Says whether there is more.
     pub fn tidy(&mut self) -> Result<bool, RtnlError> {
-        let mut more = false;
-        for windows in self.families.values_mut() {
-            let left: Vec<Rule> = windows.left_over().take(AT_ONCE).cloned().collect();
-            self.routing.remove_rules(&left)?;
-            let gone: BTreeSet<&Rule> = left.iter().collect();
-            windows.present.retain(|rule| !gone.contains(rule));
-            more |= windows.left_over().next().is_some();
-        }
-        Ok(more)
+        let some = self.goal.left.len().min(windows::AT_ONCE);
+        let gone: Vec<RoutingChange> = self.goal.left.drain(..some).map(RoutingChange::RemoveRule).collect();
+        self.routing.change(&gone).into_iter().collect::<Result<(), _>>()?;
+        Ok(!self.goal.left.is_empty())
     }
 
     /// Closes and removes what an earlier process left, to be called when all guards are in force.
     pub fn settle(&mut self) -> Result<(), RtnlError> {
-        for (family, windows) in &mut self.families {
-            for window in std::mem::take(&mut windows.inherited) {
-                self.routing.add_rules(&[gate(*family, window)])?;
-            }
-            let expected: BTreeSet<Rule> = windows.expected(*family).into_iter().collect();
-            windows.present = ours(&mut self.routing, *family)?;
-            let stray =
-                windows.present.iter().filter(|rule| !expected.contains(rule) && !windows.is_left_over(rule));
-            self.routing.remove_rules(&stray.cloned().collect::<Vec<_>>())?;
-            windows.present = ours(&mut self.routing, *family)?;
-            Self::tidy_if_few(&mut self.routing, *family, windows)?;
-        }
-        let stale: Vec<Route> = self.inherited.difference(&self.routes).copied().collect();
-        self.routing.remove_routes(&stale)?;
-        self.inherited.clear();
-        Ok(())
+        self.goal.inherited = None;
+        self.bring().map(|_| ())
     }
 
-    /// Adds again what somebody else took away; says how many rules and routes that were.
-    pub fn repair(&mut self) -> Result<usize, RtnlError> {
-        let mut repaired = 0;
-        let mut present = BTreeSet::new();
-        for family in Family::ALL {
-            present.extend(self.routing.routes(family, OWNER)?);
-        }
-        let lost: Vec<Route> = self.routes.difference(&present).copied().collect();
-        self.routing.add_routes(&lost)?;
-        repaired += lost.len();
-        self.front.clear();
-        let families: Vec<Family> = self.families.keys().copied().collect();
-        for family in families {
-            let Some(windows) = self.families.get_mut(&family) else { continue };
-            let expected = windows.expected(family);
-            let (own, others): (Vec<Rule>, Vec<Rule>) =
-                self.routing.rules(family)?.into_iter().partition(|rule| rule.owner == OWNER);
-            windows.present = own;
-            if windows.open.is_some() {
-                self.front.extend(others.into_iter().filter(is_in_front));
-            }
-            // Of inherited windows nothing is known but that they are there; what is left in closed ones does nothing.
-            let known = |r: &&Rule| {
-                window_of(r.priority).is_none_or(|w| !windows.inherited.contains(&w))
-                    && !windows.is_left_over(r)
-            };
-            if windows.open.is_none()
-                || windows.present.iter().filter(known).eq(expected.iter().filter(known))
-            {
-                continue;
-            }
-            let there: BTreeSet<&Rule> = windows.present.iter().collect();
-            repaired += expected.iter().filter(|rule| !there.contains(rule)).count().max(1);
-            self.rewrite(family)?;
-        }
-        Ok(repaired)
-    }
-
-    /// Writes the layout that is in force once more, into another window.
-    fn rewrite(&mut self, family: Family) -> Result<(), RtnlError> {
-        let Some(windows) = self.families.get_mut(&family) else { return Ok(()) };
-        let Some(open) = windows.open else { return Ok(()) };
-        let wanted = std::mem::take(&mut windows.wanted);
-        let moved = |first: u32| -> Vec<Rule> {
-            let from = base(open) + 2;
-            let shift = |priority: u32| priority - from + first;
-            wanted
-                .iter()
-                .map(|rule| {
-                    let verdict = match rule.verdict {
-                        Verdict::Goto(target) => Verdict::Goto(shift(target)),
-                        other => other,
-                    };
-                    Rule { priority: shift(rule.priority), verdict, ..rule.clone() }
-                })
-                .collect()
-        };
-        let result = self.put(family, |first, _, _| Some(moved(first)));
-        if result.is_err()
-            && let Some(windows) = self.families.get_mut(&family)
-            && windows.wanted.is_empty()
-        {
-            windows.wanted.clone_from(&wanted);
-        }
-        result
+    /// Puts back what somebody else took away.
+    pub fn repair(&mut self) -> Result<Repaired, RtnlError> {
+        self.bring()
     }
 
     /// Removes all rules and routes of ours.
     pub fn release(&mut self) -> Result<(), RtnlError> {
-        for family in Family::ALL {
-            clear(&mut self.routing, family)?;
-            let all = self.routing.routes(family, OWNER)?;
-            self.routing.remove_routes(&all)?;
-        }
-        self.families.clear();
-        self.routes.clear();
-        self.inherited.clear();
-        Ok(())
+        self.goal = Goal::default();
+        self.bring().map(|_| ())
     }
 
-    /// Rules of others that see packets before ours do and may take them.
-    pub fn in_front(&mut self) -> Result<Vec<Rule>, RtnlError> {
-        let mut out = Vec::new();
-        for (family, _) in self.families.iter().filter(|(_, windows)| windows.open.is_some()) {
-            let rules = self.routing.rules(*family)?;
-            out.extend(rules.into_iter().filter(is_in_front));
-        }
-        Ok(out)
+    fn bring(&mut self) -> Result<Repaired, RtnlError> {
+        let brought = self.bring_once();
+        self.trouble = brought.as_ref().err().map(ToString::to_string);
+        brought
     }
 
-    /// The same as the last [`Self::repair`] saw it.
-    pub fn seen_in_front(&self) -> &[Rule] {
+    fn bring_once(&mut self) -> Result<Repaired, RtnlError> {
+        let goal = &mut self.goal;
+        let mut first = None;
+        let mut trouble = None;
+        let device = self.device.as_mut();
+        let mut host = Host { routing: &mut self.routing, device, unmade: None, front: Vec::new() };
+        let brought = cygnet_reconcile::bring(&mut host, |host, seen| {
+            trouble = None;
+            let wanted = host.device.as_ref().map(|device| device.wanted());
+            let (plan, repaired) = goal.plan(seen, wanted).unwrap_or_else(|told| {
+                trouble = Some(told.to_owned());
+                Default::default()
+            });
+            if !plan.taken().is_empty() {
+                let name = host.device.as_ref().map_or("", |device| device.name.as_str());
+                trouble = Some(host.unmade.as_ref().map_or_else(
+                    || format!("another program has a device of the name {name}"),
+                    ToString::to_string,
+                ));
+            }
+            first.get_or_insert(repaired);
+            plan
+        });
+        self.front = host.front;
+        self.front.retain(|rule| goal.rules.get(&rule.family).is_some_and(|rules| !rules.is_empty()));
+        let operation = "put routing rules in force";
+        brought.map_err(|stuck| pieces::error(operation, stuck))?;
+        match trouble {
+            Some(detail) => Err(RtnlError { operation: operation.to_owned(), errno: None, detail }),
+            None => Ok(first.unwrap_or_default()),
+        }
+    }
+
+    /// Rules of others that saw packets before ours when it was last looked, and may take them.
+    pub fn in_front(&self) -> &[Rule] {
         &self.front
+    }
+
+    /// Why what is wanted could not be put in force when it was last tried.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// Whether the kernel has rules of a family at all.
@@ -387,6 +209,139 @@ impl Rules {
     }
 }
 
+impl Goal {
+    /// What is to be done next where this is seen: our device, or what has its name; routes of ours; rules of ours in the
+    /// order of the kernel.
+    pub(super) fn plan(
+        &mut self,
+        seen: Vec<Piece>,
+        device: Option<pieces::Device>,
+    ) -> Result<(Plan<Piece>, Repaired), &'static str> {
+        let mut rules: BTreeMap<Family, Vec<Rule>> = BTreeMap::new();
+        let mut routes = BTreeSet::new();
+        let (mut want, mut have) = (Vec::new(), Vec::new());
+        for piece in seen {
+            match piece {
+                Piece::Rule { rule, .. } => rules.entry(rule.family).or_default().push(rule),
+                Piece::Route(route) => {
+                    routes.insert(route);
+                }
+                Piece::Device(_) => have.push(piece),
+            }
+        }
+        let has_device = have.iter().any(|piece| matches!(piece, Piece::Device(device) if device.ours));
+        let mut repaired = Repaired { device: device.is_some() && !has_device, count: 0 };
+        want.extend(device.map(Piece::Device));
+        self.left.clear();
+        let mut settling = BTreeSet::new();
+        for family in Family::ALL {
+            let (wanted, rules) = (self.rules.get(&family), rules.get(&family));
+            let list = |rules: Option<&'_ Vec<Rule>>| rules.cloned().unwrap_or_default();
+            let kept = self.inherited.as_ref().and_then(|inherited| inherited.windows.get(&family));
+            let (wanted, rules) = (list(wanted), list(rules));
+            let next: Next = windows::next(family, &wanted, &rules, kept)
+                .map_err(|_| "rules of earlier processes take all the room; see: ip rule")?;
+            want.extend(next.want);
+            have.extend(next.seen);
+            self.left.extend(next.left);
+            repaired.count += next.missing;
+            if !next.is_last {
+                settling.insert(family);
+            }
+        }
+        if routes != self.routes || !has_device {
+            repaired.count += self.routes.difference(&routes).count();
+            let places: BTreeSet<_> = self.routes.iter().map(|route| Piece::Route(*route).place()).collect();
+            let inherited = self.inherited.as_ref().map(|inherited| &inherited.routes);
+            let may_go = |route: &Route| {
+                !settling.contains(&route.family) && inherited.is_none_or(|kept| !kept.contains(route))
+            };
+            let is_concerned = |piece: &Piece| match piece {
+                Piece::Route(route) => may_go(route) || places.contains(&piece.place()),
+                _ => true,
+            };
+            have.extend(routes.into_iter().map(Piece::Route).filter(is_concerned));
+            want.extend(self.routes.iter().copied().map(Piece::Route));
+        }
+        let is_ours = |piece: &Piece| !matches!(piece, Piece::Device(device) if !device.ours);
+        Ok((cygnet_reconcile::plan(want, have, is_ours), repaired))
+    }
+}
+
+/// The kernel of this network namespace, as far as it is ours.
+struct Host<'a> {
+    routing: &'a mut Routing,
+    device: Option<&'a mut Device>,
+    /// Why there is no device. Then all is done that needs none.
+    unmade: Option<RtnlError>,
+    front: Vec<Rule>,
+}
+
+impl World for Host<'_> {
+    type Object = Piece;
+    type Error = RtnlError;
+
+    fn look(&mut self) -> Result<Vec<Piece>, RtnlError> {
+        let mut device = self.device.as_ref().map(|device| device.look()).transpose()?.flatten();
+        if self.unmade.is_some() {
+            device = Some(pieces::Device { ours: false, mtu: 0, up: false });
+        }
+        let mut seen: Vec<Piece> = device.map(Piece::Device).into_iter().collect();
+        let index = self.device.as_ref().map(|device| device.index());
+        self.front.clear();
+        for family in Family::ALL {
+            seen.extend(self.routing.routes(family, OWNER)?.into_iter().map(|mut route| {
+                if let (Via::Link(link), true) = (route.via, index.is_some()) {
+                    // By another link than ours it is no route of this layout.
+                    route.via = if index == Some(link) { Via::Link(DEVICE) } else { route.via };
+                }
+                Piece::Route(route)
+            }));
+            for rule in self.routing.rules(family)? {
+                if rule.owner == OWNER {
+                    seen.push(Piece::rule(rule));
+                } else if is_in_front(&rule) {
+                    self.front.push(rule);
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn run(&mut self, steps: &[Step<Piece>]) -> Vec<Result<(), RtnlError>> {
+        let mut answers = Vec::with_capacity(steps.len());
+        let is_device = |step: &&Step<Piece>| matches!(step.object(), Piece::Device(_));
+        for step in steps.iter().filter(is_device) {
+            let Some(device) = &mut self.device else { continue };
+            let made = match step {
+                Step::Add(_) => device.renew(),
+                Step::Put(_) => device.set_up(),
+                Step::Remove(_) => Ok(()),
+            };
+            self.unmade = made.as_ref().err().cloned();
+            answers.push(made);
+            if self.unmade.is_some() {
+                return answers;
+            }
+        }
+        let index = self.device.as_ref().map_or(DEVICE, |device| device.index());
+        let rest: Vec<Step<Piece>> =
+            steps.iter().filter(|step| !is_device(step)).map(|step| by_link(step, index)).collect();
+        answers.extend(pieces::change(self.routing, &rest));
+        answers
+    }
+}
+
+/// A step on a route of the device, with the device's index.
+fn by_link(step: &Step<Piece>, index: u32) -> Step<Piece> {
+    let mut step = step.clone();
+    let (Step::Add(piece) | Step::Put(piece) | Step::Remove(piece)) = &mut step;
+    if let Piece::Route(Route { via: via @ Via::Link(DEVICE), .. }) = piece {
+        *via = Via::Link(index);
+    }
+    step
+}
+
 fn is_in_front(rule: &Rule) -> bool {
     rule.owner != OWNER && (1..FIRST_PRIORITY).contains(&rule.priority) && rule.verdict != Verdict::Nop
 }
@@ -397,42 +352,5 @@ fn ours(routing: &mut Routing, family: Family) -> Result<Vec<Rule>, RtnlError> {
     Ok(rules)
 }
 
-/// Removes all rules of ours and gives what is left. Those that point to others go first: while there are any, the kernel
-/// looks through all rules at each removal.
-fn clear(routing: &mut Routing, family: Family) -> Result<Vec<Rule>, RtnlError> {
-    let all = ours(routing, family)?;
-    let (jumps, rest): (Vec<Rule>, Vec<Rule>) =
-        all.into_iter().partition(|rule| matches!(rule.verdict, Verdict::Goto(_)));
-    routing.remove_rules(&jumps)?;
-    routing.remove_rules(&rest)?;
-    ours(routing, family)
-}
-
-/// Fills a window that is closed first. From the highest priority down: what a rule points to is there before it, and the
-/// kernel finds each place at the head of its list.
-fn write(
-    routing: &mut Routing,
-    family: Family,
-    windows: &Windows,
-    window: u32,
-    new: &[Rule],
-) -> Result<(), RtnlError> {
-    let mut frame = vec![Rule::new(family, END, Verdict::Nop, OWNER)];
-    for at in (0..WINDOWS).rev() {
-        let open = Some(at) == windows.open || windows.inherited.contains(&at);
-        frame.extend((!open).then(|| gate(family, at)));
-        frame.push(anchor(family, at));
-    }
-    frame.retain(|rule| !windows.present.contains(rule));
-    routing.add_rules(&frame)?;
-    empty(routing, windows, window)?;
-    let mut blocks: Vec<&[Rule]> = new.chunk_by(|a, b| a.priority == b.priority).collect();
-    blocks.reverse();
-    routing.add_rules(&blocks.concat())
-}
-
-/// Removes the contents of a closed window, in the order of the kernel.
-fn empty(routing: &mut Routing, windows: &Windows, window: u32) -> Result<(), RtnlError> {
-    let contents = windows.present.iter().filter(|r| is_content(r) && window_of(r.priority) == Some(window));
-    routing.remove_rules(&contents.cloned().collect::<Vec<_>>())
-}
+#[cfg(test)]
+mod tests;

@@ -21,13 +21,16 @@ use crate::sys::tun::Tun;
 pub type IkeSink = Box<dyn Fn(SocketAddr, SocketAddr, &[u8]) + Send + Sync>;
 
 pub(super) struct Shared {
-    pub tun: Tun,
+    /// Another one after somebody deleted the device.
+    pub tun: ArcSwap<Tun>,
     /// Published by the owner after each change; a thread looks at the newest for each batch.
     pub tables: ArcSwap<Tables>,
     pub sockets: ArcSwap<Vec<Arc<EspSocket>>>,
     pub events: Events,
     pub drops: Drops,
     pub ike_sink: IkeSink,
+    /// Packets wait for their inbound SAs: the ingress thread wants to know about new ones.
+    pub early: AtomicBool,
     /// Wakes each thread out of its poll.
     pub wake: [EventFd; 3],
     pub stop: AtomicBool,

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cygnet_ike::crypto::kex::testing::ToyKex;
 use cygnet_ike::saved::{Saved, parse_sa, show_sa};
 use cygnet_ike::{Action, Config, Endpoint, Input as Told};
 use cygnet_model::tunnel::{Direction, SaId};
@@ -19,12 +18,9 @@ pub fn ike_saved(data: &[u8]) {
     let Ok(saved) = Saved::parse(data) else { return };
     let (tunnel, spi) = (saved.tunnel(), saved.spi());
     let mut at = Timestamp::from_nanos(1_010_000_000_000);
-    let mut endpoint = Endpoint::new(
-        Config::default(),
-        Now { mono: at, unix: 0 },
-        Box::new(Seeded::new(7)),
-        Box::new(ToyKex),
-    );
+    let now = Now { mono: at, unix: 0 };
+    let mut endpoint = Endpoint::new(Config::default(), now, Box::new(Seeded::new(7)));
+    let mut random = Seeded::new(8);
     let mut configured = policy(0, 2);
     configured.id = tunnel;
     // SAs are there whose SPIs stand in the record, some of them as such.
@@ -48,7 +44,17 @@ pub fn ike_saved(data: &[u8]) {
             break;
         };
         at = at.max(next);
+        let from = out.len();
         endpoint.handle(Now { mono: at, unix: 0 }, Told::Tick, &mut out);
+        for action in out.split_off(from) {
+            match action {
+                Action::Run(id, job) => {
+                    let done = Told::Done(id, job.run_toy(&mut random));
+                    endpoint.handle(Now { mono: at, unix: 0 }, done, &mut out);
+                }
+                other => out.push(other),
+            }
+        }
     }
     let sent: usize =
         out.iter().map(|a| if let Action::Send { bytes, .. } = a { bytes.len() } else { 0 }).sum();

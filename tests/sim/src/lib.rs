@@ -1,30 +1,31 @@
 //! Two gateways in memory, with a virtual clock between them and a link that loses, repeats, delays and reorders.
 //!
 //! Everything random comes from one seed, so a failure is repeated by its seed. The data plane is
-//! [`MemoryPlane`]; probe packets are sent through whatever it holds, and counted if they would have been lost.
+//! [`MemoryPlane`]; probe packets are sent through whatever it holds, and counted if they would have been lost. Jobs are
+//! done at once, unless [`Pace`] says otherwise.
 
+mod jobs;
 mod restart;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use jobs::Pace;
+use jobs::Waiting;
 pub use restart::Back;
 use restart::{Ivs, Records};
 
 use cygnet_ike::crypto::Random;
-use cygnet_ike::crypto::kex::testing::ToyKex;
-use cygnet_ike::crypto::kex::{KexError, KeyExchange, PrivateKey};
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
 use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::wire::{Exchange, Identity, Payloads};
 use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
 use cygnet_model::plane::DataPlane;
 use cygnet_model::selector::{PacketEnd, TrafficSelector, narrow, within};
-use cygnet_model::suite::Group;
 use cygnet_model::testing::MemoryPlane;
 use cygnet_model::tunnel::Direction;
 use cygnet_model::{ChildId, Now, SecretBytes, Timestamp, TunnelId};
@@ -50,26 +51,13 @@ impl Random for Seeded {
     }
 }
 
-/// The toy key exchange, counting what would be costly.
-struct Counted(Arc<AtomicU64>);
+/// One source for a gateway's protocol and for its jobs.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Seeded>>);
 
-struct CountedKey(Box<dyn PrivateKey>, Arc<AtomicU64>);
-
-impl KeyExchange for Counted {
-    fn start(
-        &self,
-        group: Group,
-        random: &mut dyn Random,
-    ) -> Result<(Box<dyn PrivateKey>, Vec<u8>), KexError> {
-        let (key, public) = ToyKex.start(group, random)?;
-        Ok((Box::new(CountedKey(key, Arc::clone(&self.0))), public))
-    }
-}
-
-impl PrivateKey for CountedKey {
-    fn finish(self: Box<Self>, peer: &[u8]) -> Result<SecretBytes, KexError> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.finish(peer)
+impl Random for Shared {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.lock().expect("nobody panics with it").fill(out);
     }
 }
 
@@ -109,6 +97,11 @@ pub struct Gateway {
     pub cookies: (u64, u64),
     /// Shared secrets computed.
     pub secrets: Arc<AtomicU64>,
+    /// How fast its jobs are done.
+    pub pace: Pace,
+    /// Jobs that are not done yet.
+    waiting: Waiting,
+    random: Shared,
     /// What its process has kept.
     pub records: Records,
     /// Whether its process runs. The data plane goes on without it.
@@ -305,9 +298,12 @@ impl Lab {
         for (side, policy) in policies.into_iter().enumerate() {
             let addr = policy.local[0];
             let secrets = Arc::new(AtomicU64::new(0));
-            let endpoint = lab.endpoint(side, 0, &secrets);
+            let (endpoint, random) = lab.endpoint(side, 0);
             lab.gateways.push(Gateway {
                 endpoint,
+                pace: Pace::AT_ONCE,
+                waiting: Waiting::default(),
+                random,
                 plane: MemoryPlane::default(),
                 addr,
                 events: Vec::new(),
@@ -330,10 +326,17 @@ impl Lab {
         Self::new(seed, link, [policy(0, 1), policy(1, 1)])
     }
 
-    fn endpoint(&self, side: usize, generation: u64, secrets: &Arc<AtomicU64>) -> Endpoint {
+    fn endpoint(&self, side: usize, generation: u64) -> (Endpoint, Shared) {
         let seed = self.seed ^ (side as u64 + 1) << 60 ^ generation << 40;
-        let kex = Box::new(Counted(Arc::clone(secrets)));
-        Endpoint::new(Config::default(), self.now(), Box::new(Seeded::new(seed)), kex)
+        let random = Shared(Arc::new(Mutex::new(Seeded::new(seed))));
+        (Endpoint::new(Config::default(), self.now(), Box::new(random.clone())), random)
+    }
+
+    /// Begins another process of a gateway, which knows nothing yet.
+    fn begin_process(&mut self, side: usize) {
+        let (endpoint, random) = self.endpoint(side, self.now.as_nanos());
+        let g = &mut self.gateways[side];
+        (g.endpoint, g.random, g.waiting) = (endpoint, random, Waiting::default());
     }
 
     /// Gives a gateway its policy.
@@ -351,8 +354,7 @@ impl Lab {
 
     /// The gateway forgets everything, as after a power failure.
     pub fn restart(&mut self, side: usize, policy: TunnelPolicy) {
-        let generation = self.now.as_nanos();
-        self.gateways[side].endpoint = self.endpoint(side, generation, &self.gateways[side].secrets);
+        self.begin_process(side);
         self.gateways[side].plane = MemoryPlane::default();
         self.gateways[side].records = Records::default();
         self.configure(side, policy);
@@ -386,6 +388,7 @@ impl Lab {
 
     fn perform(&mut self, side: usize, actions: Vec<Action>) {
         let mut failed: Vec<(ChildId, String)> = Vec::new();
+        let mut jobs = Vec::new();
         for action in actions {
             if std::env::var_os("CYGNET_SIM_TELL").is_some() {
                 self.tell(side, &action);
@@ -423,11 +426,13 @@ impl Lab {
                 Action::Tell(event) => {
                     g.events.push((self.now, event));
                 }
+                Action::Run(id, job) => jobs.push((id, job)),
             }
         }
         for (child, detail) in failed {
             self.input(side, Input::PlaneFailed { child, detail });
         }
+        self.take_jobs(side, jobs);
     }
 
     /// Prints an action, for whoever follows one seed.
@@ -572,7 +577,8 @@ impl Lab {
             let alive = self.gateways.iter().filter(|g| g.alive);
             let timer = alive.filter_map(|g| g.endpoint.next_wakeup()).min();
             let arrival = self.wire.peek().map(|d| d.0.at);
-            let Some(next) = [timer, arrival].into_iter().flatten().min().filter(|t| *t <= end) else {
+            let job = self.gateways.iter().filter_map(|g| g.waiting.next()).min();
+            let Some(next) = [timer, arrival, job].into_iter().flatten().min().filter(|t| *t <= end) else {
                 break;
             };
             self.now = self.now.max(next);
@@ -580,6 +586,7 @@ impl Lab {
                 let Reverse(d) = self.wire.pop().expect("it was seen above");
                 self.deliver(d);
             }
+            self.do_due_jobs();
             for side in 0..self.gateways.len() {
                 let g = &self.gateways[side];
                 if g.alive && g.endpoint.next_wakeup().is_some_and(|t| t <= self.now) {

@@ -125,9 +125,8 @@ impl Lab {
 
     /// It is started again, with the records of the one before.
     pub fn come_back(&mut self, side: usize, policies: Vec<TunnelPolicy>, back: Back) -> Vec<Refused> {
-        let generation = self.now.as_nanos();
         self.remark(side, "comes back");
-        let mut endpoint = self.endpoint(side, generation, &self.gateways[side].secrets);
+        self.begin_process(side);
         let now = self.now();
         let g = &mut self.gateways[side];
         (g.alive, g.dies_after) = (true, None);
@@ -145,8 +144,7 @@ impl Lab {
         let again = |spec| parse_sa(show_sa(spec).expose()).expect("its own record");
         let present: BTreeSet<SaId> = g.plane.sas.values().map(|(_, spec)| again(spec).id).collect();
         let mut out = Vec::new();
-        let refused = endpoint.restore(now, policies, saved, &present, back.renew, &mut out);
-        g.endpoint = endpoint;
+        let refused = g.endpoint.restore(now, policies, saved, &present, back.renew, &mut out);
         self.keep_and_perform(side, out);
         refused
     }

@@ -9,7 +9,7 @@ use cygnet_ike::policy::Start;
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_model::ChildId;
 use cygnet_model::tunnel::SaId;
-use cygnet_sim::{Back, Lab, Link, TUNNEL, net, policy, single_pairs};
+use cygnet_sim::{Back, Lab, Link, Pace, TUNNEL, net, policy, single_pairs};
 
 /// How many seeds. `CYGNET_SIM_SEEDS=n` overrides it, `CYGNET_SIM_FIRST=n` starts elsewhere.
 fn seeds(default: u64) -> std::ops::Range<u64> {
@@ -128,9 +128,19 @@ impl Plan {
 }
 
 fn storm(seed: u64) {
+    storm_at(seed, Pace::AT_ONCE);
+}
+
+/// The same with key exchanges that take long or are never done.
+fn slow_storm(seed: u64) {
+    storm_at(seed, if seed.is_multiple_of(2) { Pace::SLOW } else { Pace::LOSSY });
+}
+
+fn storm_at(seed: u64, pace: Pace) {
     let plan = Plan::new(seed);
     let policies = plan.policies();
     let mut lab = Lab::new(seed, Link::BAD, plan.policies());
+    lab.set_pace(pace);
     lab.nat.public = plan.nat.then(|| PUBLIC.parse().unwrap());
     lab.run(Duration::from_secs(20));
     for _ in 0..10 {
@@ -141,6 +151,7 @@ fn storm(seed: u64) {
     }
     // The weather clears, and whoever is dead comes back.
     lab.link = Link::GOOD;
+    lab.set_pace(Pace { loss: 0, ..pace });
     for side in 0..2 {
         lab.gateways[side].dies_after = None;
         plan.revive(&mut lab, side);
@@ -222,18 +233,30 @@ fn processes_that_die_in_bad_weather_end_in_agreement() {
 }
 
 #[test]
+fn slow_processes_that_die_in_bad_weather_end_in_agreement() {
+    let failed = failures(seeds(2000), slow_storm);
+    assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
+}
+
+#[test]
 fn processes_that_die_on_a_good_link_lose_no_packet() {
     let failed = failures(seeds(500), calm);
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
 }
 
-/// Prints what happened under one seed, with `CYGNET_SIM_CALM=1` on a good link:
+/// Prints what happened under one seed, with `CYGNET_SIM_CALM=1` on a good link, with `CYGNET_SIM_SLOW=1` slowly:
 /// `CYGNET_SIM_TELL=1 CYGNET_SIM_FIRST=24 cargo test -p cygnet-sim --test restarts -- --ignored --nocapture`.
 #[test]
 #[ignore = "a tool for people: tells the story of one seed"]
 fn story() {
     let seed = seeds(1).start;
-    let run = if std::env::var_os("CYGNET_SIM_CALM").is_some() { calm } else { storm };
+    let run = if std::env::var_os("CYGNET_SIM_CALM").is_some() {
+        calm
+    } else if std::env::var_os("CYGNET_SIM_SLOW").is_some() {
+        slow_storm
+    } else {
+        storm
+    };
     let told = std::panic::catch_unwind(|| run(seed));
     assert!(told.is_ok(), "seed {seed}");
 }

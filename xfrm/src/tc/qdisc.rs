@@ -22,6 +22,14 @@ pub struct Qdisc {
     pub stats: QueueStats,
 }
 
+impl Qdisc {
+    /// A root qdisc that no kernel has.
+    #[doc(hidden)]
+    pub fn for_tests(handle: Handle, kind: &str) -> Self {
+        Self { handle, parent: ROOT, kind: kind.to_owned(), stats: QueueStats::default() }
+    }
+}
+
 /// Who put the root qdisc there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RootOwner {

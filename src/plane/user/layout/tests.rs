@@ -1,5 +1,4 @@
-//! Layouts against a small model of the kernel's look-up (net/core/fib_rules.c): rules in their order, tables by longest
-//! prefix.
+//! Layouts against a small model of the kernel's look-up.
 
 use std::net::Ipv4Addr;
 
@@ -8,102 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::plane::testing::{guard_of, listed, net};
+use crate::plane::user::testing::{End, Lookup, lookup, walk};
 
 const TUN: &str = "tun9";
 const FIRST: u32 = 1102;
 const EXIT: u32 = 2100;
-
-/// How a look-up ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum End {
-    Tun(Option<IpAddr>),
-    Dropped,
-    /// The ordinary way.
-    Main,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Lookup<'a> {
-    iif: &'a str,
-    source: Option<IpAddr>,
-    destination: IpAddr,
-    protocol: u8,
-    ports: (u16, u16),
-    mark: u32,
-}
-
-fn lookup<'a>(iif: &'a str, source: &str, destination: &str) -> Lookup<'a> {
-    let source = (source != "-").then(|| source.parse().unwrap());
-    Lookup { iif, source, destination: destination.parse().unwrap(), protocol: 17, ports: (9, 9), mark: 0 }
-}
-
-fn holds((net, len): Prefix, addr: IpAddr) -> bool {
-    IpRange::cidr(net, len).unwrap().contains(addr)
-}
-
-fn matches(rule: &Rule, l: &Lookup<'_>) -> bool {
-    let source = match (rule.source, l.source, l.destination) {
-        (None, _, _) => true,
-        (Some(prefix), Some(source), _) => holds(prefix, source),
-        // fib4_rule_match compares with 0.0.0.0, fib6_rule_match refuses unless it may ask later.
-        (Some(prefix), None, IpAddr::V4(_)) => holds(prefix, Ipv4Addr::UNSPECIFIED.into()),
-        (Some(_), None, IpAddr::V6(_)) => rule.find_source,
-    };
-    let port = |range: Option<(u16, u16)>, port| range.is_none_or(|(a, b)| a <= port && port <= b);
-    source
-        && rule.destination.is_none_or(|prefix| holds(prefix, l.destination))
-        && rule.iif.as_ref().is_none_or(|iif| iif == l.iif)
-        && rule.ip_protocol.is_none_or(|p| p == l.protocol)
-        && port(rule.source_ports, l.ports.0)
-        && port(rule.destination_ports, l.ports.1)
-        && rule.mark.is_none_or(|(value, mask)| l.mark & mask == value)
-}
-
-/// Walks; also says how many rules were met.
-fn walk(rules: &[Rule], routes: &BTreeSet<Route>, l: &Lookup<'_>, own: &BTreeSet<IpAddr>) -> (End, usize) {
-    let (mut at, mut met) = (0, 0);
-    while let Some(rule) = rules.get(at) {
-        at += 1;
-        met += 1;
-        if !matches(rule, l) {
-            continue;
-        }
-        match rule.verdict {
-            Verdict::Nop | Verdict::Other(_) => {}
-            Verdict::Blackhole => return (End::Dropped, met),
-            Verdict::Goto(target) => {
-                assert!(target > rule.priority, "{rule}: backward");
-                match rules.iter().position(|r| r.priority >= target) {
-                    Some(to) => {
-                        assert_eq!(rules[to].priority, target, "{rule}: nobody there");
-                        at = to;
-                    }
-                    None => {
-                        assert_eq!(target, EXIT);
-                        return (End::Main, met);
-                    }
-                }
-            }
-            Verdict::Table(table) => {
-                let found = routes
-                    .iter()
-                    .filter(|r| r.table == table && holds(r.destination, l.destination))
-                    .max_by_key(|r| (r.destination.1, std::cmp::Reverse(r.metric)));
-                let source_fits = |r: &Rule| {
-                    l.source.is_some()
-                        || !r.find_source
-                        || r.source.is_none_or(|p| own.iter().any(|addr| holds(p, *addr)))
-                };
-                match found {
-                    Some(r) if r.via == Via::Blackhole => return (End::Dropped, met),
-                    Some(r) if source_fits(rule) => return (End::Tun(r.source), met),
-                    _ => {}
-                }
-            }
-        }
-    }
-    (End::Main, met)
-}
 
 struct World {
     layout: Layout,
@@ -124,13 +32,21 @@ impl World {
         let own: BTreeSet<IpAddr> = own.iter().map(|a| a.parse().unwrap()).collect();
         let sockets = sockets.iter().map(|a| SocketAddr::new(a.parse().unwrap(), 4500)).collect();
         let attached = own.iter().flat_map(|addr| [(*addr, 24), (*addr, 32)]).collect();
-        let host =
-            Host { tun: TUN, tun_index: 7, sockets: &sockets, own: &own, sources, attached: &attached };
+        let host = Host { tun: TUN, sockets: &sockets, own: &own, sources, attached: &attached };
         Self { layout: Layout::new(guards, &host, &mut TableNumbers::default()), own }
     }
 
     fn rules(&self, family: Family) -> Vec<Rule> {
-        self.layout.place(family, FIRST, EXIT, TUN).expect("it fits")
+        let mut rules = self.layout.place(family, FIRST, EXIT, TUN).expect("it fits");
+        rules.extend((!rules.is_empty()).then(|| Rule::new(family, EXIT, Verdict::Nop, OWNER)));
+        let there: BTreeSet<u32> = rules.iter().map(|rule| rule.priority).collect();
+        for rule in &rules {
+            if let Verdict::Goto(target) = rule.verdict {
+                assert!(target > rule.priority, "{rule}: backward");
+                assert!(there.contains(&target), "{rule}: nobody there");
+            }
+        }
+        rules
     }
 
     fn end(&self, l: Lookup<'_>) -> End {

@@ -53,8 +53,7 @@ fn t21_a_repeated_request_gets_the_same_octets_and_does_nothing() {
 
 /// Where the datagrams go that a gateway sends because of one.
 fn answered_to(lab: &mut Lab, side: usize, flow: Flow, bytes: &[u8]) -> Vec<SocketAddr> {
-    let (now, mut out) = (lab.now(), Vec::new());
-    lab.gateways[side].endpoint.handle(now, Input::Datagram { flow, bytes }, &mut out);
+    let out = lab.handle(side, lab.now(), Input::Datagram { flow, bytes });
     let to = |action: &Action| match action {
         Action::Send { flow, .. } => Some(flow.remote),
         _ => None,

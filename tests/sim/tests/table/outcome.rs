@@ -8,10 +8,9 @@ use cygnet_model::tunnel::Direction;
 
 use crate::states::Scene;
 
-/// Feeds one input to the gateway under test and tells what it led to. Nothing is performed.
+/// Feeds one input to the gateway under test and tells what it led to. Jobs are done at once; nothing else is performed.
 pub fn outcome(scene: &mut Scene, now: Now, input: Input<'_>) -> String {
-    let mut out = Vec::new();
-    scene.lab.gateways[scene.side].endpoint.handle(now, input, &mut out);
+    let out = scene.lab.handle(scene.side, now, input);
     let endpoint = &scene.lab.gateways[scene.side].endpoint;
     let names: Vec<_> = endpoint.spis().iter().filter_map(|spi| endpoint.state_name(*spi)).collect();
     let names = if names.is_empty() { "no SA".to_owned() } else { names.join(" + ") };
@@ -30,6 +29,7 @@ fn action(scene: &Scene, action: &Action) -> Option<String> {
         Action::InstallSa(spec) => format!("+{}", way(spec.id.direction)),
         Action::RemoveSa(id) => format!("-{}", way(id.direction)),
         Action::Migrate(id, _) => format!("migrate {}", way(id.direction)),
+        Action::Run(_, job) => format!("{job:?}"),
         Action::Tell(event) => return tell(event),
     })
 }
