@@ -10,7 +10,7 @@
 //!
 //! [`plan()`] is a pure function: nothing is remembered that could be seen. So a daemon that was killed in the midst of it,
 //! a step that was refused, and an object that somebody else removed are all the same case: what is there is seen, and the
-//! rest is planned. [`bring`] is that loop.
+//! rest is planned. [`bring()`] is that loop.
 //!
 //! A kind of object is data with a place, an order and a word about packets ([`Object`]); what it takes to make one is the
 //! business of whoever carries the steps out. No I/O here, and no clock: the caller says when.

@@ -2,9 +2,9 @@
 //!
 //! | group | library |
 //! |---|---|
-//! | X25519, P-256, P-384 | ring ([`curves`]) |
-//! | P-521 | RustCrypto's p521 ([`p521`]) |
-//! | MODP | our own exponentiation on RustCrypto's crypto-bigint ([`modp`](super::modp)) |
+//! | X25519, P-256, P-384 | ring (`curves`) |
+//! | P-521 | RustCrypto's p521 (`p521`) |
+//! | MODP | our own exponentiation on RustCrypto's crypto-bigint (`modp`) |
 //!
 //! Nothing outside of this module and those three knows. Values go over the wire as KE payloads carry them.
 
