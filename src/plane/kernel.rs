@@ -180,6 +180,8 @@ impl KernelPlane {
             }
         }
         self.drifted = false;
+        // What cannot be read now is read the next time.
+        self.counts = None;
         let repaired = self.resync()?;
         self.counts = self.xfrm.policy_counts().ok();
         Ok(repaired)

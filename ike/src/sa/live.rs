@@ -466,7 +466,9 @@ impl Live {
     /// asks for something that comes after what we know, which the peer does not do before it has the answer to what is
     /// before (RFC 7296 §2.3), or it answers a request that we know nothing of.
     fn is_behind(&self, header: &Header, datagram: &[u8]) -> bool {
-        let ours = self.window.outstanding.as_ref().map_or(self.window.next_request, |o| o.id);
+        // A request whose answer is here and waits for a job is answered.
+        let outstanding = self.window.outstanding.as_ref().filter(|o| o.answer.is_none());
+        let ours = outstanding.map_or(self.window.next_request, |o| o.id);
         let after = match header.response {
             true => header.message_id >= ours,
             false => header.message_id > self.window.expected,

@@ -82,10 +82,14 @@ impl Rules {
         self.device.as_ref()
     }
 
-    /// Changes the MTU of the device.
+    /// Changes the MTU of the device. One that is gone gets it when it is made anew; what others have put in its place is
+    /// let be.
     pub fn set_mtu(&mut self, mtu: u16) -> Result<(), RtnlError> {
         let Some(device) = self.device.as_mut().filter(|device| device.mtu != mtu) else { return Ok(()) };
         let before = std::mem::replace(&mut device.mtu, mtu);
+        if !device.look()?.is_some_and(|there| there.ours) {
+            return Ok(());
+        }
         let set = device.set_up();
         if set.is_err() {
             device.mtu = before;

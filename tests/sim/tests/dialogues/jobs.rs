@@ -259,6 +259,33 @@ fn our_request_is_sent_when_its_key_is_there_and_its_answer_taken_once() {
     }
 }
 
+/// Of an IKE SA that an earlier process has left, an answer to what we know nothing of tells that our record is too old.
+/// This one we know.
+#[test]
+fn an_answer_that_comes_twice_does_not_end_an_ike_sa_that_was_taken_up() {
+    for rekey in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
+        let mut lab = up(13, 0);
+        lab.gateways[0].pace = Pace::AT_ONCE;
+        assert!(lab.replace_process(0, vec![policy(0, 1)]).is_empty());
+        lab.run(secs(10));
+        lab.assert_settled(1);
+        lab.gateways[0].pace = Pace::HELD;
+        let log = record(&mut lab);
+        lab.command(0, rekey);
+        lab.do_jobs(0);
+        lab.run(ms(100));
+        assert_eq!(lab.gateways[0].jobs(), ["Finish(X25519, Known)"]);
+        let answer = said(&log, 1, Exchange::CREATE_CHILD_SA, true)[0].clone();
+        lab.inject(0, lab.flow(0), &answer);
+        assert_eq!(dropped(&lab, 0, "unexpected_response"), 1);
+        assert_eq!(lab.failures(0), [""; 0], "{rekey:?}");
+        lab.gateways[0].pace = Pace::AT_ONCE;
+        lab.do_jobs(0);
+        lab.run(secs(10));
+        lab.assert_settled(1);
+    }
+}
+
 #[test]
 fn the_peers_rekey_that_comes_while_ours_is_computed_collides_with_it_as_ever() {
     for (ours, theirs) in [
