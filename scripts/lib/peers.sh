@@ -115,8 +115,8 @@ YAML
 cygnet_start() { # HOST
     ns_start "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
-    # The socket itself may be that of a daemon that was killed.
-    wait_for 10 ctl "$1" logs "${TUNNEL:-tunnel}"
+    # The socket itself may be that of a daemon that was killed. An emulated kernel loads its modules for seconds.
+    wait_for 30 ctl "$1" logs "${TUNNEL:-tunnel}"
 }
 
 ctl() { # HOST VERB...
