@@ -42,6 +42,8 @@ pub(super) struct Ingress {
     /// Slots of the next call.
     slots: usize,
     early: Early,
+    /// The tables in which what waits has been looked for.
+    early_seen: Option<Arc<Tables>>,
     opener: Opener,
 }
 
@@ -65,6 +67,7 @@ impl Ingress {
             received: Vec::with_capacity(SLOTS),
             slots: FEWEST_SLOTS,
             early: Early::default(),
+            early_seen: None,
             opener: Opener { shared, coalescer: Coalescer::new(joins), moved: BTreeMap::new() },
         }
     }
@@ -159,8 +162,14 @@ impl Ingress {
         shared.early.store(true, Ordering::Relaxed);
         // Whoever publishes tables stores them and then reads the flag: either we see the tables or they see the flag.
         fence(Ordering::SeqCst);
-        let tables = shared.tables.load();
-        let (ready, late) = self.early.take(|spi| tables.inbound(spi).is_some(), Instant::now());
+        let tables = shared.tables.load_full();
+        let now = Instant::now();
+        // Strangers decide how much waits: it is looked through when something may have come of it, not for each batch.
+        let same = self.early_seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &tables));
+        if same && self.early.until().is_some_and(|until| until > now) {
+            return;
+        }
+        let (ready, late) = self.early.take(|spi| tables.inbound(spi).is_some(), now);
         shared.drops.count(DropReason::UnknownSpi, late);
         let mut arena = Vec::with_capacity(ready.iter().map(|packet| packet.esp.len()).sum());
         for packet in ready {
@@ -178,6 +187,7 @@ impl Ingress {
         if self.early.is_empty() {
             shared.early.store(false, Ordering::Relaxed);
         }
+        self.early_seen = (!self.early.is_empty()).then_some(tables);
     }
 }
 
