@@ -46,6 +46,7 @@ use cygnet_model::registry::Registry;
 use cygnet_model::{ChildId, Now, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -108,6 +109,8 @@ struct Daemon {
     choice: Choice,
     endpoint: Endpoint,
     workers: Workers,
+    /// Datagrams wait behind the one that is handled.
+    others_wait: bool,
     plane: Plane,
     keeper: Keeper,
     /// What of an earlier life the protocol has not taken up yet.
@@ -145,6 +148,8 @@ struct Daemon {
     events: broadcast::Sender<Event>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
+    /// Tunnels whose state is to be noted when the input is done with.
+    in_change: BTreeSet<TunnelId>,
     rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
     passage: Passage,
@@ -335,6 +340,7 @@ impl Daemon {
             choice,
             endpoint,
             workers,
+            others_wait: true,
             plane,
             keeper,
             taken_up: Some(taken_up),
@@ -360,6 +366,7 @@ impl Daemon {
             events,
             publisher,
             tunnels: BTreeMap::new(),
+            in_change: BTreeSet::new(),
             rates: BTreeMap::new(),
             waiters: Vec::new(),
             passage: Passage::default(),
@@ -470,12 +477,15 @@ impl Daemon {
         loop {
             let wait = self.next_timer();
             tokio::select! {
-                Some((flow, bytes)) = inputs.received.recv() => {
-                    self.input(Input::Datagram { flow, bytes: &bytes });
-                    for _ in 0..BATCH {
-                        let Ok((flow, bytes)) = inputs.received.try_recv() else { break };
+                Some(first) = inputs.received.recv() => {
+                    let (mut next, mut room) = (Some(first), BATCH);
+                    while let Some((flow, bytes)) = next {
+                        self.others_wait = !inputs.received.is_empty();
                         self.input(Input::Datagram { flow, bytes: &bytes });
+                        next = if room > 0 { inputs.received.try_recv().ok() } else { None };
+                        room = room.saturating_sub(1);
                     }
+                    self.others_wait = true;
                 }
                 Some((job, output)) = inputs.done.recv() => {
                     self.input(Input::Done(job, output));
@@ -715,7 +725,7 @@ fn occupy<T>(
 fn watched(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
     #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
-    AsyncFd::new(fd.try_clone_to_owned()?)
+    AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
 }
 
 /// Waits until a descriptor has something to read; for ever if there is none.

@@ -125,9 +125,17 @@ impl Daemon {
         }
     }
 
+    /// Notes the states of tunnels to which something has happened.
+    pub(super) fn note_states(&mut self) {
+        for id in std::mem::take(&mut self.in_change) {
+            self.note_state(id);
+        }
+    }
+
     /// Sees to it that readers soon learn of a tunnel's change.
     pub(super) fn changed(&mut self, id: TunnelId) {
-        self.note_state(id);
+        // Several things happen to it at once.
+        self.in_change.insert(id);
         self.pages.note(id);
         self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
     }
@@ -189,6 +197,7 @@ impl Daemon {
 
     /// All tunnels in the order of the file, those made anew that have changed.
     fn tunnel_pages(&mut self, now: Timestamp) -> Vec<Arc<TunnelStatus>> {
+        self.note_states();
         let mut stale = self.endpoint.take_changed();
         stale.append(&mut self.pages.stale);
         let mut pages = self.pages.of.take();
