@@ -17,6 +17,7 @@ pub mod identity;
 mod masks;
 pub mod model;
 pub mod node;
+pub mod quota;
 mod raw;
 pub mod schema;
 pub mod secrets;

@@ -60,7 +60,7 @@ use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
 use crate::observe::http::Exporter;
 use crate::observe::passage::{Carried, Passage};
-use crate::observe::snapshot::QuotaUse;
+use crate::observe::snapshot::{QuotaStatus, QuotaUse};
 use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
@@ -140,6 +140,8 @@ struct Daemon {
     counters: Counters,
     /// What quotas count, by gateway.
     used: BTreeMap<String, QuotaUse>,
+    /// The same of the configuration as a whole, and how much there may be.
+    quotas: BTreeMap<String, QuotaStatus>,
     /// Who is refused the most.
     strangers: Strangers,
     /// What was dropped lately.
@@ -360,6 +362,7 @@ impl Daemon {
             exporter: None,
             counters: Counters::default(),
             used: BTreeMap::new(),
+            quotas: BTreeMap::new(),
             strangers: Strangers::default(),
             causes: Causes::default(),
             history: History::default(),
@@ -427,6 +430,7 @@ impl Daemon {
         }
         self.keep_no_tallies_of_others();
         self.used = publish::quota_use(&self.config);
+        self.quotas = publish::quotas(&self.config);
         self.look_for_addresses();
         self.shape();
         self.apply_policies();

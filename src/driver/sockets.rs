@@ -242,7 +242,8 @@ fn spawn_reader(
     let task = tokio::spawn(async move {
         let mut buffer = vec![0u8; MAX_DATAGRAM];
         loop {
-            let (len, remote) = match socket.async_io(Interest::READABLE, |s| s.recv_from(&mut buffer)).await {
+            let (len, remote) = match socket.async_io(Interest::READABLE, |s| s.recv_from(&mut buffer)).await
+            {
                 Ok(received) => received,
                 // An ICMP error for something that we sent; the protocol's own timers decide.
                 Err(e) => {
