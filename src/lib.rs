@@ -4,6 +4,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod driver;
+pub mod export;
+pub mod import;
 pub mod observe;
 pub mod plane;
 pub mod shaping;

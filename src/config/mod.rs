@@ -10,6 +10,7 @@ mod check;
 mod decode;
 pub mod diff;
 pub mod dn;
+pub mod draft;
 pub mod error;
 pub mod fields;
 pub mod here;
