@@ -18,6 +18,7 @@ pub mod identity;
 mod masks;
 pub mod model;
 pub mod node;
+pub mod preset;
 pub mod quota;
 mod raw;
 pub mod schema;
