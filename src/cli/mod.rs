@@ -4,6 +4,7 @@
 mod check;
 mod doctor;
 mod events;
+mod explain;
 mod generate;
 mod guards;
 mod handover;
@@ -105,6 +106,8 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// Show the last negotiation of a tunnel: offered, wanted, chosen or refused, and why
+    Explain(explain::ExplainArgs),
     /// End the daemon and leave its tunnels to the next one, which goes on with them
     Handover(handover::HandoverArgs),
     /// Put the guards in force without a daemon, as before the network is up
@@ -216,6 +219,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Explain(args) => explain::explain(&args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),
         Verb::Guard(args) => guards::guard(&args, g, out),
         Verb::Release(args) => guards::release(&args, g, out),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::diff::Plan;
 use crate::observe::events::Event;
+use crate::observe::explain::Explanation;
 use crate::observe::snapshot::{Finding, Snapshot};
 use crate::observe::top::{TopPeers, TopTunnels};
 
@@ -82,6 +83,11 @@ pub enum Request {
     },
     /// Strangers whose datagrams were refused. Answered by [`Response::TopPeers`].
     TopPeers {},
+    /// The last negotiations of a tunnel. Answered by [`Response::Explained`].
+    Explain {
+        /// The tunnel.
+        tunnel: String,
+    },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
     /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
@@ -109,6 +115,7 @@ impl Request {
             | Self::Logs { .. }
             | Self::TopTunnels { .. }
             | Self::TopPeers {}
+            | Self::Explain { .. }
             | Self::Doctor {}
             | Self::Handover {}
             | Self::Events {} => None,
@@ -156,6 +163,11 @@ pub enum Response {
     TopPeers {
         /// Who they are.
         top: TopPeers,
+    },
+    /// To `explain`.
+    Explained {
+        /// What was negotiated.
+        explanation: Box<Explanation>,
     },
     /// To `doctor`.
     Findings {

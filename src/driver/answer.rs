@@ -92,6 +92,10 @@ impl Daemon {
                 gateway => Response::TopTunnels { top: self.top_tunnels(gateway.as_deref()) },
             },
             Request::TopPeers {} => Response::TopPeers { top: self.top_peers() },
+            Request::Explain { tunnel } => match self.explain(&tunnel) {
+                Some(explanation) => Response::Explained { explanation: Box::new(explanation) },
+                None => unknown("tunnel", &tunnel),
+            },
             Request::Doctor {} => Response::Findings { findings: self.findings() },
             Request::Handover {} => match self.keeper.trouble() {
                 None => return Some(reply),

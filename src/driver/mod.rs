@@ -15,6 +15,7 @@ mod addresses;
 mod answer;
 mod clock;
 mod dns;
+mod explain;
 mod host;
 mod jobs;
 mod keep;
@@ -51,8 +52,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::Loaded;
+use crate::config::lines::Lines;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
 use crate::control::{self, Ask, ErrorKind, Response};
+use crate::observe::accounts::Accounts;
 use crate::observe::causes::Causes;
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
@@ -68,6 +71,7 @@ use crate::shaping::apply::{Shaper, ShapingError};
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
+use self::explain::Written;
 use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
 use self::plane::Plane;
@@ -105,6 +109,8 @@ fn os_random() -> OsRandom {
 struct Daemon {
     config: Config,
     path: PathBuf,
+    /// Where that configuration stands.
+    written: Written,
     choice: Choice,
     endpoint: Endpoint,
     workers: Workers,
@@ -139,6 +145,8 @@ struct Daemon {
     used: BTreeMap<String, QuotaUse>,
     /// Who is refused the most.
     strangers: Strangers,
+    /// The last negotiations.
+    accounts: Accounts,
     /// What was dropped lately.
     causes: Causes,
     history: History,
@@ -182,7 +190,7 @@ pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
     harden();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let (mut daemon, inputs) = Daemon::start(path, loaded.config, inherited).await?;
+        let (mut daemon, inputs) = Daemon::start(path, (loaded.config, loaded.lines), inherited).await?;
         match daemon.serve(inputs).await {
             End::Farewell => daemon.stop().map(|()| logging::LAST_WORDS),
             End::HandOver(reply) => {
@@ -248,7 +256,7 @@ impl Signals {
 impl Daemon {
     async fn start(
         path: &Path,
-        config: Config,
+        (config, lines): (Config, Lines),
         inherited: sockets::Inherited,
     ) -> anyhow::Result<(Self, Inputs)> {
         SystemRandom::new()
@@ -332,6 +340,7 @@ impl Daemon {
 
         let mut daemon = Self {
             path: path.to_owned(),
+            written: Written { file: path.to_owned(), lines },
             choice,
             endpoint,
             workers,
@@ -355,6 +364,7 @@ impl Daemon {
             counters: Counters::default(),
             used: BTreeMap::new(),
             strangers: Strangers::default(),
+            accounts: Accounts::default(),
             causes: Causes::default(),
             history: History::default(),
             events,
@@ -418,6 +428,7 @@ impl Daemon {
         for id in self.places.keys() {
             self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
+        self.accounts.retain(|id| self.places.contains_key(&id));
         self.keep_no_tallies_of_others();
         self.used = publish::quota_use(&self.config);
         self.look_for_addresses();
