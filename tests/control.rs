@@ -296,6 +296,7 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             Request::Explain { tunnel } => {
                 Response::Explained { explanation: Box::new(explanation(&tunnel)) }
             }
+            Request::Diagnose { .. } => Response::error(ErrorKind::NotFound, "there is no such tunnel"),
             Request::Doctor {} => Response::Findings { findings: vec![] },
             Request::Events {} => panic!("the driver never sees this"),
         };

@@ -2,6 +2,7 @@
 //! code follows sysexits where it says something.
 
 mod check;
+mod diagnose;
 mod doctor;
 mod events;
 mod explain;
@@ -106,6 +107,8 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// Find out why a tunnel is not up, or is up and passes nothing
+    Diagnose(diagnose::DiagnoseArgs),
     /// Show the last negotiation of a tunnel: offered, wanted, chosen or refused, and why
     Explain(explain::ExplainArgs),
     /// End the daemon and leave its tunnels to the next one, which goes on with them
@@ -219,6 +222,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Diagnose(args) => diagnose::diagnose(&args, g, out),
         Verb::Explain(args) => explain::explain(&args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),
         Verb::Guard(args) => guards::guard(&args, g, out),

@@ -93,6 +93,8 @@ pub struct Checked {
     /// The resolved configuration, if it has no errors. Keys that were not read stand in it as empty ones, so it is for
     /// looking at, not for running.
     pub preview: Option<Config>,
+    /// Where in the file it stands.
+    pub lines: Lines,
 }
 
 /// What to do about files with keys.
@@ -108,9 +110,9 @@ pub enum Secrets {
 
 /// Checks a file without wanting to run it. `here` is the host on which that happens, if it may be the one that will.
 pub fn check(path: &Path, secrets: Secrets, here: Option<&Here>) -> Checked {
-    let (config, problems, _) = read(path, secrets, here);
+    let (config, problems, lines) = read(path, secrets, here);
     let good = problems.iter().all(|p| p.severity == Severity::Warning);
-    Checked { file: show_path(path), problems, preview: config.filter(|_| good) }
+    Checked { file: show_path(path), problems, preview: config.filter(|_| good), lines }
 }
 
 /// Checks text that stands for a file of mode 0600 in `dir`, as an editor has it before it is saved.
@@ -121,9 +123,9 @@ pub fn check_text(text: &str, dir: &Path, secrets: Secrets) -> Checked {
 /// The same on a host that may be the one that will run it.
 pub fn check_text_here(text: &str, dir: &Path, secrets: Secrets, here: Option<&Here>) -> Checked {
     let source = Source { text, dir, facts: None, name: "cygnet.yaml", here };
-    let (config, problems, _) = source.resolve(secrets);
+    let (config, problems, lines) = source.resolve(secrets);
     let good = problems.iter().all(|p| p.severity == Severity::Warning);
-    Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good) }
+    Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good), lines }
 }
 
 fn show_path(path: &Path) -> String {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::diff::Plan;
+use crate::diagnose::facts::DaemonFacts;
 use crate::observe::events::Event;
 use crate::observe::explain::Explanation;
 use crate::observe::snapshot::{Finding, Snapshot};
@@ -88,6 +89,12 @@ pub enum Request {
         /// The tunnel.
         tunnel: String,
     },
+    /// What `diagnose` has to know. Answered by [`Response::Known`].
+    Diagnose {
+        /// The tunnel; null: all, as far as they are looked at.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tunnel: Option<String>,
+    },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
     /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
@@ -116,6 +123,7 @@ impl Request {
             | Self::TopTunnels { .. }
             | Self::TopPeers {}
             | Self::Explain { .. }
+            | Self::Diagnose { .. }
             | Self::Doctor {}
             | Self::Handover {}
             | Self::Events {} => None,
@@ -168,6 +176,11 @@ pub enum Response {
     Explained {
         /// What was negotiated.
         explanation: Box<Explanation>,
+    },
+    /// To `diagnose`.
+    Known {
+        /// What is known.
+        facts: Box<DaemonFacts>,
     },
     /// To `doctor`.
     Findings {

@@ -14,6 +14,7 @@
 mod addresses;
 mod answer;
 mod clock;
+mod diagnose;
 mod dns;
 mod explain;
 mod host;
@@ -66,7 +67,7 @@ use crate::observe::snapshot::QuotaUse;
 use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
-use crate::plane::residue;
+use crate::plane::{modules, residue};
 use crate::shaping::apply::{Shaper, ShapingError};
 
 use self::addresses::{HostAddresses, Outer};
@@ -650,12 +651,23 @@ fn choose_plane(config: &Config) -> anyhow::Result<Choice> {
         PlaneChoice::Kernel => Wish::Kernel,
         PlaneChoice::Userspace => Wish::Userspace,
     };
-    let choice = choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun())
-        .map_err(|reason| anyhow::anyhow!(reason))?;
+    let choice =
+        choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun()).map_err(
+            |reason| match esp_modules() {
+                Some((why, fix)) => anyhow::anyhow!("{reason}; {why}: {fix}"),
+                None => anyhow::anyhow!(reason),
+            },
+        )?;
     if choice.plane == PlaneKind::Userspace {
         policy::told_apart(config)?;
     }
     Ok(choice)
+}
+
+/// Why the kernel has no ESP, if its modules are blocked or missing.
+fn esp_modules() -> Option<(String, String)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    modules::why_no_esp(Path::new("/"), release.trim())
 }
 
 /// Puts the guards of a configuration in force without a daemon, and says how many they are. They stay as after the end
