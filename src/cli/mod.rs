@@ -2,8 +2,10 @@
 //! code follows sysexits where it says something.
 
 mod check;
+mod diagnose;
 mod doctor;
 mod events;
+mod explain;
 mod export;
 mod generate;
 mod guards;
@@ -109,6 +111,10 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// Find out why a tunnel is not up, or is up and passes nothing
+    Diagnose(diagnose::DiagnoseArgs),
+    /// Show the last negotiation of a tunnel: offered, wanted, chosen or refused, and why
+    Explain(explain::ExplainArgs),
     /// End the daemon and leave its tunnels to the next one, which goes on with them
     Handover(handover::HandoverArgs),
     /// Put the guards in force without a daemon, as before the network is up
@@ -224,6 +230,8 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Diagnose(args) => diagnose::diagnose(&args, g, out),
+        Verb::Explain(args) => explain::explain(&args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),
         Verb::Guard(args) => guards::guard(&args, g, out),
         Verb::Release(args) => guards::release(&args, g, out),

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::diff::Plan;
+use crate::diagnose::facts::DaemonFacts;
 use crate::observe::events::Event;
+use crate::observe::explain::Explanation;
 use crate::observe::snapshot::{Finding, Snapshot};
 use crate::observe::top::{TopPeers, TopTunnels};
 
@@ -82,6 +84,17 @@ pub enum Request {
     },
     /// Strangers whose datagrams were refused. Answered by [`Response::TopPeers`].
     TopPeers {},
+    /// The last negotiations of a tunnel. Answered by [`Response::Explained`].
+    Explain {
+        /// The tunnel.
+        tunnel: String,
+    },
+    /// What `diagnose` has to know. Answered by [`Response::Known`].
+    Diagnose {
+        /// The tunnel; null: all, as far as they are looked at.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tunnel: Option<String>,
+    },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
     /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
@@ -109,6 +122,8 @@ impl Request {
             | Self::Logs { .. }
             | Self::TopTunnels { .. }
             | Self::TopPeers {}
+            | Self::Explain { .. }
+            | Self::Diagnose { .. }
             | Self::Doctor {}
             | Self::Handover {}
             | Self::Events {} => None,
@@ -156,6 +171,16 @@ pub enum Response {
     TopPeers {
         /// Who they are.
         top: TopPeers,
+    },
+    /// To `explain`.
+    Explained {
+        /// What was negotiated.
+        explanation: Box<Explanation>,
+    },
+    /// To `diagnose`.
+    Known {
+        /// What is known.
+        facts: Box<DaemonFacts>,
     },
     /// To `doctor`.
     Findings {

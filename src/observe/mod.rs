@@ -3,10 +3,12 @@
 //! The driver owns [`counters::Counters`] and [`history::History`] and publishes a [`Published`] value now and then;
 //! everybody else reads that value, so that no reader can hold up the driver.
 
+pub mod accounts;
 pub mod catalogue;
 pub mod causes;
 pub mod counters;
 pub mod events;
+pub mod explain;
 mod exposition;
 pub mod history;
 pub mod http;
