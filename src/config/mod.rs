@@ -14,6 +14,7 @@ pub mod error;
 pub mod fields;
 pub mod here;
 pub mod identity;
+pub mod limit;
 mod masks;
 pub mod model;
 pub mod node;

@@ -18,6 +18,7 @@ mod dns;
 mod host;
 mod jobs;
 mod keep;
+mod limits;
 mod logging;
 mod passage;
 mod perform;
@@ -36,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -65,11 +67,13 @@ use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::residue;
 use crate::shaping::apply::{Shaper, ShapingError};
+use crate::traffic;
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
 use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
+use self::limits::Limits;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
@@ -126,6 +130,10 @@ struct Daemon {
     unresolved: BTreeSet<String>,
     shaper: Option<Shaper>,
     bandwidth: BTreeMap<String, Level>,
+    limits: Limits,
+    /// What inner addresses carried.
+    traffic: traffic::history::History,
+    traffic_page: Arc<observe::TrafficPage>,
     resolved: Resolved,
     /// Numbers of tunnels and children.
     registry: Registry,
@@ -292,6 +300,11 @@ impl Daemon {
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
+        // SAs of an earlier life carry packets as soon as they are taken up, and not beyond the limits.
+        let limits = Limits::begin(&config);
+        if let Some(traffic) = plane.traffic() {
+            traffic.publish(limits.rules(&config, &registry, traffic.rules()));
+        }
         let numbered = kept != Registry::default();
         let (foreign, (keeper, taken_up)) = match occupy(&mut plane, &config, &registry, natt, |plane| {
             Keeper::begin(&config, numbered, plane)
@@ -347,6 +360,9 @@ impl Daemon {
             unresolved: BTreeSet::new(),
             shaper: None,
             bandwidth: BTreeMap::new(),
+            limits,
+            traffic: traffic::history::History::default(),
+            traffic_page: Arc::default(),
             resolved: Resolved::new(),
             registry,
             places: BTreeMap::new(),
@@ -380,6 +396,7 @@ impl Daemon {
             config,
         };
         daemon.set_levels();
+        daemon.set_limits();
         daemon.configure();
         // What nobody has taken up by now has nobody.
         if let Err(e) = daemon.plane.sweep() {
@@ -419,6 +436,7 @@ impl Daemon {
             self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
         self.keep_no_tallies_of_others();
+        self.follow_traffic();
         self.used = publish::quota_use(&self.config);
         self.look_for_addresses();
         self.shape();
