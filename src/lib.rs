@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod diagnose;
 pub mod driver;
 pub mod export;
 pub mod import;
@@ -11,3 +12,4 @@ pub mod plane;
 pub mod shaping;
 pub mod store;
 pub mod sys;
+pub mod traffic;

@@ -150,6 +150,7 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["bandwidth", "vpc-a", "100mbit"],
         &["events", "--json"],
         &["logs", "a-b", "--since", "10m"],
+        &["explain", "a-b"],
     ] {
         let t = told(&[&["--control", socket], verb].concat());
         assert_eq!(t.code, 69, "{verb:?}");

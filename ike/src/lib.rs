@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+pub mod account;
 mod cookie;
 pub mod coverage;
 pub mod crypto;

@@ -14,10 +14,13 @@
 mod addresses;
 mod answer;
 mod clock;
+mod diagnose;
 mod dns;
+mod explain;
 mod host;
 mod jobs;
 mod keep;
+mod limits;
 mod logging;
 mod passage;
 mod perform;
@@ -36,6 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -52,8 +56,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::Loaded;
+use crate::config::lines::Lines;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
 use crate::control::{self, Ask, ErrorKind, Response};
+use crate::observe::accounts::Accounts;
 use crate::observe::causes::Causes;
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
@@ -64,13 +70,16 @@ use crate::observe::snapshot::{QuotaStatus, QuotaUse};
 use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
-use crate::plane::residue;
+use crate::plane::{modules, residue};
 use crate::shaping::apply::{Shaper, ShapingError};
+use crate::traffic;
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
+use self::explain::Written;
 use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
+use self::limits::Limits;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
@@ -106,6 +115,8 @@ fn os_random() -> OsRandom {
 struct Daemon {
     config: Config,
     path: PathBuf,
+    /// Where that configuration stands.
+    written: Written,
     choice: Choice,
     endpoint: Endpoint,
     workers: Workers,
@@ -129,6 +140,10 @@ struct Daemon {
     unresolved: BTreeSet<String>,
     shaper: Option<Shaper>,
     bandwidth: BTreeMap<String, Level>,
+    limits: Limits,
+    /// What inner addresses carried.
+    traffic: traffic::history::History,
+    traffic_page: Arc<observe::TrafficPage>,
     resolved: Resolved,
     /// Numbers of tunnels and children.
     registry: Registry,
@@ -144,6 +159,8 @@ struct Daemon {
     quotas: BTreeMap<String, QuotaStatus>,
     /// Who is refused the most.
     strangers: Strangers,
+    /// The last negotiations.
+    accounts: Accounts,
     /// What was dropped lately.
     causes: Causes,
     history: History,
@@ -189,7 +206,7 @@ pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
     harden();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let (mut daemon, inputs) = Daemon::start(path, loaded.config, inherited).await?;
+        let (mut daemon, inputs) = Daemon::start(path, (loaded.config, loaded.lines), inherited).await?;
         match daemon.serve(inputs).await {
             End::Farewell => daemon.stop().map(|()| logging::LAST_WORDS),
             End::HandOver(reply) => {
@@ -255,7 +272,7 @@ impl Signals {
 impl Daemon {
     async fn start(
         path: &Path,
-        config: Config,
+        (config, lines): (Config, Lines),
         inherited: sockets::Inherited,
     ) -> anyhow::Result<(Self, Inputs)> {
         SystemRandom::new()
@@ -299,6 +316,11 @@ impl Daemon {
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
+        // SAs of an earlier life carry packets as soon as they are taken up, and not beyond the limits.
+        let limits = Limits::begin(&config);
+        if let Some(traffic) = plane.traffic() {
+            traffic.publish(limits.rules(&config, &registry, traffic.rules()));
+        }
         let numbered = kept != Registry::default();
         let (foreign, (keeper, taken_up)) = match occupy(&mut plane, &config, &registry, natt, |plane| {
             Keeper::begin(&config, numbered, plane)
@@ -339,6 +361,7 @@ impl Daemon {
 
         let mut daemon = Self {
             path: path.to_owned(),
+            written: Written { file: path.to_owned(), lines },
             choice,
             endpoint,
             workers,
@@ -355,6 +378,9 @@ impl Daemon {
             unresolved: BTreeSet::new(),
             shaper: None,
             bandwidth: BTreeMap::new(),
+            limits,
+            traffic: traffic::history::History::default(),
+            traffic_page: Arc::default(),
             resolved: Resolved::new(),
             registry,
             places: BTreeMap::new(),
@@ -364,6 +390,7 @@ impl Daemon {
             used: BTreeMap::new(),
             quotas: BTreeMap::new(),
             strangers: Strangers::default(),
+            accounts: Accounts::default(),
             causes: Causes::default(),
             history: History::default(),
             events,
@@ -390,6 +417,7 @@ impl Daemon {
             config,
         };
         daemon.set_levels();
+        daemon.set_limits();
         daemon.configure();
         // What nobody has taken up by now has nobody.
         if let Err(e) = daemon.plane.sweep() {
@@ -428,7 +456,9 @@ impl Daemon {
         for id in self.places.keys() {
             self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
+        self.accounts.retain(|id| self.places.contains_key(&id));
         self.keep_no_tallies_of_others();
+        self.follow_traffic();
         self.used = publish::quota_use(&self.config);
         self.quotas = publish::quotas(&self.config);
         self.look_for_addresses();
@@ -653,12 +683,23 @@ fn choose_plane(config: &Config) -> anyhow::Result<Choice> {
         PlaneChoice::Kernel => Wish::Kernel,
         PlaneChoice::Userspace => Wish::Userspace,
     };
-    let choice = choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun())
-        .map_err(|reason| anyhow::anyhow!(reason))?;
+    let choice =
+        choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun()).map_err(
+            |reason| match esp_modules() {
+                Some((why, fix)) => anyhow::anyhow!("{reason}; {why}: {fix}"),
+                None => anyhow::anyhow!(reason),
+            },
+        )?;
     if choice.plane == PlaneKind::Userspace {
         policy::told_apart(config)?;
     }
     Ok(choice)
+}
+
+/// Why the kernel has no ESP, if its modules are blocked or missing.
+fn esp_modules() -> Option<(String, String)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    modules::why_no_esp(Path::new("/"), release.trim())
 }
 
 /// Puts the guards of a configuration in force without a daemon, and says how many they are. They stay as after the end
