@@ -5,6 +5,8 @@ pub mod config;
 pub mod control;
 pub mod diagnose;
 pub mod driver;
+pub mod export;
+pub mod import;
 pub mod observe;
 pub mod plane;
 pub mod shaping;

@@ -6,9 +6,11 @@ mod diagnose;
 mod doctor;
 mod events;
 mod explain;
+mod export;
 mod generate;
 mod guards;
 mod handover;
+mod import;
 mod output;
 mod plan;
 mod run;
@@ -43,6 +45,8 @@ pub const SOCKET: &str = "/run/cygnet/control.sock";
   cygnet plan; cygnet apply                what a changed file would do; do it
   cygnet status                            gateways and tunnels at a glance
   cygnet up a-b --timeout 10s              bring a tunnel up and wait for it
+  cygnet export-peer a-b --format swanctl  the configuration of a tunnel's other end
+  cygnet import /etc/ipsec.conf            a configuration from that of strongSwan or libreswan
   cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
 
 Exit codes: 0 done, 1 not healthy or failed, 64 usage, 69 daemon not reachable, 75 not done in time,
@@ -119,6 +123,10 @@ enum Verb {
     Release(guards::ReleaseArgs),
     /// Show what this host offers and what stands in the way
     Doctor(doctor::DoctorArgs),
+    /// Write the mirrored configuration of a tunnel for its other end
+    ExportPeer(export::ExportArgs),
+    /// Turn a swanctl.conf or ipsec.conf into a configuration
+    Import(import::ImportArgs),
     /// Make a strong pre-shared key
     Psk(generate::PskArgs),
     /// Write completions for a shell
@@ -228,6 +236,8 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Guard(args) => guards::guard(&args, g, out),
         Verb::Release(args) => guards::release(&args, g, out),
         Verb::Doctor(args) => doctor::doctor(&args, g, out),
+        Verb::ExportPeer(args) => export::export_peer(&args, out),
+        Verb::Import(args) => import::import(&args, out),
         Verb::Psk(args) => generate::psk(&args, out),
         Verb::Completions(args) => generate::completions(&args, Cli::command(), out),
         Verb::Schema => generate::schema(out),

@@ -13,6 +13,7 @@ use super::model::{
     Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress,
     PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
+use super::quota;
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
 
@@ -42,6 +43,7 @@ pub fn resolve(
     book.check_overlaps(&raw.tunnels.good, sink);
     book.check_anybody(&raw.tunnels.good, sink);
     book.warn_twins(&raw.tunnels.good, sink);
+    quota::check(&raw, sink);
     let auths: Vec<Option<Auth>> =
         raw.tunnels.good.iter().map(|t| t.auth.as_ref().and_then(&mut *read_auth)).collect();
     let identities: Vec<_> = raw.tunnels.good.iter().map(|t| (book.local_id(t), book.remote_id(t))).collect();
@@ -55,6 +57,7 @@ pub fn resolve(
         gateways: raw.gateways.good.into_iter().map(gateway).collect::<Option<_>>()?,
         customer_gateways: raw.customers.good.into_iter().map(customer).collect::<Option<_>>()?,
         tunnels: tunnels?,
+        quota: raw.quota,
     })
 }
 

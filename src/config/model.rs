@@ -12,6 +12,7 @@ use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
 pub use super::identity::{Identity, RemoteId};
+pub use super::quota::Quota;
 
 /// A whole configuration.
 #[derive(Clone, PartialEq, Debug)]
@@ -24,6 +25,8 @@ pub struct Config {
     pub customer_gateways: Vec<CustomerGateway>,
     /// Tunnels. Names are unique; `gateway` and `customer_gateway` exist.
     pub tunnels: Vec<Tunnel>,
+    /// How much of it there may be.
+    pub quota: Quota,
 }
 
 impl Config {

@@ -20,6 +20,7 @@ use super::model::{
     Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
     Retransmit, Start,
 };
+use super::quota::{self, Quota};
 use super::units;
 
 /// What was readable of a list.
@@ -46,6 +47,7 @@ pub struct RawConfig {
     pub gateways: Many<RawGateway>,
     pub customers: Many<RawCustomer>,
     pub tunnels: Many<RawTunnel>,
+    pub quota: Quota,
 }
 
 /// `gateways[]`.
@@ -166,6 +168,7 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
         gateways: many(&r, "gateways", "gateways", gateway),
         customers: many(&r, "customer_gateways", "customer gateways", customer),
         tunnels: many(&r, "tunnels", "tunnels", tunnel),
+        quota: r.get("quota").and_then(|i| quota::read(&i)).unwrap_or_default(),
     })
 }
 

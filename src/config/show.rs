@@ -2,9 +2,11 @@
 //! Keys never show; a key in the file itself is written as a note where it stands.
 
 use cygnet_model::tunnel::{Bypass, Source};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, Limit, PlaneChoice, Tunnel};
+use super::model::{
+    Auth, Config, DpdAction, Encap, GatewayAddress, Guards, Limit, PlaneChoice, Quota, Tunnel,
+};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
@@ -48,7 +50,13 @@ pub fn resolved(c: &Config) -> Value {
             "id": p.id.as_ref().map(ToString::to_string),
         }))).collect::<Vec<_>>(),
         "tunnels": c.tunnels.iter().map(tunnel).collect::<Vec<_>>(),
+        "quota": quota(&c.quota),
     })
+}
+
+fn quota(q: &Quota) -> Value {
+    let number = |limit: Option<usize>| limit.map_or_else(|| json!("unlimited"), |n| json!(n));
+    q.each().into_iter().map(|(key, limit)| (key.to_owned(), number(limit))).collect::<Map<_, _>>().into()
 }
 
 fn tunnel(t: &Tunnel) -> Value {

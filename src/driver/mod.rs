@@ -48,6 +48,7 @@ use cygnet_model::registry::Registry;
 use cygnet_model::{ChildId, Now, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -63,7 +64,7 @@ use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
 use crate::observe::http::Exporter;
 use crate::observe::passage::{Carried, Passage};
-use crate::observe::snapshot::QuotaUse;
+use crate::observe::snapshot::{QuotaStatus, QuotaUse};
 use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
@@ -115,6 +116,8 @@ struct Daemon {
     choice: Choice,
     endpoint: Endpoint,
     workers: Workers,
+    /// Datagrams wait behind the one that is handled.
+    others_wait: bool,
     plane: Plane,
     keeper: Keeper,
     /// What of an earlier life the protocol has not taken up yet.
@@ -144,6 +147,8 @@ struct Daemon {
     counters: Counters,
     /// What quotas count, by gateway.
     used: BTreeMap<String, QuotaUse>,
+    /// The same of the configuration as a whole, and how much there may be.
+    quotas: BTreeMap<String, QuotaStatus>,
     /// Who is refused the most.
     strangers: Strangers,
     /// The last negotiations.
@@ -154,6 +159,8 @@ struct Daemon {
     events: broadcast::Sender<Event>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
+    /// Tunnels whose state is to be noted when the input is done with.
+    in_change: BTreeSet<TunnelId>,
     rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
     passage: Passage,
@@ -345,6 +352,7 @@ impl Daemon {
             choice,
             endpoint,
             workers,
+            others_wait: true,
             plane,
             keeper,
             taken_up: Some(taken_up),
@@ -364,6 +372,7 @@ impl Daemon {
             exporter: None,
             counters: Counters::default(),
             used: BTreeMap::new(),
+            quotas: BTreeMap::new(),
             strangers: Strangers::default(),
             accounts: Accounts::default(),
             causes: Causes::default(),
@@ -371,6 +380,7 @@ impl Daemon {
             events,
             publisher,
             tunnels: BTreeMap::new(),
+            in_change: BTreeSet::new(),
             rates: BTreeMap::new(),
             waiters: Vec::new(),
             passage: Passage::default(),
@@ -432,6 +442,7 @@ impl Daemon {
         self.accounts.retain(|id| self.places.contains_key(&id));
         self.keep_no_tallies_of_others();
         self.used = publish::quota_use(&self.config);
+        self.quotas = publish::quotas(&self.config);
         self.look_for_addresses();
         self.shape();
         self.apply_policies();
@@ -482,12 +493,15 @@ impl Daemon {
         loop {
             let wait = self.next_timer();
             tokio::select! {
-                Some((flow, bytes)) = inputs.received.recv() => {
-                    self.input(Input::Datagram { flow, bytes: &bytes });
-                    for _ in 0..BATCH {
-                        let Ok((flow, bytes)) = inputs.received.try_recv() else { break };
+                Some(first) = inputs.received.recv() => {
+                    let (mut next, mut room) = (Some(first), BATCH);
+                    while let Some((flow, bytes)) = next {
+                        self.others_wait = !inputs.received.is_empty();
                         self.input(Input::Datagram { flow, bytes: &bytes });
+                        next = if room > 0 { inputs.received.try_recv().ok() } else { None };
+                        room = room.saturating_sub(1);
                     }
+                    self.others_wait = true;
                 }
                 Some((job, output)) = inputs.done.recv() => {
                     self.input(Input::Done(job, output));
@@ -738,7 +752,7 @@ fn occupy<T>(
 fn watched(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
     #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
-    AsyncFd::new(fd.try_clone_to_owned()?)
+    AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
 }
 
 /// Waits until a descriptor has something to read; for ever if there is none.

@@ -64,6 +64,10 @@ pub fn rfc3339(unix: u64) -> String {
 /// Text made fit for one line of a log or terminal: control and reordering characters are escaped, the length is cut.
 pub fn one_line(text: &str) -> String {
     const MAX: usize = 500;
+    // Most texts are ours, and fit as they are.
+    if text.len() <= MAX && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+        return text.to_owned();
+    }
     let mut out = String::new();
     for (n, c) in text.chars().enumerate() {
         if n == MAX {
