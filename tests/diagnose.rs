@@ -110,7 +110,7 @@ fn what_keeps_packets_from_passing_a_tunnel_that_is_up_is_named() {
     // Fresh keys, so that their counters tell of what comes now.
     let fresh = || {
         assert_eq!(pair.ask(0, &["rekey", "a-b"]).0, Some(0));
-        for _ in 0..2 {
+        for _ in 0..3 {
             pair.pings();
         }
     };

@@ -73,7 +73,12 @@ fn gateway(g: RawGateway) -> Option<Gateway> {
 }
 
 fn customer(c: RawCustomer) -> Option<CustomerGateway> {
-    Some(CustomerGateway { name: c.name?.value, address: c.address?.value, id: c.id.map(|i| i.value) })
+    Some(CustomerGateway {
+        name: c.name?.value,
+        address: c.address?.value,
+        id: c.id.map(|i| i.value),
+        preset: c.preset,
+    })
 }
 
 fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: RemoteId) -> Option<Tunnel> {
@@ -100,6 +105,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Remot
             networks: t.bypass.networks.into_iter().map(|n| n.value).collect(),
         },
         source: t.source,
+        preset: t.preset,
     })
 }
 
@@ -222,6 +228,7 @@ impl<'a> Book<'a> {
             self.check_rule(t, rule, sink);
         }
         check_children(t, sink);
+        check_preset(t, sink);
         check_bypass(t, sink);
     }
 
@@ -528,6 +535,18 @@ fn example<K>(a: &Pair<K>, b: &Pair<K>) -> String {
 fn wide(range: &IpRange) -> bool {
     let limit = if range.start().is_ipv4() { 8 } else { 7 };
     range.prefix_len().is_some_and(|len| 0 < len && len < limit)
+}
+
+/// Some products keep one pair of networks for each tunnel.
+fn check_preset(t: &RawTunnel, sink: &Sink) {
+    let pairs: usize = t.rules.good.iter().map(|r| r.remote.good.len()).sum();
+    if let (Some(preset), Some(second)) =
+        (t.in_effect.filter(|p| p.one_pair), t.rules.good.get(1).or(t.rules.good.first()))
+        && pairs > 1
+    {
+        let what = format!("{} carries one pair of networks in a tunnel, and these are {pairs}", preset.of);
+        sink.warning(&second.at, wrong(what, "write one rule with one remote network that holds them all"));
+    }
 }
 
 /// What is listed in `bypass` leaves in clear text: what it takes from the rules is told where it is all or nothing.

@@ -270,7 +270,7 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
         (Object::Daemon, _, "control_socket" | "state_dir" | "data_plane") => Restart,
         (Object::Daemon, _, "guards" | "metrics" | "console" | "quota") => InPlace,
         (Object::Gateway, _, "name" | "address" | "id" | "networks" | "bandwidth" | "limits") => InPlace,
-        (Object::CustomerGateway, _, "name" | "address" | "id") => InPlace,
+        (Object::CustomerGateway, _, "name" | "address" | "id" | "preset") => InPlace,
         (
             Object::Tunnel,
             "ike.dpd" | "ike.retransmit.first" | "ike.retransmit.max" | "ike.retransmit.tries",
@@ -284,7 +284,11 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
         (Object::Tunnel, _, "local_id" | "remote_id") => Restart,
         // Where they lead elsewhere, addresses and identities say so.
         (Object::Tunnel, _, "name" | "gateway" | "customer_gateway") => InPlace,
-        (Object::Tunnel, _, "start" | "auth" | "weight" | "allow_internet" | "bypass" | "source") => InPlace,
+        (
+            Object::Tunnel,
+            _,
+            "start" | "preset" | "auth" | "weight" | "allow_internet" | "bypass" | "source",
+        ) => InPlace,
         _ => return None,
     })
 }

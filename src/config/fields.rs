@@ -2,7 +2,7 @@
 //!
 //! The decoder refuses keys that are not here, and the JSON schema and the manual page are made from these tables.
 
-use super::quota;
+use super::{preset, quota};
 
 /// What a key takes, as far as a schema can say it. The decoder knows the rest.
 #[derive(Clone, Copy, Debug)]
@@ -246,6 +246,12 @@ pub static CUSTOMER: Section = Section {
             "the address",
             "The identity that the peer must prove; any: whatever it says, the key decides.",
         ),
+        may(
+            "preset",
+            Kind::Words(preset::NAMES),
+            "",
+            "What product it is: parameters of its tunnels that it takes.",
+        ),
     ],
 };
 
@@ -260,6 +266,12 @@ pub static TUNNEL: Section = Section {
         may("start", Kind::Words(STARTS), "active", "We initiate, we wait, or the first packet triggers it."),
         must("auth", Kind::Section(&AUTH), "How the two ends prove who they are."),
         must("spd", Kind::List(&Kind::Section(&RULE)), "SPD rules: what the tunnel protects."),
+        may(
+            "preset",
+            Kind::Words(preset::NAMES),
+            "the customer gateway's",
+            "Parameters of a product or a policy, in the place of the defaults below.",
+        ),
         may("ike", Kind::Section(&IKE), "", "Parameters of the IKE SA."),
         may("esp", Kind::Section(&ESP), "", "Parameters of the ESP SAs."),
         may("local_id", IDENTITY, "the gateway's id", "Our identity in this tunnel."),

@@ -19,6 +19,7 @@ pub mod lines;
 mod masks;
 pub mod model;
 pub mod node;
+pub mod preset;
 pub mod quota;
 mod raw;
 pub mod schema;

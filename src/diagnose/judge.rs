@@ -442,14 +442,14 @@ fn traffic(facts: &Facts, s: &TunnelStatus, out: &mut Vec<Found>) {
     let count =
         |of: fn(&crate::observe::snapshot::ChildStatus) -> u64| s.children.iter().map(of).sum::<u64>();
     let (sent, received) = (count(|c| c.packets_out), count(|c| c.packets_in));
-    if sent == 0 || received == 0 {
-        if let Some(chain) = filters(facts, Place::Forward).next() {
-            return out.push(Found::new(
+    if (sent == 0 || received == 0)
+        && let Some(chain) = filters(facts, Place::Forward).next()
+    {
+        return out.push(Found::new(
                 Cause::FirewallForward,
                 format!("{} drops what none of its rules accepts; {sent} packets have left by the tunnel and {received} have come", chain_words(chain)),
                 "accept packets between the tunnel's networks in that chain, both ways",
             ));
-        }
     }
     if let Some(seconds) = s.unanswered_s {
         out.push(Found::new(

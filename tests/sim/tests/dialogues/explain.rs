@@ -24,7 +24,7 @@ fn last(lab: &Lab, side: usize) -> &Account {
 }
 
 fn item(a: &Account, topic: Topic) -> &Item {
-    a.items.iter().find(|i| i.topic == topic).unwrap_or_else(|| panic!("no {topic:?} in {a:?}"))
+    a.items.iter().find(|i| i.topic == topic).expect("an item of that topic")
 }
 
 /// The topics that were refused.
