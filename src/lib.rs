@@ -12,3 +12,4 @@ pub mod plane;
 pub mod shaping;
 pub mod store;
 pub mod sys;
+pub mod traffic;

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use cygnet::config::lines::{Key, Place};
 use cygnet::control::client::Client;
+use cygnet::control::proto::LimitStatus;
 use cygnet::control::{Ask, ErrorKind, Request, Response, frame, server};
 use cygnet::observe::events::{Event, Kind};
 use cygnet::observe::explain::{Explanation, explain};
 use cygnet::observe::snapshot::{Role as PairRole, *};
-use cygnet::observe::top::{LoudPeer, TopPeers, TopTunnels, TunnelTotals};
+use cygnet::observe::top::{IpPeak, IpTotals, LoudPeer, TopPeers, TopTunnels, TunnelTotals};
 use cygnet_ike::account::{Account, Role};
 use cygnet_model::{Now, Timestamp};
 use proptest::prelude::*;
@@ -128,6 +129,7 @@ fn snapshot() -> Snapshot {
             rx_bps: 0,
             role: PairRole::Single,
             used: QuotaUse::default(),
+            limits: LimitCount { rates: 2, blocked: 1, by_command: 1 },
         }],
         tunnels: vec![up.into(), failed.into(), again.into(), partly().into()],
         ..Snapshot::default()
@@ -225,6 +227,61 @@ fn explanation(tunnel: &str) -> Explanation {
     explain(tunnel, if tunnel == "new" { &[] } else { &told }, at(275), &place)
 }
 
+/// A host that is downloading and has a limit, one that is blocked, and one that has long been quiet.
+fn ips(looks: u64) -> Vec<IpTotals> {
+    let quiet = IpTotals {
+        gateway: "vpc-a".into(),
+        ip: "10.1.0.7".parse().unwrap(),
+        bytes_in: 900_000,
+        packets_in: 900,
+        bytes_out: 0,
+        packets_out: 0,
+        dropped: 0,
+        minute_in: 0,
+        minute_out: 0,
+        day_in: 900_000,
+        day_out: 0,
+        limit: None,
+    };
+    let blocked = IpTotals {
+        ip: "fd01::9".parse().unwrap(),
+        bytes_in: 0,
+        dropped: 7 * looks,
+        limit: Some("block".into()),
+        ..quiet.clone()
+    };
+    let busy = IpTotals {
+        ip: "10.1.0.5".parse().unwrap(),
+        bytes_in: 250_000 * looks,
+        minute_in: 15_000_000,
+        limit: Some("2mbit".into()),
+        ..quiet.clone()
+    };
+    vec![quiet, blocked, busy]
+}
+
+fn peaks(since_s: u64) -> Vec<IpPeak> {
+    vec![IpPeak {
+        gateway: "vpc-a".into(),
+        ip: "10.1.0.5".parse().unwrap(),
+        bytes_in: 1_000_000 * since_s,
+        bytes_out: 0,
+        peak_bps: 95_000_000,
+        peak_at: "2026-01-01T03:17:00Z".into(),
+        limit: None,
+    }]
+}
+
+fn limits() -> Vec<LimitStatus> {
+    let status = |ip: &str, rate: &str, origin, dropped| LimitStatus {
+        ip: ip.parse().unwrap(),
+        rate: rate.into(),
+        origin,
+        dropped,
+    };
+    vec![status("10.1.0.5", "2mbit", Origin::Saved, 12), status("fd01::9", "block", Origin::Configuration, 0)]
+}
+
 async fn driver(mut asks: mpsc::Receiver<Ask>) {
     // Holding a reply open is how the driver lets a client wait.
     let mut waiting = Vec::new();
@@ -245,6 +302,9 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             }
             Request::Reset { .. } => Response::error(ErrorKind::Failed, "no matching\u{1b}[2J proposal"),
             Request::Bandwidth { bps, .. } => Response::done(format!("{bps:?}")),
+            Request::Limit { limits, save, .. } => Response::done(format!("{limits:?} {save}")),
+            Request::Limits { .. } => Response::Limits { limits: limits() },
+            Request::TopPeaks { since_s, .. } => Response::TopPeaks { peaks: peaks(since_s) },
             Request::Handover {} => Response::done("the tunnels are left to the next daemon"),
             Request::Logs { .. } => {
                 Response::Events { events: vec![Event::new(0, Kind::TunnelUp, "up").tunnel("a-b")] }
@@ -271,7 +331,11 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
                 let idle = TunnelTotals { tunnel: "a-c".into(), ..busy.clone() };
                 let idle = TunnelTotals { bytes_out: 5_000_000, packets_out: 9, ..idle };
                 Response::TopTunnels {
-                    top: TopTunnels { at_ns: looks * 1_000_000_000, tunnels: vec![idle, busy] },
+                    top: TopTunnels {
+                        at_ns: looks * 1_000_000_000,
+                        tunnels: vec![idle, busy],
+                        ips: ips(looks),
+                    },
                 }
             }
             Request::TopPeers {} => {

@@ -13,7 +13,7 @@ use cygnet::observe::catalogue::{self, Type};
 use cygnet::observe::counters::{Cookies, Counters, Histogram, RekeyKind, Tally, XFRM_STATISTICS};
 use cygnet::observe::prometheus::{Format, render};
 use cygnet::observe::snapshot::*;
-use cygnet::observe::{Published, Subscriber, channel, http};
+use cygnet::observe::{Published, Subscriber, TrafficPage, channel, http};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, Spi, Timestamp, TunnelId};
@@ -91,6 +91,7 @@ fn published(tunnels: usize) -> Published {
         rx_bps: 0,
         role: Role::Single,
         used: QuotaUse { tunnels: 1, customer_gateways: 1, rules: 2, remotes: 9 },
+        limits: LimitCount::default(),
     };
     let snapshot = Snapshot {
         data_plane: "kernel".into(),
@@ -112,7 +113,13 @@ fn published(tunnels: usize) -> Published {
         tunnels: names.iter().map(|name| tunnel(name).into()).collect(),
         ..Snapshot::default()
     };
-    Published { snapshot, counters }
+    let gateway = std::sync::Arc::<str>::from("vpc-a");
+    let ip = |text: &str| text.parse().unwrap();
+    let traffic = TrafficPage {
+        bytes: vec![(gateway.clone(), ip("10.1.0.5"), 1_234), (gateway.clone(), ip("fd01::9"), 5)],
+        limits: vec![(gateway.clone(), ip("10.1.0.5"), 10_000_000), (gateway, ip("fd01::9"), 0)],
+    };
+    Published { snapshot, counters, traffic: traffic.into() }
 }
 
 #[test]

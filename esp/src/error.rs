@@ -37,6 +37,10 @@ pub enum DropReason {
     /// No more sequence numbers are reserved for this life of the daemon; see
     /// [`cygnet_model::plane::DataPlane::reserve`].
     Reserve,
+    /// The limit of the inner address lets no more pass at this moment.
+    IpRate,
+    /// The inner address is blocked.
+    IpBlock,
     /// The packet does not fit the buffer or the path.
     TooBig,
     /// The socket refused it (the network is unreachable, say).
@@ -49,7 +53,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Truncated,
         Self::UnknownSpi,
         Self::Replay,
@@ -65,6 +69,8 @@ impl DropReason {
         Self::Limit,
         Self::Sequence,
         Self::Reserve,
+        Self::IpRate,
+        Self::IpBlock,
         Self::TooBig,
         Self::Socket,
         Self::SocketFull,
@@ -89,6 +95,8 @@ impl DropReason {
             Self::Limit => "limit",
             Self::Sequence => "sequence",
             Self::Reserve => "reserve",
+            Self::IpRate => "ip_rate",
+            Self::IpBlock => "ip_block",
             Self::TooBig => "too_big",
             Self::Socket => "socket",
             Self::SocketFull => "socket_full",

@@ -11,6 +11,7 @@ mod generate;
 mod guards;
 mod handover;
 mod import;
+mod limit;
 mod output;
 mod plan;
 mod run;
@@ -48,6 +49,7 @@ pub const SOCKET: &str = "/run/cygnet/control.sock";
   cygnet export-peer a-b --format swanctl  the configuration of a tunnel's other end
   cygnet import /etc/ipsec.conf            a configuration from that of strongSwan or libreswan
   cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
+  cygnet limit vpc-a 10.1.0.5 10mbit       cap one of its inner addresses
 
 Exit codes: 0 done, 1 not healthy or failed, 64 usage, 69 daemon not reachable, 75 not done in time,
 77 permission, 78 configuration."
@@ -105,6 +107,8 @@ enum Verb {
     Reset(tunnel::TunnelArgs),
     /// Change a gateway's bandwidth, effective at once
     Bandwidth(tunnel::BandwidthArgs),
+    /// Limit inner addresses of a gateway, effective at once, or show the limits
+    Limit(limit::LimitArgs),
     /// Show who uses the gateways the most, or which strangers knock the loudest
     Top(top::TopArgs),
     /// Follow what happens
@@ -227,6 +231,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Rekey(args) => tunnel::rekey(args, g, out),
         Verb::Reset(args) => tunnel::reset(args, g, out),
         Verb::Bandwidth(args) => tunnel::bandwidth(args, g, out),
+        Verb::Limit(args) => limit::limit(&args, g, out),
         Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),

@@ -54,6 +54,15 @@ fn level(g: &GatewayStatus) -> String {
     }
 }
 
+/// How many inner addresses are limited.
+fn limited(g: &GatewayStatus) -> String {
+    let l = &g.limits;
+    let parts = [(l.rates, "to a rate"), (l.blocked, "blocked"), (l.by_command, "by command")];
+    let words: Vec<String> =
+        parts.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
+    format!("{}; see: cygnet limit {}", words.join(", "), safe(&g.name))
+}
+
 fn plain(text: impl Into<String>) -> (Tone, String) {
     (Tone::Plain, safe(&text.into()))
 }
@@ -121,6 +130,9 @@ fn overview(s: &Snapshot, verbose: u8, out: &mut Out) -> std::io::Result<()> {
     }
     let rows: Vec<_> = s.gateways.iter().map(gateway).collect();
     out.table(&["GATEWAY", "ADDRESS", "BANDWIDTH", "OUT", "IN"], &rows)?;
+    for g in s.gateways.iter().filter(|g| !g.limits.is_none()) {
+        out.line(&format!("\n{}: inner addresses limited: {}", safe(&g.name), limited(g)))?;
+    }
     out.line("")?;
     let tunnel = |t: &Arc<TunnelStatus>| {
         let sum = |f: fn(&ChildStatus) -> u64| bytes(t.children.iter().map(f).fold(0, u64::saturating_add));

@@ -1,4 +1,5 @@
-//! `cygnet top`: who uses a gateway the most, and which strangers knock the loudest.
+//! `cygnet top`: which tunnels and inner addresses use a gateway the most, now or at their busiest, and which strangers
+//! knock the loudest.
 
 use std::time::Duration;
 
@@ -8,20 +9,24 @@ use serde_json::json;
 use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Failure, Global, Outcome, ask, duration, exit, unexpected};
 use crate::control::{Request, Response};
-use crate::observe::top::{self, LoudPeer, TopPeers, TopTunnels, TunnelRate};
+use crate::observe::top::{self, IpPeak, IpRate, LoudPeer, TopPeers, TopTunnels, TunnelRate};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  cygnet top                    tunnels by what they carry in a second
+  cygnet top                    tunnels and inner addresses by what they carry in a second
   cygnet top vpc-a --span 10s   of one gateway, over ten seconds
+  cygnet top vpc-a --since 8h   when inner addresses were at their busiest, by the minute
   cygnet top --peers            whose datagrams were refused the most")]
 pub struct TopArgs {
-    /// Only tunnels of this gateway
+    /// Only tunnels and inner addresses of this gateway
     #[arg(conflicts_with = "peers")]
     gateway: Option<String>,
     /// Strangers whose datagrams were refused, instead of tunnels
     #[arg(long)]
     peers: bool,
+    /// Inner addresses at their busiest minute, this far back, a day at most
+    #[arg(long, value_name = "DURATION", value_parser = duration, conflicts_with_all = ["peers", "span"])]
+    since: Option<Duration>,
     /// How long to look
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration, conflicts_with = "peers")]
     span: Duration,
@@ -41,6 +46,11 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
         let Response::TopPeers { top } = ask(g, &Request::TopPeers {})? else { return Err(unexpected()) };
         return peers(&top, args, out);
     }
+    if let Some(since) = args.since {
+        let request = Request::TopPeaks { gateway: args.gateway.clone(), since_s: since.as_secs() };
+        let Response::TopPeaks { peaks } = ask(g, &request)? else { return Err(unexpected()) };
+        return busiest(&peaks, args, out);
+    }
     if args.span.is_zero() || args.span > LONGEST {
         return Err(Failure::new(exit::USAGE, "--span is a time up to an hour", "cygnet top --span 10s"));
     }
@@ -48,10 +58,11 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     std::thread::sleep(args.span);
     let now = look(args, g)?;
     let rates = top::rates(&before, &now);
-    let shown = rates.get(..args.count.min(rates.len())).unwrap_or_default();
+    let shown = first(&rates, args);
+    let ips = top::ip_rates(&before, &now);
     if args.json {
         let seconds = now.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
-        out.json(&json!({ "version": 1, "span_s": seconds, "tunnels": shown }))?;
+        out.json(&json!({ "version": 1, "span_s": seconds, "tunnels": shown, "ips": first(&ips, args) }))?;
         return Ok(0);
     }
     let plain = |text: String| (Tone::Plain, text);
@@ -73,6 +84,69 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     if rates.len() > shown.len() {
         out.line(&format!("and {} more", rates.len() - shown.len()))?;
     }
+    if !ips.is_empty() {
+        addresses(&ips, args, out)?;
+    }
+    Ok(0)
+}
+
+/// As many as shall be shown.
+fn first<'a, T>(all: &'a [T], args: &TopArgs) -> &'a [T] {
+    all.get(..args.count.min(all.len())).unwrap_or_default()
+}
+
+fn addresses(ips: &[IpRate], args: &TopArgs, out: &mut Out) -> std::io::Result<()> {
+    let plain = |text: String| (Tone::Plain, text);
+    let row = |ip: &IpRate| {
+        let t = &ip.totals;
+        vec![
+            plain(t.ip.to_string()),
+            plain(safe(&t.gateway)),
+            plain(rate(ip.tx_bps)),
+            plain(rate(ip.rx_bps)),
+            plain(bytes(t.minute_out.saturating_add(t.minute_in))),
+            plain(bytes(t.day_out)),
+            plain(bytes(t.day_in)),
+            plain(ip.dropped_pps.to_string()),
+            plain(t.limit.as_deref().map_or_else(|| "-".to_owned(), safe)),
+        ]
+    };
+    let shown = first(ips, args);
+    let rows: Vec<_> = shown.iter().map(row).collect();
+    let head =
+        ["ADDRESS", "GATEWAY", "OUT", "IN", "LAST MINUTE", "OUT IN A DAY", "IN IN A DAY", "DROPS/S", "LIMIT"];
+    out.line("")?;
+    out.table(&head, &rows)?;
+    if ips.len() > shown.len() {
+        out.line(&format!("and {} more", ips.len() - shown.len()))?;
+    }
+    Ok(())
+}
+
+fn busiest(peaks: &[IpPeak], args: &TopArgs, out: &mut Out) -> Outcome {
+    let shown = first(peaks, args);
+    if args.json {
+        out.json(&json!({ "version": 1, "peaks": shown }))?;
+        return Ok(0);
+    }
+    if shown.is_empty() {
+        out.line("no inner address carried anything in that time")?;
+        return Ok(0);
+    }
+    let plain = |text: String| (Tone::Plain, text);
+    let row = |p: &IpPeak| {
+        vec![
+            plain(p.ip.to_string()),
+            plain(safe(&p.gateway)),
+            plain(rate(p.peak_bps)),
+            plain(safe(&p.peak_at)),
+            plain(bytes(p.bytes_out)),
+            plain(bytes(p.bytes_in)),
+            plain(p.limit.as_deref().map_or_else(|| "-".to_owned(), safe)),
+        ]
+    };
+    let rows: Vec<_> = shown.iter().map(row).collect();
+    out.table(&["ADDRESS", "GATEWAY", "BUSIEST MINUTE", "AT", "OUT", "IN", "LIMIT"], &rows)?;
     Ok(0)
 }
 
@@ -84,7 +158,7 @@ fn look(args: &TopArgs, g: &Global) -> Result<TopTunnels, Failure> {
 }
 
 fn peers(top: &TopPeers, args: &TopArgs, out: &mut Out) -> Outcome {
-    let shown = top.peers.get(..args.count.min(top.peers.len())).unwrap_or_default();
+    let shown = first(&top.peers, args);
     if args.json {
         out.json(&json!({ "version": 1, "window_s": top.window_s, "peers": shown }))?;
         return Ok(0);

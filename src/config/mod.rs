@@ -15,6 +15,7 @@ pub mod error;
 pub mod fields;
 pub mod here;
 pub mod identity;
+pub mod limit;
 pub mod lines;
 mod masks;
 pub mod model;

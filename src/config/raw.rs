@@ -292,10 +292,6 @@ fn gateway(item: &Item<'_>) -> Option<RawGateway> {
         let rate = l.get("rate").and_then(|i| i.parse("a rate, block or unlimited", limit));
         Some((ip?, rate?.value))
     });
-    if let Some(i) = r.get("limits").filter(|_| !limits.good.is_empty()) {
-        let fix = "bandwidth caps the gateway as a whole";
-        i.warning(wrong("this version does not enforce limits of single addresses", fix));
-    }
     Some(RawGateway {
         name: name(&r),
         addresses,
@@ -317,12 +313,9 @@ fn gateway_address(item: &Item<'_>) -> Option<Spanned<GatewayAddress>> {
 
 fn limit(text: &str) -> Result<Limit, Wrong> {
     match text {
-        "block" | "0" => Ok(Limit::Block),
-        "unlimited" | "-1" => Ok(Limit::Unlimited),
-        _ => units::rate(text).map(Limit::Rate).map_err(|w| {
-            let fix = format!("{}, block or unlimited", w.fix);
-            Wrong { fix, ..w }
-        }),
+        "0" => Ok(Limit::Block),
+        "-1" => Ok(Limit::Unlimited),
+        _ => super::limit::parse(text),
     }
 }
 

@@ -4,9 +4,8 @@
 use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
-use super::model::{
-    Auth, Config, DpdAction, Encap, GatewayAddress, Guards, Limit, PlaneChoice, Quota, Tunnel,
-};
+use super::limit::show_limit;
+use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
@@ -38,11 +37,7 @@ pub fn resolved(c: &Config) -> Value {
             "id": g.id.as_ref().map(ToString::to_string),
             "networks": g.networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "bandwidth": g.bandwidth.map_or("unlimited".into(), show_rate),
-            "limits": g.limits.iter().map(|l| json!({ "ip": l.ip, "rate": match l.limit {
-                Limit::Rate(bps) => show_rate(bps),
-                Limit::Block => "block".into(),
-                Limit::Unlimited => "unlimited".into(),
-            }})).collect::<Vec<_>>(),
+            "limits": g.limits.iter().map(|l| json!({ "ip": l.ip, "rate": show_limit(l.limit) })).collect::<Vec<_>>(),
         }))).collect::<Vec<_>>(),
         "customer_gateways": c.customer_gateways.iter().map(|p| without_null(json!({
             "name": p.name,

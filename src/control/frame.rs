@@ -5,8 +5,8 @@ use std::io;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// No request needs more.
-pub const MAX_REQUEST: usize = 64 * 1024;
+/// Ten thousand limits at once; nothing else needs a part of it.
+pub const MAX_REQUEST: usize = 1024 * 1024;
 /// The status of tens of thousands of tunnels.
 pub const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 

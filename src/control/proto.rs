@@ -1,13 +1,15 @@
 //! What can be asked over the control socket, and what is answered.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::diff::Plan;
 use crate::diagnose::facts::DaemonFacts;
 use crate::observe::events::Event;
 use crate::observe::explain::Explanation;
-use crate::observe::snapshot::{Finding, Snapshot};
-use crate::observe::top::{TopPeers, TopTunnels};
+use crate::observe::snapshot::{Finding, Origin, Snapshot};
+use crate::observe::top::{IpPeak, TopPeers, TopTunnels};
 
 /// A question to the daemon.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -59,6 +61,20 @@ pub enum Request {
         /// Whether to keep it over a restart.
         save: bool,
     },
+    /// Changes limits of inner addresses, effective at once: all of them, or none.
+    Limit {
+        /// The gateway.
+        gateway: String,
+        /// The addresses with their limits.
+        limits: Vec<LimitAsk>,
+        /// Whether to keep them over a restart.
+        save: bool,
+    },
+    /// The limits of a gateway. Answered by [`Response::Limits`].
+    Limits {
+        /// The gateway.
+        gateway: String,
+    },
     /// The difference between what runs and a file. Answered by [`Response::Plan`].
     Plan {
         /// The file, absolute; null: the one that the daemon was started with. Only root may name one.
@@ -82,6 +98,14 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gateway: Option<String>,
     },
+    /// When inner addresses were at their busiest. Answered by [`Response::TopPeaks`].
+    TopPeaks {
+        /// Only those of this gateway.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gateway: Option<String>,
+        /// How far to look back, a day at most.
+        since_s: u64,
+    },
     /// Strangers whose datagrams were refused. Answered by [`Response::TopPeers`].
     TopPeers {},
     /// The last negotiations of a tunnel. Answered by [`Response::Explained`].
@@ -104,6 +128,29 @@ pub enum Request {
     Events {},
 }
 
+/// The limit that an inner address shall have.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct LimitAsk {
+    /// The address.
+    pub ip: IpAddr,
+    /// A rate as the configuration writes it, `block` or `unlimited`.
+    pub rate: String,
+}
+
+/// The limit that an inner address has.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LimitStatus {
+    /// The address.
+    pub ip: IpAddr,
+    /// A rate as the configuration writes it, `block` or `unlimited`.
+    pub rate: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Packets that it dropped, as far back as is known.
+    pub dropped: u64,
+}
+
 /// How long a client waits for a configuration to be read and applied.
 const CONFIGURATION_S: u64 = 120;
 
@@ -119,6 +166,9 @@ impl Request {
             Self::Plan { .. } | Self::Apply { .. } => Some(CONFIGURATION_S),
             Self::Status { .. }
             | Self::Bandwidth { .. }
+            | Self::Limit { .. }
+            | Self::Limits { .. }
+            | Self::TopPeaks { .. }
             | Self::Logs { .. }
             | Self::TopTunnels { .. }
             | Self::TopPeers {}
@@ -166,6 +216,16 @@ pub enum Response {
     TopTunnels {
         /// What they carried.
         top: TopTunnels,
+    },
+    /// To `top --since`.
+    TopPeaks {
+        /// The busiest, busiest first.
+        peaks: Vec<IpPeak>,
+    },
+    /// To `limit` without an address.
+    Limits {
+        /// In the order of their addresses.
+        limits: Vec<LimitStatus>,
     },
     /// To `top --peers`.
     TopPeers {

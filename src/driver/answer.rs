@@ -71,6 +71,15 @@ impl Daemon {
                 self.publish();
                 response
             }
+            Request::Limit { gateway, limits, save } => {
+                let response = self.change_limits(&gateway, &limits, save);
+                self.publish_soon();
+                response
+            }
+            Request::Limits { gateway } => match self.list_limits(&gateway) {
+                Some(limits) => Response::Limits { limits },
+                None => unknown("gateway", &gateway),
+            },
             Request::Plan { file } => match self.plan(file.as_deref().map(Path::new)) {
                 Ok(plan) => Response::Plan { plan: Box::new(plan), applied: false },
                 Err(refused) => refused.into(),
@@ -90,6 +99,10 @@ impl Daemon {
             Request::TopTunnels { gateway } => match gateway {
                 Some(name) if self.config.gateway(&name).is_none() => unknown("gateway", &name),
                 gateway => Response::TopTunnels { top: self.top_tunnels(gateway.as_deref()) },
+            },
+            Request::TopPeaks { gateway, since_s } => match gateway {
+                Some(name) if self.config.gateway(&name).is_none() => unknown("gateway", &name),
+                gateway => Response::TopPeaks { peaks: self.top_peaks(gateway.as_deref(), since_s) },
             },
             Request::TopPeers {} => Response::TopPeers { top: self.top_peers() },
             Request::Explain { tunnel } => match self.explain(&tunnel) {
@@ -252,7 +265,7 @@ impl Daemon {
         self.keep_levels();
         if save {
             if let Err(e) = saved::keep(&self.config, gateway, bps) {
-                return unsaved(&self.config, &message, &e);
+                return unsaved(&self.config, &message, &e, "bandwidth");
             }
             self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Saved });
             self.keep_levels();
@@ -311,6 +324,12 @@ impl Daemon {
             detail: format!("a restart of the daemon would begin all tunnels anew: {why}"),
             fix: "make room there, and let the daemon write; it tries again by itself".to_owned(),
         }));
+        findings.extend(self.limits_trouble().map(|detail| Finding {
+            name: "limits".to_owned(),
+            verdict: Verdict::Error,
+            detail,
+            fix: "set data_plane: userspace, or cap the gateway as a whole with bandwidth".to_owned(),
+        }));
         let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
         findings.extend(lost.map(|(gateway, _)| Finding {
             name: "address".to_owned(),
@@ -352,8 +371,8 @@ fn partly_up(name: &str, view: &TunnelView) -> Response {
     }
 }
 
-/// The answer where a level is in force and could not be saved.
-fn unsaved(config: &Config, message: &str, error: &std::io::Error) -> Response {
+/// The answer where something is in force and could not be saved; `key` is where the configuration says the same.
+pub(super) fn unsaved(config: &Config, message: &str, error: &std::io::Error, key: &str) -> Response {
     let dir = config.daemon.state_dir.display();
     Response::Error {
         kind: ErrorKind::Failed,
@@ -362,14 +381,14 @@ fn unsaved(config: &Config, message: &str, error: &std::io::Error) -> Response {
         ),
         hint: match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                format!("make room in {dir} and say it again, or set bandwidth in the configuration")
+                format!("make room in {dir} and say it again, or set {key} in the configuration")
             }
-            _ => format!("make {dir} writable for the daemon, or set bandwidth in the configuration"),
+            _ => format!("make {dir} writable for the daemon, or set {key} in the configuration"),
         },
     }
 }
 
-fn unknown(what: &str, name: &str) -> Response {
+pub(super) fn unknown(what: &str, name: &str) -> Response {
     let message = format!("there is no {what} \"{}\"", crate::observe::one_line(name));
     Response::Error { kind: ErrorKind::NotFound, message, hint: "cygnet status lists them".to_owned() }
 }

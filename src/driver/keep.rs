@@ -9,6 +9,7 @@
 //! SA uses only numbers that are noted as used. `docs/decisions/0120-what-the-next-life-knows.md` says why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use cygnet_ike::Action;
@@ -23,7 +24,7 @@ use crate::config::model::Config;
 use crate::observe::counters::Tally;
 use crate::observe::events::Kind;
 use crate::observe::snapshot::Origin;
-use crate::store::kept::{self, Kept, KeptLevel, KeptLevels, KeptSa};
+use crate::store::kept::{self, Kept, KeptLevel, KeptLevels, KeptLimit, KeptSa};
 use crate::store::record::{Key, Record};
 use crate::store::{self, Contents, Host, Place, Refused, Store};
 
@@ -51,6 +52,8 @@ pub(super) struct TakenUp {
     pub renew: bool,
     /// Bandwidth levels that were set by command.
     pub levels: KeptLevels,
+    /// Limits of inner addresses that were set by command.
+    pub limits: Vec<KeptLimit>,
     /// What tunnels had counted.
     pub tallies: BTreeMap<TunnelId, Tally>,
 }
@@ -129,9 +132,9 @@ impl Keeper {
     }
 
     fn take_up(&mut self, kept: Kept, plane: &mut Plane) -> TakenUp {
-        let Kept { ike, sas, handed_over, levels, tallies, .. } = kept;
+        let Kept { ike, sas, handed_over, levels, limits, tallies, .. } = kept;
         let renew = self.plane == PlaneKind::Userspace && !handed_over && !sas.is_empty();
-        let mut taken = TakenUp { ike, renew, levels, tallies, ..TakenUp::default() };
+        let mut taken = TakenUp { ike, renew, levels, limits, tallies, ..TakenUp::default() };
         let mut lost = Vec::new();
         for KeptSa { spec, used, .. } in sas {
             match plane.port().restore(&spec, &used) {
@@ -201,7 +204,7 @@ fn usable(past: store::Past, numbered: bool, plane: PlaneKind) -> Contents {
     if past.plane != plane {
         // The other plane does not know which sequence numbers were used.
         let before = contents.len();
-        contents.retain(|key, _| matches!(key, Key::Ike(_) | Key::Levels | Key::Tally(_)));
+        contents.retain(|key, _| matches!(key, Key::Ike(_) | Key::Levels | Key::Limit(_) | Key::Tally(_)));
         if contents.len() < before {
             tracing::warn!(
                 "ESP SAs of an earlier life of the daemon are not taken up: it had data plane {}",
@@ -323,6 +326,22 @@ impl Daemon {
         });
         let record = kept::levels(&kept.collect());
         self.keeper.note(vec![record]);
+    }
+
+    /// Notes limits of a gateway's addresses that were set by command: what was set, and what the configuration says;
+    /// `None`: nothing any more.
+    pub(super) fn keep_limits(
+        &mut self,
+        gateway: &str,
+        limits: Vec<(IpAddr, Option<(String, Option<String>)>)>,
+    ) {
+        let record = |(ip, value): (IpAddr, Option<(String, Option<String>)>)| match value {
+            Some((set, configured)) => {
+                kept::limit(&KeptLimit { gateway: gateway.to_owned(), ip, set, configured })
+            }
+            None => kept::no_limit(gateway, ip),
+        };
+        self.keeper.note(limits.into_iter().map(record).collect());
     }
 
     /// Notes that an SA was not installed after all.

@@ -20,6 +20,7 @@ mod explain;
 mod host;
 mod jobs;
 mod keep;
+mod limits;
 mod logging;
 mod passage;
 mod perform;
@@ -38,6 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -70,12 +72,14 @@ use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::{modules, residue};
 use crate::shaping::apply::{Shaper, ShapingError};
+use crate::traffic;
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
 use self::explain::Written;
 use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
+use self::limits::Limits;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
@@ -136,6 +140,10 @@ struct Daemon {
     unresolved: BTreeSet<String>,
     shaper: Option<Shaper>,
     bandwidth: BTreeMap<String, Level>,
+    limits: Limits,
+    /// What inner addresses carried.
+    traffic: traffic::history::History,
+    traffic_page: Arc<observe::TrafficPage>,
     resolved: Resolved,
     /// Numbers of tunnels and children.
     registry: Registry,
@@ -308,6 +316,11 @@ impl Daemon {
                 let _ = from_plane.try_send((Flow { local, remote, natt: true }, bytes.to_vec()));
             }),
         )?;
+        // SAs of an earlier life carry packets as soon as they are taken up, and not beyond the limits.
+        let limits = Limits::begin(&config);
+        if let Some(traffic) = plane.traffic() {
+            traffic.publish(limits.rules(&config, &registry, traffic.rules()));
+        }
         let numbered = kept != Registry::default();
         let (foreign, (keeper, taken_up)) = match occupy(&mut plane, &config, &registry, natt, |plane| {
             Keeper::begin(&config, numbered, plane)
@@ -365,6 +378,9 @@ impl Daemon {
             unresolved: BTreeSet::new(),
             shaper: None,
             bandwidth: BTreeMap::new(),
+            limits,
+            traffic: traffic::history::History::default(),
+            traffic_page: Arc::default(),
             resolved: Resolved::new(),
             registry,
             places: BTreeMap::new(),
@@ -401,6 +417,7 @@ impl Daemon {
             config,
         };
         daemon.set_levels();
+        daemon.set_limits();
         daemon.configure();
         // What nobody has taken up by now has nobody.
         if let Err(e) = daemon.plane.sweep() {
@@ -441,6 +458,7 @@ impl Daemon {
         }
         self.accounts.retain(|id| self.places.contains_key(&id));
         self.keep_no_tallies_of_others();
+        self.follow_traffic();
         self.used = publish::quota_use(&self.config);
         self.quotas = publish::quotas(&self.config);
         self.look_for_addresses();

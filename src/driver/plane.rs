@@ -18,6 +18,7 @@ use crate::plane::near;
 use crate::plane::source::{self, Wish};
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
+use crate::traffic::meter::Traffic;
 
 /// One of the two planes, and the wall.
 pub struct Plane {
@@ -152,6 +153,14 @@ impl Plane {
         match &self.esp {
             Esp::Kernel(_) => Vec::new(),
             Esp::User(p) => p.drops().collect(),
+        }
+    }
+
+    /// Counts and limits of inner addresses; `None` where there are none, with the kernel's plane.
+    pub fn traffic(&self) -> Option<&Traffic> {
+        match &self.esp {
+            Esp::Kernel(_) => None,
+            Esp::User(p) => Some(p.traffic()),
         }
     }
 

@@ -99,7 +99,8 @@ impl Daemon {
         let snapshot = self.snapshot();
         // A next life never begins below what was shown.
         self.keep_tallies();
-        let published = Published { snapshot, counters: self.counters.clone() };
+        let published =
+            Published { snapshot, counters: self.counters.clone(), traffic: Arc::clone(&self.traffic_page) };
         self.publisher.send_replace(Arc::new(published));
         let took = began.elapsed().saturating_mul(PUBLISH_PART).min(PUBLISH_DELAY);
         self.pages.free_at = Some(began + took);
@@ -165,6 +166,7 @@ impl Daemon {
                     rx_bps: rates.map_or(0, |r| r.rx_bps),
                     role: crate::observe::snapshot::Role::Single,
                     used: self.used.get(&g.name).copied().unwrap_or_default(),
+                    limits: self.limits.count(&g.name),
                 }
             })
             .collect();

@@ -79,6 +79,7 @@ impl Daemon {
             config::load(path).map_err(|errors| Refused::BadConfig(lines(&errors.problems)))?;
         let mut plan = diff::plan(&self.config, &config);
         plan.notes.extend(self.level_notes(&config));
+        plan.notes.extend(self.limit_notes(&config));
         for line in lines(&warnings) {
             tracing::debug!("{line}");
         }
@@ -292,6 +293,7 @@ impl Daemon {
     fn commit(&mut self, new: Config, registry: Registry, before: &[GuardSpec], guards: &[GuardSpec]) {
         saved::keep_registry(&self.config, &self.registry, &registry);
         self.follow_levels(&new);
+        self.follow_limits(&new);
         self.resolver.follow(names(&new), &self.answers);
         self.unresolved.retain(|name| self.resolver.asks_for(name));
         self.resolved.retain(|name, _| self.resolver.asks_for(name));

@@ -1,6 +1,8 @@
 //! Reads what data planes, kernel and traffic control have counted, and tells the protocol what follows from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use cygnet_ike::Input;
 use cygnet_model::plane::{PlaneKind, SaCounters};
@@ -9,6 +11,14 @@ use cygnet_model::{Timestamp, TunnelId};
 
 use super::publish::TunnelMemory;
 use super::{Daemon, clock};
+use crate::config::model::Limit;
+use crate::observe::TrafficPage;
+use crate::traffic::GatewayNo;
+
+/// Inner addresses of a gateway that monitoring sees.
+const TOP: usize = 20;
+/// Limits of a gateway that monitoring sees, besides.
+const FIRST_LIMITS: usize = 100;
 
 /// A gateway's octets at the last sample, and what follows from the one before.
 #[derive(Default)]
@@ -63,6 +73,7 @@ impl Daemon {
         self.sample_shaping();
         self.sample_rates(now.mono);
         self.sample_drops(now.mono);
+        self.sample_traffic();
         // Ages and what is left of lifetimes are other ones for each tunnel.
         self.pages.begin_anew();
         self.publish();
@@ -79,6 +90,49 @@ impl Daemon {
                 self.counters.sample(name, sa, counters);
             }
         }
+    }
+
+    /// Takes what inner addresses carried since the last time.
+    pub(super) fn collect_traffic(&mut self) {
+        let Some(traffic) = self.plane.traffic() else { return };
+        let now = clock::now().mono;
+        for counted in traffic.take() {
+            self.traffic.note(now, counted);
+        }
+    }
+
+    /// Makes the page of inner addresses that monitoring sees.
+    fn sample_traffic(&mut self) {
+        self.collect_traffic();
+        let names: HashMap<GatewayNo, Arc<str>> =
+            self.limits.names().into_iter().map(|(no, name)| (no, Arc::from(name))).collect();
+        let mut page = TrafficPage::default();
+        for seen in self.traffic.of_the_day(names.len(), TOP) {
+            if let Some(gateway) = names.get(&seen.who.gateway) {
+                page.bytes.push((Arc::clone(gateway), seen.who.ip, seen.total.bytes()));
+            }
+        }
+        page.bytes.sort();
+        for (no, gateway) in &names {
+            let shown = page.bytes.iter().filter(|(of, _, _)| of == gateway).map(|(_, ip, _)| *ip);
+            let first = self.limits.of(gateway).map(|(ip, _)| *ip).take(FIRST_LIMITS);
+            let shown: BTreeSet<IpAddr> = shown.chain(first).collect();
+            for ip in shown {
+                let bps = match self.limits.get(gateway, &ip).map(|set| set.limit) {
+                    Some(Limit::Rate(bps)) => bps,
+                    Some(Limit::Block) => 0,
+                    Some(Limit::Unlimited) | None => continue,
+                };
+                page.limits.push((Arc::clone(gateway), ip, bps));
+            }
+            let dropped = self.traffic.dropped(*no);
+            if dropped > 0 || !self.limits.count(gateway).is_none() {
+                let class = (gateway.to_string(), "ip".to_owned());
+                self.counters.qos_drops.entry(class).or_default().read(dropped);
+            }
+        }
+        page.limits.sort();
+        self.traffic_page = Arc::new(page);
     }
 
     fn sample_drops(&mut self, now: Timestamp) {

@@ -1,15 +1,18 @@
 //! What outlives a restart, in the state directory: `bandwidth.json`, one object from the name of a gateway to bits per
-//! second or null, and `registry.json`, the numbers of tunnels and children.
+//! second or null, `limits.json`, by gateway one object from inner addresses to their limits, and `registry.json`, the
+//! numbers of tunnels and children.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use cygnet_model::registry::Registry;
 use serde::{Deserialize, Serialize};
 
-use crate::config::model::Config;
+use crate::config::limit;
+use crate::config::model::{Config, Limit};
 
 /// Levels by gateway; `None`: unlimited.
 pub type Levels = BTreeMap<String, Option<u64>>;
@@ -58,6 +61,52 @@ pub(super) fn forget(config: &Config, gateway: &str) -> io::Result<()> {
         Some(_) => replace(config, &path(config), &show(&saved)?),
         None => Ok(()),
     }
+}
+
+/// Limits by gateway and address.
+pub type Limits = BTreeMap<String, BTreeMap<IpAddr, Limit>>;
+
+/// Reads the content of a file of limits. Entries that are none are left out.
+pub fn parse_limits(content: &[u8]) -> Result<Limits, serde_json::Error> {
+    let kept: BTreeMap<String, BTreeMap<IpAddr, String>> = serde_json::from_slice(content)?;
+    let of = |of: BTreeMap<IpAddr, String>| {
+        of.into_iter().filter_map(|(ip, text)| Some((ip, limit::parse(&text).ok()?))).collect()
+    };
+    Ok(kept.into_iter().map(|(gateway, limits)| (gateway, of(limits))).collect())
+}
+
+/// The content that [`parse_limits`] reads.
+pub fn show_limits(limits: &Limits) -> Result<String, serde_json::Error> {
+    let of = |of: &BTreeMap<IpAddr, Limit>| -> BTreeMap<IpAddr, String> {
+        of.iter().map(|(ip, limit)| (*ip, limit::show_limit(*limit))).collect()
+    };
+    let kept: BTreeMap<&String, _> = limits.iter().map(|(gateway, limits)| (gateway, of(limits))).collect();
+    serde_json::to_string_pretty(&kept)
+}
+
+fn limits_path(config: &Config) -> PathBuf {
+    config.daemon.state_dir.join("limits.json")
+}
+
+/// Limits that were set with `--save`, of the gateways that there are.
+pub(super) fn limits(config: &Config) -> Limits {
+    let path = limits_path(config);
+    let content = match fs::read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Limits::new(),
+        read => read,
+    };
+    match content.and_then(|content| Ok(parse_limits(&content)?)) {
+        Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
+        Err(e) => {
+            tracing::warn!(file = %path.display(), error = %e, "saved limits are not readable");
+            Limits::new()
+        }
+    }
+}
+
+/// Keeps limits over restarts, instead of those that were kept.
+pub(super) fn keep_limits(config: &Config, limits: &Limits) -> io::Result<()> {
+    replace(config, &limits_path(config), &show_limits(limits)?)
 }
 
 /// Writes a file of the state directory: beside and renamed, so that it is always whole.

@@ -1,15 +1,23 @@
 //! Answers who uses the gateways the most, and whose datagrams were refused.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::{Daemon, clock};
+use crate::config::limit::show_limit;
 use crate::config::model::PeerAddress;
-use crate::observe::top::{LoudPeer, TopPeers, TopTunnels, TunnelTotals};
+use crate::observe::rfc3339;
+use crate::observe::top::{IpPeak, IpTotals, LoudPeer, TopPeers, TopTunnels, TunnelTotals};
+use crate::traffic::history::{Peak, Seen};
+
+/// Inner addresses that are told of at once.
+const IPS: usize = 1000;
 
 impl Daemon {
     /// What tunnels have carried by now: all of them, or those of one gateway.
     pub(super) fn top_tunnels(&mut self, gateway: Option<&str>) -> TopTunnels {
         self.count_now();
+        self.collect_traffic();
         let tunnels = self.config.tunnels.iter().filter(|t| gateway.is_none_or(|name| t.gateway == name));
         let totals = |name: &str| self.counters.tunnels.get(name).map(|c| c.totals()).unwrap_or_default();
         TopTunnels {
@@ -27,7 +35,60 @@ impl Daemon {
                     }
                 })
                 .collect(),
+            ips: self.top_ips(gateway),
         }
+    }
+
+    /// Inner addresses that are busy: all of them, or those of one gateway.
+    fn top_ips(&self, gateway: Option<&str>) -> Vec<IpTotals> {
+        let only = gateway.map(|name| self.limits.no(name));
+        let names = self.limits.names();
+        let busy = self.traffic.busy(|no| only.is_none_or(|only| only == Some(no)), IPS);
+        let totals = |s: Seen| {
+            let gateway = *names.get(&s.who.gateway)?;
+            Some(IpTotals {
+                gateway: gateway.to_owned(),
+                ip: s.who.ip,
+                bytes_in: s.total.bytes_in,
+                packets_in: s.total.packets_in,
+                bytes_out: s.total.bytes_out,
+                packets_out: s.total.packets_out,
+                dropped: s.total.dropped,
+                minute_in: s.minute.0,
+                minute_out: s.minute.1,
+                day_in: s.day.0,
+                day_out: s.day.1,
+                limit: self.limit_shown(gateway, &s.who.ip),
+            })
+        };
+        busy.into_iter().filter_map(totals).collect()
+    }
+
+    fn limit_shown(&self, gateway: &str, ip: &IpAddr) -> Option<String> {
+        self.limits.get(gateway, ip).map(|set| show_limit(set.limit))
+    }
+
+    /// When inner addresses were at their busiest.
+    pub(super) fn top_peaks(&mut self, gateway: Option<&str>, since_s: u64) -> Vec<IpPeak> {
+        self.collect_traffic();
+        let now = clock::now();
+        let only = gateway.map(|name| self.limits.no(name));
+        let names = self.limits.names();
+        let since = now.mono - Duration::from_secs(since_s.min(24 * 3600));
+        let peaks = self.traffic.peaks(|no| only.is_none_or(|only| only == Some(no)), since, IPS);
+        let shown = |p: Peak| {
+            let gateway = *names.get(&p.who.gateway)?;
+            Some(IpPeak {
+                gateway: gateway.to_owned(),
+                ip: p.who.ip,
+                bytes_in: p.bytes.0,
+                bytes_out: p.bytes.1,
+                peak_bps: p.most.saturating_mul(8) / 60,
+                peak_at: rfc3339(now.unix.saturating_sub(now.mono.since(p.at).as_secs())),
+                limit: self.limit_shown(gateway, &p.who.ip),
+            })
+        };
+        peaks.into_iter().filter_map(shown).collect()
     }
 
     /// Strangers whose datagrams were refused, the loudest first.

@@ -102,6 +102,10 @@ families! {
         "What the gateway sends, as a part of its cap.";
     QOS_DROPS = Counter "cygnet_qos_drops" ["gateway", "class"]
         "Packets that traffic control dropped.";
+    IP_BYTES = Counter "cygnet_ip_bytes" ["gateway", "ip"]
+        "Octets that an inner address sent and received through tunnels; the 20 addresses of each gateway that carried the most in a day.";
+    IP_LIMIT = Gauge "cygnet_ip_limit_bits_per_second" ["gateway", "ip"]
+        "Limit of an inner address in each direction; 0: blocked. Of each gateway the addresses that have cygnet_ip_bytes_total, and the first 100.";
     HA_ROLE = Gauge "cygnet_ha_role" ["gateway"]
         "Role in a pair of hosts: 0 single, 1 active, 2 standby.";
     QUOTA_USED = Gauge "cygnet_quota_used" ["gateway", "kind"]

@@ -19,6 +19,7 @@ pub mod strangers;
 pub mod top;
 pub mod tunnel_counters;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use counters::Counters;
@@ -32,6 +33,17 @@ pub struct Published {
     pub snapshot: Snapshot,
     /// Everything that only grows.
     pub counters: Counters,
+    /// Inner addresses.
+    pub traffic: Arc<TrafficPage>,
+}
+
+/// The inner addresses that carry the most, and the limits of some: as many as a monitoring system can bear.
+#[derive(Clone, Debug, Default)]
+pub struct TrafficPage {
+    /// Octets of both directions, by gateway and address.
+    pub bytes: Vec<(Arc<str>, IpAddr, u64)>,
+    /// Limits in bits per second; 0: blocked.
+    pub limits: Vec<(Arc<str>, IpAddr, u64)>,
 }
 
 /// The driver's end: `send` replaces what readers see.

@@ -170,6 +170,14 @@ fn gateways(w: &mut Writer, p: &Published) {
     for ((gateway, class), count) in &p.counters.qos_drops {
         w.sample(&[gateway, class], count.total);
     }
+    w.family(&family::IP_BYTES);
+    for (gateway, ip, bytes) in &p.traffic.bytes {
+        w.sample(&[gateway, &ip.to_string()], *bytes);
+    }
+    w.family(&family::IP_LIMIT);
+    for (gateway, ip, bps) in &p.traffic.limits {
+        w.sample(&[gateway, &ip.to_string()], *bps);
+    }
     w.family(&family::HA_ROLE);
     for g in gateways {
         let role = match g.role {

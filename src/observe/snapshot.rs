@@ -120,6 +120,27 @@ pub struct GatewayStatus {
     /// What quotas count.
     #[serde(default)]
     pub used: QuotaUse,
+    /// Limits of inner addresses in force.
+    #[serde(default, skip_serializing_if = "LimitCount::is_none")]
+    pub limits: LimitCount,
+}
+
+/// How many inner addresses of a gateway are limited.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct LimitCount {
+    /// To a rate.
+    pub rates: usize,
+    /// To nothing.
+    pub blocked: usize,
+    /// Of both, those that were set by command, saved or not.
+    pub by_command: usize,
+}
+
+impl LimitCount {
+    /// Whether there are none.
+    pub const fn is_none(&self) -> bool {
+        self.rates == 0 && self.blocked == 0
+    }
 }
 
 /// How much there is of something, where there is the most of it.

@@ -1,6 +1,7 @@
 //! Who uses a gateway the most: its tunnels by what they carry, and strangers by what of theirs was refused.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,59 @@ pub struct TopTunnels {
     pub at_ns: u64,
     /// In the order of the file.
     pub tunnels: Vec<TunnelTotals>,
+    /// Inner addresses that carried something lately, or were kept from it; the busiest ones if they are very many.
+    #[serde(default)]
+    pub ips: Vec<IpTotals>,
+}
+
+/// What an inner address has carried.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct IpTotals {
+    /// Its gateway.
+    pub gateway: String,
+    /// The address.
+    pub ip: IpAddr,
+    /// Octets of packets to it, since it is known.
+    pub bytes_in: u64,
+    /// Packets to it.
+    pub packets_in: u64,
+    /// Octets of packets from it.
+    pub bytes_out: u64,
+    /// Packets from it.
+    pub packets_out: u64,
+    /// Packets of either direction that its limit dropped.
+    pub dropped: u64,
+    /// Octets to it in the last full minute.
+    pub minute_in: u64,
+    /// Octets from it in the last full minute.
+    pub minute_out: u64,
+    /// Octets to it in the last day.
+    pub day_in: u64,
+    /// Octets from it in the last day.
+    pub day_out: u64,
+    /// Its limit, as the configuration would write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+}
+
+/// An inner address at its busiest.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct IpPeak {
+    /// Its gateway.
+    pub gateway: String,
+    /// The address.
+    pub ip: IpAddr,
+    /// Octets to it in the minutes in which it was among the busiest.
+    pub bytes_in: u64,
+    /// Octets from it.
+    pub bytes_out: u64,
+    /// Mean bits a second, both directions, in its busiest minute.
+    pub peak_bps: u64,
+    /// When that minute began, RFC 3339.
+    pub peak_at: String,
+    /// Its limit, as the configuration would write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
 }
 
 /// What a tunnel has carried, over all generations of its keys.
@@ -73,14 +127,52 @@ pub struct TunnelRate {
     pub tx_pps: u64,
 }
 
-/// What tunnels carried between two moments, the busiest first.
-pub fn rates(before: &TopTunnels, now: &TopTunnels) -> Vec<TunnelRate> {
+/// What an inner address carries in a second.
+#[derive(Clone, PartialEq, Serialize, Debug)]
+pub struct IpRate {
+    /// What it has carried.
+    #[serde(flatten)]
+    pub totals: IpTotals,
+    /// Bits a second to it.
+    pub rx_bps: u64,
+    /// Bits a second from it.
+    pub tx_bps: u64,
+    /// Packets a second that its limit drops.
+    pub dropped_pps: u64,
+}
+
+/// How to make rates of totals of two moments.
+fn per_second(before: &TopTunnels, now: &TopTunnels) -> impl Fn(u64, u64, u128) -> u64 + use<> {
     let span = u128::from(now.at_ns.saturating_sub(before.at_ns)).max(1);
-    let earlier: BTreeMap<&str, &TunnelTotals> = before.tunnels.iter().map(|t| (&*t.tunnel, t)).collect();
-    let rate = |now: u64, before: u64, of: u128| {
+    move |now, before, of| {
         let more = u128::from(now.saturating_sub(before));
         u64::try_from(more * of * 1_000_000_000 / span).unwrap_or(u64::MAX)
-    };
+    }
+}
+
+/// What inner addresses carried between two moments, the busiest first.
+pub fn ip_rates(before: &TopTunnels, now: &TopTunnels) -> Vec<IpRate> {
+    let rate = per_second(before, now);
+    let earlier: BTreeMap<(&str, IpAddr), &IpTotals> =
+        before.ips.iter().map(|ip| ((&*ip.gateway, ip.ip), ip)).collect();
+    let mut all: Vec<IpRate> = (now.ips.iter())
+        // One that was not there had carried nothing.
+        .map(|ip| (ip, earlier.get(&(&*ip.gateway, ip.ip))))
+        .map(|(ip, e)| IpRate {
+            totals: ip.clone(),
+            rx_bps: rate(ip.bytes_in, e.map_or(0, |e| e.bytes_in), 8),
+            tx_bps: rate(ip.bytes_out, e.map_or(0, |e| e.bytes_out), 8),
+            dropped_pps: rate(ip.dropped, e.map_or(0, |e| e.dropped), 1),
+        })
+        .collect();
+    all.sort_by_key(|ip| std::cmp::Reverse((u128::from(ip.rx_bps) + u128::from(ip.tx_bps), ip.dropped_pps)));
+    all
+}
+
+/// What tunnels carried between two moments, the busiest first.
+pub fn rates(before: &TopTunnels, now: &TopTunnels) -> Vec<TunnelRate> {
+    let rate = per_second(before, now);
+    let earlier: BTreeMap<&str, &TunnelTotals> = before.tunnels.iter().map(|t| (&*t.tunnel, t)).collect();
     let mut all: Vec<TunnelRate> = (now.tunnels.iter())
         // One that was not there has no rate yet.
         .map(|t| (t, earlier.get(&*t.tunnel).copied().unwrap_or(t)))
@@ -107,7 +199,7 @@ mod tests {
             packets_out: n / 100,
             ..TunnelTotals::default()
         };
-        TopTunnels { at_ns: ns, tunnels: octets.iter().map(tunnel).collect() }
+        TopTunnels { at_ns: ns, tunnels: octets.iter().map(tunnel).collect(), ips: Vec::new() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! counted since.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use cygnet_ike::saved::{Change, Saved, SavedError, parse_sa, show_sa};
 use cygnet_model::plane::SaCounters;
@@ -38,6 +38,20 @@ pub struct KeptLevel {
 /// Levels by gateway.
 pub type KeptLevels = BTreeMap<String, KeptLevel>;
 
+/// The limit of an inner address that was set by command.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct KeptLimit {
+    /// The gateway.
+    pub gateway: String,
+    /// The address.
+    pub ip: IpAddr,
+    /// As the configuration would write it.
+    pub set: String,
+    /// What the configuration said of the address then, if anything. When it says something else, that counts.
+    pub configured: Option<String>,
+}
+
 /// All that an earlier life left.
 #[derive(Default)]
 pub struct Kept {
@@ -47,6 +61,8 @@ pub struct Kept {
     pub sas: Vec<KeptSa>,
     /// Bandwidth levels that were set by command.
     pub levels: KeptLevels,
+    /// Limits that were set by command.
+    pub limits: Vec<KeptLimit>,
     /// What its tunnels had counted.
     pub tallies: BTreeMap<TunnelId, Tally>,
     /// It ended by handing over, and what its SAs had counted is exact.
@@ -66,6 +82,9 @@ impl Kept {
                 Key::HandedOver => kept.handed_over = true,
                 // One that cannot be read is not missed by any tunnel.
                 Key::Levels => kept.levels = serde_json::from_slice(value.expose()).unwrap_or_default(),
+                Key::Limit(_) => {
+                    kept.limits.extend(serde_json::from_slice(value.expose()).ok() as Option<KeptLimit>)
+                }
                 Key::Ike(spi) => match Saved::parse(value.expose()) {
                     Ok(saved) => kept.ike.push(saved),
                     Err(e) => kept.damaged.push((*spi, e)),
@@ -145,6 +164,29 @@ pub fn levels(levels: &KeptLevels) -> Record {
         Ok(text) if !levels.is_empty() => Record::Put(Key::Levels, SecretBytes::new(text)),
         _ => Record::Delete(Key::Levels),
     }
+}
+
+/// A limit was set by command.
+pub fn limit(limit: &KeptLimit) -> Record {
+    let key = limit_key(&limit.gateway, limit.ip);
+    match serde_json::to_vec(limit) {
+        Ok(text) => Record::Put(key, SecretBytes::new(text)),
+        Err(_) => Record::Delete(key),
+    }
+}
+
+/// No limit of the address was set by command.
+pub fn no_limit(gateway: &str, ip: IpAddr) -> Record {
+    Record::Delete(limit_key(gateway, ip))
+}
+
+/// FNV-1a, which is the same in the next version. The value tells which gateway and address it is of.
+fn limit_key(gateway: &str, ip: IpAddr) -> Key {
+    let text = format!("{gateway} {ip}");
+    let number = text.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, octet| {
+        (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01B3)
+    });
+    Key::Limit(number)
 }
 
 /// What a tunnel has counted.

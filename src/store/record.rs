@@ -31,6 +31,8 @@ pub enum Key {
     Path(SaId),
     /// What a tunnel has counted, as it was last shown.
     Tally(TunnelId),
+    /// A limit that was set by command, by a number made of its gateway and address.
+    Limit(u64),
 }
 
 /// One change.
@@ -56,6 +58,7 @@ impl Key {
             Self::Path(_) => 4,
             Self::Levels => 5,
             Self::Tally(_) => 6,
+            Self::Limit(_) => 7,
         }
     }
 
@@ -63,6 +66,7 @@ impl Key {
         match self {
             Self::HandedOver | Self::Levels => {}
             Self::Ike(spi) => out.extend_from_slice(&spi.to_be_bytes()),
+            Self::Limit(number) => out.extend_from_slice(&number.to_be_bytes()),
             Self::Tally(tunnel) => out.extend_from_slice(&tunnel.0.to_be_bytes()),
             Self::Sa(sa) | Self::Count(sa) | Self::Path(sa) => {
                 write_sa(sa, out);
@@ -79,6 +83,7 @@ impl Key {
             4 => Self::Path(read_sa(from)?),
             5 => Self::Levels,
             6 => Self::Tally(TunnelId(u32::from_be_bytes(take(from)?))),
+            7 => Self::Limit(u64::from_be_bytes(take(from)?)),
             _ => return None,
         })
     }

@@ -13,6 +13,7 @@ use cygnet_esp::{DropReason, Limit, ecn};
 use cygnet_model::ChildId;
 use cygnet_model::plane::{Acquire, PlaneEvent};
 use cygnet_model::selector::{Packet, PacketEnd};
+use cygnet_model::tunnel::Direction;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -21,6 +22,7 @@ use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Outgoing, Sender};
 use crate::sys::tun::Tun;
+use crate::traffic::meter::Meter;
 
 /// Which eventfd wakes this thread.
 pub(super) const WAKE: usize = 0;
@@ -35,6 +37,7 @@ const SEND_PATIENCE: Duration = Duration::from_millis(2);
 pub(super) struct Egress {
     shared: Arc<Shared>,
     batch: Batch,
+    meter: Meter,
     sender: Sender,
     outgoing: Vec<Outgoing>,
     /// When each child was last asked for.
@@ -43,9 +46,11 @@ pub(super) struct Egress {
 
 impl Egress {
     pub fn new(shared: Arc<Shared>, gso: bool) -> Self {
+        let meter = Meter::new(Arc::clone(&shared.traffic), Direction::Out);
         Self {
             shared,
             batch: Batch::new(gso),
+            meter,
             sender: Sender::default(),
             outgoing: Vec::new(),
             asked: BTreeMap::new(),
@@ -70,7 +75,7 @@ impl Egress {
                     // Anything but "empty" (the device is down) passes too, or a new wake-up tells of the end.
                     Err(_) => break true,
                 }
-                if self.batch.is_full() {
+                if self.batch.is_full() || self.meter.is_full() {
                     break false;
                 }
             };
@@ -113,14 +118,23 @@ impl Egress {
         let superpacket = Superpacket::new(&vnet, packet, &inner).ok_or(DropReason::Malformed)?;
         let layout = sa.sa().layout();
         let tos = ecn::outer(inner.tos);
+        let mut flow = self.meter.flow(sa.sa().id().child.tunnel, inner.src);
         for i in 0..superpacket.count() {
             let len = superpacket.segment_len(i);
+            // What comes behind it may be shorter, and pass.
+            if let Some(Err(reason)) = flow.as_mut().map(|flow| flow.admit(len)) {
+                self.shared.drops.count(reason, 1);
+                continue;
+            }
             let head = layout.head_len();
             let limit = self.batch.push(layout.sealed_len(len), path, tos, |out| {
                 let place = out.get_mut(head..head + len).ok_or(DropReason::TooBig)?;
                 superpacket.write(i, place).ok_or(DropReason::Malformed)?;
                 sa.seal(out, len)
             })?;
+            if let Some(flow) = &mut flow {
+                flow.carried(len);
+            }
             if let Some(limit) = limit {
                 let hard = limit == Limit::Hard;
                 self.shared.events.push(PlaneEvent::Expired { sa: sa.sa().id(), hard });
@@ -145,6 +159,7 @@ impl Egress {
 
     /// Sends the batch: runs of trains that leave by the same socket go in one call.
     fn flush(&mut self) {
+        self.meter.flush();
         if self.batch.is_empty() {
             return;
         }

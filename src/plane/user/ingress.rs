@@ -14,7 +14,7 @@ use cygnet_esp::natt::{self, Carried};
 use cygnet_esp::replay::Age;
 use cygnet_esp::{DropReason, Limit, packet};
 use cygnet_model::plane::PlaneEvent;
-use cygnet_model::tunnel::SaId;
+use cygnet_model::tunnel::{Direction, SaId};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::early::Early;
@@ -22,6 +22,7 @@ use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Received, Receiver};
 use crate::sys::tun::TunOffload;
+use crate::traffic::meter::Meter;
 
 /// Which eventfd wakes this thread.
 pub(super) const WAKE: usize = 1;
@@ -51,6 +52,7 @@ pub(super) struct Ingress {
 struct Opener {
     shared: Arc<Shared>,
     coalescer: Coalescer,
+    meter: Meter,
     /// When each SA's peer was last said to have moved.
     moved: BTreeMap<SaId, Instant>,
 }
@@ -62,13 +64,14 @@ impl Ingress {
             TunOffload::Tcp => Joins::Tcp,
             TunOffload::TcpUdp => Joins::TcpUdp,
         };
+        let meter = Meter::new(Arc::clone(&shared.traffic), Direction::In);
         Self {
             receiver: Receiver::new(SLOTS, SLOT_LEN),
             received: Vec::with_capacity(SLOTS),
             slots: FEWEST_SLOTS,
             early: Early::default(),
             early_seen: None,
-            opener: Opener { shared, coalescer: Coalescer::new(joins), moved: BTreeMap::new() },
+            opener: Opener { shared, coalescer: Coalescer::new(joins), meter, moved: BTreeMap::new() },
         }
     }
 
@@ -241,6 +244,10 @@ impl Opener {
             self.shared.events.push(PlaneEvent::Expired { sa: inbound.sa.id(), hard });
         }
         let opened = authentic.content?;
+        if let Some(mut flow) = self.meter.flow(inbound.sa.id().child.tunnel, opened.header.dst) {
+            flow.admit(opened.range.len())?;
+            flow.carried(opened.range.len());
+        }
         let inner = range.start + opened.range.start..range.start + opened.range.end;
         self.coalescer.push(arena, inner, &opened.header);
         Ok(())
@@ -258,6 +265,7 @@ impl Opener {
 
     /// Writes what was opened in an arena to the device.
     fn flush(&mut self, arena: &mut [u8]) {
+        self.meter.flush();
         if self.coalescer.is_empty() {
             return;
         }

@@ -64,6 +64,7 @@ pub use self::shared::IkeSink;
 use self::shared::{Drops, Events, Shared};
 use self::socket::EspSocket;
 use crate::sys::tun::{Tun, TunOffload};
+use crate::traffic::meter::Traffic;
 
 /// How the plane is set up.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -127,6 +128,7 @@ impl UserPlane {
             sockets: ArcSwap::from_pointee(Vec::new()),
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
+            traffic: Arc::default(),
             ike_sink,
             early: AtomicBool::new(false),
             wake: [
@@ -263,6 +265,11 @@ impl UserPlane {
     /// Packets dropped since the start, by reason.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
         self.shared.drops.all()
+    }
+
+    /// Counts and limits of inner addresses.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
     }
 
     /// What the kernel does for us.

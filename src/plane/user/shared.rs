@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::socket::EspSocket;
 use crate::sys::tun::Tun;
+use crate::traffic::meter::Traffic;
 
 /// Receives IKE messages that came in on the sockets of the plane: our address, the peer's, and the message without
 /// its non-ESP marker. It is called on the plane's thread and must be quick.
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub sockets: ArcSwap<Vec<Arc<EspSocket>>>,
     pub events: Events,
     pub drops: Drops,
+    /// Counts and limits of inner addresses.
+    pub traffic: Arc<Traffic>,
     pub ike_sink: IkeSink,
     /// Packets wait for their inbound SAs: the ingress thread wants to know about new ones.
     pub early: AtomicBool,

@@ -1,0 +1,88 @@
+//! A rate in one atomic number: the generic cell rate algorithm (ITU-T I.371), which is a token bucket that remembers the
+//! time at which it will be full again instead of a level and a time.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// How long a burst at the rate may be: enough for TCP's bursts on the paths that tunnels have.
+const BURST_NS: u64 = 100_000_000;
+/// A burst of so many octets is always possible, or the lowest rates would pass nothing at all.
+const LEAST_BURST: u64 = 6_000;
+
+/// When the bucket will be full, in nanoseconds of the caller's clock.
+#[derive(Default, Debug)]
+pub struct Bucket(AtomicU64);
+
+impl Bucket {
+    /// Whether so many octets may pass now at a rate in bits per second. If so, they have.
+    pub fn take(&self, bps: u64, bytes: u64, now_ns: u64) -> bool {
+        let cost = time_of(bytes, bps);
+        let burst = BURST_NS.max(time_of(LEAST_BURST, bps));
+        let after = |full: u64| {
+            let full = full.max(now_ns).saturating_add(cost);
+            (full - now_ns <= burst).then_some(full)
+        };
+        self.0.try_update(Relaxed, Relaxed, after).is_ok()
+    }
+
+    /// One that is as full as this one, for another rate.
+    pub fn go_on(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Relaxed)))
+    }
+}
+
+/// How long so many octets take at a rate, in nanoseconds.
+const fn time_of(bytes: u64, bps: u64) -> u64 {
+    let bits = bytes.saturating_mul(8_000_000_000);
+    match bits.checked_div(bps) {
+        Some(ns) => ns,
+        None => u64::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Octets that pass in ten seconds of somebody who sends twice the rate in packets of `bytes`.
+    fn passed(bps: u64, bytes: u64) -> u64 {
+        let bucket = Bucket::default();
+        let gap = time_of(bytes, 2 * bps).max(1);
+        let mut sum = 0;
+        let mut now = 77;
+        while now < 10_000_000_000 {
+            sum += if bucket.take(bps, bytes, now) { bytes } else { 0 };
+            now += gap;
+        }
+        sum
+    }
+
+    #[test]
+    fn a_rate_is_kept_from_slow_to_fast() {
+        for bps in [64_000, 1_000_000, 10_000_000, 1_000_000_000] {
+            for bytes in [64, 1_400] {
+                let rate = passed(bps, bytes) * 8 / 10;
+                let burst = (BURST_NS / 1_000_000 * bps / 1000).max(8 * LEAST_BURST) / 10;
+                let off = rate.abs_diff(bps);
+                assert!(off <= burst + bps / 50, "{bps} with {bytes}: {rate}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_slowest_rate_passes_a_packet_now_and_then() {
+        let bucket = Bucket::default();
+        let second = |s: u64| s * 1_000_000_000;
+        assert!((0..4).all(|_| bucket.take(1_000, 1_500, second(0))));
+        assert!(!bucket.take(1_000, 1_500, second(11)));
+        assert!(bucket.take(1_000, 1_500, second(12)));
+    }
+
+    #[test]
+    fn waiting_saves_no_more_than_a_burst() {
+        let bucket = Bucket::default();
+        let hour = 3_600_000_000_000;
+        let at_once = (0..100_000).filter(|_| bucket.take(8_000_000, 1_000, hour)).count();
+        assert_eq!(at_once, 100, "100 ms at 1 MB/s");
+        assert!(!bucket.go_on().take(80_000_000, 10_000_000, hour), "a new rate is no new burst");
+    }
+}
