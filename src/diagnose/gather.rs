@@ -148,8 +148,14 @@ fn tunnels(known: Vec<Known>, host: &mut HostFacts) -> Vec<TunnelFacts> {
     let is_up = |t: &TunnelFacts| t.known.status.as_ref().is_some_and(|s| s.state.is_up());
     let down = |t: &TunnelFacts| t.known.status.as_ref().is_some_and(|s| s.state == TunnelState::Down);
     let reachable = |t: &&mut TunnelFacts| matches!(t.outer, Some(Way::Out { .. }));
+    // Whoever refuses was reached.
+    let refused = |t: &TunnelFacts| {
+        let last = t.known.explanation.as_ref().and_then(|e| e.negotiations.first());
+        last.is_some_and(|n| n.outcome == "refused")
+    };
+    let wanted = |t: &&mut TunnelFacts| is_up(t) || !(down(t) || refused(t));
     std::thread::scope(|scope| {
-        for t in out.iter_mut().filter(reachable).filter(|t| !down(t)).take(PROBED) {
+        for t in out.iter_mut().filter(reachable).filter(wanted).take(PROBED) {
             let Some(peer) = t.known.peers.first().copied() else { continue };
             let own = t.known.own.iter().find(|own| own.is_ipv4() == peer.is_ipv4()).copied();
             let mtu = match t.outer {

@@ -105,11 +105,6 @@ fn tunnel(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
             return;
         }
         let before = out.len();
-        let heard = t
-            .known
-            .explanation
-            .as_ref()
-            .is_some_and(|e| e.negotiations.iter().any(|n| n.outcome != "unanswered"));
         if let Some(e) = &t.known.explanation {
             out.extend(negotiation::judge(e, false));
         }
@@ -119,7 +114,7 @@ fn tunnel(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
         }
         // Whoever refuses was reached.
         if out.len() == before {
-            reach(facts, t, state, heard, out);
+            reach(facts, t, state, out);
         }
         if out.len() == before {
             waiting(t, status, facts.named, out);
@@ -234,8 +229,8 @@ fn is_template(name: &str) -> bool {
         .contains(&name)
 }
 
-/// What the probes say. `heard`: the peer has said something before.
-fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, heard: bool, out: &mut Vec<Found>) {
+/// What the probes say.
+fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, out: &mut Vec<Found>) {
     let Some(peer) = t.known.peers.first() else { return };
     let Some(Probed { ike, natt }) = &t.probed else { return };
     let router = |r: &Option<IpAddr>| r.map_or_else(|| "this host".to_owned(), |r| r.to_string());
@@ -280,7 +275,7 @@ fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, heard: bool
             "have the peer configure a tunnel to this gateway's address, as the peer sees it".to_owned(),
         ),
         // A responder that is never asked may have a filter before it, which nothing else tells.
-        (Echo::Silence, _) if state == Some(TunnelState::Waiting) && !heard && filters(facts, Place::Input).next().is_some() => {
+        (Echo::Silence, _) if state == Some(TunnelState::Waiting) && filters(facts, Place::Input).next().is_some() => {
             let chain = filters(facts, Place::Input).next().map(chain_words).unwrap_or_default();
             one(
                 Cause::FirewallInput,
@@ -288,7 +283,7 @@ fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, heard: bool
                 format!("accept UDP 500 and 4500, and ESP, from {peer} in the input chain"),
             )
         }
-        (Echo::Silence, _) if !heard => one(
+        (Echo::Silence, _) => one(
             Cause::PeerSilent,
             format!("nothing comes back from {peer}, neither from UDP 500 nor from 4500"),
             "check that the peer's gateway is on, its address, and that filters let UDP 500 and 4500 pass both ways".to_owned(),
@@ -371,7 +366,7 @@ fn forwarding(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
         _ => None,
     };
     match inner.to_remote {
-        Way::Nowhere(_) if !here => out.push(Found::new(
+        Way::Nowhere(_) if !here && forwards != Some(false) => out.push(Found::new(
             Cause::NoInnerRoute,
             format!("this host has no route from {local} to {remote}"),
             format!(

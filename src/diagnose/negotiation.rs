@@ -8,7 +8,9 @@ pub(super) fn judge(e: &Explanation, up: bool) -> Vec<Found> {
     let succeeded = e.negotiations.iter().position(|n| n.outcome == "agreed").unwrap_or(usize::MAX);
     // What came before the last success has been overcome.
     let fresh = e.negotiations.iter().enumerate().take_while(|(at, _)| *at < succeeded);
-    let refused = fresh.map(|(_, n)| n).filter(|n| n.outcome == "refused" && (n.authenticated || !up));
+    // Of a tunnel that is up and whole what was refused once matters no more, but for new keys.
+    let counts = |n: &&Negotiation| !up || (n.authenticated && n.exchange.starts_with("rekey"));
+    let refused = fresh.map(|(_, n)| n).filter(|n| n.outcome == "refused").filter(counts);
     let mut all: Vec<Found> = refused.take(1).flat_map(causes).collect();
     let ahead =
         |n: &Negotiation| n.topics.iter().find(|p| p.result == "ahead").map(|p| found(Cause::Pfs, n, p));

@@ -62,7 +62,9 @@ pub fn push(own: Option<IpAddr>, peer: IpAddr, link_mtu: u32) {
     let size = usize::try_from(link_mtu.saturating_sub(headers)).unwrap_or(0).min(9000);
     let Ok(socket) = connect(own, SocketAddr::new(peer, 4500)) else { return };
     // What cannot be sent tells as much: the kernel knows the way's MTU already.
-    let _ = socket.send(&vec![0xff; size]);
+    let mut datagram = message(true);
+    datagram.resize(size.max(datagram.len()), 0);
+    let _ = socket.send(&datagram);
     std::thread::sleep(Duration::from_millis(150));
 }
 

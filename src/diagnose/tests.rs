@@ -234,7 +234,10 @@ fn facts_of(cause: Cause) -> Facts {
         }
         Cause::Pfs => refuse(&mut f, vec![refused("child-key-exchange", "key exchange group: …")]),
         Cause::Networks => refuse(&mut f, vec![refused("our-networks", "…"), refused("peer-networks", "…")]),
-        Cause::PeerError => refuse(&mut f, vec![]),
+        Cause::PeerError => {
+            let reason = Some("invalid_syntax".into());
+            told(&mut f, Negotiation { reason, ..negotiation("refused", vec![]) });
+        }
         Cause::PlaneRefused => {
             f = down(TunnelState::Failed);
             tunnel_of(&mut f).last_error = Some("data_plane: no such AEAD".into());
@@ -334,8 +337,11 @@ fn what_strangers_say_of_a_tunnel_that_is_up_is_no_cause_and_what_was_overcome_n
     told(&mut f, negotiation("refused", vec![refused("ike-proposal", "x")]));
     assert_eq!(judge(&f), []);
     // The peer itself refuses new keys.
-    let refusal =
-        Negotiation { authenticated: true, ..negotiation("refused", vec![refused("esp-proposal", "x")]) };
+    let refusal = Negotiation {
+        authenticated: true,
+        exchange: "rekey-child".into(),
+        ..negotiation("refused", vec![refused("esp-proposal", "x")])
+    };
     told(&mut f, refusal);
     assert_eq!(judge(&f)[0].cause, Cause::EspProposal);
     told(&mut f, negotiation("agreed", vec![]));
