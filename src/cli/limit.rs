@@ -15,14 +15,16 @@ use crate::control::{Request, Response};
 use crate::observe::snapshot::Origin;
 
 #[derive(Args, Debug)]
-#[command(after_help = "A rate holds in each direction on its own. Nothing else is touched: no tunnel, no SA, no other address.
+#[command(
+    after_help = "A rate holds in each direction on its own. Nothing else is touched: no tunnel, no SA, no other address.
 
 Examples:
   cygnet limit vpc-a 10.1.0.5 10mbit
   cygnet limit vpc-a 10.1.0.5 block
   cygnet limit vpc-a 10.1.0.5 unlimited --save
   cygnet limit vpc-a --file limits.txt      lines of an address and a rate; - is standard input
-  cygnet limit vpc-a                        the limits in force")]
+  cygnet limit vpc-a                        the limits in force"
+)]
 pub struct LimitArgs {
     /// The gateway
     gateway: String,
@@ -53,7 +55,11 @@ pub fn limit(args: &LimitArgs, g: &Global, out: &mut Out) -> Outcome {
         (Some(ip), Some(rate), _) => vec![LimitAsk { ip, rate: rate.clone() }],
         (_, _, Some(file)) => read(file)?,
         _ if args.save => {
-            return Err(Failure::new(exit::USAGE, "there is nothing to save", "cygnet limit GATEWAY IP RATE --save"));
+            return Err(Failure::new(
+                exit::USAGE,
+                "there is nothing to save",
+                "cygnet limit GATEWAY IP RATE --save",
+            ));
         }
         _ => return list(args, g, out),
     };
@@ -83,7 +89,11 @@ fn read(file: &Path) -> Result<Vec<LimitAsk>, Failure> {
     let mut limits = Vec::new();
     for (n, line) in text.lines().enumerate() {
         let wrong = |what: String, fix: &str| {
-            Failure::new(exit::USAGE, format!("{shown}:{}: {}; no limit was changed", n + 1, safe(&what)), fix)
+            Failure::new(
+                exit::USAGE,
+                format!("{shown}:{}: {}; no limit was changed", n + 1, safe(&what)),
+                fix,
+            )
         };
         let line = line.split('#').next().unwrap_or_default();
         let mut words = line.split_ascii_whitespace();
@@ -92,8 +102,9 @@ fn read(file: &Path) -> Result<Vec<LimitAsk>, Failure> {
             (Some(ip), Some(rate), None) => (ip, rate),
             _ => return Err(wrong("not an address and a limit".into(), "write lines like: 10.1.0.5 10mbit")),
         };
-        let ip: IpAddr =
-            ip.parse().map_err(|_| wrong(format!("{ip:?} is no IP address"), "write lines like: 10.1.0.5 10mbit"))?;
+        let ip: IpAddr = ip
+            .parse()
+            .map_err(|_| wrong(format!("{ip:?} is no IP address"), "write lines like: 10.1.0.5 10mbit"))?;
         let rate = parse(rate).map(show_limit).map_err(|w| wrong(w.what, &w.fix))?;
         limits.push(LimitAsk { ip, rate });
     }
@@ -120,7 +131,12 @@ fn list(args: &LimitArgs, g: &Global, out: &mut Out) -> Outcome {
             Origin::Command => "command",
             Origin::Saved => "saved",
         };
-        vec![plain(l.ip.to_string()), plain(safe(&l.rate)), plain(origin.into()), plain(l.dropped.to_string())]
+        vec![
+            plain(l.ip.to_string()),
+            plain(safe(&l.rate)),
+            plain(origin.into()),
+            plain(l.dropped.to_string()),
+        ]
     };
     let rows: Vec<_> = limits.iter().map(row).collect();
     out.table(&["ADDRESS", "LIMIT", "SET BY", "DROPPED"], &rows)?;

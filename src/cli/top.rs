@@ -86,6 +86,8 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     }
     if !ips.is_empty() {
         addresses(&ips, args, out)?;
+    } else if !now.counts_ips {
+        out.line("\nthe kernel's data plane does not count inner addresses yet")?;
     }
     Ok(0)
 }
@@ -113,7 +115,8 @@ fn addresses(ips: &[IpRate], args: &TopArgs, out: &mut Out) -> std::io::Result<(
     };
     let shown = first(ips, args);
     let rows: Vec<_> = shown.iter().map(row).collect();
-    let head = ["ADDRESS", "GATEWAY", "OUT", "IN", "LAST MINUTE", "OUT IN A DAY", "IN IN A DAY", "DROPS/S", "LIMIT"];
+    let head =
+        ["ADDRESS", "GATEWAY", "OUT", "IN", "LAST MINUTE", "OUT IN A DAY", "IN IN A DAY", "DROPS/S", "LIMIT"];
     out.line("")?;
     out.table(&head, &rows)?;
     if ips.len() > shown.len() {

@@ -48,7 +48,8 @@ mod tests {
         for text in ["10mbit", "1kbit", "100gbit", "block", "unlimited"] {
             assert_eq!(parse(text).map(show_limit).ok().as_deref(), Some(text));
         }
-        for text in ["0", "0mbit", "1000000000000", "1tbit", "999bit", "-1", "", "fast", "10mbps", "1000gbit"] {
+        for text in ["0", "0mbit", "1000000000000", "1tbit", "999bit", "-1", "", "fast", "10mbps", "1000gbit"]
+        {
             let wrong = parse(text).unwrap_err();
             assert!(!wrong.what.is_empty() && wrong.fix.contains("block"), "{text}: {wrong:?}");
         }

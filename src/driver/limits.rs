@@ -49,7 +49,9 @@ impl Limits {
         limits.number(config);
         limits.of = configured(config);
         for (gateway, saved) in &limits.saved {
-            let Some((of, gateway)) = limits.of.get_mut(gateway).zip(config.gateway(gateway)) else { continue };
+            let Some((of, gateway)) = limits.of.get_mut(gateway).zip(config.gateway(gateway)) else {
+                continue;
+            };
             for (ip, limit) in saved.iter().filter(|(ip, _)| limit::is_inside(gateway, **ip)) {
                 of.insert(*ip, Set { limit: *limit, origin: Origin::Saved });
             }
@@ -144,10 +146,16 @@ impl Daemon {
         for KeptLimit { gateway: name, ip, set, configured } in kept {
             let Some(gateway) = self.config.gateway(&name) else { continue };
             let file = files.entry(name.clone()).or_insert_with(|| of_file(gateway));
-            let (Some(set), said) = (limit::parse(&set).ok(), file.get(&ip).copied().map(show_limit)) else { continue };
+            let (Some(set), said) = (limit::parse(&set).ok(), file.get(&ip).copied().map(show_limit)) else {
+                continue;
+            };
             // The last word counts: a file that was changed while nobody looked.
             if said == configured && limit::is_inside(gateway, ip) {
-                self.limits.of.entry(name).or_default().insert(ip, Set { limit: set, origin: Origin::Command });
+                self.limits
+                    .of
+                    .entry(name)
+                    .or_default()
+                    .insert(ip, Set { limit: set, origin: Origin::Command });
             }
         }
     }
@@ -156,8 +164,18 @@ impl Daemon {
     pub(super) fn follow_traffic(&mut self) {
         let known: HashSet<GatewayNo> = self.limits.numbers.values().copied().collect();
         self.traffic.retain_gateways(|no| known.contains(&no));
-        let Some(traffic) = self.plane.traffic() else { return };
+        let Some(traffic) = self.plane.traffic() else {
+            if let Some(why) = self.limits_trouble() {
+                tracing::error!("{why}");
+            }
+            return;
+        };
         traffic.publish(self.limits.rules(&self.config, &self.registry, traffic.rules()));
+    }
+
+    /// How many limits of a gateway are in force.
+    pub(super) fn limits_in_force(&self, gateway: &str) -> LimitCount {
+        self.plane.traffic().map_or_else(LimitCount::default, |_| self.limits.count(gateway))
     }
 
     /// Why limits are not in force on this host, if there are any.
@@ -177,7 +195,9 @@ impl Daemon {
 
     /// Changes limits at once: all of them, or none.
     pub(super) fn change_limits(&mut self, gateway: &str, asked: &[LimitAsk], save: bool) -> Response {
-        let Some(config) = self.config.gateway(gateway) else { return super::answer::unknown("gateway", gateway) };
+        let Some(config) = self.config.gateway(gateway) else {
+            return super::answer::unknown("gateway", gateway);
+        };
         let refuse = |message: String, hint: &str| Response::Error {
             kind: ErrorKind::Failed,
             message: format!("no limit was changed: {message}"),
@@ -223,8 +243,9 @@ impl Daemon {
         let of = self.limits.of.entry(gateway.to_owned()).or_default();
         let mut kept = Vec::new();
         for (ip, limit) in changes {
-            let says_nothing =
-                *limit == Limit::Unlimited && !file.contains_key(ip) && !saved.is_some_and(|s| s.contains_key(ip));
+            let says_nothing = *limit == Limit::Unlimited
+                && !file.contains_key(ip)
+                && !saved.is_some_and(|s| s.contains_key(ip));
             let set = Set { limit: *limit, origin: Origin::Command };
             let _ = if says_nothing { of.remove(ip) } else { of.insert(*ip, set) };
             let configured = file.get(ip).copied().map(show_limit);

@@ -82,7 +82,9 @@ impl Kept {
                 Key::HandedOver => kept.handed_over = true,
                 // One that cannot be read is not missed by any tunnel.
                 Key::Levels => kept.levels = serde_json::from_slice(value.expose()).unwrap_or_default(),
-                Key::Limit(_) => kept.limits.extend(serde_json::from_slice(value.expose()).ok() as Option<KeptLimit>),
+                Key::Limit(_) => {
+                    kept.limits.extend(serde_json::from_slice(value.expose()).ok() as Option<KeptLimit>)
+                }
                 Key::Ike(spi) => match Saved::parse(value.expose()) {
                     Ok(saved) => kept.ike.push(saved),
                     Err(e) => kept.damaged.push((*spi, e)),

@@ -61,7 +61,7 @@ pub struct Seen {
     /// In the last day and the minute that is not over.
     pub day: (u64, u64),
     /// In the minute that is not over.
-    now: u64,
+    pub now: (u64, u64),
 }
 
 /// When an address was at its busiest.
@@ -160,9 +160,7 @@ impl History {
         // Each gateway has its part, so that a busy one does not hide the others.
         let part = (OF_A_MINUTE / gateways.max(1)).max(1);
         let mut all = counted.by_address;
-        all.sort_unstable_by_key(|(who, carried)| {
-            (who.gateway, std::cmp::Reverse(carried.weight()), who.ip)
-        });
+        all.sort_unstable_by_key(|(who, carried)| (who.gateway, std::cmp::Reverse(carried.weight()), who.ip));
         let mut busiest = Vec::new();
         for of_gateway in all.chunk_by(|a, b| a.0.gateway == b.0.gateway) {
             for (n, (who, carried)) in of_gateway.iter().enumerate() {
@@ -221,16 +219,16 @@ impl History {
 
     /// All addresses of which something is known.
     fn all(&self) -> impl Iterator<Item = Seen> + '_ {
-        let known = self.known.iter().map(|(who, known)| {
-            seen(*who, known, self.current.of(who).unwrap_or_default())
-        });
+        let known =
+            self.known.iter().map(|(who, known)| seen(*who, known, self.current.of(who).unwrap_or_default()));
         let new = self.current.all().filter(|(who, _)| !self.known.contains_key(who));
         known.chain(new.map(|(who, carried)| seen(who, &Known::default(), carried)))
     }
 
     /// Addresses that carried something in this minute or the last, the busiest first, `count` at most.
     pub fn busy(&self, of: impl Fn(GatewayNo) -> bool, count: usize) -> Vec<Seen> {
-        let lately = |s: &Seen| s.minute.0.saturating_add(s.minute.1).saturating_add(s.now);
+        let lately =
+            |s: &Seen| s.minute.0.saturating_add(s.minute.1).saturating_add(s.now.0).saturating_add(s.now.1);
         // Whoever is blocked carries nothing and is of interest.
         let dropped = |s: &Seen| s.total.dropped;
         let some = self.all().filter(|s| of(s.who.gateway) && (lately(s) > 0 || dropped(s) > 0));
@@ -253,8 +251,7 @@ impl History {
         let mut peaks: HashMap<Inner, Peak> = HashMap::new();
         let mut add = |number: u64, entry: Entry| {
             let at = Timestamp::from_nanos(number.saturating_mul(MINUTE.as_nanos() as u64));
-            let peak =
-                peaks.entry(entry.who).or_insert(Peak { who: entry.who, bytes: (0, 0), most: 0, at });
+            let peak = peaks.entry(entry.who).or_insert(Peak { who: entry.who, bytes: (0, 0), most: 0, at });
             peak.bytes.0 = peak.bytes.0.saturating_add(entry.bytes_in);
             peak.bytes.1 = peak.bytes.1.saturating_add(entry.bytes_out);
             let both = entry.bytes_in.saturating_add(entry.bytes_out);
@@ -295,11 +292,8 @@ const fn seen(who: Inner, known: &Known, current: Carried) -> Seen {
         who,
         total,
         minute: (known.last_in, known.last_out),
-        day: (
-            known.day_in.saturating_add(current.bytes_in),
-            known.day_out.saturating_add(current.bytes_out),
-        ),
-        now: current.bytes(),
+        day: (known.day_in.saturating_add(current.bytes_in), known.day_out.saturating_add(current.bytes_out)),
+        now: (current.bytes_in, current.bytes_out),
     }
 }
 
