@@ -50,6 +50,11 @@ fn usage_errors_exit_64_and_help_exits_0() {
         &["check", "--jsno"],
         &["up"],
         &["bandwidth", "vpc-a", "fast"],
+        &["limit", "vpc-a", "10.1.0.5"],
+        &["limit", "vpc-a", "10.1.0.5", "0"],
+        &["limit", "vpc-a", "10.1.0.5", "1tbit"],
+        &["limit", "vpc-a", "10.1.0.256", "1mbit"],
+        &["limit", "vpc-a", "--save"],
         &["up", "a", "--timeout", "soon"],
     ] {
         let t = told(args);
@@ -148,6 +153,8 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["rekey", "--ike", "a-b"],
         &["reset", "a-b"],
         &["bandwidth", "vpc-a", "100mbit"],
+        &["limit", "vpc-a", "10.1.0.5", "10mbit"],
+        &["limit", "vpc-a"],
         &["events", "--json"],
         &["logs", "a-b", "--since", "10m"],
         &["explain", "a-b"],
@@ -238,7 +245,7 @@ fn keys_without_effect_are_named() {
         configuration(&format!("daemon: {{ console: {{ listen: \"127.0.0.1:9181\" }} }}\n{text}"));
     let t = told(&["check", &path]);
     assert_eq!(t.code, 0);
-    for words in ["no console", "does not enforce limits", "dpd_action"] {
+    for words in ["no console", "not in force with the kernel's data plane", "dpd_action"] {
         assert!(t.out.contains(words), "{words}: {}", t.out);
     }
 }
