@@ -50,6 +50,11 @@ fn usage_errors_exit_64_and_help_exits_0() {
         &["check", "--jsno"],
         &["up"],
         &["bandwidth", "vpc-a", "fast"],
+        &["limit", "vpc-a", "10.1.0.5"],
+        &["limit", "vpc-a", "10.1.0.5", "0"],
+        &["limit", "vpc-a", "10.1.0.5", "1tbit"],
+        &["limit", "vpc-a", "10.1.0.256", "1mbit"],
+        &["limit", "vpc-a", "--save"],
         &["up", "a", "--timeout", "soon"],
     ] {
         let t = told(args);
@@ -91,6 +96,51 @@ fn export_peer_needs_no_daemon_and_guards_the_key() {
 }
 
 #[test]
+fn import_gives_a_configuration_and_notes_and_takes_keys_along_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (file, keys, yaml) = (path("ipsec.conf"), path("keys"), path("cygnet.yaml"));
+    fs::copy(common::root().join("tests/import/ipsec/headquarters.conf"), &file).unwrap();
+    fs::copy(common::root().join("tests/import/ipsec/headquarters.secrets"), path("ipsec.secrets")).unwrap();
+
+    let t = told(&["import", &file]);
+    assert_eq!(t.code, 0, "{}", t.err);
+    assert!(t.out.contains("psk_file: berlin.psk") && !t.out.contains("kV3x") && !t.err.contains("kV3x"));
+    assert!(t.err.contains(&format!("{file}:2: ignored: strictcrlpolicy = no: ")), "{}", t.err);
+
+    let args = ["import", &file, "--secrets-dir", &keys];
+    assert_eq!(told(&args).code, 64, "the directory has to be there");
+    fs::create_dir(&keys).unwrap();
+    let t = told(&args);
+    assert_eq!(t.code, 0, "{}", t.err);
+    let key = dir.path().join("keys/berlin.psk");
+    assert_eq!(fs::read_to_string(&key).unwrap(), "kV3xZp9Qw2Ls7Tn4Yb8Rf1Hd6Gm0Jc5\n");
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::write(&yaml, &t.out).unwrap();
+    let checked = told(&["check", &yaml]);
+    assert_eq!(checked.code, 0, "{}", checked.out);
+    let t = told(&args);
+    assert!(t.code == 74 && t.err.contains("nothing is written over"), "{}", t.err);
+
+    let t = told(&["import", &file, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&t.out).unwrap();
+    assert_eq!((&json["version"], &json["tunnels"]), (&1.into(), &3.into()));
+    assert!(
+        json["notes"].as_array().unwrap().iter().any(|n| n["kind"] == "ignored" && n["line"] == 3),
+        "{json}"
+    );
+
+    fs::write(&file, "conn a\n\tleft 192.0.2.1\n").unwrap();
+    let t = told(&["import", &file]);
+    assert!(t.code == 78 && t.out.is_empty() && t.err.contains("ipsec.conf:2: "), "{}", t.err);
+    fs::write(&file, "conn a\n\tleft=192.0.2.1\n\tright=%any\n").unwrap();
+    let t = told(&["import", &file]);
+    assert!(t.code == 78 && t.out.is_empty() && t.err.contains("left out: connection = a"), "{}", t.err);
+    assert_eq!(told(&["import", "/nonexistent"]).code, 78);
+    assert_eq!(told(&["import"]).code, 64);
+}
+
+#[test]
 fn without_a_daemon_the_exit_code_is_69() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("none.sock");
@@ -103,6 +153,8 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["rekey", "--ike", "a-b"],
         &["reset", "a-b"],
         &["bandwidth", "vpc-a", "100mbit"],
+        &["limit", "vpc-a", "10.1.0.5", "10mbit"],
+        &["limit", "vpc-a"],
         &["events", "--json"],
         &["logs", "a-b", "--since", "10m"],
         &["explain", "a-b"],
@@ -193,7 +245,7 @@ fn keys_without_effect_are_named() {
         configuration(&format!("daemon: {{ console: {{ listen: \"127.0.0.1:9181\" }} }}\n{text}"));
     let t = told(&["check", &path]);
     assert_eq!(t.code, 0);
-    for words in ["no console", "does not enforce limits", "dpd_action"] {
+    for words in ["no console", "not in force with the kernel's data plane", "dpd_action"] {
         assert!(t.out.contains(words), "{words}: {}", t.out);
     }
 }

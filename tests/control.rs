@@ -237,6 +237,8 @@ fn ips(looks: u64) -> Vec<IpTotals> {
         bytes_out: 0,
         packets_out: 0,
         dropped: 0,
+        now_in: 0,
+        now_out: 0,
         minute_in: 0,
         minute_out: 0,
         day_in: 900_000,
@@ -335,6 +337,7 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
                         at_ns: looks * 1_000_000_000,
                         tunnels: vec![idle, busy],
                         ips: ips(looks),
+                        counts_ips: true,
                     },
                 }
             }
@@ -473,6 +476,18 @@ fn verbs_exit_as_their_answers_say() {
     assert_eq!(fake.cli(&["rekey", "a-b"]).1, "children rekeyed\n");
     assert_eq!(fake.cli(&["bandwidth", "vpc-a", "1gbit"]).1, "Some(1000000000)\n");
     assert_eq!(fake.cli(&["bandwidth", "vpc-a", "unlimited"]).1, "None\n");
+    let asked = "[LimitAsk { ip: 10.1.0.5, rate: \"1500kbit\" }] true\n";
+    assert_eq!(fake.cli(&["limit", "vpc-a", "10.1.0.5", "1.5mbit", "--save"]).1, asked);
+    let lines = fake.dir.path().join("limits");
+    std::fs::write(&lines, "# address, limit\n\n10.1.0.5 block  # at night\nfd01::9   unlimited\n").unwrap();
+    let asked =
+        "[LimitAsk { ip: 10.1.0.5, rate: \"block\" }, LimitAsk { ip: fd01::9, rate: \"unlimited\" }] false\n";
+    assert_eq!(fake.cli(&["limit", "vpc-a", "--file", lines.to_str().unwrap()]).1, asked);
+    let (_, out, _) = fake.cli(&["limit", "vpc-a"]);
+    assert!(
+        out.contains("10.1.0.5  2mbit") && out.contains("saved") && out.contains("configuration"),
+        "{out}"
+    );
     let (code, _, err) = fake.cli(&["reset", "a-b"]);
     assert_eq!(code, 1);
     assert!(!err.contains('\x1b') && err.contains("no matching"));
@@ -488,6 +503,12 @@ fn top_shows_the_busiest_tunnels_and_the_loudest_strangers() {
     let rows: Vec<Vec<&str>> = out.lines().map(|l| l.split_whitespace().collect()).collect();
     assert_eq!(rows[1][..4], ["a-b", "vpc-a", "8", "kbit/s"], "{out}");
     assert_eq!(rows[2][..4], ["a-c", "vpc-a", "0", "bit/s"], "{out}");
+    assert!(out.contains("\nADDRESS") && out.contains("2mbit") && out.contains("block"), "{out}");
+    let (code, out, err) = fake.cli(&["top", "vpc-a", "--since", "1h"]);
+    assert!(code == 0 && out.contains("10.1.0.5") && out.contains("2026-01-01T03:17:00Z"), "{out}{err}");
+    let (_, json, _) = fake.cli(&["top", "vpc-a", "--since", "1h", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["peaks"][0]["bytes_in"], 3_600_000_000_u64);
     let (_, json, _) = fake.cli(&["top", "vpc-a", "--span", "10ms", "--count", "1", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((json["tunnels"][0]["tx_bps"].as_u64(), json["tunnels"][1].as_object()), (Some(8000), None));

@@ -69,6 +69,12 @@ pub fn import(args: &ImportArgs, out: &mut Out) -> Outcome {
     let made = import::import(Source { name: &name, text: &text }, secrets, &options)
         .map_err(|e| Failure::new(exit::CONFIG, output::safe(&e.to_string()), ""))?;
     if let Some(dir) = &secrets_dir {
+        // All or none.
+        if let Some(there) = made.keys.iter().map(|k| Path::new(dir).join(&k.file)).find(|p| p.exists()) {
+            let name = quoted_path(&there.to_string_lossy());
+            let hint = "remove it, or name another directory: nothing is written over";
+            return Err(Failure::new(exit::IO, format!("{name} is there already"), hint));
+        }
         for new in &made.keys {
             let mut line = Zeroizing::new(String::with_capacity(new.key.len() + 1));
             line.push_str(&new.key);

@@ -86,6 +86,8 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     }
     if !ips.is_empty() {
         addresses(&ips, args, out)?;
+    } else if !now.counts_ips {
+        out.line("\nthe kernel's data plane does not count inner addresses yet")?;
     }
     Ok(0)
 }

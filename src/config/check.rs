@@ -10,7 +10,7 @@ use cygnet_model::tunnel::Bypass;
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
-    Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, PeerAddress,
+    Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
     PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
 use super::quota;
@@ -35,7 +35,7 @@ pub fn resolve(
     unique("gateway", raw.gateways.good.iter().map(|g| &g.name), sink);
     unique("customer gateway", raw.customers.good.iter().map(|c| &c.name), sink);
     unique("tunnel", raw.tunnels.good.iter().map(|t| &t.name), sink);
-    raw.gateways.good.iter().for_each(|g| check_gateway(g, sink));
+    raw.gateways.good.iter().for_each(|g| check_gateway(g, raw.daemon.data_plane, sink));
     let book = Book::new(&raw);
     for t in &raw.tunnels.good {
         book.check_tunnel(t, sink);
@@ -122,7 +122,7 @@ fn unique<'a>(kind: &str, names: impl Iterator<Item = &'a Option<Spanned<String>
     }
 }
 
-fn check_gateway(g: &RawGateway, sink: &Sink) {
+fn check_gateway(g: &RawGateway, plane: PlaneChoice, sink: &Sink) {
     g.networks.refuse_empty(
         sink,
         "the gateway has no networks",
@@ -146,6 +146,12 @@ fn check_gateway(g: &RawGateway, sink: &Sink) {
             let what = format!("{} overlaps with {} ({})", network.value, other.value, other.at.path);
             sink.error(&network.at, wrong(what, "keep the larger one"));
         }
+    }
+    if plane != PlaneChoice::Userspace
+        && let Some((ip, _)) = g.limits.iter().find(|(_, limit)| *limit != Limit::Unlimited)
+    {
+        let fix = "set data_plane: userspace, or cap the gateway as a whole with bandwidth";
+        sink.warning(&ip.at, wrong("limits are not in force with the kernel's data plane", fix));
     }
     let mut limited: BTreeMap<IpAddr, &At> = BTreeMap::new();
     for (ip, _) in &g.limits {

@@ -243,9 +243,37 @@ fn compare(object: Object, path: &str, before: &Value, after: &Value, out: &mut 
             compare(object, &path, &of(before), &of(after), out);
         }
     } else if before != after {
+        if (object, path) == (Object::Gateway, "limits") {
+            let (before, after) = differing(before, after);
+            out.push(Change { field: path.to_owned(), before, after, impact: Impact::InPlace });
+            return;
+        }
         let impact = impact(object, path).unwrap_or(Impact::Restart);
         out.push(Change { field: path.to_owned(), before: text(before), after: text(after), impact });
     }
+}
+
+/// Of two lists of limits what is in one only; some thousands of others say nothing.
+fn differing(before: &Value, after: &Value) -> (Option<String>, Option<String>) {
+    const SHOWN: usize = 8;
+    let list = |value: &Value| -> BTreeMap<String, String> {
+        let all = value.as_array().into_iter().flatten();
+        let word = |limit: &Value, key| Some(limit.get(key)?.as_str()?.to_owned());
+        all.filter_map(|limit| Some((word(limit, "ip")?, word(limit, "rate")?))).collect()
+    };
+    let (before, after) = (list(before), list(after));
+    let only = |of: &BTreeMap<String, String>, other: &BTreeMap<String, String>| {
+        let all: Vec<String> = of
+            .iter()
+            .filter(|(ip, rate)| other.get(*ip) != Some(*rate))
+            .map(|(ip, rate)| format!("{ip} {rate}"))
+            .collect();
+        let more = all.len().saturating_sub(SHOWN);
+        let shown = all.get(..SHOWN.min(all.len())).unwrap_or_default().join(", ");
+        let shown = if more > 0 { format!("{shown} and {more} more") } else { shown };
+        (!shown.is_empty()).then_some(shown)
+    };
+    (only(&before, &after), only(&after, &before))
 }
 
 /// A value in a line.
@@ -355,6 +383,26 @@ tunnels:
         assert!(!plan.changes());
         assert_eq!(plan.steps.len(), 5);
         assert!(plan.steps.iter().all(|s| s.impact == Impact::Untouched));
+    }
+
+    #[test]
+    fn of_many_limits_those_are_told_that_differ() {
+        let limits = |all: &[(u8, &str)]| {
+            let all: Vec<String> =
+                all.iter().map(|(n, rate)| format!("{{ ip: 10.1.0.{n}, rate: {rate} }}")).collect();
+            let text = format!("networks: [10.1.0.0/16], limits: [{}]", all.join(", "));
+            config(|t: &str| t.replacen("networks: [10.1.0.0/16]", &text, 1))
+        };
+        let many: Vec<(u8, &str)> = (1..200).map(|n| (n, "1mbit")).collect();
+        let mut others = many.clone();
+        (others[4].1, others[6].1) = ("block", "2mbit");
+        let plan = plan(&limits(&many), &limits(&others));
+        let change = plan.steps.iter().flat_map(|s| &s.changes).next().unwrap();
+        assert_eq!(change.before.as_deref(), Some("10.1.0.5 1mbit, 10.1.0.7 1mbit"));
+        assert_eq!(change.after.as_deref(), Some("10.1.0.5 block, 10.1.0.7 2mbit"));
+        let gone = super::plan(&limits(&many), &limits(&[]));
+        let change = gone.steps.iter().flat_map(|s| &s.changes).next().unwrap();
+        assert!(change.after.is_none() && change.before.as_ref().unwrap().ends_with("and 191 more"));
     }
 
     #[test]

@@ -164,8 +164,18 @@ impl Daemon {
     pub(super) fn follow_traffic(&mut self) {
         let known: HashSet<GatewayNo> = self.limits.numbers.values().copied().collect();
         self.traffic.retain_gateways(|no| known.contains(&no));
-        let Some(traffic) = self.plane.traffic() else { return };
+        let Some(traffic) = self.plane.traffic() else {
+            if let Some(why) = self.limits_trouble() {
+                tracing::error!("{why}");
+            }
+            return;
+        };
         traffic.publish(self.limits.rules(&self.config, &self.registry, traffic.rules()));
+    }
+
+    /// How many limits of a gateway are in force.
+    pub(super) fn limits_in_force(&self, gateway: &str) -> LimitCount {
+        self.plane.traffic().map_or_else(LimitCount::default, |_| self.limits.count(gateway))
     }
 
     /// Why limits are not in force on this host, if there are any.

@@ -166,7 +166,7 @@ impl Daemon {
                     rx_bps: rates.map_or(0, |r| r.rx_bps),
                     role: crate::observe::snapshot::Role::Single,
                     used: self.used.get(&g.name).copied().unwrap_or_default(),
-                    limits: self.limits.count(&g.name),
+                    limits: self.limits_in_force(&g.name),
                 }
             })
             .collect();

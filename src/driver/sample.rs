@@ -113,7 +113,8 @@ impl Daemon {
             }
         }
         page.bytes.sort();
-        for (no, gateway) in &names {
+        let in_force = self.plane.traffic().is_some();
+        for (no, gateway) in names.iter().filter(|_| in_force) {
             let shown = page.bytes.iter().filter(|(of, _, _)| of == gateway).map(|(_, ip, _)| *ip);
             let first = self.limits.of(gateway).map(|(ip, _)| *ip).take(FIRST_LIMITS);
             let shown: BTreeSet<IpAddr> = shown.chain(first).collect();

@@ -7,11 +7,8 @@ use super::{Daemon, clock};
 use crate::config::limit::show_limit;
 use crate::config::model::PeerAddress;
 use crate::observe::rfc3339;
-use crate::observe::top::{IpPeak, IpTotals, LoudPeer, TopPeers, TopTunnels, TunnelTotals};
+use crate::observe::top::{IpPeak, IpTotals, LoudPeer, MOST_IPS, TopPeers, TopTunnels, TunnelTotals};
 use crate::traffic::history::{Peak, Seen};
-
-/// Inner addresses that are told of at once.
-const IPS: usize = 1000;
 
 impl Daemon {
     /// What tunnels have carried by now: all of them, or those of one gateway.
@@ -36,6 +33,7 @@ impl Daemon {
                 })
                 .collect(),
             ips: self.top_ips(gateway),
+            counts_ips: self.plane.traffic().is_some(),
         }
     }
 
@@ -43,7 +41,7 @@ impl Daemon {
     fn top_ips(&self, gateway: Option<&str>) -> Vec<IpTotals> {
         let only = gateway.map(|name| self.limits.no(name));
         let names = self.limits.names();
-        let busy = self.traffic.busy(|no| only.is_none_or(|only| only == Some(no)), IPS);
+        let busy = self.traffic.busy(|no| only.is_none_or(|only| only == Some(no)), MOST_IPS);
         let totals = |s: Seen| {
             let gateway = *names.get(&s.who.gateway)?;
             Some(IpTotals {
@@ -54,6 +52,8 @@ impl Daemon {
                 bytes_out: s.total.bytes_out,
                 packets_out: s.total.packets_out,
                 dropped: s.total.dropped,
+                now_in: s.now.0,
+                now_out: s.now.1,
                 minute_in: s.minute.0,
                 minute_out: s.minute.1,
                 day_in: s.day.0,
@@ -75,7 +75,7 @@ impl Daemon {
         let only = gateway.map(|name| self.limits.no(name));
         let names = self.limits.names();
         let since = now.mono - Duration::from_secs(since_s.min(24 * 3600));
-        let peaks = self.traffic.peaks(|no| only.is_none_or(|only| only == Some(no)), since, IPS);
+        let peaks = self.traffic.peaks(|no| only.is_none_or(|only| only == Some(no)), since, MOST_IPS);
         let shown = |p: Peak| {
             let gateway = *names.get(&p.who.gateway)?;
             Some(IpPeak {

@@ -58,7 +58,7 @@ pub fn assemble(read: Read, dialect: Dialect, options: &Options, notes: &mut Not
             Err(why) => left_out(conn.line, &conn.name, &why, notes),
         }
     }
-    weigh(&mut candidates, notes);
+    let mut backups = weigh(&mut candidates);
     let mut draft = draft(&candidates);
     // What is refused is left out, until nothing is; each round leaves out one at least.
     loop {
@@ -76,7 +76,15 @@ pub fn assemble(read: Read, dialect: Dialect, options: &Options, notes: &mut Not
             n += 1;
             !refused.contains_key(&(n - 1))
         });
+        backups = weigh(&mut candidates);
         draft = self::draft(&candidates);
+    }
+    for (n, primary) in backups {
+        if let Some((c, weight)) = candidates.get(n).and_then(|c| Some((c, c.tunnel.weight?))) {
+            let why =
+                format!("it has the same networks as {primary}, and becomes its backup by weight: {weight}");
+            notes.add(Kind::Changed, c.line, "connection", &c.name, why);
+        }
     }
     let keys = keys(&mut draft, &candidates, &read.keys, options, notes);
     Assembled { yaml: text(&draft), tunnels: draft.tunnels.len(), keys }
@@ -255,30 +263,38 @@ fn rules(conn: &Conn) -> Result<Vec<SpdRule>, String> {
     Ok(out)
 }
 
-/// Tunnels with the same rules are a primary and its backups, in the order of the text.
-fn weigh(candidates: &mut [Candidate], notes: &mut Notes) {
+/// A tunnel with more pairs of networks is not compared with others.
+const MAX_PAIRS: usize = 1024;
+
+/// Tunnels with the same rules are a primary and its backups, in the order of the text. The answer names the backups, each with
+/// its primary.
+fn weigh(candidates: &mut [Candidate]) -> Vec<(usize, String)> {
     let mut first: BTreeMap<(IpRange, IpRange), usize> = BTreeMap::new();
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (n, c) in candidates.iter().enumerate().filter(|(_, c)| c.tunnel.mark.is_none()) {
+    for (n, c) in candidates.iter_mut().enumerate() {
+        c.tunnel.weight = None;
+        let count: usize = c.tunnel.rules.iter().map(|r| r.remote.len()).sum();
+        if c.tunnel.mark.is_some() || count > MAX_PAIRS {
+            continue;
+        }
         let pairs = c.tunnel.rules.iter().flat_map(|r| r.remote.iter().map(move |f| (r.local, *f)));
         let owners: BTreeSet<usize> = pairs.map(|pair| *first.entry(pair).or_insert(n)).collect();
         if let Some(owner) = owners.first().filter(|o| **o != n) {
             groups.entry(*owner).or_default().push(n);
         }
     }
+    let mut out = Vec::new();
     for (owner, backups) in groups {
         let primary = candidates.get(owner).map(|c| c.tunnel.name.clone()).unwrap_or_default();
         for (weight, n) in std::iter::once(owner).chain(backups).enumerate() {
             let (Some(c), Ok(weight)) = (candidates.get_mut(n), u8::try_from(weight)) else { continue };
             c.tunnel.weight = Some(weight);
             if weight > 0 {
-                let why = format!(
-                    "it has the same networks as {primary}, and becomes its backup by weight: {weight}"
-                );
-                notes.add(Kind::Changed, c.line, "connection", &c.name, why);
+                out.push((n, primary.clone()));
             }
         }
     }
+    out
 }
 
 fn draft(candidates: &[Candidate]) -> Draft {

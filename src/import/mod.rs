@@ -45,6 +45,11 @@ impl Dialect {
         let starts = |word: &str| {
             text.lines().any(|line| line.strip_prefix(word).is_some_and(|rest| rest.starts_with([' ', '\t'])))
         };
+        let swanctl =
+            |line: &str| ["connections", "secrets"].iter().any(|s| line.trim_start().starts_with(s));
+        if text.lines().any(swanctl) {
+            return Self::Swanctl;
+        }
         if starts("conn") || starts("config") || starts("ca") || starts("version") {
             Self::Ipsec
         } else {

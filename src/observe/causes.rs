@@ -50,6 +50,12 @@ const OF_PLANE: &[Cause] = &[
         "packets left faster than sequence numbers could be noted",
         "the control socket's directory must take writes",
     ),
+    cause(
+        "ip_rate",
+        "inner addresses sent or received more than their limits",
+        "cygnet limit GATEWAY tells which",
+    ),
+    cause("ip_block", "packets of blocked inner addresses were dropped", "cygnet limit GATEWAY tells which"),
     cause("too_big", "packets did not fit the way to the peer", TOO_LARGE),
     cause(
         "socket",

@@ -15,7 +15,13 @@ pub struct TopTunnels {
     /// Inner addresses that carried something lately, or were kept from it; the busiest ones if they are very many.
     #[serde(default)]
     pub ips: Vec<IpTotals>,
+    /// Whether the data plane counts inner addresses.
+    #[serde(default)]
+    pub counts_ips: bool,
 }
+
+/// Inner addresses that are told of at once.
+pub const MOST_IPS: usize = 1000;
 
 /// What an inner address has carried.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -34,6 +40,12 @@ pub struct IpTotals {
     pub packets_out: u64,
     /// Packets of either direction that its limit dropped.
     pub dropped: u64,
+    /// Octets to it in the minute that is not over.
+    #[serde(default)]
+    pub now_in: u64,
+    /// Octets from it in the minute that is not over.
+    #[serde(default)]
+    pub now_out: u64,
     /// Octets to it in the last full minute.
     pub minute_in: u64,
     /// Octets from it in the last full minute.
@@ -153,16 +165,32 @@ fn per_second(before: &TopTunnels, now: &TopTunnels) -> impl Fn(u64, u64, u128) 
 /// What inner addresses carried between two moments, the busiest first.
 pub fn ip_rates(before: &TopTunnels, now: &TopTunnels) -> Vec<IpRate> {
     let rate = per_second(before, now);
-    let earlier: BTreeMap<(&str, IpAddr), &IpTotals> =
-        before.ips.iter().map(|ip| ((&*ip.gateway, ip.ip), ip)).collect();
+    let earlier: BTreeMap<(&str, IpAddr), (u64, u64, u64)> = before
+        .ips
+        .iter()
+        .map(|ip| ((&*ip.gateway, ip.ip), (ip.bytes_in, ip.bytes_out, ip.dropped)))
+        .collect();
+    let cut = before.ips.len() >= MOST_IPS;
+    // One that was not there had been quiet for a minute: what it carried in this one and the last came since. But where
+    // some were left out, it may be one of those, and has no rate yet.
+    let unseen = |ip: &IpTotals| {
+        let lately = |total: u64, minute: u64, now: u64| total.saturating_sub(minute.saturating_add(now));
+        match cut {
+            true => (ip.bytes_in, ip.bytes_out, ip.dropped),
+            false => (
+                lately(ip.bytes_in, ip.minute_in, ip.now_in),
+                lately(ip.bytes_out, ip.minute_out, ip.now_out),
+                0,
+            ),
+        }
+    };
     let mut all: Vec<IpRate> = (now.ips.iter())
-        // One that was not there had carried nothing.
-        .map(|ip| (ip, earlier.get(&(&*ip.gateway, ip.ip))))
+        .map(|ip| (ip, earlier.get(&(&*ip.gateway, ip.ip)).copied().unwrap_or_else(|| unseen(ip))))
         .map(|(ip, e)| IpRate {
             totals: ip.clone(),
-            rx_bps: rate(ip.bytes_in, e.map_or(0, |e| e.bytes_in), 8),
-            tx_bps: rate(ip.bytes_out, e.map_or(0, |e| e.bytes_out), 8),
-            dropped_pps: rate(ip.dropped, e.map_or(0, |e| e.dropped), 1),
+            rx_bps: rate(ip.bytes_in, e.0, 8),
+            tx_bps: rate(ip.bytes_out, e.1, 8),
+            dropped_pps: rate(ip.dropped, e.2, 1),
         })
         .collect();
     all.sort_by_key(|ip| std::cmp::Reverse((u128::from(ip.rx_bps) + u128::from(ip.tx_bps), ip.dropped_pps)));
@@ -199,7 +227,12 @@ mod tests {
             packets_out: n / 100,
             ..TunnelTotals::default()
         };
-        TopTunnels { at_ns: ns, tunnels: octets.iter().map(tunnel).collect(), ips: Vec::new() }
+        TopTunnels {
+            at_ns: ns,
+            tunnels: octets.iter().map(tunnel).collect(),
+            ips: Vec::new(),
+            counts_ips: true,
+        }
     }
 
     #[test]
@@ -209,6 +242,41 @@ mod tests {
         let rates = rates(&before, &now);
         let told: Vec<_> = rates.iter().map(|r| (&*r.totals.tunnel, r.tx_bps, r.tx_pps)).collect();
         assert_eq!(told, [("b", 16_000, 20), ("a", 800, 1), ("new", 0, 0)]);
+    }
+
+    #[test]
+    fn an_address_that_was_not_there_has_the_rate_of_what_it_carried_since() {
+        let ip = |n: u8, bytes: u64, dropped: u64| IpTotals {
+            gateway: "g".to_owned(),
+            ip: IpAddr::from([10, 1, 0, n]),
+            bytes_in: bytes,
+            packets_in: 0,
+            bytes_out: 0,
+            packets_out: 0,
+            dropped,
+            now_in: 0,
+            now_out: 0,
+            minute_in: 0,
+            minute_out: 0,
+            day_in: 0,
+            day_out: 0,
+            limit: None,
+        };
+        let at = |s: u64, ips: Vec<IpTotals>| TopTunnels {
+            at_ns: s * 1_000_000_000,
+            ips,
+            ..TopTunnels::default()
+        };
+        let before = at(1, vec![ip(1, 1_000, 0), ip(2, 5_000, 0)]);
+        // It had carried a lot yesterday.
+        let back = IpTotals { now_in: 6_000, minute_in: 3_000, ..ip(3, 9_000_000, 0) };
+        let now = at(3, vec![ip(1, 1_500, 0), ip(2, 5_000, 8), back]);
+        let rates = ip_rates(&before, &now);
+        let told: Vec<_> = rates.iter().map(|r| (r.totals.ip.to_string(), r.rx_bps, r.dropped_pps)).collect();
+        let want = [("10.1.0.3", 36_000, 0), ("10.1.0.1", 2_000, 0), ("10.1.0.2", 0, 4)];
+        assert_eq!(told, want.map(|(ip, rx, dropped)| (ip.to_owned(), rx, dropped)));
+        let many = at(1, vec![ip(9, 1, 0); MOST_IPS]);
+        assert!(ip_rates(&many, &now).iter().all(|r| r.rx_bps == 0), "they may have been left out");
     }
 
     #[test]

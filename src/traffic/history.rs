@@ -61,7 +61,7 @@ pub struct Seen {
     /// In the last day and the minute that is not over.
     pub day: (u64, u64),
     /// In the minute that is not over.
-    now: u64,
+    pub now: (u64, u64),
 }
 
 /// When an address was at its busiest.
@@ -227,7 +227,8 @@ impl History {
 
     /// Addresses that carried something in this minute or the last, the busiest first, `count` at most.
     pub fn busy(&self, of: impl Fn(GatewayNo) -> bool, count: usize) -> Vec<Seen> {
-        let lately = |s: &Seen| s.minute.0.saturating_add(s.minute.1).saturating_add(s.now);
+        let lately =
+            |s: &Seen| s.minute.0.saturating_add(s.minute.1).saturating_add(s.now.0).saturating_add(s.now.1);
         // Whoever is blocked carries nothing and is of interest.
         let dropped = |s: &Seen| s.total.dropped;
         let some = self.all().filter(|s| of(s.who.gateway) && (lately(s) > 0 || dropped(s) > 0));
@@ -292,7 +293,7 @@ const fn seen(who: Inner, known: &Known, current: Carried) -> Seen {
         total,
         minute: (known.last_in, known.last_out),
         day: (known.day_in.saturating_add(current.bytes_in), known.day_out.saturating_add(current.bytes_out)),
-        now: current.bytes(),
+        now: (current.bytes_in, current.bytes_out),
     }
 }
 

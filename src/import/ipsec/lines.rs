@@ -3,6 +3,8 @@
 //!
 //! Included files are not followed. Sections, parameters and the work of `also=` are bounded.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::super::notes::{Kind, Notes};
 use super::super::{MAX_CONNS, Malformed, malformed};
 
@@ -10,6 +12,8 @@ use super::super::{MAX_CONNS, Malformed, malformed};
 const MAX_PARAMS: usize = 100_000;
 /// A chain of `also=` is not followed beyond this.
 const MAX_CHAIN: usize = 8;
+/// Parameters that are looked at in all.
+const MAX_LOOKS: usize = 1_000_000;
 
 /// A parameter.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -117,34 +121,75 @@ fn unquoted(value: &str) -> String {
     inner.unwrap_or(value).to_owned()
 }
 
-/// Every parameter that holds in a conn: its own, those of `also=`, those of `conn %default`; of the same key the first of
-/// these, and within a section the last.
-pub fn effective(conn: &Section, all: &[Section]) -> Result<Vec<Param>, Malformed> {
-    let mut out = Vec::new();
-    collect(conn, all, 0, &mut out)?;
-    for section in all.iter().filter(|s| s.kind == "conn" && s.name == "%default") {
-        collect(section, all, 0, &mut out)?;
-    }
-    Ok(out)
+/// The sections of a file, by name.
+pub struct Conns<'a> {
+    by_name: BTreeMap<&'a str, &'a Section>,
+    /// Names that some `also=` has.
+    named: BTreeSet<&'a str>,
+    /// How many more parameters may be looked at; a hostile file must not make us look at them all for each conn.
+    budget: usize,
 }
 
-fn collect(section: &Section, all: &[Section], chain: usize, out: &mut Vec<Param>) -> Result<(), Malformed> {
-    if chain > MAX_CHAIN {
-        return Err(malformed(section.line, "also= goes on without an end"));
-    }
-    for param in section.params.iter().rev().filter(|p| p.key != "also") {
-        if !out.iter().any(|o| o.key == param.key) {
-            out.push(param.clone());
+impl<'a> Conns<'a> {
+    /// The conns among these sections.
+    pub fn new(all: &'a [Section]) -> Self {
+        let conns = || all.iter().filter(|s| s.kind == "conn");
+        let also = conns().flat_map(|s| &s.params).filter(|p| p.key == "also");
+        Self {
+            by_name: conns().map(|s| (s.name.as_str(), s)).collect(),
+            named: also.map(|p| p.value.trim()).collect(),
+            budget: MAX_LOOKS,
         }
     }
-    for also in section.params.iter().filter(|p| p.key == "also") {
-        let named = all.iter().find(|s| s.kind == "conn" && s.name == also.value.trim());
-        let Some(named) = named else {
-            return Err(malformed(also.line, "also= names a conn that is not there"));
-        };
-        collect(named, all, chain + 1, out)?;
+
+    /// Whether another section takes what stands in this one.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.named.contains(name)
     }
-    Ok(())
+
+    /// Every parameter that holds in a conn: its own, those of `also=`, those of `conn %default`; of the same key the first of
+    /// these, and within a section the last.
+    pub fn effective(&mut self, conn: &'a Section) -> Result<BTreeMap<String, Param>, Malformed> {
+        let mut out = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        self.collect(conn, &mut Vec::new(), &mut seen, &mut out)?;
+        if let Some(section) = self.by_name.get("%default").copied() {
+            self.collect(section, &mut Vec::new(), &mut seen, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    fn collect(
+        &mut self,
+        section: &'a Section,
+        chain: &mut Vec<&'a str>,
+        seen: &mut BTreeSet<&'a str>,
+        out: &mut BTreeMap<String, Param>,
+    ) -> Result<(), Malformed> {
+        if chain.contains(&section.name.as_str()) || chain.len() > MAX_CHAIN {
+            return Err(malformed(section.line, "also= goes on without an end"));
+        }
+        // What was taken once says nothing more.
+        if !seen.insert(&section.name) {
+            return Ok(());
+        }
+        self.budget = self.budget.saturating_sub(section.params.len());
+        if self.budget == 0 {
+            return Err(malformed(section.line, "also= makes more than a million parameters"));
+        }
+        for param in section.params.iter().rev().filter(|p| p.key != "also") {
+            out.entry(param.key.clone()).or_insert_with(|| param.clone());
+        }
+        chain.push(&section.name);
+        for also in section.params.iter().filter(|p| p.key == "also") {
+            let Some(named) = self.by_name.get(also.value.trim()).copied() else {
+                return Err(malformed(also.line, "also= names a conn that is not there"));
+            };
+            self.collect(named, chain, seen, out)?;
+        }
+        chain.pop();
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -154,8 +199,8 @@ mod tests {
     fn params(text: &str, name: &str) -> Vec<(String, String)> {
         let all = parse(text, &mut Notes::new("f")).unwrap_or_else(|m| panic!("{m:?}"));
         let conn = all.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("{name}"));
-        let all = effective(conn, &all).unwrap_or_else(|m| panic!("{m:?}"));
-        all.into_iter().map(|p| (p.key, p.value)).collect()
+        let params = Conns::new(&all).effective(conn).unwrap_or_else(|m| panic!("{m:?}"));
+        params.into_values().map(|p| (p.key, p.value)).collect()
     }
 
     #[test]
@@ -175,7 +220,7 @@ mod tests {
         }
         for bad in ["conn a\n\talso=a\n", "conn a\n\talso=b\nconn b\n\talso=a\n", "conn a\n\talso=nobody\n"] {
             let all = parse(bad, &mut Notes::new("f")).unwrap_or_else(|m| panic!("{m:?}"));
-            assert!(all.first().is_some_and(|c| effective(c, &all).is_err()), "{bad}");
+            assert!(all.first().is_some_and(|c| Conns::new(&all).effective(c).is_err()), "{bad}");
         }
     }
 }

@@ -13,12 +13,13 @@ use super::super::known;
 use super::super::notes::{Kind, Notes};
 use super::super::words;
 use super::super::{Malformed, Options, Side};
-use super::lines::{self, Param, Section};
+use super::lines::{self, Conns, Param, Section};
 use crate::config::{DpdAction, Encap, EspParams, Start};
 
 /// Reads a file.
 pub fn read(text: &str, options: &Options, notes: &mut Notes) -> Result<Vec<Conn>, Malformed> {
     let sections = lines::parse(text, notes)?;
+    let mut conns = Conns::new(&sections);
     let mut out: Vec<Conn> = Vec::new();
     for s in &sections {
         match s.kind.as_str() {
@@ -26,11 +27,9 @@ pub fn read(text: &str, options: &Options, notes: &mut Notes) -> Result<Vec<Conn
             "ca" => notes.about(Kind::Ignored, s.line, "there are no certificates"),
             _ if s.name == "%default" => {}
             _ => {
-                let params = Params::new(lines::effective(s, &sections)?);
+                let params = Params { all: conns.effective(s)? };
                 // What others take by also= and nobody starts is a piece, not a connection.
-                let piece = sections
-                    .iter()
-                    .any(|o| o.params.iter().any(|p| p.key == "also" && p.value.trim() == s.name));
+                let piece = conns.is_taken(&s.name);
                 if piece
                     && (params.get("left").is_none()
                         || params.get("right").is_none()
@@ -109,10 +108,6 @@ struct Params {
 }
 
 impl Params {
-    fn new(list: Vec<Param>) -> Self {
-        Self { all: list.into_iter().map(|p| (p.key.clone(), p)).collect() }
-    }
-
     fn get(&self, key: &str) -> Option<&Param> {
         self.all.get(key)
     }

@@ -75,7 +75,7 @@ fn connection(name: &str, s: &Section, notes: &mut Notes) -> Conn {
         }
     }
     if conn.children.is_empty() {
-        conn.leave_out("it has no children, and so nothing that it protects");
+        conn.leave_out("none of its children is left, and so nothing that it protects");
     }
     conn
 }
@@ -224,10 +224,6 @@ fn children(conn: &mut Conn, all: &Section, notes: &mut Notes) {
         let mut params = (esp, Start::Passive, None);
         let mut gone = None;
         let mut marks: [Option<Mark>; 2] = [None, None];
-        if s.value("esp_proposals").is_none() {
-            let why = "no esp_proposals: our defaults stand for strongSwan's";
-            notes.add(Kind::Changed, s.line, "child", name, why);
-        }
         for v in &s.values {
             gone = gone.or(child_setting(&mut child, &mut params, &mut marks, v, notes));
         }
@@ -249,6 +245,10 @@ fn children(conn: &mut Conn, all: &Section, notes: &mut Notes) {
         if let Some(why) = gone {
             notes.add(Kind::LeftOut, s.line, "child", name, why);
             continue;
+        }
+        if s.value("esp_proposals").is_none() {
+            let why = "no esp_proposals: our defaults stand for strongSwan's";
+            notes.add(Kind::Changed, s.line, "child", name, why);
         }
         match &first {
             None => first = Some(params),
@@ -391,7 +391,11 @@ fn secret(name: &str, s: &Section, notes: &mut Notes) -> Option<PskEntry> {
         notes.add(Kind::Ignored, s.line, "section", name, why);
         return None;
     }
-    let key: Secret = s.value("secret")?.text.clone();
+    let Some(key) = s.value("secret") else {
+        notes.add(Kind::Todo, s.line, "section", name, "it has no secret");
+        return None;
+    };
+    let key: Secret = key.text.clone();
     let ids = s.values.iter().filter(|v| v.key.starts_with("id"));
     let ids = ids.filter_map(|v| match words::remote_id(&v.text) {
         Ok(id) => Some(id),

@@ -13,6 +13,8 @@ use super::super::{Malformed, Secret, malformed};
 const MAX_DEPTH: usize = 16;
 /// More entries, references followed, are refused.
 const MAX_ENTRIES: usize = 100_000;
+/// More entries in one section are refused: each is looked for among the others.
+const MAX_IN_SECTION: usize = 5000;
 /// A chain of references is not followed beyond this.
 const MAX_CHAIN: usize = 8;
 
@@ -214,6 +216,9 @@ impl Parser<'_> {
                 }
                 Some('}') => return Err(malformed(line, "this } closes nothing")),
                 Some(_) => {}
+            }
+            if into.values.len() + into.sections.len() >= MAX_IN_SECTION {
+                return Err(malformed(line, "a section has more than 5000 entries"));
             }
             let name = self.name()?;
             if name == "include" && !matches!(self.after_blanks(), Some('=' | '{' | ':')) {
