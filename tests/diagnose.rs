@@ -261,7 +261,7 @@ fn what_keeps_ike_from_passing_is_named() {
         net.sh(damage);
         pair.ask(0, &["reset", "a-b"]);
         until(|| pair.ask(0, &["status", "a-b", "--json"]).1.contains("\"failed\""));
-        found(&pair, 0, &[expected]);
+        until(|| causes(&pair, 0, &[]) == [expected]);
         net.sh(repair);
     }
     // The peer has a tunnel to somebody else.

@@ -249,12 +249,13 @@ fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, out: &mut V
         (Echo::Prohibited(r), _) | (_, Echo::Prohibited(r)) => {
             one(Cause::Prohibited, format!("{} says that UDP to {peer} is prohibited", router(r)), passes.to_owned())
         }
-        (Echo::Unreachable(r), _) => one(
+        // Routers say so once in a while only.
+        (Echo::Unreachable(r), _) | (Echo::Silence, Echo::Unreachable(r)) => one(
             Cause::PeerUnreachable,
             format!("{} says that {peer} cannot be reached", router(r)),
             "check that the peer's gateway is on, its address, and the routes on the way".to_owned(),
         ),
-        (Echo::PortUnreachable, _) => one(
+        (Echo::PortUnreachable, _) | (Echo::Silence, Echo::PortUnreachable) => one(
             Cause::PeerNotListening,
             format!("{peer} is there, and nothing listens on its UDP port 500"),
             "start IKE on the peer's gateway, or correct its address".to_owned(),

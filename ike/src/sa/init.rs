@@ -249,6 +249,11 @@ impl InitSent {
         match self.out.on_tick(ctx, &policy, core.flow) {
             Retried::Waiting => State::InitSent(self),
             Retried::GaveUp => {
+                // No better answer will come.
+                if let Some(hint) = self.hint.take() {
+                    ctx.tell(hint.account);
+                    return self.close(hint.reason, hint.detail);
+                }
                 let detail = format!("{} does not answer IKE_SA_INIT", core.flow.remote);
                 let draft = Draft::claimed(Stage::Init, Role::Initiator, core.flow.remote);
                 let reason = FailureReason::PeerUnreachable;

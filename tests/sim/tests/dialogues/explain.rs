@@ -216,6 +216,17 @@ fn rekeys_of_both_kinds_are_told_by_both_ends() {
     }
 }
 
+/// Who repeats a request for a shorter time than a refusal is doubted still says why it gave up.
+#[test]
+fn a_refusal_is_told_although_the_last_repetition_was_over_before_it_was_believed() {
+    let lab = differing(|both| {
+        both[0].proposals = vec!["aes128-sha256-modp2048".parse().unwrap()];
+        both[0].retransmit.tries = 2;
+    });
+    let reason = FailureReason::NoProposalChosen;
+    assert_eq!(outcome(last(&lab, 0)).3, Some((Party::Peer, reason)));
+}
+
 #[test]
 fn silence_is_told_as_silence() {
     let mut lab = Lab::new(7, Link::GOOD, [policy(0, 1), policy(1, 1)]);
