@@ -3,7 +3,10 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod diagnose;
 pub mod driver;
+pub mod export;
+pub mod import;
 pub mod observe;
 pub mod plane;
 pub mod shaping;

@@ -70,6 +70,32 @@ fn usage_errors_exit_64_and_help_exits_0() {
 }
 
 #[test]
+fn export_peer_needs_no_daemon_and_guards_the_key() {
+    let (dir, file) = configuration(GOOD);
+    let t = told(&["export-peer", "a-b", "--format", "swanctl", "--config", &file]);
+    assert_eq!(t.code, 0, "{}", t.err);
+    assert!(t.out.contains("remote_addrs = 192.0.2.1") && t.out.contains(cygnet::export::PLACEHOLDER));
+    assert!(t.err.starts_with("note: ") && !t.out.contains("pL7v"), "{}", t.err);
+
+    let kept = dir.path().join("their.conf");
+    let kept = kept.to_str().unwrap();
+    let args = ["export-peer", "a-b", "--format", "swanctl", "--config", &file, "--with-psk", "-o", kept];
+    let t = told(&args);
+    assert_eq!((t.code, t.out.as_str()), (0, ""), "{}", t.err);
+    assert!(fs::read_to_string(kept).unwrap().contains("secret = \"pL7v0y2QxNf8sKd3RwZtB5\""));
+    assert_eq!(fs::metadata(kept).unwrap().permissions().mode() & 0o777, 0o600);
+    let t = told(&args);
+    assert!(t.code == 74 && t.err.contains("nothing is written over"), "{}", t.err);
+
+    let t = told(&["export-peer", "b-a", "--format", "junos", "--config", &file]);
+    assert!(t.code == 64 && t.err.contains("it has a-b"), "{}", t.err);
+    assert_eq!(told(&["export-peer", "a-b", "--format", "word", "--config", &file]).code, 64);
+    fs::write(&file, "gateways: 7\n").unwrap();
+    let t = told(&["export-peer", "a-b", "--format", "junos", "--config", &file]);
+    assert!(t.code == 78 && t.out.is_empty() && t.err.contains(":1:11: error: gateways"), "{}", t.err);
+}
+
+#[test]
 fn without_a_daemon_the_exit_code_is_69() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("none.sock");
@@ -86,6 +112,7 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["limit", "vpc-a"],
         &["events", "--json"],
         &["logs", "a-b", "--since", "10m"],
+        &["explain", "a-b"],
     ] {
         let t = told(&[&["--control", socket], verb].concat());
         assert_eq!(t.code, 69, "{verb:?}");

@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cygnet::config::lines::{Key, Place};
 use cygnet::control::client::Client;
 use cygnet::control::proto::LimitStatus;
 use cygnet::control::{Ask, ErrorKind, Request, Response, frame, server};
 use cygnet::observe::events::{Event, Kind};
-use cygnet::observe::snapshot::*;
+use cygnet::observe::explain::{Explanation, explain};
+use cygnet::observe::snapshot::{Role as PairRole, *};
 use cygnet::observe::top::{IpPeak, IpTotals, LoudPeer, TopPeers, TopTunnels, TunnelTotals};
+use cygnet_ike::account::{Account, Role};
+use cygnet_model::{Now, Timestamp};
 use proptest::prelude::*;
 use tokio::sync::{broadcast, mpsc};
 
@@ -123,7 +127,7 @@ fn snapshot() -> Snapshot {
             bandwidth_origin: cygnet::observe::snapshot::Origin::default(),
             tx_bps: 1_500_000,
             rx_bps: 0,
-            role: Role::Single,
+            role: PairRole::Single,
             used: QuotaUse::default(),
             limits: LimitCount { rates: 2, blocked: 1, by_command: 1 },
         }],
@@ -140,6 +144,87 @@ fn of(name: Option<&str>) -> Response {
         return Response::error(ErrorKind::NotFound, "there is no such tunnel");
     }
     Response::Status { snapshot: Box::new(snapshot) }
+}
+
+/// What `explain` answers: an authentication that succeeded, or a refusal before it.
+fn explanation(tunnel: &str) -> Explanation {
+    use cygnet_ike::account::{Item, Outcome, Party, Stage, Standing, Topic, Verdict, Why};
+    let good = |topic, ours: &str, theirs: Option<&str>, what: &str, why| Item {
+        topic,
+        ours: ours.into(),
+        theirs: theirs.map(Into::into),
+        verdict: Verdict::Chosen(what.into(), why),
+    };
+    let bad = |topic, ours: &str, theirs: Option<&str>, why: &str| Item {
+        topic,
+        ours: ours.into(),
+        theirs: theirs.map(Into::into),
+        verdict: Verdict::Refused { by: Party::We, why: why.into() },
+    };
+    let (us, they) = ("ID_IPV4_ADDR \"192.0.2.1\"", "ID_FQDN \"idc-b.example\"");
+    let agreed = Account {
+        stage: Stage::Auth,
+        role: Role::Responder,
+        peer: "192.0.2.2:4500".parse().unwrap(),
+        standing: Standing::Authenticated,
+        outcome: Outcome::Agreed,
+        items: vec![
+            good(
+                Topic::IkeProposal,
+                "aes256gcm16-prfsha384-x25519, aes256-sha256-modp2048",
+                Some("aes256-sha256-modp2048, aes128-sha1-[key exchange group 99]"),
+                "aes256-sha256-modp2048",
+                Why::FirstCommon,
+            ),
+            good(Topic::OurIdentity, us, None, us, Why::Configured),
+            good(Topic::PeerIdentity, "anybody", Some(they), they, Why::Anybody),
+            good(Topic::Authentication, "pre-shared key", None, "pre-shared key", Why::Proven),
+            good(Topic::OurNetworks, "10.1.0.0/16", Some("10.0.0.0/8"), "10.1.0.0/16", Why::Configured),
+            Item {
+                topic: Topic::ChildKeyExchange,
+                ours: "none".into(),
+                theirs: Some("x25519".into()),
+                verdict: Verdict::Ahead("the first rekey will be refused".into()),
+            },
+        ],
+    };
+    let refused = Account {
+        stage: Stage::Init,
+        role: Role::Responder,
+        standing: Standing::Claimed,
+        outcome: Outcome::Refused {
+            by: Party::We,
+            reason: cygnet_ike::FailureReason::NoProposalChosen,
+            detail: "192.0.2.2:500 offers no IKE proposal that we accept \u{1b}[2J".into(),
+        },
+        items: vec![
+            bad(
+                Topic::IkeProposal,
+                "aes256gcm16-prfsha384-x25519",
+                Some("aes128-sha1-modp1024, aes128-sha256-modp2048"),
+                "encryption: the peer offers aes128, we want aes256gcm16",
+            ),
+            bad(Topic::KeyExchange, "x25519", Some("modp1024, modp2048"), "no group in common"),
+            Item {
+                topic: Topic::Authentication,
+                ours: "pre-shared key".into(),
+                theirs: None,
+                verdict: Verdict::Open,
+            },
+        ],
+        ..agreed.clone()
+    };
+    let at = |s: u64| Now { mono: Timestamp::from_nanos(s * 1_000_000_000), unix: 1_767_225_600 + s };
+    let (older, newer) = ((at(100), agreed), (at(200), refused));
+    let told = if tunnel == "a-b" { vec![&older] } else { vec![&newer, &older] };
+    let place = |key: Key| {
+        let (line, path, written) = match key {
+            Key::IkeProposals => (12, "tunnels[0].ike.proposals", true),
+            _ => (7, "tunnels[0].esp.proposals", false),
+        };
+        Some(("/etc/cygnet/cygnet.yaml".to_owned(), Place { line, path: path.into(), written }))
+    };
+    explain(tunnel, if tunnel == "new" { &[] } else { &told }, at(275), &place)
 }
 
 /// A host that is downloading and has a limit, one that is blocked, and one that has long been quiet.
@@ -275,6 +360,10 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
                 };
                 Response::TopPeers { top: TopPeers { window_s: 300, peers: vec![loud, ours] } }
             }
+            Request::Explain { tunnel } => {
+                Response::Explained { explanation: Box::new(explanation(&tunnel)) }
+            }
+            Request::Diagnose { .. } => Response::error(ErrorKind::NotFound, "there is no such tunnel"),
             Request::Doctor {} => Response::Findings { findings: vec![] },
             Request::Events {} => panic!("the driver never sees this"),
         };
@@ -357,6 +446,24 @@ fn status_output_is_the_golden_one() {
     common::golden("tests/golden/status.txt", &told);
     assert_eq!(fake.cli(&["status", "a-b"]).0, 0);
     assert_eq!(fake.cli(&["status", "nobody"]).0, 64);
+}
+
+#[test]
+fn explain_output_is_the_golden_one() {
+    let fake = Fake::new();
+    let mut told = String::new();
+    for (code, args) in [
+        (0, &["explain", "a-b"][..]),
+        (1, &["explain", "a-c"]),
+        (1, &["explain", "--all", "a-c", "--json"]),
+        (1, &["explain", "new"]),
+    ] {
+        let (got, out, err) = fake.cli(args);
+        assert_eq!((got, &*err), (code, ""), "{args:?}");
+        assert!(!out.contains('\x1b'));
+        told.push_str(&format!("$ cygnet {}\n{out}\n", args.join(" ")));
+    }
+    common::golden("tests/golden/explain.txt", &told);
 }
 
 #[test]

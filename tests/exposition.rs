@@ -96,6 +96,13 @@ fn published(tunnels: usize) -> Published {
     let snapshot = Snapshot {
         data_plane: "kernel".into(),
         daemon_version: "0.0.0".into(),
+        quota: [
+            ("gateways", 1, Some(10)),
+            ("customer_gateways", 1, None),
+            ("tunnels_per_gateway", 1, Some(20)),
+        ]
+        .map(|(key, used, limit)| (key.to_owned(), QuotaStatus { used, limit }))
+        .into(),
         wall: WallStatus {
             in_force: true,
             drops: [("bypass".into(), 0), ("nat".into(), 3)].into(),

@@ -28,7 +28,7 @@ use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Actions, Event, Flow, Input, RekeyKind};
 use crate::jobs::{JobId, Jobs, Output};
 use crate::policy::Policies;
-use crate::rate::PeerRates;
+use crate::rate::{PeerRates, Rate};
 use crate::sa::{self, ChildState, Ctx, Effect, IkeSa, Next, Parts, Spis, State, Task};
 use crate::view::{self, TunnelView};
 use crate::wire::{DecodeErrorKind, Exchange, Header};
@@ -87,6 +87,8 @@ pub struct Endpoint {
     spis: Spis,
     parts: Parts,
     rates: BTreeMap<TunnelId, PeerRates>,
+    /// Accounts of strangers' refusals.
+    claims: Rate,
     /// Where a tunnel has several keys: how many in a row the peer did not know.
     refused_psks: BTreeMap<TunnelId, usize>,
     sas: BTreeMap<IkeSpi, IkeSa>,
@@ -120,6 +122,7 @@ impl Endpoint {
             spis: Spis::default(),
             parts: Parts::default(),
             rates: BTreeMap::new(),
+            claims: Rate::default(),
             refused_psks: BTreeMap::new(),
             sas: BTreeMap::new(),
             by_tunnel: BTreeMap::new(),
@@ -281,6 +284,7 @@ impl Endpoint {
             spis: &mut self.spis,
             parts: &mut self.parts,
             rates: &mut self.rates,
+            claims: &mut self.claims,
             refused_psks: &self.refused_psks,
             established: &self.established,
             installed: &self.installed,

@@ -14,6 +14,7 @@ use cygnet_model::suite::{EspSuite, IkeSuite};
 use cygnet_model::tunnel::{NewAddresses, SaId, SaSpec, TunnelSpec};
 use cygnet_model::{ChildId, IkeSpi, Spi, TunnelId};
 
+use crate::account::Account;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::jobs::{Job, JobId, Output};
 
@@ -247,6 +248,13 @@ pub enum Event {
         detail: String,
         /// When it will be tried again.
         retry_in: Option<Duration>,
+    },
+    /// A negotiation is over, whatever came of it.
+    Negotiated {
+        /// Whose. Of a stranger's ([`crate::account::Standing::Claimed`]): one that has its address for a peer's.
+        tunnel: TunnelId,
+        /// Topic by topic.
+        account: Box<Account>,
     },
     /// A datagram was dropped.
     Dropped {

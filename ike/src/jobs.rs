@@ -65,6 +65,17 @@ enum Made {
     Answer(Vec<u8>, SecretBytes),
 }
 
+/// What a job takes, for whoever decides where it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effort {
+    /// No longer than the way to another thread and back: a key of one of the fast curves, some 10 to 30 µs.
+    Slight,
+    /// A few times that: a secret of one of the fast curves. Worth the way when others wait meanwhile.
+    Short,
+    /// Up to tens of milliseconds.
+    Long,
+}
+
 impl Job {
     /// Computes it. Takes from some microseconds to tens of milliseconds, as the group has it; needs nothing but a source of
     /// random octets.
@@ -100,9 +111,13 @@ impl Job {
         }
     }
 
-    /// Whether it takes no longer than to hand it to another thread and back: a key of one of the fast curves, some 10 to 30 µs.
-    pub const fn is_quick(&self) -> bool {
-        matches!(self.work, Work::Begin(Group::X25519 | Group::Ecp256))
+    /// How long it takes, beside the way to another thread and back.
+    pub const fn effort(&self) -> Effort {
+        match (&self.work, self.group()) {
+            (Work::Begin(_), Group::X25519 | Group::Ecp256) => Effort::Slight,
+            (_, Group::X25519 | Group::Ecp256) => Effort::Short,
+            _ => Effort::Long,
+        }
     }
 
     /// Whether a shared secret comes of it, and not only a key of our own.

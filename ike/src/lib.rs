@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+pub mod account;
 mod cookie;
 pub mod coverage;
 pub mod crypto;
@@ -25,5 +26,5 @@ pub mod wire;
 pub use endpoint::{Config, Endpoint};
 pub use error::{DropReason, FailureReason};
 pub use io::{Action, Actions, Command, Event, Flow, Input};
-pub use jobs::{Asker, Job, JobId, Output};
+pub use jobs::{Asker, Effort, Job, JobId, Output};
 pub use policy::TunnelPolicy;

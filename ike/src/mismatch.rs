@@ -210,15 +210,64 @@ fn names(p: &Proposal, kind: TransformType) -> Vec<String> {
     }
 }
 
-fn name(t: &Transform) -> String {
-    let known = match t.kind {
+/// A peer's proposal in the keywords of the configuration, in their usual order; what has none stands in brackets with its
+/// number. Without key exchange as in IKE_AUTH.
+pub(crate) fn keywords(p: &Proposal, with_ke: bool) -> String {
+    const ORDER: [TransformType; 5] = [
+        TransformType::ENCR,
+        TransformType::INTEG,
+        TransformType::PRF,
+        TransformType::KE,
+        TransformType::ESN,
+    ];
+    let left_out = |t: &Transform| match t.kind {
+        // None is written by leaving it out.
+        TransformType::INTEG => t.id == 0,
+        TransformType::KE => t.id == 0 || !with_ke,
+        _ => false,
+    };
+    let word = |t: &Transform| match t.kind {
+        TransformType::ESN if t.id <= 1 => if t.id == 1 { "esn" } else { "noesn" }.to_owned(),
+        kind => keyword(t).map_or_else(
+            || {
+                let bits = t.key_bits.map_or_else(String::new, |bits| format!(" with {bits} bits"));
+                match respect(kind) {
+                    Differs::Proposals => format!("[transform {} of type {}{bits}]", t.id, kind.0),
+                    what => format!("[{} {}{bits}]", what.name(), t.id),
+                }
+            },
+            str::to_owned,
+        ),
+    };
+    let of = |kind| p.transforms.iter().filter(move |t| t.kind == kind);
+    let others = p.transforms.iter().filter(|t| !ORDER.contains(&t.kind));
+    let all = ORDER.into_iter().flat_map(of).chain(others).filter(|t| !left_out(t)).take(NAMED);
+    all.map(word).collect::<Vec<_>>().join("-")
+}
+
+/// Most transforms of a proposal that are named.
+const NAMED: usize = 32;
+
+/// The key exchange groups of a peer's proposal, none left out.
+pub(crate) fn groups(p: &Proposal) -> Vec<String> {
+    p.transforms.iter().filter(|t| t.kind == TransformType::KE && t.id != 0).take(NAMED).map(name).collect()
+}
+
+fn keyword(t: &Transform) -> Option<&'static str> {
+    match t.kind {
         TransformType::ENCR => Encr::from_transform(t.id, t.key_bits).map(|e| e.info().keyword),
         TransformType::PRF => Prf::from_transform(t.id).map(Prf::keyword),
-        TransformType::INTEG | TransformType::KE if t.id == 0 => Some("none"),
         TransformType::INTEG => Integ::from_transform(t.id).map(Integ::keyword),
         TransformType::KE => Group::from_transform(t.id).map(Group::keyword),
-        TransformType::ESN => return name_of_esn(t.id),
         _ => None,
+    }
+}
+
+fn name(t: &Transform) -> String {
+    let known = match t.kind {
+        TransformType::INTEG | TransformType::KE if t.id == 0 => Some("none"),
+        TransformType::ESN => return name_of_esn(t.id),
+        _ => keyword(t),
     };
     match (known, t.key_bits) {
         (Some(known), _) => known.to_owned(),

@@ -2,11 +2,15 @@
 //! code follows sysexits where it says something.
 
 mod check;
+mod diagnose;
 mod doctor;
 mod events;
+mod explain;
+mod export;
 mod generate;
 mod guards;
 mod handover;
+mod import;
 mod limit;
 mod output;
 mod plan;
@@ -42,6 +46,8 @@ pub const SOCKET: &str = "/run/cygnet/control.sock";
   cygnet plan; cygnet apply                what a changed file would do; do it
   cygnet status                            gateways and tunnels at a glance
   cygnet up a-b --timeout 10s              bring a tunnel up and wait for it
+  cygnet export-peer a-b --format swanctl  the configuration of a tunnel's other end
+  cygnet import /etc/ipsec.conf            a configuration from that of strongSwan or libreswan
   cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
   cygnet limit vpc-a 10.1.0.5 10mbit       cap one of its inner addresses
 
@@ -109,6 +115,10 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// Find out why a tunnel is not up, or is up and passes nothing
+    Diagnose(diagnose::DiagnoseArgs),
+    /// Show the last negotiation of a tunnel: offered, wanted, chosen or refused, and why
+    Explain(explain::ExplainArgs),
     /// End the daemon and leave its tunnels to the next one, which goes on with them
     Handover(handover::HandoverArgs),
     /// Put the guards in force without a daemon, as before the network is up
@@ -117,6 +127,10 @@ enum Verb {
     Release(guards::ReleaseArgs),
     /// Show what this host offers and what stands in the way
     Doctor(doctor::DoctorArgs),
+    /// Write the mirrored configuration of a tunnel for its other end
+    ExportPeer(export::ExportArgs),
+    /// Turn a swanctl.conf or ipsec.conf into a configuration
+    Import(import::ImportArgs),
     /// Make a strong pre-shared key
     Psk(generate::PskArgs),
     /// Write completions for a shell
@@ -221,10 +235,14 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Diagnose(args) => diagnose::diagnose(&args, g, out),
+        Verb::Explain(args) => explain::explain(&args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),
         Verb::Guard(args) => guards::guard(&args, g, out),
         Verb::Release(args) => guards::release(&args, g, out),
         Verb::Doctor(args) => doctor::doctor(&args, g, out),
+        Verb::ExportPeer(args) => export::export_peer(&args, out),
+        Verb::Import(args) => import::import(&args, out),
         Verb::Psk(args) => generate::psk(&args, out),
         Verb::Completions(args) => generate::completions(&args, Cli::command(), out),
         Verb::Schema => generate::schema(out),

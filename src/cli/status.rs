@@ -164,6 +164,12 @@ fn overview(s: &Snapshot, verbose: u8, out: &mut Out) -> std::io::Result<()> {
             between = "";
         }
     }
+    let quotas: Vec<String> = (s.quota.iter())
+        .filter_map(|(key, q)| Some(format!("{} {}/{}", key.replace('_', " "), q.used, q.limit?)))
+        .collect();
+    if !quotas.is_empty() {
+        out.line(&format!("\nquota: {}", safe(&quotas.join(", "))))?;
+    }
     if !s.config_ok {
         let warning = out.paint(Tone::Odd, "the last configuration was refused; an older one is in effect");
         out.line(&format!("\n{warning}"))?;

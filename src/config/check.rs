@@ -13,6 +13,7 @@ use super::model::{
     Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
     PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
+use super::quota;
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
 
@@ -42,6 +43,7 @@ pub fn resolve(
     book.check_overlaps(&raw.tunnels.good, sink);
     book.check_anybody(&raw.tunnels.good, sink);
     book.warn_twins(&raw.tunnels.good, sink);
+    quota::check(&raw, sink);
     let auths: Vec<Option<Auth>> =
         raw.tunnels.good.iter().map(|t| t.auth.as_ref().and_then(&mut *read_auth)).collect();
     let identities: Vec<_> = raw.tunnels.good.iter().map(|t| (book.local_id(t), book.remote_id(t))).collect();
@@ -55,6 +57,7 @@ pub fn resolve(
         gateways: raw.gateways.good.into_iter().map(gateway).collect::<Option<_>>()?,
         customer_gateways: raw.customers.good.into_iter().map(customer).collect::<Option<_>>()?,
         tunnels: tunnels?,
+        quota: raw.quota,
     })
 }
 
@@ -70,7 +73,12 @@ fn gateway(g: RawGateway) -> Option<Gateway> {
 }
 
 fn customer(c: RawCustomer) -> Option<CustomerGateway> {
-    Some(CustomerGateway { name: c.name?.value, address: c.address?.value, id: c.id.map(|i| i.value) })
+    Some(CustomerGateway {
+        name: c.name?.value,
+        address: c.address?.value,
+        id: c.id.map(|i| i.value),
+        preset: c.preset,
+    })
 }
 
 fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: RemoteId) -> Option<Tunnel> {
@@ -97,6 +105,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Remot
             networks: t.bypass.networks.into_iter().map(|n| n.value).collect(),
         },
         source: t.source,
+        preset: t.preset,
     })
 }
 
@@ -225,6 +234,7 @@ impl<'a> Book<'a> {
             self.check_rule(t, rule, sink);
         }
         check_children(t, sink);
+        check_preset(t, sink);
         check_bypass(t, sink);
     }
 
@@ -531,6 +541,18 @@ fn example<K>(a: &Pair<K>, b: &Pair<K>) -> String {
 fn wide(range: &IpRange) -> bool {
     let limit = if range.start().is_ipv4() { 8 } else { 7 };
     range.prefix_len().is_some_and(|len| 0 < len && len < limit)
+}
+
+/// Some products keep one pair of networks for each tunnel.
+fn check_preset(t: &RawTunnel, sink: &Sink) {
+    let pairs: usize = t.rules.good.iter().map(|r| r.remote.good.len()).sum();
+    if let (Some(preset), Some(second)) =
+        (t.in_effect.filter(|p| p.one_pair), t.rules.good.get(1).or(t.rules.good.first()))
+        && pairs > 1
+    {
+        let what = format!("{} carries one pair of networks in a tunnel, and these are {pairs}", preset.of);
+        sink.warning(&second.at, wrong(what, "write one rule with one remote network that holds them all"));
+    }
 }
 
 /// What is listed in `bypass` leaves in clear text: what it takes from the rules is told where it is all or nothing.

@@ -73,6 +73,11 @@ impl<'a> Item<'a> {
         matches!(self.node.value, Value::Seq(_))
     }
 
+    /// Whether it is this word.
+    pub fn is_word(&self, word: &str) -> bool {
+        matches!(&self.node.value, Value::Scalar { text, .. } if text.as_str() == word)
+    }
+
     /// Its text, as written. `expected` completes "write …".
     pub fn text(&self, expected: &str) -> Option<&'a str> {
         match &self.node.value {

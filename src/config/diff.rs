@@ -135,7 +135,7 @@ impl Plan {
 /// The way from one configuration to another.
 pub fn plan(old: &Config, new: &Config) -> Plan {
     let (before, after) = (show::resolved(old), show::resolved(new));
-    let mut steps = vec![step(Object::Daemon, String::new(), before.get("daemon"), after.get("daemon"))];
+    let mut steps = vec![step(Object::Daemon, String::new(), Some(&whole(&before)), Some(&whole(&after)))];
     let lists = [
         (Object::Gateway, "gateways"),
         (Object::CustomerGateway, "customer_gateways"),
@@ -155,6 +155,15 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
         steps.extend(was.into_iter().map(|(name, value)| step(object, name, Some(&value), None)));
     }
     Plan { steps, notes: Vec::new() }
+}
+
+/// What is said of the daemon, and of the configuration as a whole.
+fn whole(tree: &Value) -> Value {
+    let mut daemon = tree.get("daemon").cloned().unwrap_or_default();
+    if let (Some(daemon), Some(quota)) = (daemon.as_object_mut(), tree.get("quota")) {
+        daemon.insert("quota".to_owned(), quota.clone());
+    }
+    daemon
 }
 
 /// The objects of a list with their names.
@@ -287,9 +296,9 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
     let key = path.split('.').next().unwrap_or(path);
     Some(match (object, path, key) {
         (Object::Daemon, _, "control_socket" | "state_dir" | "data_plane") => Restart,
-        (Object::Daemon, _, "guards" | "metrics" | "console") => InPlace,
+        (Object::Daemon, _, "guards" | "metrics" | "console" | "quota") => InPlace,
         (Object::Gateway, _, "name" | "address" | "id" | "networks" | "bandwidth" | "limits") => InPlace,
-        (Object::CustomerGateway, _, "name" | "address" | "id") => InPlace,
+        (Object::CustomerGateway, _, "name" | "address" | "id" | "preset") => InPlace,
         (
             Object::Tunnel,
             "ike.dpd" | "ike.retransmit.first" | "ike.retransmit.max" | "ike.retransmit.tries",
@@ -303,7 +312,11 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
         (Object::Tunnel, _, "local_id" | "remote_id") => Restart,
         // Where they lead elsewhere, addresses and identities say so.
         (Object::Tunnel, _, "name" | "gateway" | "customer_gateway") => InPlace,
-        (Object::Tunnel, _, "start" | "auth" | "weight" | "allow_internet" | "bypass" | "source") => InPlace,
+        (
+            Object::Tunnel,
+            _,
+            "start" | "preset" | "auth" | "weight" | "allow_internet" | "bypass" | "source",
+        ) => InPlace,
         _ => return None,
     })
 }

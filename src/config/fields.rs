@@ -2,6 +2,8 @@
 //!
 //! The decoder refuses keys that are not here, and the JSON schema and the manual page are made from these tables.
 
+use super::{preset, quota};
+
 /// What a key takes, as far as a schema can say it. The decoder knows the rest.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
@@ -103,6 +105,29 @@ pub static ROOT: Section = Section {
         may("gateways", Kind::List(&Kind::Section(&GATEWAY)), "[]", "VPN gateways of this host."),
         may("customer_gateways", Kind::List(&Kind::Section(&CUSTOMER)), "[]", "The peers' gateways."),
         may("tunnels", Kind::List(&Kind::Section(&TUNNEL)), "[]", "Tunnels between them."),
+        may(
+            "quota",
+            Kind::AnyOf(&[Kind::Words(quota::PRESETS), Kind::Section(&QUOTA)]),
+            "none",
+            "How much of all this there may be: none, cloud, or numbers.",
+        ),
+    ],
+};
+
+const AT_MOST: Kind = Kind::AnyOf(&[Kind::Integer { min: 0, max: quota::MAX }, UNLIMITED]);
+
+/// `quota`.
+pub static QUOTA: Section = Section {
+    name: "a quota",
+    secret: false,
+    fields: &[
+        may("preset", Kind::Words(quota::PRESETS), "none", "The numbers that the others take the place of."),
+        may("gateways", AT_MOST, "unlimited", "VPN gateways; cloud: 10."),
+        may("customer_gateways", AT_MOST, "unlimited", "Customer gateways; cloud: 20."),
+        may("tunnels_per_gateway", AT_MOST, "unlimited", "Tunnels of a gateway; cloud: 20."),
+        may("tunnels_per_customer", AT_MOST, "unlimited", "Tunnels to a customer gateway; cloud: 20."),
+        may("rules_per_tunnel", AT_MOST, "unlimited", "SPD rules of a tunnel; cloud: 10."),
+        may("remotes_per_rule", AT_MOST, "unlimited", "Remote networks of an SPD rule; cloud: 50."),
     ],
 };
 
@@ -221,6 +246,12 @@ pub static CUSTOMER: Section = Section {
             "the address",
             "The identity that the peer must prove; any: whatever it says, the key decides.",
         ),
+        may(
+            "preset",
+            Kind::Words(preset::NAMES),
+            "",
+            "What product it is: parameters of its tunnels that it takes.",
+        ),
     ],
 };
 
@@ -235,6 +266,12 @@ pub static TUNNEL: Section = Section {
         may("start", Kind::Words(STARTS), "active", "We initiate, we wait, or the first packet triggers it."),
         must("auth", Kind::Section(&AUTH), "How the two ends prove who they are."),
         must("spd", Kind::List(&Kind::Section(&RULE)), "SPD rules: what the tunnel protects."),
+        may(
+            "preset",
+            Kind::Words(preset::NAMES),
+            "the customer gateway's",
+            "Parameters of a product or a policy, in the place of the defaults below.",
+        ),
         may("ike", Kind::Section(&IKE), "", "Parameters of the IKE SA."),
         may("esp", Kind::Section(&ESP), "", "Parameters of the ESP SAs."),
         may("local_id", IDENTITY, "the gateway's id", "Our identity in this tunnel."),

@@ -10,14 +10,18 @@ mod check;
 mod decode;
 pub mod diff;
 pub mod dn;
+pub mod draft;
 pub mod error;
 pub mod fields;
 pub mod here;
 pub mod identity;
 pub mod limit;
+pub mod lines;
 mod masks;
 pub mod model;
 pub mod node;
+pub mod preset;
+pub mod quota;
 mod raw;
 pub mod schema;
 pub mod secrets;
@@ -37,6 +41,7 @@ use decode::Item;
 use error::{At, Sink, wrong};
 pub use error::{ConfigErrors, Problem, Severity};
 pub use here::Here;
+use lines::Lines;
 pub use model::*;
 use raw::RawAuth;
 use secrets::{Facts, Refusal};
@@ -51,25 +56,32 @@ pub struct Loaded {
     pub config: Config,
     /// What somebody should look at.
     pub warnings: Vec<Problem>,
+    /// Where in the file it stands.
+    pub lines: Lines,
 }
 
 /// Reads and resolves a configuration with its keys.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
-    let (config, problems) = read(path, Secrets::Read, None);
-    finish(config, problems, path)
+    let (config, problems, lines) = read(path, Secrets::Read, None);
+    finish(config, problems, lines, path)
 }
 
 /// Resolves a configuration from text that stands for a file of mode 0600 in `dir`; for tests and generators.
 pub fn load_text(text: &str, dir: &Path) -> Result<Loaded, ConfigErrors> {
     let source = Source { text, dir, facts: None, name: "cygnet.yaml", here: None };
-    let (config, problems) = source.resolve(Secrets::Read);
-    finish(config, problems, Path::new("cygnet.yaml"))
+    let (config, problems, lines) = source.resolve(Secrets::Read);
+    finish(config, problems, lines, Path::new("cygnet.yaml"))
 }
 
-fn finish(config: Option<Config>, problems: Vec<Problem>, path: &Path) -> Result<Loaded, ConfigErrors> {
+fn finish(
+    config: Option<Config>,
+    problems: Vec<Problem>,
+    lines: Lines,
+    path: &Path,
+) -> Result<Loaded, ConfigErrors> {
     match config {
         Some(config) if problems.iter().all(|p| p.severity == Severity::Warning) => {
-            Ok(Loaded { config, warnings: problems })
+            Ok(Loaded { config, warnings: problems, lines })
         }
         _ => Err(ConfigErrors { file: show_path(path), problems }),
     }
@@ -85,6 +97,8 @@ pub struct Checked {
     /// The resolved configuration, if it has no errors. Keys that were not read stand in it as empty ones, so it is for
     /// looking at, not for running.
     pub preview: Option<Config>,
+    /// Where in the file it stands.
+    pub lines: Lines,
 }
 
 /// What to do about files with keys.
@@ -100,9 +114,9 @@ pub enum Secrets {
 
 /// Checks a file without wanting to run it. `here` is the host on which that happens, if it may be the one that will.
 pub fn check(path: &Path, secrets: Secrets, here: Option<&Here>) -> Checked {
-    let (config, problems) = read(path, secrets, here);
+    let (config, problems, lines) = read(path, secrets, here);
     let good = problems.iter().all(|p| p.severity == Severity::Warning);
-    Checked { file: show_path(path), problems, preview: config.filter(|_| good) }
+    Checked { file: show_path(path), problems, preview: config.filter(|_| good), lines }
 }
 
 /// Checks text that stands for a file of mode 0600 in `dir`, as an editor has it before it is saved.
@@ -113,17 +127,20 @@ pub fn check_text(text: &str, dir: &Path, secrets: Secrets) -> Checked {
 /// The same on a host that may be the one that will run it.
 pub fn check_text_here(text: &str, dir: &Path, secrets: Secrets, here: Option<&Here>) -> Checked {
     let source = Source { text, dir, facts: None, name: "cygnet.yaml", here };
-    let (config, problems) = source.resolve(secrets);
+    let (config, problems, lines) = source.resolve(secrets);
     let good = problems.iter().all(|p| p.severity == Severity::Warning);
-    Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good) }
+    Checked { file: "cygnet.yaml".to_owned(), problems, preview: config.filter(|_| good), lines }
 }
 
 fn show_path(path: &Path) -> String {
     error::quoted_path(&path.to_string_lossy())
 }
 
+/// What a file says, what is wrong with it, and where it says it.
+type Resolved = (Option<Config>, Vec<Problem>, Lines);
+
 /// A file's text, or why there is none.
-fn read(path: &Path, secrets: Secrets, here: Option<&Here>) -> (Option<Config>, Vec<Problem>) {
+fn read(path: &Path, secrets: Secrets, here: Option<&Here>) -> Resolved {
     match read_text(path) {
         Ok((text, facts)) => {
             let name = show_path(path);
@@ -133,7 +150,7 @@ fn read(path: &Path, secrets: Secrets, here: Option<&Here>) -> (Option<Config>, 
         Err((at, w)) => {
             let sink = Sink::default();
             sink.error(&at, w);
-            (None, sink.into_sorted().0)
+            (None, sink.into_sorted().0, Lines::default())
         }
     }
 }
@@ -188,7 +205,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn resolve(&self, secrets: Secrets) -> (Option<Config>, Vec<Problem>) {
+    fn resolve(&self, secrets: Secrets) -> Resolved {
         let sink = Sink::default();
         let root = node::parse(self.text, &sink);
         let config = root.as_ref().and_then(|root| {
@@ -208,7 +225,8 @@ impl Source<'_> {
                 p.snippet = masks.show(p.line, line.trim_end());
             }
         }
-        (config, problems)
+        let lines = root.as_ref().map(|root| Lines::of(root)).unwrap_or_default();
+        (config, problems, lines)
     }
 
     fn auth(&self, auth: &RawAuth, secrets: Secrets, sink: &Sink) -> Option<Auth> {

@@ -12,6 +12,8 @@ use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
 pub use super::identity::{Identity, RemoteId};
+pub use super::preset::Preset;
+pub use super::quota::Quota;
 
 /// A whole configuration.
 #[derive(Clone, PartialEq, Debug)]
@@ -24,6 +26,8 @@ pub struct Config {
     pub customer_gateways: Vec<CustomerGateway>,
     /// Tunnels. Names are unique; `gateway` and `customer_gateway` exist.
     pub tunnels: Vec<Tunnel>,
+    /// How much of it there may be.
+    pub quota: Quota,
 }
 
 impl Config {
@@ -144,6 +148,8 @@ pub struct CustomerGateway {
     pub address: PeerAddress,
     /// Identity as configured; see [`Tunnel::remote_id`] for what is used.
     pub id: Option<RemoteId>,
+    /// What its tunnels use where they say nothing.
+    pub preset: Option<&'static Preset>,
 }
 
 /// Where a peer is.
@@ -197,6 +203,8 @@ pub struct Tunnel {
     pub bypass: Bypass,
     /// Which source own packets to the remote networks get.
     pub source: Source,
+    /// What it uses where it says nothing, in the place of its customer gateway's.
+    pub preset: Option<&'static Preset>,
 }
 
 /// How the ends prove who they are.

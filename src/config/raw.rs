@@ -3,6 +3,7 @@
 //! `None` and short lists mean that something was wrong there, which is already noted; checks that would only repeat
 //! it look at `complete` first.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use super::model::{
     Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
     Retransmit, Start,
 };
+use super::preset::{self, Preset};
+use super::quota::{self, Quota};
 use super::units;
 
 /// What was readable of a list.
@@ -46,6 +49,7 @@ pub struct RawConfig {
     pub gateways: Many<RawGateway>,
     pub customers: Many<RawCustomer>,
     pub tunnels: Many<RawTunnel>,
+    pub quota: Quota,
 }
 
 /// `gateways[]`.
@@ -65,6 +69,7 @@ pub struct RawCustomer {
     pub name: Option<Spanned<String>>,
     pub address: Option<Spanned<PeerAddress>>,
     pub id: Option<Spanned<RemoteId>>,
+    pub preset: Option<&'static Preset>,
 }
 
 /// `tunnels[]`.
@@ -86,6 +91,9 @@ pub struct RawTunnel {
     pub allow_internet: bool,
     pub bypass: RawBypass,
     pub source: Source,
+    pub preset: Option<&'static Preset>,
+    /// The preset that counts, its own or its customer gateway's.
+    pub in_effect: Option<&'static Preset>,
 }
 
 /// `tunnels[].bypass`.
@@ -161,11 +169,17 @@ fn many<T>(
 /// The whole document.
 pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
     let r = root.map(&fields::ROOT)?;
+    let customers = many(&r, "customer_gateways", "customer gateways", customer);
+    let presets: BTreeMap<&str, &'static Preset> = (customers.good.iter())
+        .filter_map(|c: &RawCustomer| Some((c.name.as_ref()?.value.as_str(), c.preset?)))
+        .collect();
+    let tunnels = many(&r, "tunnels", "tunnels", |i| tunnel(i, &presets));
     Some(RawConfig {
         daemon: daemon(r.get("daemon"), sink),
         gateways: many(&r, "gateways", "gateways", gateway),
-        customers: many(&r, "customer_gateways", "customer gateways", customer),
-        tunnels: many(&r, "tunnels", "tunnels", tunnel),
+        tunnels,
+        customers,
+        quota: r.get("quota").and_then(|i| quota::read(&i)).unwrap_or_default(),
     })
 }
 
@@ -311,7 +325,12 @@ fn customer(item: &Item<'_>) -> Option<RawCustomer> {
         name: name(&r),
         address: r.get("address").and_then(|i| i.parse("an IP address or a DNS name", peer_address)),
         id: remote_id(&r, "id"),
+        preset: preset(&r),
     })
+}
+
+fn preset(r: &Reader<'_>) -> Option<&'static Preset> {
+    preset::PRESETS.get(r.get("preset")?.word(preset::NAMES)?)
 }
 
 fn peer_address(text: &str) -> Result<PeerAddress, Wrong> {
@@ -326,23 +345,27 @@ fn peer_address(text: &str) -> Result<PeerAddress, Wrong> {
     }
 }
 
-fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
+/// `presets`: those of customer gateways, by their names.
+fn tunnel(item: &Item<'_>, presets: &BTreeMap<&str, &'static Preset>) -> Option<RawTunnel> {
     let r = item.map(&fields::TUNNEL)?;
     let reference = |key| r.get(key).and_then(|i: Item<'_>| i.parse("a name", identity::object_name));
+    let customer = reference("customer_gateway");
+    let own = preset(&r);
+    let in_effect = own.or_else(|| presets.get(customer.as_ref()?.value.as_str()).copied());
     let start = r.get("start").and_then(|i| i.word(fields::STARTS)).unwrap_or(0);
     let start = [Start::Active, Start::Passive, Start::OnDemand][start];
     Some(RawTunnel {
         at: item.at(),
         name: name(&r),
         gateway: reference("gateway"),
-        customer: reference("customer_gateway"),
+        customer,
         start,
         auth: r.get("auth").and_then(|i| auth(&i)),
         local_id: id(&r, "local_id"),
         remote_id: remote_id(&r, "remote_id"),
         rules: many(&r, "spd", "SPD rules", rule),
-        ike: ike(r.get("ike")),
-        esp: esp(r.get("esp"), start),
+        ike: ike(r.get("ike"), in_effect.map_or_else(IkeParams::default, Preset::ike)),
+        esp: esp(r.get("esp"), in_effect.map_or_else(EspParams::default, Preset::esp), start),
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
         weight: r.get("weight").and_then(|i| i.integer(0, 255)).and_then(|n| u8::try_from(n).ok()),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
@@ -351,6 +374,8 @@ fn tunnel(item: &Item<'_>) -> Option<RawTunnel> {
             .get("source")
             .and_then(|i| i.parse("auto, none or an address", source))
             .map_or(Source::Auto, |s| s.value),
+        preset: own,
+        in_effect,
     })
 }
 
@@ -543,8 +568,7 @@ fn duration(r: &Reader<'_>, key: &'static str, min: Duration, max: Duration) -> 
     r.get(key)?.parse("a duration, as in 30s", units::duration_within(min, max)).map(|d| d.value)
 }
 
-fn ike(item: Option<Item<'_>>) -> IkeParams {
-    let default = IkeParams::default();
+fn ike(item: Option<Item<'_>>, default: IkeParams) -> IkeParams {
     let Some(r) = item.and_then(|i| i.map(&fields::IKE)) else { return default };
     let dpd = r.get("dpd").and_then(|i| {
         i.parse("a duration, as in 30s, or off", |t| match t {
@@ -584,9 +608,9 @@ fn retransmit(item: Option<Item<'_>>) -> Retransmit {
 /// The smallest volume after which new keys are made.
 const MIN_VOLUME: u64 = 2_560_000;
 
-fn esp(item: Option<Item<'_>>, start: Start) -> EspParams {
+fn esp(item: Option<Item<'_>>, default: EspParams, start: Start) -> EspParams {
     let action = if start == Start::Active { DpdAction::Restart } else { DpdAction::Clear };
-    let default = EspParams { dpd_action: action, ..EspParams::default() };
+    let default = EspParams { dpd_action: action, ..default };
     let Some(r) = item.and_then(|i| i.map(&fields::ESP)) else { return default };
     let bytes = r.get("bytes").and_then(|i| {
         i.parse("a size, as in 2GiB, or unlimited", |t| match t {

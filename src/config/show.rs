@@ -2,10 +2,10 @@
 //! Keys never show; a key in the file itself is written as a note where it stands.
 
 use cygnet_model::tunnel::{Bypass, Source};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::limit::show_limit;
-use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Tunnel};
+use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
@@ -43,9 +43,16 @@ pub fn resolved(c: &Config) -> Value {
             "name": p.name,
             "address": p.address.to_string(),
             "id": p.id.as_ref().map(ToString::to_string),
+            "preset": p.preset.map(|p| p.name),
         }))).collect::<Vec<_>>(),
         "tunnels": c.tunnels.iter().map(tunnel).collect::<Vec<_>>(),
+        "quota": quota(&c.quota),
     })
+}
+
+fn quota(q: &Quota) -> Value {
+    let number = |limit: Option<usize>| limit.map_or_else(|| json!("unlimited"), |n| json!(n));
+    q.each().into_iter().map(|(key, limit)| (key.to_owned(), number(limit))).collect::<Map<_, _>>().into()
 }
 
 fn tunnel(t: &Tunnel) -> Value {
@@ -63,6 +70,7 @@ fn tunnel(t: &Tunnel) -> Value {
         "name": t.name,
         "gateway": t.gateway,
         "customer_gateway": t.customer_gateway,
+        "preset": t.preset.map(|p| p.name),
         "start": t.start.name(),
         "auth": auth,
         "local_id": t.local_id.as_ref().map(ToString::to_string),

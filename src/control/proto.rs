@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::diff::Plan;
+use crate::diagnose::facts::DaemonFacts;
 use crate::observe::events::Event;
+use crate::observe::explain::Explanation;
 use crate::observe::snapshot::{Finding, Origin, Snapshot};
 use crate::observe::top::{IpPeak, TopPeers, TopTunnels};
 
@@ -106,6 +108,17 @@ pub enum Request {
     },
     /// Strangers whose datagrams were refused. Answered by [`Response::TopPeers`].
     TopPeers {},
+    /// The last negotiations of a tunnel. Answered by [`Response::Explained`].
+    Explain {
+        /// The tunnel.
+        tunnel: String,
+    },
+    /// What `diagnose` has to know. Answered by [`Response::Known`].
+    Diagnose {
+        /// The tunnel; null: all, as far as they are looked at.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tunnel: Option<String>,
+    },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
     /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
@@ -159,6 +172,8 @@ impl Request {
             | Self::Logs { .. }
             | Self::TopTunnels { .. }
             | Self::TopPeers {}
+            | Self::Explain { .. }
+            | Self::Diagnose { .. }
             | Self::Doctor {}
             | Self::Handover {}
             | Self::Events {} => None,
@@ -216,6 +231,16 @@ pub enum Response {
     TopPeers {
         /// Who they are.
         top: TopPeers,
+    },
+    /// To `explain`.
+    Explained {
+        /// What was negotiated.
+        explanation: Box<Explanation>,
+    },
+    /// To `diagnose`.
+    Known {
+        /// What is known.
+        facts: Box<DaemonFacts>,
     },
     /// To `doctor`.
     Findings {

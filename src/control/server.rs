@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,8 +83,10 @@ pub fn bind(path: &Path) -> io::Result<Socket> {
     let socket = Socket { listener, path: path.to_owned(), group };
     // Until here a connection was possible only by umask; every one is checked by SO_PEERCRED anyway.
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    // Whoever runs with this group already need not be able to give files away.
     if let Some(group) = &socket.group
         && Uid::effective().is_root()
+        && fs::metadata(path)?.gid() != group.gid.as_raw()
     {
         chown(path, Some(0), Some(group.gid.as_raw()))?;
     }

@@ -105,6 +105,14 @@ impl Daemon {
                 gateway => Response::TopPeaks { peaks: self.top_peaks(gateway.as_deref(), since_s) },
             },
             Request::TopPeers {} => Response::TopPeers { top: self.top_peers() },
+            Request::Explain { tunnel } => match self.explain(&tunnel) {
+                Some(explanation) => Response::Explained { explanation: Box::new(explanation) },
+                None => unknown("tunnel", &tunnel),
+            },
+            Request::Diagnose { tunnel } => match self.known(tunnel.as_deref()) {
+                Some(facts) => Response::Known { facts: Box::new(facts) },
+                None => unknown("tunnel", tunnel.as_deref().unwrap_or_default()),
+            },
             Request::Doctor {} => Response::Findings { findings: self.findings() },
             Request::Handover {} => match self.keeper.trouble() {
                 None => return Some(reply),
@@ -266,7 +274,7 @@ impl Daemon {
     }
 
     /// What the daemon knows of its host.
-    fn findings(&mut self) -> Vec<Finding> {
+    pub(super) fn findings(&mut self) -> Vec<Finding> {
         let wish = match self.config.daemon.data_plane {
             PlaneChoice::Auto => Wish::Auto,
             PlaneChoice::Kernel => Wish::Kernel,

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! What known peers wait for comes before what strangers ask for. The queue is bounded: what has no place in it is done by
-//! the loop itself, which then takes less in; so is what is not worth the way ([`Job::is_quick`]). Nobody waits for a worker: at the end of the process it ends with it.
+//! the loop itself, which then takes less in; so is what is not worth the way ([`is_worth_the_way`]). Nobody waits for a
+//! worker: at the end of the process it ends with it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use cygnet_ike::crypto::Random;
-use cygnet_ike::{Asker, Job, JobId, Output};
+use cygnet_ike::{Asker, Effort, Job, JobId, Output};
 use tokio::sync::mpsc;
 
 /// Jobs that wait for a worker, at most. A key and the peer's public value each: about a kilobyte.
@@ -20,6 +21,16 @@ const QUEUE: usize = 4096;
 
 /// More workers than this have nothing to do: the loop feeds them.
 const MAX_WORKERS: usize = 8;
+
+/// Whether a job shall go to a worker. `others_wait`: the loop has something else to do meanwhile. Where it has not, a short
+/// job costs less than to wake a worker, and to be woken by it.
+pub(super) const fn is_worth_the_way(job: &Job, others_wait: bool) -> bool {
+    match job.effort() {
+        Effort::Slight => false,
+        Effort::Short => others_wait,
+        Effort::Long => true,
+    }
+}
 
 /// Jobs that wait.
 #[derive(Default)]

@@ -14,7 +14,9 @@
 mod addresses;
 mod answer;
 mod clock;
+mod diagnose;
 mod dns;
+mod explain;
 mod host;
 mod jobs;
 mod keep;
@@ -48,29 +50,33 @@ use cygnet_model::registry::Registry;
 use cygnet_model::{ChildId, Now, Spi, TunnelId};
 use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::Loaded;
+use crate::config::lines::Lines;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
 use crate::control::{self, Ask, ErrorKind, Response};
+use crate::observe::accounts::Accounts;
 use crate::observe::causes::Causes;
 use crate::observe::counters::Counters;
 use crate::observe::events::{Event, Kind};
 use crate::observe::history::History;
 use crate::observe::http::Exporter;
 use crate::observe::passage::{Carried, Passage};
-use crate::observe::snapshot::QuotaUse;
+use crate::observe::snapshot::{QuotaStatus, QuotaUse};
 use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
-use crate::plane::residue;
+use crate::plane::{modules, residue};
 use crate::shaping::apply::{Shaper, ShapingError};
 use crate::traffic;
 
 use self::addresses::{HostAddresses, Outer};
 use self::answer::Waiter;
+use self::explain::Written;
 use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
 use self::limits::Limits;
@@ -109,9 +115,13 @@ fn os_random() -> OsRandom {
 struct Daemon {
     config: Config,
     path: PathBuf,
+    /// Where that configuration stands.
+    written: Written,
     choice: Choice,
     endpoint: Endpoint,
     workers: Workers,
+    /// Datagrams wait behind the one that is handled.
+    others_wait: bool,
     plane: Plane,
     keeper: Keeper,
     /// What of an earlier life the protocol has not taken up yet.
@@ -145,14 +155,20 @@ struct Daemon {
     counters: Counters,
     /// What quotas count, by gateway.
     used: BTreeMap<String, QuotaUse>,
+    /// The same of the configuration as a whole, and how much there may be.
+    quotas: BTreeMap<String, QuotaStatus>,
     /// Who is refused the most.
     strangers: Strangers,
+    /// The last negotiations.
+    accounts: Accounts,
     /// What was dropped lately.
     causes: Causes,
     history: History,
     events: broadcast::Sender<Event>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
+    /// Tunnels whose state is to be noted when the input is done with.
+    in_change: BTreeSet<TunnelId>,
     rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
     passage: Passage,
@@ -190,7 +206,7 @@ pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
     harden();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let (mut daemon, inputs) = Daemon::start(path, loaded.config, inherited).await?;
+        let (mut daemon, inputs) = Daemon::start(path, (loaded.config, loaded.lines), inherited).await?;
         match daemon.serve(inputs).await {
             End::Farewell => daemon.stop().map(|()| logging::LAST_WORDS),
             End::HandOver(reply) => {
@@ -256,7 +272,7 @@ impl Signals {
 impl Daemon {
     async fn start(
         path: &Path,
-        config: Config,
+        (config, lines): (Config, Lines),
         inherited: sockets::Inherited,
     ) -> anyhow::Result<(Self, Inputs)> {
         SystemRandom::new()
@@ -345,9 +361,11 @@ impl Daemon {
 
         let mut daemon = Self {
             path: path.to_owned(),
+            written: Written { file: path.to_owned(), lines },
             choice,
             endpoint,
             workers,
+            others_wait: true,
             plane,
             keeper,
             taken_up: Some(taken_up),
@@ -370,12 +388,15 @@ impl Daemon {
             exporter: None,
             counters: Counters::default(),
             used: BTreeMap::new(),
+            quotas: BTreeMap::new(),
             strangers: Strangers::default(),
+            accounts: Accounts::default(),
             causes: Causes::default(),
             history: History::default(),
             events,
             publisher,
             tunnels: BTreeMap::new(),
+            in_change: BTreeSet::new(),
             rates: BTreeMap::new(),
             waiters: Vec::new(),
             passage: Passage::default(),
@@ -435,9 +456,11 @@ impl Daemon {
         for id in self.places.keys() {
             self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
+        self.accounts.retain(|id| self.places.contains_key(&id));
         self.keep_no_tallies_of_others();
         self.follow_traffic();
         self.used = publish::quota_use(&self.config);
+        self.quotas = publish::quotas(&self.config);
         self.look_for_addresses();
         self.shape();
         self.apply_policies();
@@ -488,12 +511,15 @@ impl Daemon {
         loop {
             let wait = self.next_timer();
             tokio::select! {
-                Some((flow, bytes)) = inputs.received.recv() => {
-                    self.input(Input::Datagram { flow, bytes: &bytes });
-                    for _ in 0..BATCH {
-                        let Ok((flow, bytes)) = inputs.received.try_recv() else { break };
+                Some(first) = inputs.received.recv() => {
+                    let (mut next, mut room) = (Some(first), BATCH);
+                    while let Some((flow, bytes)) = next {
+                        self.others_wait = !inputs.received.is_empty();
                         self.input(Input::Datagram { flow, bytes: &bytes });
+                        next = if room > 0 { inputs.received.try_recv().ok() } else { None };
+                        room = room.saturating_sub(1);
                     }
+                    self.others_wait = true;
                 }
                 Some((job, output)) = inputs.done.recv() => {
                     self.input(Input::Done(job, output));
@@ -657,12 +683,23 @@ fn choose_plane(config: &Config) -> anyhow::Result<Choice> {
         PlaneChoice::Kernel => Wish::Kernel,
         PlaneChoice::Userspace => Wish::Userspace,
     };
-    let choice = choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun())
-        .map_err(|reason| anyhow::anyhow!(reason))?;
+    let choice =
+        choose::choose(wish, &cygnet_xfrm::probe::probe(), &choose::tun()).map_err(
+            |reason| match esp_modules() {
+                Some((why, fix)) => anyhow::anyhow!("{reason}; {why}: {fix}"),
+                None => anyhow::anyhow!(reason),
+            },
+        )?;
     if choice.plane == PlaneKind::Userspace {
         policy::told_apart(config)?;
     }
     Ok(choice)
+}
+
+/// Why the kernel has no ESP, if its modules are blocked or missing.
+fn esp_modules() -> Option<(String, String)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    modules::why_no_esp(Path::new("/"), release.trim())
 }
 
 /// Puts the guards of a configuration in force without a daemon, and says how many they are. They stay as after the end
@@ -733,7 +770,7 @@ fn occupy<T>(
 fn watched(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
     #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
-    AsyncFd::new(fd.try_clone_to_owned()?)
+    AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
 }
 
 /// Waits until a descriptor has something to read; for ever if there is none.

@@ -4,6 +4,7 @@ use cygnet_ike::{Action, Input};
 use cygnet_model::ChildId;
 use cygnet_model::plane::PlaneError;
 
+use super::jobs::is_worth_the_way;
 use super::{Daemon, os_random};
 
 impl Daemon {
@@ -65,11 +66,8 @@ impl Daemon {
                     Ok(())
                 }
                 Action::Run(id, job) => {
-                    own.extend(if job.is_quick() {
-                        Some((id, job))
-                    } else {
-                        self.workers.take(id, job).err()
-                    });
+                    let beside = is_worth_the_way(&job, self.others_wait);
+                    own.extend(if beside { self.workers.take(id, job).err() } else { Some((id, job)) });
                     Ok(())
                 }
                 Action::Tell(event) => {
@@ -81,6 +79,7 @@ impl Daemon {
                 failed.push((child, e.to_string()));
             }
         }
+        self.note_states();
         self.release_left();
         for (child, detail) in failed {
             self.input(Input::PlaneFailed { child, detail });

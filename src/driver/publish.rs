@@ -16,8 +16,8 @@ use super::{Daemon, clock};
 use crate::config::model::{Config, Start, Tunnel};
 use crate::observe::snapshot::{
     ChildStatus, CoverageStatus, Drops, FloodStatus, GatewayStatus, IkeRole, IkeStatus, LegacyStatus,
-    MissingStatus, Nat, Origin, PathStatus, QuotaUse, RuleState, RuleStatus, Snapshot, TunnelState,
-    TunnelStatus, WallStatus,
+    MissingStatus, Nat, Origin, PathStatus, QuotaStatus, QuotaUse, RuleState, RuleStatus, Snapshot,
+    TunnelState, TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -126,9 +126,17 @@ impl Daemon {
         }
     }
 
+    /// Notes the states of tunnels to which something has happened.
+    pub(super) fn note_states(&mut self) {
+        for id in std::mem::take(&mut self.in_change) {
+            self.note_state(id);
+        }
+    }
+
     /// Sees to it that readers soon learn of a tunnel's change.
     pub(super) fn changed(&mut self, id: TunnelId) {
-        self.note_state(id);
+        // Several things happen to it at once.
+        self.in_change.insert(id);
         self.pages.note(id);
         self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
     }
@@ -171,6 +179,7 @@ impl Daemon {
         };
         Snapshot {
             wall,
+            quota: self.quotas.clone(),
             data_plane: self.choice.plane.name().to_owned(),
             data_plane_reason: self.choice.reason.clone(),
             started: rfc3339(clock::unix_of(self.started, clock::now())),
@@ -191,6 +200,7 @@ impl Daemon {
 
     /// All tunnels in the order of the file, those made anew that have changed.
     fn tunnel_pages(&mut self, now: Timestamp) -> Vec<Arc<TunnelStatus>> {
+        self.note_states();
         let mut stale = self.endpoint.take_changed();
         stale.append(&mut self.pages.stale);
         let mut pages = self.pages.of.take();
@@ -328,6 +338,25 @@ pub(super) fn quota_use(config: &Config) -> BTreeMap<String, QuotaUse> {
         of.remotes = of.remotes.max(t.spd.iter().map(|rule| rule.remote.len()).max().unwrap_or(0));
     }
     used
+}
+
+/// What quotas count, by their keys, and how much there may be.
+pub(super) fn quotas(config: &Config) -> BTreeMap<String, QuotaStatus> {
+    let most = |of: &dyn Fn(&Tunnel) -> &str| {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        config.tunnels.iter().for_each(|t| *counts.entry(of(t)).or_default() += 1);
+        counts.into_values().max().unwrap_or(0)
+    };
+    let used = |key: &str| match key {
+        "gateways" => config.gateways.len(),
+        "customer_gateways" => config.customer_gateways.len(),
+        "tunnels_per_gateway" => most(&|t| &t.gateway),
+        "tunnels_per_customer" => most(&|t| &t.customer_gateway),
+        "rules_per_tunnel" => config.tunnels.iter().map(|t| t.spd.len()).max().unwrap_or(0),
+        _ => config.tunnels.iter().flat_map(|t| &t.spd).map(|r| r.remote.len()).max().unwrap_or(0),
+    };
+    let each = config.quota.each().into_iter();
+    each.map(|(key, limit)| (key.to_owned(), QuotaStatus { used: used(key), limit })).collect()
 }
 
 fn count(n: usize) -> u64 {

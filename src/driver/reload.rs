@@ -14,6 +14,7 @@ use cygnet_model::tunnel::GuardSpec;
 use cygnet_model::{ChildId, plane::PlaneKind};
 
 use super::addresses::HostAddresses;
+use super::explain::Written;
 use super::{Daemon, names, policy, saved};
 use crate::config::diff::{self, Action, Impact, Plan};
 use crate::config::model::Config;
@@ -65,16 +66,16 @@ impl From<Refused> for Response {
 impl Daemon {
     /// What it takes to get from what runs to a file.
     pub(super) fn plan(&self, file: Option<&Path>) -> Result<Plan, Refused> {
-        self.read(file).map(|(_, plan)| plan)
+        self.read(file).map(|(.., plan)| plan)
     }
 
-    fn read(&self, file: Option<&Path>) -> Result<(Config, Plan), Refused> {
+    fn read(&self, file: Option<&Path>) -> Result<(Config, Written, Plan), Refused> {
         let path = file.unwrap_or(&self.path);
         let lines = |problems: &[config::Problem]| {
             let name = config::error::quoted_path(&path.to_string_lossy());
             problems.iter().map(|p| p.one_line(&name)).collect::<Vec<_>>()
         };
-        let Loaded { config, warnings } =
+        let Loaded { config, warnings, lines: places } =
             config::load(path).map_err(|errors| Refused::BadConfig(lines(&errors.problems)))?;
         let mut plan = diff::plan(&self.config, &config);
         plan.notes.extend(self.level_notes(&config));
@@ -82,7 +83,7 @@ impl Daemon {
         for line in lines(&warnings) {
             tracing::debug!("{line}");
         }
-        Ok((config, plan))
+        Ok((config, Written { file: path.to_owned(), lines: places }, plan))
     }
 
     /// What becomes of levels that were set by command: the last word counts, whoever says it.
@@ -143,10 +144,12 @@ impl Daemon {
     /// Makes the running gateway what a file says, or changes nothing.
     pub(super) fn apply(&mut self, file: Option<&Path>) -> Result<Plan, Refused> {
         let shown = observe::one_line(&file.unwrap_or(&self.path).to_string_lossy());
-        let result = self.read(file).and_then(|(config, plan)| {
+        let result = self.read(file).and_then(|(config, written, plan)| {
             if plan.changes() {
                 self.take_over(config)?;
             }
+            // Lines may have moved and changed nothing.
+            self.written = written;
             Ok(plan)
         });
         self.config_ok = result.is_ok();

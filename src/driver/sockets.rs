@@ -13,6 +13,8 @@ use cygnet_model::plane::PlaneKind;
 use nix::sys::socket::{setsockopt, sockopt};
 use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -234,11 +236,14 @@ fn spawn_reader(
     natt: bool,
     received: mpsc::Sender<Received>,
 ) -> io::Result<Reader> {
-    let socket = tokio::net::UdpSocket::from_std(socket)?;
+    // Only for what can be read: a socket that is also watched for room wakes the loop after each message that is sent.
+    #[allow(deprecated, reason = "the replacement is unsafe, and a socket meets its condition")]
+    let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
     let task = tokio::spawn(async move {
         let mut buffer = vec![0u8; MAX_DATAGRAM];
         loop {
-            let (len, remote) = match socket.recv_from(&mut buffer).await {
+            let (len, remote) = match socket.async_io(Interest::READABLE, |s| s.recv_from(&mut buffer)).await
+            {
                 Ok(received) => received,
                 // An ICMP error for something that we sent; the protocol's own timers decide.
                 Err(e) => {

@@ -175,6 +175,12 @@ impl Daemon {
                 self.tell_tunnel_as(id, Kind::TunnelFailed, Subject::Failure(reason), &line, true);
                 self.waiters_failed(id, None, &format!("{reason}: {detail}{again}"), hint);
             }
+            IkeEvent::Negotiated { tunnel, account } => {
+                // One that the configuration has no more is not kept.
+                if self.places.contains_key(&tunnel) {
+                    self.accounts.keep(tunnel, clock::now(), *account);
+                }
+            }
             IkeEvent::Dropped { reason, peer } => {
                 if reason == DropReason::UnknownPeer {
                     // Perhaps one of ours, from a new address.

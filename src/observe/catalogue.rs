@@ -109,7 +109,9 @@ families! {
     HA_ROLE = Gauge "cygnet_ha_role" ["gateway"]
         "Role in a pair of hosts: 0 single, 1 active, 2 standby.";
     QUOTA_USED = Gauge "cygnet_quota_used" ["gateway", "kind"]
-        "What quotas count of the gateway: tunnels, customer_gateways, rules of its fullest tunnel, remotes of its longest rule.";
+        "What quotas count of the gateway: tunnels, customer_gateways, rules of its fullest tunnel, remotes of its longest rule. Without a gateway, of the configuration: gateways, customer_gateways, tunnels_per_customer of the one with the most.";
+    QUOTA_LIMIT = Gauge "cygnet_quota_limit" ["gateway", "kind"]
+        "How much of that there may be, where there is a quota.";
     PLANE_DROPS = Counter "cygnet_plane_drops" ["reason"]
         "Packets that cygnet's own data plane dropped; not there while the kernel forwards ESP.";
     XFRM_STAT = Counter "cygnet_xfrm_stat" ["name"]

@@ -3,10 +3,12 @@
 //! The driver owns [`counters::Counters`] and [`history::History`] and publishes a [`Published`] value now and then;
 //! everybody else reads that value, so that no reader can hold up the driver.
 
+pub mod accounts;
 pub mod catalogue;
 pub mod causes;
 pub mod counters;
 pub mod events;
+pub mod explain;
 mod exposition;
 pub mod history;
 pub mod http;
@@ -74,6 +76,10 @@ pub fn rfc3339(unix: u64) -> String {
 /// Text made fit for one line of a log or terminal: control and reordering characters are escaped, the length is cut.
 pub fn one_line(text: &str) -> String {
     const MAX: usize = 500;
+    // Most texts are ours, and fit as they are.
+    if text.len() <= MAX && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+        return text.to_owned();
+    }
     let mut out = String::new();
     for (n, c) in text.chars().enumerate() {
         if n == MAX {

@@ -195,6 +195,29 @@ fn gateways(w: &mut Writer, p: &Published) {
         w.sample(&[&g.name, "rules"], used.rules);
         w.sample(&[&g.name, "remotes"], used.remotes);
     }
+    let whole = ["gateways", "customer_gateways", "tunnels_per_customer"];
+    let quota = |key: &str| p.snapshot.quota.get(key).copied().unwrap_or_default();
+    for kind in whole {
+        w.sample(&["", kind], quota(kind).used);
+    }
+    w.family(&family::QUOTA_LIMIT);
+    for g in gateways {
+        let keys = [
+            ("tunnels", "tunnels_per_gateway"),
+            ("rules", "rules_per_tunnel"),
+            ("remotes", "remotes_per_rule"),
+        ];
+        for (kind, key) in keys {
+            if let Some(limit) = quota(key).limit {
+                w.sample(&[&g.name, kind], limit);
+            }
+        }
+    }
+    for kind in whole {
+        if let Some(limit) = quota(kind).limit {
+            w.sample(&["", kind], limit);
+        }
+    }
 }
 
 fn daemon(w: &mut Writer, p: &Published) {

@@ -42,6 +42,9 @@ pub struct Snapshot {
     /// What stands behind NAT and foreign rules.
     #[serde(default)]
     pub wall: WallStatus,
+    /// What quotas count in the configuration as a whole, by their keys in it.
+    #[serde(default)]
+    pub quota: BTreeMap<String, QuotaStatus>,
     /// VPN gateways in the order of the configuration.
     pub gateways: Vec<GatewayStatus>,
     /// Tunnels in the order of the configuration, each one that is configured. Shared, since most are the same in the next
@@ -63,6 +66,7 @@ impl Default for Snapshot {
             plane_drops: BTreeMap::new(),
             obstacles: Vec::new(),
             wall: WallStatus::default(),
+            quota: BTreeMap::new(),
             gateways: Vec::new(),
             tunnels: Vec::new(),
         }
@@ -137,6 +141,15 @@ impl LimitCount {
     pub const fn is_none(&self) -> bool {
         self.rates == 0 && self.blocked == 0
     }
+}
+
+/// How much there is of something, where there is the most of it.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct QuotaStatus {
+    /// How much there is.
+    pub used: usize,
+    /// How much there may be; null: as much as you like.
+    pub limit: Option<usize>,
 }
 
 /// How much a gateway has of what quotas count.

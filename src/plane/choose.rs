@@ -125,6 +125,8 @@ pub struct HostReport {
     pub features: Vec<FeatureReport>,
     /// Settings of this host that defeat IPsec.
     pub warnings: Vec<String>,
+    /// Where the kernel has no ESP because its modules are blocked or missing: that, and what to do about it.
+    pub modules: Option<(String, String)>,
 }
 
 /// One answer.
@@ -150,7 +152,12 @@ impl HostReport {
         let kernel = cygnet_xfrm::probe::probe();
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let warnings = warnings(Path::new("/proc/sys/net"));
-        Self::of(wish, &kernel, &tun(), release.trim(), warnings)
+        let modules = if kernel.has_esp() || !kernel.xfrm.available {
+            None
+        } else {
+            super::modules::why_no_esp(Path::new("/"), release.trim())
+        };
+        Self { modules, ..Self::of(wish, &kernel, &tun(), release.trim(), warnings) }
     }
 
     /// The report for what a probe found.
@@ -200,6 +207,7 @@ impl HostReport {
             classifier_reason,
             features,
             warnings,
+            modules: None,
         }
     }
 }
@@ -227,6 +235,11 @@ impl HostReport {
             finding("data plane", plane, chosen(&self.data_plane, &self.data_plane_reason), fix),
             finding("classifier", classifier, chosen(&self.classifier, &self.classifier_reason), load),
         ];
+        if let Some((why, fix)) = &self.modules {
+            let plane = self.data_plane == PlaneKind::Userspace.name();
+            let verdict = if plane { Verdict::Ok } else { Verdict::Warning };
+            out.push(finding("ESP modules", verdict, why.clone(), fix));
+        }
         for f in &self.features {
             // What the chosen plane does not need is no fault of the host.
             let fine = f.available

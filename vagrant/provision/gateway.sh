@@ -9,6 +9,7 @@ sysctl -q -p /etc/sysctl.d/90-cygnet.conf
 modprobe -a esp4 esp6 xfrm_user 2>/dev/null || true
 
 install -m 755 "$tree/target/release/cygnet" /usr/sbin/cygnet
+getent group cygnet >/dev/null || groupadd --system cygnet
 install -d -m 755 /etc/cygnet
 install -m 644 "$tree/vagrant/$1.yaml" /etc/cygnet/cygnet.yaml
 install -m 600 "$tree/vagrant/.lab.psk" /etc/cygnet/lab.psk

@@ -21,6 +21,7 @@ pub mod dump;
 pub mod error;
 pub mod host;
 pub mod link;
+pub mod lookup;
 pub mod monitor;
 pub mod moving;
 pub mod nft;

@@ -36,6 +36,10 @@ impl Routing {
         Ok(Self { socket: socket.map_err(|e| RtnlError::refused("open a routing socket", &e))? })
     }
 
+    pub(crate) const fn socket(&mut self) -> &mut NetlinkSocket {
+        &mut self.socket
+    }
+
     /// All rules of a family, whoever owns them, in the order in which the kernel walks them.
     pub fn rules(&mut self, family: Family) -> Result<Vec<Rule>, RtnlError> {
         let request = Rule::list_request(family);

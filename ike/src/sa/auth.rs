@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cygnet_model::selector::{Packet, TrafficSelector};
 use cygnet_model::suite::{IkeSuite, Prf};
-use cygnet_model::{SecretBytes, Spi, Timestamp};
+use cygnet_model::{SecretBytes, Spi, Timestamp, TunnelId};
 
 use super::child::{self, NewPair, Offered};
 use super::message::{Channel, Opened, asks_again};
@@ -13,6 +13,7 @@ use super::natt::Nat;
 use super::seek;
 use super::window::{Outgoing, REPEATS, Retried, Window};
 use super::{Ask, Closed, Core, Ctx, Effect, InitAnswered, Live, State};
+use crate::account::{self, Draft, Offer, Party, Stage};
 use crate::coverage::networks;
 use crate::crypto::kex::PrivateKey;
 use crate::crypto::keymat::{ChildKeys, IkeKeys, SkeySeed};
@@ -24,7 +25,8 @@ use crate::mismatch;
 use crate::policy::{self, TunnelPolicy};
 use crate::rate::Rate;
 use crate::wire::{
-    Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, Header, Identity, Notify, NotifyType, Payloads,
+    Auth, AuthMethod, DecodeError, DecodeErrorKind, Exchange, HEADER_LEN, Header, Identity, Notify,
+    NotifyType, Payloads,
 };
 
 /// Notifications that end an IKE SA without a Delete: in the answer to IKE_AUTH, whatever stands beside them, and in an
@@ -58,6 +60,11 @@ pub(crate) struct PeerAuthenticated(Identity);
 
 impl PeerAuthenticated {
     /// Who it is.
+    pub const fn peer(&self) -> &Identity {
+        &self.0
+    }
+
+    /// The same, to be kept.
     pub fn identity(self) -> Identity {
         self.0
     }
@@ -261,9 +268,30 @@ impl AuthSent {
             Retried::Waiting => State::AuthSent(self),
             Retried::GaveUp => {
                 let detail = format!("{} does not answer IKE_AUTH", core.flow.remote);
+                let account = self.draft(core).turned_away(&policy, FailureReason::PeerUnreachable);
+                ctx.tell(account.unanswered(policy.id, &detail));
                 self.fail(ctx, FailureReason::PeerUnreachable, detail)
             }
         }
+    }
+
+    /// The account of what was agreed on so far. Nothing of it is authenticated yet.
+    fn draft(&self, core: &Core) -> Draft {
+        let draft = Draft::claimed(Stage::Auth, Role::Initiator, core.flow.remote);
+        draft.ike_chosen(&self.policy.proposals, None, self.suite)
+    }
+
+    /// The peer refuses us before it has proven to be itself.
+    fn turned_away(
+        self: Box<Self>,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        reason: FailureReason,
+        detail: String,
+    ) -> State {
+        let account = self.draft(core).turned_away(&self.policy, reason);
+        ctx.tell(account.refused(self.policy.id, Party::Peer, reason, &detail));
+        self.fail(ctx, reason, detail)
     }
 
     fn fail(self: Box<Self>, ctx: &mut Ctx<'_>, reason: FailureReason, detail: String) -> State {
@@ -305,18 +333,20 @@ impl AuthSent {
                 return self.begin_anew(ctx);
             }
             let detail = format!("{peer} answers IKE_AUTH with {}", n.kind);
-            return self.fail(ctx, FailureReason::of_notify(n.kind), detail);
+            return self.turned_away(core, ctx, FailureReason::of_notify(n.kind), detail);
         }
         let (Some(idr), Some(auth)) = (&payloads.idr, &payloads.auth) else {
             let (reason, what) = match payloads.error() {
                 Some(n) => (FailureReason::of_notify(n.kind), n.kind.to_string()),
                 None => (FailureReason::InvalidSyntax, "neither identity nor error".to_owned()),
             };
-            return self.fail(ctx, reason, format!("{peer} answers IKE_AUTH with {what}"));
+            return self.turned_away(core, ctx, reason, format!("{peer} answers IKE_AUTH with {what}"));
         };
         if !self.policy.remote_id.admits(idr, &self.policy.local_id) {
             let (got, wanted) = (idr.with_kind(), self.policy.remote_id.with_kind());
             let detail = format!("{peer} identifies as {got}, configured is {wanted}");
+            let account = self.draft(core).named(&self.policy, idr, None);
+            ctx.tell(account.refused(self.policy.id, Party::We, FailureReason::UnknownIdentity, &detail));
             let notify = NotifyType::AUTHENTICATION_FAILED;
             return self.refuse(core, ctx, FailureReason::UnknownIdentity, detail, notify);
         }
@@ -324,6 +354,13 @@ impl AuthSent {
         let expected = |psk| psk_auth(self.suite.prf, psk, &self.response, &self.nonce_i, &keys.sk_pr, idr);
         let Some(proof) = self.policy.psks().find_map(|psk| verify(auth, &expected(psk), idr)) else {
             let detail = format!("{peer} does not prove to be {idr}: its AUTH payload is wrong");
+            let account = self.draft(core).unproven(&self.policy, idr, auth.method);
+            ctx.tell(account.refused(
+                self.policy.id,
+                Party::We,
+                FailureReason::AuthenticationFailed,
+                &detail,
+            ));
             let notify = NotifyType::AUTHENTICATION_FAILED;
             return self.refuse(core, ctx, FailureReason::AuthenticationFailed, detail, notify);
         };
@@ -366,6 +403,9 @@ impl AuthSent {
     ) -> State {
         let this = *self;
         let of = this.policy.children.first().map_or(0, |(of, _)| of);
+        let account = Draft::authenticated(Stage::Auth, Role::Initiator, core.flow.remote)
+            .ike_chosen(&this.policy.proposals, None, this.suite)
+            .known(&this.policy, proof.peer(), None);
         let offered = Offered {
             of,
             inbound: this.inbound,
@@ -391,6 +431,17 @@ impl AuthSent {
         });
         match pair {
             Ok(pair) => {
+                let n = &pair.negotiated;
+                let made = (&*n.local, &*n.remote);
+                let child = live.policy.children.get(of);
+                let account = match child {
+                    Some(c) => {
+                        let wanted = (&*c.local, &*c.remote);
+                        account.child_chosen(&c.proposals, wanted, None, n.suite, made, false)
+                    }
+                    None => account,
+                };
+                ctx.tell(account.agreed(live.policy.id));
                 if live.install(core, ctx, pair, None).is_some() {
                     live.seek_rest(core, ctx, of);
                 }
@@ -400,6 +451,14 @@ impl AuthSent {
                 live.disown(this.inbound, &payloads);
                 let nets = live.asked(of, Ask::Whole).map_or_else(String::new, |(l, r)| networks(&l, &r));
                 let detail = live.answer_detail(core, "IKE_AUTH", &nets, of, &payloads, &unfit);
+                ctx.tell(live.account_of_answer(
+                    account,
+                    (of, Ask::Whole),
+                    &payloads,
+                    &unfit,
+                    &detail,
+                    false,
+                ));
                 live.refused_in_auth = unfit.reason.spares_ike_auth();
                 live.refused(core, ctx, of, Ask::Whole, Trouble { reason: unfit.reason, detail });
             }
@@ -466,9 +525,38 @@ struct Refusal {
     policy: Option<Arc<TunnelPolicy>>,
     reason: FailureReason,
     detail: String,
+    /// What it was about, for the tunnels that may be meant.
+    accounts: Vec<(TunnelId, Draft)>,
 }
 
 impl InitAnswered {
+    /// The account of what was agreed on so far with the peer of a tunnel.
+    fn draft(&self, draft: Draft, policy: &TunnelPolicy) -> Draft {
+        let request = Header::decode(&self.request)
+            .ok()
+            .and_then(|(header, _)| Payloads::decode(header.next, self.request.get(HEADER_LEN..)?).ok());
+        let offered = request.and_then(|p| p.sa).unwrap_or_default();
+        draft.ike_chosen(&policy.proposals, Some(&offered), self.suite)
+    }
+
+    /// Accounts of tunnels that a peer without proof may have meant.
+    fn claims(
+        &self,
+        ctx: &mut Ctx<'_>,
+        policies: &[Arc<TunnelPolicy>],
+        flow: Flow,
+        about: impl Fn(Draft, &TunnelPolicy) -> Draft,
+    ) -> Vec<(TunnelId, Draft)> {
+        if !ctx.may_tell_claim() {
+            return Vec::new();
+        }
+        let of = |p: &Arc<TunnelPolicy>| {
+            let draft = Draft::claimed(Stage::Auth, Role::Responder, flow.remote);
+            (p.id, about(self.draft(draft, p), p))
+        };
+        policies.iter().take(account::TOLD).map(of).collect()
+    }
+
     pub fn on_auth_request(
         mut self: Box<Self>,
         core: &mut Core,
@@ -571,7 +659,7 @@ impl InitAnswered {
     /// with no candidate a MAC is computed all the same.
     fn authenticate(
         &self,
-        ctx: &Ctx<'_>,
+        ctx: &mut Ctx<'_>,
         payloads: Payloads,
         flow: Flow,
     ) -> Result<(Arc<TunnelPolicy>, Payloads, SecretBytes, PeerAuthenticated), Refusal> {
@@ -580,6 +668,7 @@ impl InitAnswered {
             policy: policy.cloned(),
             reason,
             detail,
+            accounts: Vec::new(),
         };
         let (Some(idi), Some(auth)) = (&payloads.idi, &payloads.auth) else {
             let detail = format!("IKE_AUTH of {} lacks identity or AUTH", flow.remote);
@@ -599,7 +688,8 @@ impl InitAnswered {
                 "no keys".to_owned(),
             ));
         };
-        let candidates = ctx.policies.between(flow.local.ip(), flow.remote.ip());
+        let policies = ctx.policies;
+        let candidates = policies.between(flow.local.ip(), flow.remote.ip());
         let by_address = candidates.map_or(&[][..], |candidates| candidates.all());
         let named: Vec<_> = candidates
             .into_iter()
@@ -625,7 +715,9 @@ impl InitAnswered {
                 idi.with_kind()
             );
             let reason = FailureReason::UnknownIdentity;
-            return Err(refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail));
+            let accounts = self.claims(ctx, by_address, flow, |d, p| d.named(p, idi, payloads.idr.as_ref()));
+            let refusal = refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail);
+            return Err(Refusal { accounts, ..refusal });
         }
         let mut proven: Vec<(&Arc<TunnelPolicy>, &SecretBytes, PeerAuthenticated)> = named
             .iter()
@@ -634,7 +726,9 @@ impl InitAnswered {
         if proven.is_empty() {
             let detail = format!("{} does not prove to be {idi}: its AUTH payload is wrong", flow.remote);
             let reason = FailureReason::AuthenticationFailed;
-            return Err(refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail));
+            let accounts = self.claims(ctx, &named, flow, |d, p| d.unproven(p, idi, auth.method));
+            let refusal = refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail);
+            return Err(Refusal { accounts, ..refusal });
         }
         if payloads.sa.is_none() || payloads.tsi.is_none() || payloads.tsr.is_none() {
             // An IKE SA without a child needs an extension that we do not offer (RFC 6023).
@@ -651,23 +745,39 @@ impl InitAnswered {
         if ctx.held.contains(&policy.id) {
             let detail = format!("{} was refused: the tunnel was taken down by command", flow.remote);
             let kind = NotifyType::AUTHENTICATION_FAILED;
-            return Err(refusal(kind, Some(&policy), FailureReason::Held, detail));
+            let accounts = vec![(policy.id, self.of_peer(&policy, &proof, &payloads, flow))];
+            let refusal = refusal(kind, Some(&policy), FailureReason::Held, detail);
+            return Err(Refusal { accounts, ..refusal });
         }
         // The suite was chosen before the peer was known; hold it against this tunnel's own policy.
         if !policy.proposals.iter().any(|p| p.allows(&self.suite)) {
             let detail =
                 format!("{} negotiated {}, which this tunnel does not allow", flow.remote, self.suite);
-            return Err(refusal(
-                NotifyType::NO_PROPOSAL_CHOSEN,
-                Some(&policy),
-                FailureReason::NoProposalChosen,
-                detail,
-            ));
+            let (kind, reason) = (NotifyType::NO_PROPOSAL_CHOSEN, FailureReason::NoProposalChosen);
+            let draft = Draft::authenticated(Stage::Auth, Role::Responder, flow.remote);
+            let draft = draft.ike_refused(&policy.proposals, &policy::answer_ike(self.suite, 1, &[]));
+            let accounts = vec![(policy.id, draft.known(&policy, proof.peer(), payloads.idr.as_ref()))];
+            return Err(Refusal { accounts, ..refusal(kind, Some(&policy), reason, detail) });
         }
         Ok((policy, payloads, psk, proof))
     }
 
+    /// The account with a peer that has proven to be it.
+    fn of_peer(
+        &self,
+        policy: &TunnelPolicy,
+        proof: &PeerAuthenticated,
+        payloads: &Payloads,
+        flow: Flow,
+    ) -> Draft {
+        let draft = Draft::authenticated(Stage::Auth, Role::Responder, flow.remote);
+        self.draft(draft, policy).known(policy, proof.peer(), payloads.idr.as_ref())
+    }
+
     fn refuse(mut self: Box<Self>, core: &Core, ctx: &mut Ctx<'_>, refusal: Refusal) -> State {
+        for (tunnel, draft) in refusal.accounts {
+            ctx.tell(draft.refused(tunnel, Party::We, refusal.reason, &refusal.detail));
+        }
         ctx.tell(Event::Failure {
             tunnel: refusal.policy.map(|p| p.id),
             peer: core.flow.remote,
@@ -699,6 +809,7 @@ impl InitAnswered {
         payloads: Payloads,
         proof: PeerAuthenticated,
     ) -> State {
+        let account = self.of_peer(&policy, &proof, &payloads, core.flow);
         let this = *self;
         let Some(Derived { keys, mut channel }) = this.secret.into_known() else { return internal(policy) };
         // The fragmentation of the tunnel itself counts, now that it is known.
@@ -716,8 +827,17 @@ impl InitAnswered {
         let window = Window::new(0, 1);
         let mut live = Live::new(core, ctx, policy, channel, this.suite, sk_d, nat, window, proof);
         let chosen = child::find(&live.policy, &payloads, false, None, |_| false, |_| false);
+        let offered = payloads.sa.as_deref().unwrap_or_default();
+        let ours = live.policy.children.first().map_or(&[][..], |(_, c)| &c.proposals);
+        let ahead = mismatch::pfs_ahead(ours, offered);
+        let account = match &ahead {
+            Some(differs) => account.child_ahead(ours, Offer(&payloads), differs),
+            None => account,
+        };
         match chosen {
             Ok(found) => {
+                let account = found.account(account, &live.policy, Offer(&payloads), false);
+                ctx.tell(account.agreed(live.policy.id));
                 let number = found.number;
                 let negotiated = found.negotiate(ctx);
                 let (suite, inbound) = (negotiated.suite, negotiated.inbound.to_be_bytes());
@@ -741,18 +861,15 @@ impl InitAnswered {
             }
             Err(unfit) => {
                 answer.notifies.push(Notify::new(unfit.notify, vec![]));
-                ctx.tell(Event::Failure {
-                    tunnel: Some(live.policy.id),
-                    peer: core.flow.remote,
-                    reason: unfit.reason,
-                    detail: child::refusal_detail(&unfit, core.flow.remote, &payloads),
-                    retry_in: None,
-                });
+                let (tunnel, peer, reason) = (live.policy.id, core.flow.remote, unfit.reason);
+                let detail = child::refusal_detail(&unfit, peer, &payloads);
+                let offer = Offer(&payloads);
+                let account = account.child_refused(&live.policy, offer, reason, &unfit.differs, false);
+                ctx.tell(account.refused(tunnel, Party::We, reason, &detail));
+                ctx.tell(Event::Failure { tunnel: Some(tunnel), peer, reason, detail, retry_in: None });
             }
         }
-        let offered = payloads.sa.as_deref().unwrap_or_default();
-        let ours = live.policy.children.first().map_or(&[][..], |(_, c)| &c.proposals);
-        if let Some(differs) = mismatch::pfs_ahead(ours, offered) {
+        if let Some(differs) = ahead {
             let detail =
                 format!("the rekey of the child that {} made will fail: {differs}", core.flow.remote);
             let trouble = Trouble { reason: FailureReason::NoProposalChosen, detail };
@@ -769,6 +886,7 @@ fn malformed(e: &DecodeError, flow: Flow) -> Refusal {
     Refusal {
         notify: error_notify(e),
         policy: None,
+        accounts: Vec::new(),
         reason: FailureReason::InvalidSyntax,
         detail: format!("IKE_AUTH of {} is a {e}", flow.remote),
     }

@@ -11,6 +11,7 @@ use cygnet_model::tunnel::{Direction, Mark, SaId, SaSpec, TunnelSpec, UdpEncap, 
 use cygnet_model::{ChildId, Spi, Timestamp};
 
 use super::{Core, Ctx, Live, Task};
+use crate::account::{Draft, Offer};
 use crate::coverage::list;
 use crate::crypto::keymat::ChildKeys;
 use crate::error::FailureReason;
@@ -147,6 +148,13 @@ impl Found {
 
     pub const fn suite(&self) -> EspSuite {
         self.suite
+    }
+
+    /// Adds to the account of the exchange what was chosen of the peer's offer.
+    pub fn account(&self, draft: Draft, policy: &TunnelPolicy, offer: Offer<'_>, with_ke: bool) -> Draft {
+        let Some(c) = policy.children.get(self.of) else { return draft };
+        let (wanted, made) = ((&*c.local, &*c.remote), (&*self.local, &*self.remote));
+        draft.child_chosen(&c.proposals, wanted, Some(offer), self.suite, made, with_ke)
     }
 
     /// Whether a pair has the same selectors.

@@ -13,6 +13,7 @@ use super::live::{Reply, Request, Resumed};
 use super::seek;
 use super::work::{Handled, Made, Worked, busy};
 use super::{Ask, ChildState, Core, Ctx, Effect, Live, Next, Phase, Task};
+use crate::account::{Draft, Offer, Party, Stage};
 use crate::coverage::networks;
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::crypto::keymat::ChildKeys;
@@ -88,6 +89,10 @@ impl CreatingChild {
     /// The configured child that it asks something new of.
     pub const fn seeks(&self) -> Option<u16> {
         if self.rekeys.is_none() { Some(self.of) } else { None }
+    }
+
+    const fn stage(&self) -> Stage {
+        if self.rekeys.is_none() { Stage::Child } else { Stage::RekeyChild }
     }
 
     /// Remembers a deletion that may have overtaken the response.
@@ -240,6 +245,7 @@ impl Live {
                 return;
             }
         };
+        self.tell_made(core, ctx, &creating, &pair);
         let nonce_r = answer.nonce.as_deref().unwrap_or_default();
         let judge = |theirs: &Created| {
             let (ni, nr) = &theirs.nonces;
@@ -448,6 +454,10 @@ impl Live {
         let nets = networks(&creating.local, &creating.remote);
         let exchange = if creating.rekeys.is_some() { "the rekey" } else { "CREATE_CHILD_SA" };
         let detail = self.answer_detail(core, exchange, &nets, creating.of, answer, unfit);
+        let stage = creating.stage();
+        let draft = Draft::authenticated(stage, Role::Initiator, core.flow.remote);
+        let asked = (&*creating.local, &*creating.remote);
+        ctx.tell(self.account_of(draft, creating.of, asked, answer, unfit, &detail, true));
         let trouble = Trouble { reason, detail };
         let Some(old) = creating.rekeys else {
             if !self.has_child(creating.of) {
@@ -498,6 +508,52 @@ impl Live {
         self.outdated = true;
         let (spi, tunnel) = (core.spi, self.policy.id);
         ctx.effects.push(Effect::Reauthenticate { spi, tunnel, trouble: trouble.clone() });
+    }
+
+    /// Tells that the peer took what we offered.
+    fn tell_made(&self, core: &Core, ctx: &mut Ctx<'_>, creating: &CreatingChild, pair: &NewPair) {
+        let (n, draft) =
+            (&pair.negotiated, Draft::authenticated(creating.stage(), Role::Initiator, core.flow.remote));
+        let Some(c) = self.policy.children.get(creating.of) else { return };
+        let (asked, made) = ((&*creating.local, &*creating.remote), (&*n.local, &*n.remote));
+        let draft = draft.child_chosen(&c.proposals, asked, None, n.suite, made, true);
+        ctx.tell(draft.agreed(self.policy.id));
+    }
+
+    /// The account of an answer of the peer to `ask` that is a refusal, or that we cannot take.
+    pub(super) fn account_of_answer(
+        &self,
+        draft: Draft,
+        (of, ask): (u16, Ask),
+        answer: &Payloads,
+        unfit: &Unfit,
+        detail: &str,
+        with_ke: bool,
+    ) -> Event {
+        let asked = self.asked(of, ask).unwrap_or_default();
+        self.account_of(draft, of, (&asked.0, &asked.1), answer, unfit, detail, with_ke)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what the two ends said")]
+    fn account_of(
+        &self,
+        draft: Draft,
+        of: u16,
+        asked: (&[TrafficSelector], &[TrafficSelector]),
+        answer: &Payloads,
+        unfit: &Unfit,
+        detail: &str,
+        with_ke: bool,
+    ) -> Event {
+        let by = if answer.error().is_some() { Party::Peer } else { Party::We };
+        let proposals = self.policy.children.get(of).map_or(&[][..], |c| &c.proposals);
+        let group = answer
+            .notify(NotifyType::INVALID_KE_PAYLOAD)
+            .and_then(|n| <[u8; 2]>::try_from(n.data.as_slice()).ok())
+            .map(u16::from_be_bytes);
+        let (reason, differs) = (unfit.reason, &unfit.differs);
+        let draft = draft.child_answered(proposals, asked, answer, reason, differs, group, with_ke);
+        draft.refused(self.policy.id, by, reason, detail)
     }
 
     /// One line about an answer of the peer that is a refusal, or that we cannot take.
@@ -753,6 +809,8 @@ impl Live {
         worked: Option<Worked>,
     ) -> Answered {
         let refuse = |kind, data| Answered::Not(Handled::Reply(Reply::notify(Notify::new(kind, data))));
+        let stage = if rekeys.is_some() { Stage::RekeyChild } else { Stage::Child };
+        let draft = Draft::authenticated(stage, Role::Responder, core.flow.remote);
         let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.of));
         if !self.has_room() {
             return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
@@ -770,6 +828,8 @@ impl Live {
                 let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
                 let detail = child::refusal_detail(&unfit, peer, offer);
                 let reason = unfit.reason;
+                let draft = draft.child_refused(&self.policy, Offer(offer), reason, &unfit.differs, true);
+                ctx.tell(draft.refused(self.policy.id, Party::We, reason, &detail));
                 ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
                 self.try_soon(ctx, rekeys, reason);
                 return refuse(unfit.notify, vec![]);
@@ -811,6 +871,7 @@ impl Live {
         }
         let nr = ctx.nonce();
         let number = found.number;
+        let account = found.account(draft, &self.policy, Offer(offer), true);
         let negotiated = found.negotiate(ctx);
         let keys = ChildKeys::derive(self.suite.prf, &self.sk_d, shared.as_ref(), ni, &nr, &negotiated.suite);
         let inbound = negotiated.inbound;
@@ -826,6 +887,7 @@ impl Live {
         let Some(id) = self.install(core, ctx, pair, rekeys) else {
             return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
         };
+        ctx.tell(account.agreed(self.policy.id));
         Answered::Made(Reply::with(payloads), Created { id, inbound, nonces: (ni.clone(), nr) })
     }
 }

@@ -11,12 +11,15 @@ use super::auth::InitDone;
 use super::natt::{self, Nat};
 use super::window::{Outgoing, Retried};
 use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
+use crate::account::{Draft, Party, Stage};
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::error::{DropReason, FailureReason};
-use crate::io::{Action, Ending, Flow, Role};
+use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::jobs::{Asker, JobId, Work};
 use crate::policy::{self, Encap, TunnelPolicy};
-use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Writer};
+use crate::wire::{
+    Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Proposal, Writer,
+};
 
 /// Most rounds of COOKIE and INVALID_KE_PAYLOAD before we give up on the peer.
 const MAX_ROUNDS: u8 = 4;
@@ -75,7 +78,26 @@ pub(crate) struct InitSent {
     rounds: u8,
     out: Outgoing,
     /// The first error notification, and when we believe it.
-    hint: Option<(FailureReason, String, Timestamp)>,
+    hint: Option<Hint>,
+}
+
+/// Why the negotiation ends, unless a better answer comes.
+struct Hint {
+    reason: FailureReason,
+    detail: String,
+    until: Timestamp,
+    account: Event,
+}
+
+/// What an answer says that refuses, or that we cannot take.
+struct Said<'a> {
+    by: Party,
+    reason: FailureReason,
+    detail: String,
+    /// What it chooses.
+    sa: Option<&'a [Proposal]>,
+    /// The group that it wants.
+    group: Option<u16>,
 }
 
 /// A request with one group.
@@ -209,17 +231,15 @@ pub(crate) fn stateless(ctx: &mut Ctx<'_>, header: &Header, flow: Flow, notify: 
 
 impl InitSent {
     pub fn next_wakeup(&self) -> Timestamp {
-        let hint = self.hint.as_ref().map(|(_, _, until)| *until);
+        let hint = self.hint.as_ref().map(|hint| hint.until);
         let cookie = self.doubted.as_ref().map(|(_, until)| *until);
         [hint, cookie].into_iter().flatten().fold(self.out.next, Timestamp::min)
     }
 
     pub fn on_tick(mut self: Box<Self>, core: &mut Core, ctx: &mut Ctx<'_>) -> State {
-        if let Some((reason, detail, until)) = &self.hint
-            && ctx.now.mono >= *until
-        {
-            let (reason, detail) = (*reason, detail.clone());
-            return self.close(reason, detail);
+        if let Some(hint) = self.hint.take_if(|hint| ctx.now.mono >= hint.until) {
+            ctx.tell(hint.account);
+            return self.close(hint.reason, hint.detail);
         }
         if let Some((cookie, _)) = self.doubted.take_if(|(_, until)| ctx.now.mono >= *until) {
             self.cookie = Some(cookie);
@@ -230,6 +250,10 @@ impl InitSent {
             Retried::Waiting => State::InitSent(self),
             Retried::GaveUp => {
                 let detail = format!("{} does not answer IKE_SA_INIT", core.flow.remote);
+                let draft = Draft::claimed(Stage::Init, Role::Initiator, core.flow.remote);
+                let reason = FailureReason::PeerUnreachable;
+                let draft = draft.ike_answered(&self.policy.proposals, Party::Peer, reason, None, None);
+                ctx.tell(draft.unanswered(self.policy.id, &detail));
                 self.close(FailureReason::PeerUnreachable, detail)
             }
         }
@@ -283,7 +307,8 @@ impl InitSent {
             }
             Err((reason, what)) => {
                 let detail = format!("the answer of {} to IKE_SA_INIT {what}", flow.remote);
-                self.take_hint(ctx, reason, detail, flow)
+                let sa = payloads.sa.as_deref();
+                self.take_hint(ctx, Said { by: Party::We, reason, detail, sa, group: None }, flow)
             }
         }
     }
@@ -400,7 +425,7 @@ impl InitSent {
             }
             Some(_) if self.rounds >= MAX_ROUNDS => {
                 let detail = format!("{} wants ever other key exchange groups", flow.remote);
-                self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
+                self.take_hint(ctx, Said::group(detail, None), flow)
             }
             Some(group) => {
                 let known = self.earlier.iter().position(|a| a.group == group);
@@ -413,7 +438,8 @@ impl InitSent {
             }
             None => {
                 let detail = format!("{} wants a key exchange group that we did not offer", flow.remote);
-                self.take_hint(ctx, FailureReason::InvalidKe, detail, flow)
+                let group = <[u8; 2]>::try_from(data).ok().map(u16::from_be_bytes);
+                self.take_hint(ctx, Said::group(detail, group), flow)
             }
         }
     }
@@ -464,7 +490,8 @@ impl InitSent {
         match payloads.error() {
             Some(n) => {
                 let detail = format!("{} answers IKE_SA_INIT with {}", flow.remote, n.kind);
-                self.take_hint(ctx, FailureReason::of_notify(n.kind), detail, flow)
+                let reason = FailureReason::of_notify(n.kind);
+                self.take_hint(ctx, Said { by: Party::Peer, reason, detail, sa: None, group: None }, flow)
             }
             None => super::drop_in(State::InitSent(self), ctx, DropReason::Malformed, flow),
         }
@@ -472,17 +499,24 @@ impl InitSent {
 
     /// Notes an unauthenticated refusal. Anybody on the path can forge one, so the true answer still wins if it comes
     /// soon (RFC 7296 §2.21.1).
-    fn take_hint(
-        mut self: Box<Self>,
-        ctx: &mut Ctx<'_>,
-        reason: FailureReason,
-        detail: String,
-        flow: Flow,
-    ) -> State {
+    fn take_hint(mut self: Box<Self>, ctx: &mut Ctx<'_>, said: Said<'_>, flow: Flow) -> State {
         ctx.dropped(DropReason::UnauthenticatedNotify, flow);
-        let until = ctx.now.mono + HINT_PATIENCE;
-        self.hint.get_or_insert((reason, detail, until));
+        if self.hint.is_none() {
+            let until = ctx.now.mono + HINT_PATIENCE;
+            let Said { by, reason, detail, sa, group } = said;
+            let draft = Draft::claimed(Stage::Init, Role::Initiator, flow.remote);
+            let draft = draft.ike_answered(&self.policy.proposals, by, reason, sa, group);
+            let account = draft.refused(self.policy.id, by, reason, &detail);
+            self.hint = Some(Hint { reason, detail, until, account });
+        }
         State::InitSent(self)
+    }
+}
+
+impl Said<'_> {
+    /// The peer wants another group, this one if it is known.
+    const fn group(detail: String, group: Option<u16>) -> Self {
+        Self { by: Party::Peer, reason: FailureReason::InvalidKe, detail, sa: None, group }
     }
 }
 

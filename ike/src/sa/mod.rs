@@ -39,13 +39,14 @@ use cygnet_model::selector::Packet;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, IkeSpi, Now, Spi, Timestamp, TunnelId};
 
+use crate::account;
 use crate::crypto::Random;
 use crate::endpoint::Config;
 use crate::error::{DropReason, FailureReason, Trouble};
 use crate::io::{Action, Actions, Ending, Event, Flow, Role};
 use crate::jobs::{Asker, JobId, Jobs, Output, Work};
 use crate::policy::{Policies, TunnelPolicy};
-use crate::rate::PeerRates;
+use crate::rate::{PeerRates, Rate};
 use crate::wire::{Exchange, Header};
 
 pub(crate) use auth::{AuthSent, Refused};
@@ -73,6 +74,8 @@ pub(crate) struct Ctx<'a> {
     pub parts: &'a mut Parts,
     /// What each tunnel's authenticated peer may still ask for.
     pub rates: &'a mut BTreeMap<TunnelId, PeerRates>,
+    /// How often strangers' refusals are told as accounts.
+    pub claims: &'a mut Rate,
     /// How many keys of a tunnel in a row the peer did not know.
     pub refused_psks: &'a BTreeMap<TunnelId, usize>,
     /// How many established IKE SAs each tunnel has.
@@ -111,6 +114,12 @@ impl Ctx<'_> {
     /// Counts a dropped datagram.
     pub fn dropped(&mut self, reason: DropReason, flow: Flow) {
         self.tell(Event::Dropped { reason, peer: flow.remote });
+    }
+
+    /// Whether a stranger's refusal is told of the tunnels that it may have been meant for: anybody can cause it as often as
+    /// they like.
+    pub fn may_tell_claim(&mut self) -> bool {
+        self.claims.admit(self.now.mono, account::CLAIMS.0, account::CLAIMS.1)
     }
 
     /// What the authenticated peer of a tunnel may still ask for.

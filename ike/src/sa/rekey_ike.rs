@@ -12,6 +12,7 @@ use super::message::Channel;
 use super::window::Window;
 use super::work::{Handled, Made, Worked};
 use super::{Core, Ctx, Effect, IkeSa, Live, Next, State, Task};
+use crate::account::{Draft, Party, Stage};
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::crypto::keymat::{IkeKeys, SkeySeed};
 use crate::error::{FailureReason, Trouble};
@@ -281,6 +282,8 @@ impl Live {
         let shared = secret.and_then(Result::ok).ok_or(FailureReason::InvalidSyntax)?;
         let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, nonce, nonce_r);
         let spis = (spi.value(), peer_spi);
+        let draft = Draft::authenticated(Stage::RekeyIke, Role::Initiator, core.flow.remote);
+        ctx.tell(draft.ike_chosen(&self.policy.proposals, None, suite).agreed(self.policy.id));
         self.successor(core, ctx, spi, Role::Initiator, suite, spis, &seed, (nonce, nonce_r))
             .ok_or(FailureReason::Internal)
     }
@@ -312,6 +315,13 @@ impl Live {
                 self.policy.proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let detail =
                 format!("{} refuses to rekey the IKE SA: {reason}; we offered {offered}", core.flow.remote);
+            let by = if answer.error().is_some() { Party::Peer } else { Party::We };
+            let group = answer.notify(NotifyType::INVALID_KE_PAYLOAD);
+            let group = group.and_then(|n| <[u8; 2]>::try_from(n.data.as_slice()).ok());
+            let (ours, sa) = (&self.policy.proposals, answer.sa.as_deref());
+            let draft = Draft::authenticated(Stage::RekeyIke, Role::Initiator, core.flow.remote)
+                .ike_answered(ours, by, reason, sa, group.map(u16::from_be_bytes));
+            ctx.tell(draft.refused(self.policy.id, by, reason, &detail));
             if answer.error().is_some() && reason.spares_ike_auth() {
                 self.outdated = true;
                 let (spi, tunnel, trouble) =
@@ -347,6 +357,9 @@ impl Live {
             let reason = FailureReason::NoProposalChosen;
             let differs = mismatch::words(&mismatch::ike(&self.policy.proposals, proposals));
             let detail = format!("{peer} offers no IKE proposal that we accept for the rekey; {differs}");
+            let draft = Draft::authenticated(Stage::RekeyIke, Role::Responder, peer);
+            let draft = draft.ike_refused(&self.policy.proposals, proposals);
+            ctx.tell(draft.refused(self.policy.id, Party::We, reason, &detail));
             ctx.tell(Event::Failure { tunnel, peer, reason, detail, retry_in: None });
             return refuse(NotifyType::NO_PROPOSAL_CHOSEN, vec![]);
         };
@@ -376,6 +389,9 @@ impl Live {
             ctx.spis.ike.remove(&spi);
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
         };
+        let draft = Draft::authenticated(Stage::RekeyIke, Role::Responder, core.flow.remote);
+        let draft = draft.ike_chosen(&self.policy.proposals, Some(proposals), suite);
+        ctx.tell(draft.agreed(self.policy.id));
         // <- CREATE_CHILD_SA { SA, Nr, KEr }
         let mut reply = Reply::with(Payloads {
             sa: Some(policy::answer_ike(suite, number, &spi.to_be_bytes())),

@@ -11,6 +11,7 @@ use super::init::{clear_message, stateless};
 use super::natt::{self, Nat};
 use super::window::REPEATS;
 use super::{Closed, Core, Ctx, IkeSa, State};
+use crate::account::{self, Draft, Party, Stage};
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow, Role};
@@ -62,7 +63,8 @@ pub(crate) fn respond(
     payloads: Payloads,
     flow: Flow,
 ) -> Option<IkeSa> {
-    let candidates = ctx.policies.between(flow.local.ip(), flow.remote.ip())?.by_proposals();
+    let between = ctx.policies.between(flow.local.ip(), flow.remote.ip())?;
+    let (candidates, candidates_all) = (between.by_proposals(), between.all());
     let (Some(sa), Some(ke), Some(nonce_i)) = (&payloads.sa, payloads.ke, payloads.nonce) else {
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;
@@ -71,16 +73,24 @@ pub(crate) fn respond(
     let Some((policy, (suite, number, _))) = chosen else {
         let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
         stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
+        let detail = format!(
+            "{} offers no IKE proposal that we accept; {}",
+            flow.remote,
+            mismatch::words(&mismatch::ike(&ours, sa))
+        );
+        let told = if ctx.may_tell_claim() { account::TOLD } else { 0 };
+        for p in candidates_all.iter().take(told) {
+            let draft =
+                Draft::claimed(Stage::Init, Role::Responder, flow.remote).ike_refused(&p.proposals, sa);
+            let reason = FailureReason::NoProposalChosen;
+            ctx.tell(draft.refused(p.id, Party::We, reason, &detail));
+        }
         ctx.tell(Event::Failure {
             // Anybody can send this from any address: it says nothing of a tunnel.
             tunnel: None,
             peer: flow.remote,
             reason: FailureReason::NoProposalChosen,
-            detail: format!(
-                "{} offers no IKE proposal that we accept; {}",
-                flow.remote,
-                mismatch::words(&mismatch::ike(&ours, sa))
-            ),
+            detail,
             retry_in: None,
         });
         return None;

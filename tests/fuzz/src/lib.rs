@@ -24,7 +24,7 @@ pub use offload::{esp_coalesce, esp_segment};
 pub use saved::ike_saved;
 pub use sealed::{ike_open, ike_seal};
 pub use tc::{tc_class, tc_filter, tc_qdisc};
-pub use text::{config, proposal, psk, units};
+pub use text::{config, import, proposal, psk, units};
 pub use xfrm::{netlink_attributes, netlink_messages, xfrm_event, xfrm_policy, xfrm_state};
 
 /// What the seed generators and the targets agree on.
@@ -38,7 +38,7 @@ pub mod fixed {
 pub type Target = fn(&[u8]);
 
 /// Every target under its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 33] = [
+pub const TARGETS: [(&str, Target); 34] = [
     ("bandwidth_saved", bandwidth_saved),
     ("config", config),
     ("control_request", control_request),
@@ -59,6 +59,7 @@ pub const TARGETS: [(&str, Target); 33] = [
     ("ike_saved", ike_saved),
     ("ike_seal", ike_seal),
     ("ike_selectors", ike_selectors),
+    ("import", import),
     ("kept_file", kept_file),
     ("kept_records", kept_records),
     ("netlink_attributes", netlink_attributes),

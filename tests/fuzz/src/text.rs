@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cygnet::config::{self, Checked, Secrets, Severity, error, node, secrets, show, units};
+use cygnet::import::{self, Dialect, Source};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 
 use crate::input::is_one_line;
@@ -42,6 +43,33 @@ pub fn config(data: &[u8]) {
 
 fn check(text: &str) -> Checked {
     config::check_text(text, Path::new("/nonexistent"), Secrets::Skip)
+}
+
+/// A configuration of strongSwan or libreswan: what comes of it passes the check, and each note has its place in the file.
+pub fn import(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let lines = text.matches('\n').count() + 1;
+    for dialect in [Dialect::Swanctl, Dialect::Ipsec] {
+        let options = import::Options {
+            dialect: Some(dialect),
+            secrets_dir: Some("/nonexistent".into()),
+            ..import::Options::default()
+        };
+        let source = Source { name: "file", text };
+        match import::import(source, Some(source), &options) {
+            Ok(made) => {
+                let checked = check(&made.yaml);
+                let complaints: Vec<String> = checked.problems.iter().map(|p| p.one_line("made")).collect();
+                assert!(checked.preview.is_some(), "{}\n{}", made.yaml, complaints.join("\n"));
+                assert_eq!(checked.preview.map(|c| c.tunnels.len()), Some(made.tunnels));
+                for note in &made.notes {
+                    assert!((1..=lines).contains(&note.line) && is_one_line(&note.one_line()), "{note:?}");
+                }
+                assert!(made.keys.len() <= made.tunnels);
+            }
+            Err(e) => assert!((1..=lines).contains(&e.line) && is_one_line(&e.to_string()), "{e:?}"),
+        }
+    }
 }
 
 /// A quantity: what is accepted is shown in a form that reads the same; rates agree with exact arithmetic.

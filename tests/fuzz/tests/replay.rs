@@ -46,6 +46,7 @@ replay! {
     ike_saved 20_000,
     ike_seal 50_000,
     ike_selectors 100_000,
+    import 10_000,
     kept_file 50_000,
     kept_records 100_000,
     netlink_attributes 100_000,

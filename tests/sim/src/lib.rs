@@ -19,6 +19,7 @@ use jobs::Waiting;
 pub use restart::Back;
 use restart::{Ivs, Records};
 
+use cygnet_ike::account::Account;
 use cygnet_ike::crypto::Random;
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
 use cygnet_ike::view::{TunnelState, TunnelView};
@@ -91,6 +92,8 @@ pub struct Gateway {
     pub addr: IpAddr,
     /// What it said, without datagram-level events.
     pub events: Vec<(Timestamp, Event)>,
+    /// Its accounts of negotiations.
+    pub accounts: Vec<Account>,
     /// Drops by reason.
     pub drops: BTreeMap<&'static str, u64>,
     /// Cookies that strangers were asked for, and valid ones that came back.
@@ -307,6 +310,7 @@ impl Lab {
                 plane: MemoryPlane::default(),
                 addr,
                 events: Vec::new(),
+                accounts: Vec::new(),
                 drops: BTreeMap::new(),
                 cookies: (0, 0),
                 secrets,
@@ -423,6 +427,7 @@ impl Lab {
                 Action::Tell(Event::CookieDemanded(_)) => g.cookies.0 += 1,
                 Action::Tell(Event::CookieReturned(_)) => g.cookies.1 += 1,
                 Action::Tell(Event::Retransmit(_) | Event::RoundTrip(..)) => {}
+                Action::Tell(Event::Negotiated { account, .. }) => g.accounts.push(*account),
                 Action::Tell(event) => {
                     g.events.push((self.now, event));
                 }

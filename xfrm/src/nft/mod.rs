@@ -6,6 +6,7 @@
 //! What it does not do: decide what is in the table ([`Change`]s are made by the data plane), or touch tables of others.
 
 pub mod expr;
+pub mod foreign;
 pub mod object;
 
 use std::os::fd::BorrowedFd;
@@ -37,6 +38,7 @@ enum Message {
     GetTable = 1,
     DelTable = 2,
     NewChain = 3,
+    GetChain = 4,
     NewRule = 6,
     GetRule = 7,
     NewSet = 9,

@@ -42,6 +42,27 @@ fn expand(case: &str) -> String {
     out
 }
 
+pub fn import() {
+    for dialect in ["swanctl", "ipsec"] {
+        for name in samples(dialect) {
+            seed(
+                "import",
+                &format!("{dialect}-{name}"),
+                file(&format!("tests/import/{dialect}/{name}.conf")),
+            );
+        }
+    }
+    seed("import", "ipsec-secrets", file("tests/import/ipsec/headquarters.secrets"));
+}
+
+fn samples(dialect: &str) -> Vec<String> {
+    let dir = format!("{}/../import/{dialect}", env!("CARGO_MANIFEST_DIR"));
+    let names = fs::read_dir(dir).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter_map(|n| Some(n.strip_suffix(".conf")?.to_owned())).collect();
+    names.sort();
+    names
+}
+
 pub fn config() {
     for name in ["complete", "hub", "internet", "minimal", "two-vpcs"] {
         seed("config", name, file(&format!("tests/samples/{name}.yaml")));

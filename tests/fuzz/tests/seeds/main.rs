@@ -44,6 +44,7 @@ fn write_the_seeds() {
     kernel::xfrm();
     kernel::tc();
     daemon::config();
+    daemon::import();
     daemon::quantities();
     daemon::control();
     daemon::kept();

@@ -8,6 +8,7 @@ mod bring_up;
 mod children;
 mod collisions;
 mod ending;
+mod explain;
 mod jobs;
 mod messages;
 mod middle;

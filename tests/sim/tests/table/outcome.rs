@@ -58,7 +58,7 @@ fn tell(event: &Event) -> Option<String> {
         Event::CookieDemanded(_) => "demand cookie".into(),
         Event::CookieReturned(_) => "take cookie".into(),
         Event::Retransmit(_) => "again".into(),
-        Event::RoundTrip(..) => return None,
+        Event::RoundTrip(..) | Event::Negotiated { .. } => return None,
     })
 }
 

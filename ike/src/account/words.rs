@@ -1,0 +1,140 @@
+//! Proposals and selectors as they stand in the configuration, so that what a peer offers can be written there.
+
+use cygnet_model::proposal::{EspProposal, IkeProposal};
+use cygnet_model::selector::TrafficSelector;
+use cygnet_model::suite::{EspSuite, Group, IkeSuite};
+
+use super::{Text, text};
+use crate::mismatch;
+use crate::policy;
+use crate::wire::{Proposal, Protocol};
+
+/// Most proposals, or selectors, of a list that are named.
+const NAMED: usize = 12;
+
+fn join(all: impl Iterator<Item = String>, sep: &str) -> String {
+    let mut all = all;
+    let mut out = all.by_ref().take(NAMED).collect::<Vec<_>>().join(sep);
+    if all.next().is_some() {
+        out.push_str(sep);
+        out.push('…');
+    }
+    out
+}
+
+/// Our own IKE proposals.
+pub(super) fn ike(ours: &[IkeProposal]) -> Text {
+    text(join(ours.iter().map(ToString::to_string), ", "))
+}
+
+/// Our own ESP proposals. Those of IKE_AUTH have no key exchange.
+pub(super) fn esp(ours: &[EspProposal], with_ke: bool) -> Text {
+    let bare = |p: &EspProposal| {
+        if with_ke { p.to_string() } else { EspProposal { groups: Vec::new(), ..p.clone() }.to_string() }
+    };
+    text(join(ours.iter().map(bare), ", "))
+}
+
+/// A peer's proposals of one protocol, in keywords where we know them.
+pub(super) fn offered(all: &[Proposal], protocol: Protocol, with_ke: bool) -> Text {
+    let of = all.iter().filter(|p| p.protocol == protocol);
+    let words = join(of.map(|p| mismatch::keywords(p, with_ke)), ", ");
+    text(if words.is_empty() { format!("nothing for {protocol}") } else { words })
+}
+
+pub(super) fn ike_suite(s: IkeSuite) -> Text {
+    let p = IkeProposal {
+        encrs: vec![s.encr],
+        integs: s.integ.into_iter().collect(),
+        prfs: vec![s.prf],
+        groups: vec![s.group],
+    };
+    text(p.to_string())
+}
+
+pub(super) fn esp_suite(s: EspSuite) -> Text {
+    let p = EspProposal {
+        encrs: vec![s.encr],
+        integs: s.integ.into_iter().collect(),
+        groups: s.group.into_iter().collect(),
+        esn: vec![s.esn],
+    };
+    text(p.to_string())
+}
+
+/// Each group of a list once, in its order.
+pub(super) fn groups(all: impl Iterator<Item = Group>) -> Text {
+    let mut seen: Vec<Group> = Vec::new();
+    for g in all {
+        if !seen.contains(&g) {
+            seen.push(g);
+        }
+    }
+    if seen.is_empty() {
+        return text("none");
+    }
+    text(seen.iter().map(|g| g.keyword()).collect::<Vec<_>>().join(", "))
+}
+
+/// A group by the number that stands on the wire.
+pub(super) fn group_number(number: u16) -> String {
+    Group::from_transform(number).map_or_else(|| format!("number {number}"), |g| g.keyword().to_owned())
+}
+
+/// The groups that a peer offers.
+pub(super) fn offered_groups(all: &[Proposal], protocol: Protocol) -> Text {
+    let mut names: Vec<String> = Vec::new();
+    for name in all.iter().filter(|p| p.protocol == protocol).flat_map(mismatch::groups) {
+        if !names.contains(&name) && names.len() <= NAMED {
+            names.push(name);
+        }
+    }
+    text(if names.is_empty() { "none".to_owned() } else { names.join(", ") })
+}
+
+pub(super) fn networks(all: &[TrafficSelector]) -> Text {
+    text(join(all.iter().map(ToString::to_string), ", "))
+}
+
+/// Whether a suite is what our list begins with.
+pub(super) fn is_first_ike(ours: &[IkeProposal], suite: IkeSuite) -> bool {
+    policy::choose_ike(ours, &policy::offer_ike(ours, &[]), 0).is_some_and(|(first, ..)| first == suite)
+}
+
+/// The same of ESP; `with_ke` as in the exchange.
+pub(super) fn is_first_esp(ours: &[EspProposal], suite: EspSuite, with_ke: bool) -> bool {
+    let all = policy::offer_esp(ours, [0, 0, 1, 0], with_ke);
+    policy::choose_esp(ours, &all, with_ke).is_some_and(|(first, ..)| first == suite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Transform, TransformType};
+
+    #[test]
+    fn what_a_peer_offers_can_be_pasted_and_what_we_do_not_know_is_numbered() {
+        let ours: Vec<IkeProposal> = vec!["aes128-sha256-modp2048".parse().unwrap()];
+        let mut offer = policy::offer_ike(&ours, &[]);
+        let pasted = offered(&offer, Protocol::IKE, true);
+        assert_eq!(pasted.parse::<IkeProposal>().unwrap(), ours[0]);
+        offer[0].transforms.push(Transform::plain(TransformType::KE, 999));
+        let words = offered(&offer, Protocol::IKE, true);
+        assert!(words.ends_with("modp2048-[key exchange group 999]"), "{words}");
+        assert_eq!(&*offered_groups(&offer, Protocol::IKE), "modp2048, number 999");
+    }
+
+    #[test]
+    fn no_list_of_a_peer_makes_a_long_text() {
+        let ours: Vec<IkeProposal> = vec!["aes128-sha256-modp2048".parse().unwrap()];
+        let one = policy::offer_ike(&ours, &[]).remove(0);
+        let mut many = vec![one; 255];
+        many.iter_mut().for_each(|p| {
+            p.transforms = (0..255).map(|n| Transform::plain(TransformType(77), n)).collect();
+        });
+        let words = offered(&many, Protocol::IKE, true);
+        assert!(words.chars().count() <= super::super::LONGEST + 1, "{}", words.chars().count());
+        let groups = offered_groups(&many, Protocol::IKE);
+        assert_eq!(&*groups, "none");
+    }
+}

@@ -1,0 +1,74 @@
+//! What the last negotiation of a tunnel that is not up says, or the last attempt to renew one that is.
+
+use super::cause::{Cause, Found};
+use crate::observe::explain::{Explanation, Negotiation, Point};
+
+/// The causes in a tunnel's last negotiation. `up`: it failed before, if it did; what nobody has proven says nothing then.
+pub(super) fn judge(e: &Explanation, up: bool) -> Vec<Found> {
+    let succeeded = e.negotiations.iter().position(|n| n.outcome == "agreed").unwrap_or(usize::MAX);
+    // What came before the last success has been overcome.
+    let fresh = e.negotiations.iter().enumerate().take_while(|(at, _)| *at < succeeded);
+    let refused = fresh.map(|(_, n)| n).filter(|n| n.outcome == "refused" && (n.authenticated || !up));
+    let mut all: Vec<Found> = refused.take(1).flat_map(causes).collect();
+    let ahead =
+        |n: &Negotiation| n.topics.iter().find(|p| p.result == "ahead").map(|p| found(Cause::Pfs, n, p));
+    all.extend(e.negotiations.iter().find_map(ahead).filter(|_| up));
+    all
+}
+
+fn causes(n: &Negotiation) -> Vec<Found> {
+    let refused: Vec<&Point> = n.topics.iter().filter(|p| p.result == "refused").collect();
+    let has = |topic: &str| refused.iter().find(|p| p.topic == topic).copied();
+    // The peer keeps to itself which of the three it was (RFC 7296 §2.21.2).
+    if let (Some(point), Some(_), Some(_)) =
+        (has("our-identity"), has("peer-identity"), has("authentication"))
+    {
+        return vec![found(Cause::RefusedByPeer, n, point)];
+    }
+    let only_group = |p: &Point| {
+        p.why.as_deref().is_some_and(|why| why.starts_with("key exchange group:") && !why.contains(';'))
+    };
+    let mut out: Vec<Found> = Vec::new();
+    for point in &refused {
+        let cause = match point.topic.as_str() {
+            "ike-proposal" if only_group(point) => continue,
+            "ike-proposal" => Cause::IkeProposal,
+            // It is a part of the proposal.
+            "key-exchange" if has("ike-proposal").is_some_and(|p| !only_group(p)) => continue,
+            "key-exchange" => Cause::KeyExchange,
+            "our-identity" => Cause::OwnIdentity,
+            "peer-identity" => Cause::PeerIdentity,
+            "authentication" => Cause::PresharedKey,
+            "esp-proposal" => Cause::EspProposal,
+            "child-key-exchange" if has("esp-proposal").is_some() => continue,
+            "child-key-exchange" => Cause::Pfs,
+            _ => Cause::Networks,
+        };
+        if out.iter().all(|f| f.cause != cause) {
+            out.push(found(cause, n, point));
+        }
+    }
+    if out.is_empty() {
+        let reason = n.reason.as_deref().unwrap_or_default();
+        let detail = n.detail.clone().unwrap_or_else(|| reason.to_owned());
+        out.push(match reason {
+            // Someone took it down there, or here; here it is told as that.
+            "held" => return out,
+            "data_plane" => Found::new(Cause::PlaneRefused, detail, "run cygnet doctor"),
+            _ => Found::new(Cause::PeerError, detail, "look into the peer's log at this time"),
+        });
+    }
+    out
+}
+
+fn found(cause: Cause, n: &Negotiation, p: &Point) -> Found {
+    let theirs = p.theirs.as_deref().map_or_else(String::new, |t| format!(", the peer has {t}"));
+    let why = p.why.as_deref().unwrap_or_default();
+    let unproven = if n.authenticated { "" } else { " (not authenticated)" };
+    let detail = format!("{why}: we have {}{theirs}{unproven}", p.ours);
+    let fix = p.change.as_ref().map_or_else(
+        || "compare the configurations of both ends".to_owned(),
+        |c| format!("{} {}: {}", c.place, c.key, c.how),
+    );
+    Found::new(cause, detail, fix)
+}

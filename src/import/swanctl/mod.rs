@@ -1,0 +1,6 @@
+//! swanctl.conf of strongSwan.
+
+mod read;
+mod tree;
+
+pub use read::read;
