@@ -245,7 +245,7 @@ fn keys_without_effect_are_named() {
         configuration(&format!("daemon: {{ console: {{ listen: \"127.0.0.1:9181\" }} }}\n{text}"));
     let t = told(&["check", &path]);
     assert_eq!(t.code, 0);
-    for words in ["no console", "not in force with the kernel's data plane", "dpd_action"] {
+    for words in ["no console", "does not enforce limits with the kernel's data plane", "dpd_action"] {
         assert!(t.out.contains(words), "{words}: {}", t.out);
     }
 }

@@ -44,8 +44,14 @@ impl Pair {
         theirs.sh(
             "ip address add 192.0.2.2/24 dev wire; ip link set wire up; ip address add 10.2.0.1/16 dev far",
         );
-        configure(&ours, "a", ("192.0.2.1", "10.1.0.0/16"), ("192.0.2.2", "10.2.0.0/16"), limits);
-        configure(&theirs, "b", ("192.0.2.2", "10.2.0.0/16"), ("192.0.2.1", "10.1.0.0/16"), "[]");
+        configure(&ours, "a", ("192.0.2.1", "10.1.0.0/16"), ("192.0.2.2", "10.2.0.0/16"), ("active", limits));
+        configure(
+            &theirs,
+            "b",
+            ("192.0.2.2", "10.2.0.0/16"),
+            ("192.0.2.1", "10.1.0.0/16"),
+            ("passive", "[]"),
+        );
         let (peer, daemon) = (started(&theirs, "b"), started(&ours, "a"));
         let pair = Self { ours, theirs, daemon, _peer: peer };
         until(|| pair.pings(NEIGHBOUR));
@@ -89,18 +95,18 @@ impl Pair {
     }
 }
 
-fn configure(host: &Host, name: &str, own: (&str, &str), other: (&str, &str), limits: &str) {
+fn configure(host: &Host, name: &str, own: (&str, &str), other: (&str, &str), what: (&str, &str)) {
     let key = host.path("a-b.psk");
     fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let dir = host.dir.path().display();
-    let ((address, network), (peer, remote)) = (own, other);
+    let ((address, network), (peer, remote), (start, limits)) = (own, other, what);
     let text = format!(
         "daemon: {{ control_socket: {dir}/{name}.sock, state_dir: {dir}/{name}, data_plane: userspace }}
 gateways: [ {{ name: own, address: {address}, networks: [{network}], limits: {limits} }} ]
 customer_gateways: [ {{ name: other, address: {peer} }} ]
 tunnels:
-  - {{ name: a-b, gateway: own, customer_gateway: other, auth: {{ psk_file: a-b.psk }},
+  - {{ name: a-b, gateway: own, customer_gateway: other, auth: {{ psk_file: a-b.psk }}, start: {start},
       spd: [ {{ local: {network}, remote: [{remote}] }} ] }}
 "
     );

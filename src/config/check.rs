@@ -151,7 +151,7 @@ fn check_gateway(g: &RawGateway, plane: PlaneChoice, sink: &Sink) {
         && let Some((ip, _)) = g.limits.iter().find(|(_, limit)| *limit != Limit::Unlimited)
     {
         let fix = "set data_plane: userspace, or cap the gateway as a whole with bandwidth";
-        sink.warning(&ip.at, wrong("limits are not in force with the kernel's data plane", fix));
+        sink.warning(&ip.at, wrong("this version does not enforce limits with the kernel's data plane", fix));
     }
     let mut limited: BTreeMap<IpAddr, &At> = BTreeMap::new();
     for (ip, _) in &g.limits {
