@@ -34,7 +34,7 @@ const CLOUD: Quota = Quota {
     remotes_per_rule: Some(50),
 };
 
-/// Words of `quota` and of `quota.preset`, in the order of [`preset`].
+/// Words of `quota` and of `quota.preset`, in the order of `preset`.
 pub const PRESETS: &[&str] = &["none", "cloud"];
 
 /// No quota is larger, and no configuration comes near it.

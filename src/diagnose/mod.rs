@@ -5,7 +5,7 @@
 //!  configuration file ──────┼─▶ Facts ─▶ judge ─▶ causes, each with its fix
 //!  this host, UDP probes ───┘   gather   pure
 //! ```
-//! [`judge`] decides from facts alone and is tested with them; [`gather`] looks at the host, changes nothing of it and runs
+//! `judge` decides from facts alone and is tested with them; `gather` looks at the host, changes nothing of it and runs
 //! no other program.
 
 pub mod cause;

@@ -41,6 +41,9 @@ pub(super) struct Keeper {
     tallied: BTreeSet<TunnelId>,
 }
 
+/// A limit that was set by command, and what the configuration says of the same address.
+pub(super) type LimitWords = (String, Option<String>);
+
 /// What the protocol takes up.
 #[derive(Default)]
 pub(super) struct TakenUp {
@@ -333,9 +336,9 @@ impl Daemon {
     pub(super) fn keep_limits(
         &mut self,
         gateway: &str,
-        limits: Vec<(IpAddr, Option<(String, Option<String>)>)>,
+        limits: Vec<(IpAddr, Option<LimitWords>)>,
     ) {
-        let record = |(ip, value): (IpAddr, Option<(String, Option<String>)>)| match value {
+        let record = |(ip, value): (IpAddr, Option<LimitWords>)| match value {
             Some((set, configured)) => {
                 kept::limit(&KeptLimit { gateway: gateway.to_owned(), ip, set, configured })
             }
