@@ -333,11 +333,7 @@ impl Daemon {
 
     /// Notes limits of a gateway's addresses that were set by command: what was set, and what the configuration says;
     /// `None`: nothing any more.
-    pub(super) fn keep_limits(
-        &mut self,
-        gateway: &str,
-        limits: Vec<(IpAddr, Option<LimitWords>)>,
-    ) {
+    pub(super) fn keep_limits(&mut self, gateway: &str, limits: Vec<(IpAddr, Option<LimitWords>)>) {
         let record = |(ip, value): (IpAddr, Option<LimitWords>)| match value {
             Some((set, configured)) => {
                 kept::limit(&KeptLimit { gateway: gateway.to_owned(), ip, set, configured })
