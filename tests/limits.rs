@@ -106,7 +106,7 @@ fn configure(host: &Host, name: &str, own: (&str, &str), other: (&str, &str), wh
 gateways: [ {{ name: own, address: {address}, networks: [{network}], limits: {limits} }} ]
 customer_gateways: [ {{ name: other, address: {peer} }} ]
 tunnels:
-  - {{ name: a-b, gateway: own, customer_gateway: other, auth: {{ psk_file: a-b.psk }}, start: {start},
+  - {{ name: a-b, gateway: own, customer_gateway: other, auth: {{ psk_file: a-b.psk }}, start: {start}, esp: {{ bytes: unlimited }},
       spd: [ {{ local: {network}, remote: [{remote}] }} ] }}
 "
     );

@@ -270,7 +270,8 @@ fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, out: &mut V
             format!("{peer} answers on UDP 500 and not on UDP 4500, where IKE_AUTH and ESP go"),
             "let UDP 4500 pass both ways".to_owned(),
         ),
-        (Echo::Answer, Echo::Answer) if unanswered(t) => one(
+        // One that waits asks nobody, whatever came of it the last time.
+        (Echo::Answer, Echo::Answer) if state != Some(TunnelState::Waiting) && unanswered(t) => one(
             Cause::PeerIgnoresUs,
             format!("{peer} speaks IKE and does not answer this gateway: it has no tunnel for our address"),
             "have the peer configure a tunnel to this gateway's address, as the peer sees it".to_owned(),
