@@ -95,6 +95,18 @@ fn export_peer_needs_no_daemon_and_guards_the_key() {
     assert!(t.code == 78 && t.out.is_empty() && t.err.contains(":1:11: error: gateways"), "{}", t.err);
 }
 
+/// A file of somebody else is read on a terminal.
+#[test]
+fn notes_of_an_import_carry_no_control_characters() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ipsec.conf");
+    let conn = "conn a\n left=192.0.2.1\n right=198.51.100.2\n authby=secret\n leftsubnet=10.1.0.0/16[\u{1b}]0;x\u{7}]\n rightsubnet=10.2.0.0/16\n";
+    fs::write(&file, conn).unwrap();
+    let t = told(&["import", file.to_str().unwrap()]);
+    assert!(t.err.contains("protocols and ports"), "{}", t.err);
+    assert!(!t.err.chars().any(|c| c.is_control() && c != '\n'), "{:?}", t.err);
+}
+
 #[test]
 fn import_gives_a_configuration_and_notes_and_takes_keys_along_when_asked() {
     let dir = tempfile::tempdir().unwrap();

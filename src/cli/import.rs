@@ -103,7 +103,7 @@ fn tell(args: &ImportArgs, name: &str, made: &Imported, out: &mut Out) -> Result
     }
     let mut stderr = std::io::stderr();
     for note in &made.notes {
-        stderr.write_all(format!("{}\n", note.one_line()).as_bytes())?;
+        stderr.write_all(format!("{}\n", super::output::safe(&note.one_line())).as_bytes())?;
     }
     if made.tunnels > 0 {
         out.write_all(made.yaml.as_bytes())?;

@@ -150,8 +150,8 @@ fn tunnels(known: Vec<Known>, host: &mut HostFacts) -> Vec<TunnelFacts> {
     let reachable = |t: &&mut TunnelFacts| matches!(t.outer, Some(Way::Out { .. }));
     // Whoever refuses was reached.
     let refused = |t: &TunnelFacts| {
-        let last = t.known.explanation.as_ref().and_then(|e| e.negotiations.first());
-        last.is_some_and(|n| n.outcome == "refused")
+        let mut proven = t.known.explanation.iter().flat_map(|e| &e.negotiations).filter(|n| !n.is_claim());
+        proven.next().is_some_and(|n| n.outcome == "refused")
     };
     let wanted = |t: &&mut TunnelFacts| is_up(t) || !(down(t) || refused(t));
     std::thread::scope(|scope| {

@@ -116,6 +116,9 @@ fn tunnel(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
         if out.len() == before {
             reach(facts, t, state, out);
         }
+        if let Some(e) = t.known.explanation.as_ref().filter(|_| out.len() == before) {
+            out.extend(negotiation::claims(e));
+        }
         if out.len() == before {
             waiting(t, status, facts.named, out);
         }
@@ -296,8 +299,8 @@ fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, out: &mut V
 }
 
 fn unanswered(t: &TunnelFacts) -> bool {
-    let last = t.known.explanation.as_ref().and_then(|e| e.negotiations.first());
-    last.is_some_and(|n| n.outcome == "unanswered")
+    let mut proven = t.known.explanation.iter().flat_map(|e| &e.negotiations).filter(|n| !n.is_claim());
+    proven.next().is_some_and(|n| n.outcome == "unanswered")
 }
 
 fn filters(facts: &Facts, place: Place) -> impl Iterator<Item = &Dropping> {

@@ -3,19 +3,27 @@
 use super::cause::{Cause, Found};
 use crate::observe::explain::{Explanation, Negotiation, Point};
 
-/// The causes in a tunnel's last negotiation. `up`: it failed before, if it did; what nobody has proven says nothing then.
+/// The causes in a tunnel's last negotiation. `up`: it failed before, if it did. What nobody has proven says nothing here.
 pub(super) fn judge(e: &Explanation, up: bool) -> Vec<Found> {
-    let succeeded = e.negotiations.iter().position(|n| n.outcome == "agreed").unwrap_or(usize::MAX);
     // What came before the last success has been overcome.
-    let fresh = e.negotiations.iter().enumerate().take_while(|(at, _)| *at < succeeded);
+    let fresh = e.negotiations.iter().filter(|n| !n.is_claim()).take_while(|n| n.outcome != "agreed");
     // Of a tunnel that is up and whole what was refused once matters no more, but for new keys.
     let counts = |n: &&Negotiation| !up || (n.authenticated && n.exchange.starts_with("rekey"));
-    let refused = fresh.map(|(_, n)| n).filter(|n| n.outcome == "refused").filter(counts);
+    let refused = fresh.filter(|n| n.outcome == "refused").filter(counts);
     let mut all: Vec<Found> = refused.take(1).flat_map(causes).collect();
     let ahead =
         |n: &Negotiation| n.topics.iter().find(|p| p.result == "ahead").map(|p| found(Cause::Pfs, n, p));
     all.extend(e.negotiations.iter().find_map(ahead).filter(|_| up));
     all
+}
+
+/// The causes in what somebody said last who came from the peer's address and proved nothing: all that there is, where the
+/// peer begins and is refused.
+pub(super) fn claims(e: &Explanation) -> Vec<Found> {
+    let agreed = e.negotiations.iter().filter(|n| n.outcome == "agreed").map(|n| n.ago_s).min();
+    let newer = |n: &&Negotiation| agreed.is_none_or(|ago| n.ago_s <= ago);
+    let refused = e.negotiations.iter().filter(|n| n.is_claim() && n.outcome == "refused").filter(newer);
+    refused.take(1).flat_map(causes).collect()
 }
 
 fn causes(n: &Negotiation) -> Vec<Found> {

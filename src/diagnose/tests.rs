@@ -59,7 +59,7 @@ fn negotiation(outcome: &str, topics: Vec<Point>) -> Negotiation {
         time: String::new(),
         ago_s: 1,
         exchange: "ike-auth".into(),
-        role: "responder".into(),
+        role: "initiator".into(),
         peer: "198.51.100.1:500".into(),
         authenticated: outcome == "agreed",
         outcome: outcome.into(),
@@ -358,4 +358,29 @@ fn the_manual_lists_every_cause() {
     }
     let rows = text.lines().filter(|l| l.starts_with("| `")).count();
     assert_eq!(rows, Cause::ALL.len(), "a cause that there is no more");
+}
+
+/// One datagram with the peer's address as its source is enough for a claim.
+#[test]
+fn what_nobody_has_proven_hides_nothing() {
+    let claim = || Negotiation {
+        role: "responder".into(),
+        ..negotiation("refused", vec![refused("ike-proposal", "encryption: …; PRF: …")])
+    };
+    let causes = |f: &Facts| judge(f).into_iter().map(|f| f.cause).collect::<Vec<_>>();
+    let mut f = down(TunnelState::Failed);
+    told(&mut f, claim());
+    assert_eq!(causes(&f), [Cause::IkeProposal], "all that there is");
+    probes(&mut f, Echo::Silence, Echo::Silence);
+    assert_eq!(causes(&f), [Cause::PeerSilent], "whoever it was, the peer does not answer");
+    let proven = Negotiation {
+        authenticated: true,
+        ..negotiation("refused", vec![refused("esp-proposal", "encryption: …")])
+    };
+    f.tunnels[0].known.explanation.as_mut().unwrap().negotiations.push(proven);
+    assert_eq!(causes(&f), [Cause::EspProposal]);
+    let mut f = down(TunnelState::Failed);
+    told(&mut f, negotiation("unanswered", vec![]));
+    told(&mut f, claim());
+    assert_eq!(causes(&f), [Cause::PeerIgnoresUs]);
 }

@@ -55,8 +55,6 @@ pub(super) struct TakenUp {
     pub renew: bool,
     /// Bandwidth levels that were set by command.
     pub levels: KeptLevels,
-    /// Limits of inner addresses that were set by command.
-    pub limits: Vec<KeptLimit>,
     /// What tunnels had counted.
     pub tallies: BTreeMap<TunnelId, Tally>,
 }
@@ -76,7 +74,13 @@ impl Keeper {
     /// Takes up what an earlier life of the daemon kept, as far as the data plane goes on with it, and begins to keep
     /// what the next life needs. The guards must be in force. `numbered`: the numbers of tunnels are those of the earlier
     /// life.
-    pub fn begin(config: &Config, numbered: bool, plane: &mut Plane) -> (Self, TakenUp) {
+    /// `before` gets the limits that were set by command, before the first SA carries anything.
+    pub fn begin(
+        config: &Config,
+        numbered: bool,
+        plane: &mut Plane,
+        before: impl FnOnce(&mut Plane, Vec<KeptLimit>),
+    ) -> (Self, TakenUp) {
         let kind = plane.port_ref().kind();
         let mut place = match place(config) {
             Ok(place) => place,
@@ -130,14 +134,15 @@ impl Keeper {
             // The next life would read what this one read, and use the numbers that this one is about to use.
             kept.sas.clear();
         }
+        before(plane, std::mem::take(&mut kept.limits));
         let taken = keeper.take_up(kept, plane);
         (keeper, taken)
     }
 
     fn take_up(&mut self, kept: Kept, plane: &mut Plane) -> TakenUp {
-        let Kept { ike, sas, handed_over, levels, limits, tallies, .. } = kept;
+        let Kept { ike, sas, handed_over, levels, tallies, .. } = kept;
         let renew = self.plane == PlaneKind::Userspace && !handed_over && !sas.is_empty();
-        let mut taken = TakenUp { ike, renew, levels, limits, tallies, ..TakenUp::default() };
+        let mut taken = TakenUp { ike, renew, levels, tallies, ..TakenUp::default() };
         let mut lost = Vec::new();
         for KeptSa { spec, used, .. } in sas {
             match plane.port().restore(&spec, &used) {

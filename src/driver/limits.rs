@@ -52,11 +52,33 @@ impl Limits {
             let Some((of, gateway)) = limits.of.get_mut(gateway).zip(config.gateway(gateway)) else {
                 continue;
             };
-            for (ip, limit) in saved.iter().filter(|(ip, _)| limit::is_inside(gateway, **ip)) {
-                of.insert(*ip, Set { limit: *limit, origin: Origin::Saved });
+            let file = of_file(gateway);
+            for (ip, saved) in saved.iter().filter(|(ip, _)| limit::is_inside(gateway, **ip)) {
+                // The last word counts: a file that was changed while nobody looked.
+                if file.get(ip).copied() == saved.configured {
+                    of.insert(*ip, Set { limit: saved.limit, origin: Origin::Saved });
+                } else {
+                    tracing::info!(gateway = %gateway.name, %ip, "a saved limit gives way to what the file says");
+                }
             }
         }
         limits
+    }
+
+    /// Takes over the limits that were set by command in an earlier life that was not told to end.
+    pub fn take_over(&mut self, config: &Config, kept: Vec<KeptLimit>) {
+        let mut files: HashMap<String, BTreeMap<IpAddr, Limit>> = HashMap::new();
+        for KeptLimit { gateway: name, ip, set, configured } in kept {
+            let Some(gateway) = config.gateway(&name) else { continue };
+            let file = files.entry(name.clone()).or_insert_with(|| of_file(gateway));
+            let (Some(set), said) = (limit::parse(&set).ok(), file.get(&ip).copied().map(show_limit)) else {
+                continue;
+            };
+            // The last word counts: a file that was changed while nobody looked.
+            if said == configured && limit::is_inside(gateway, ip) {
+                self.of.entry(name).or_default().insert(ip, Set { limit: set, origin: Origin::Command });
+            }
+        }
     }
 
     fn number(&mut self, config: &Config) {
@@ -139,27 +161,6 @@ fn configured(config: &Config) -> BTreeMap<String, OfGateway> {
 }
 
 impl Daemon {
-    /// Takes over the limits that were set by command in an earlier life that was not told to end.
-    pub(super) fn set_limits(&mut self) {
-        let kept = self.taken_up.as_mut().map(|t| std::mem::take(&mut t.limits)).unwrap_or_default();
-        let mut files: HashMap<String, BTreeMap<IpAddr, Limit>> = HashMap::new();
-        for KeptLimit { gateway: name, ip, set, configured } in kept {
-            let Some(gateway) = self.config.gateway(&name) else { continue };
-            let file = files.entry(name.clone()).or_insert_with(|| of_file(gateway));
-            let (Some(set), said) = (limit::parse(&set).ok(), file.get(&ip).copied().map(show_limit)) else {
-                continue;
-            };
-            // The last word counts: a file that was changed while nobody looked.
-            if said == configured && limit::is_inside(gateway, ip) {
-                self.limits
-                    .of
-                    .entry(name)
-                    .or_default()
-                    .insert(ip, Set { limit: set, origin: Origin::Command });
-            }
-        }
-    }
-
     /// Brings the data plane in line with tunnels, gateways and limits.
     pub(super) fn follow_traffic(&mut self) {
         let known: HashSet<GatewayNo> = self.limits.numbers.values().copied().collect();
@@ -219,8 +220,13 @@ impl Daemon {
         if self.plane.traffic().is_none() {
             return refuse(UNSUPPORTED.to_owned(), "cygnet bandwidth caps the gateway as a whole");
         }
-        let before = self.limits.of.get(gateway).map_or(0, BTreeMap::len);
-        if before.saturating_add(changes.len()) > MAX_SET.max(config.limits.len()) {
+        let of = self.limits.of.get(gateway);
+        let before = of.map_or(0, BTreeMap::len);
+        let is_new = |(ip, limit): &&(IpAddr, Limit)| {
+            *limit != Limit::Unlimited && !of.is_some_and(|of| of.contains_key(ip))
+        };
+        let more = changes.iter().filter(is_new).count();
+        if more > 0 && before.saturating_add(more) > MAX_SET.max(config.limits.len()) {
             return refuse(
                 format!("{gateway} has {before} limits, and {MAX_SET} are possible"),
                 "lift some: cygnet limit GATEWAY IP unlimited",
@@ -273,7 +279,7 @@ impl Daemon {
             let _ = if *limit == Limit::Unlimited && !file.contains_key(ip) {
                 saved.remove(ip)
             } else {
-                saved.insert(*ip, *limit)
+                saved.insert(*ip, saved::SavedLimit { limit: *limit, configured: file.get(ip).copied() })
             };
         }
         saved::keep_limits(&self.config, &all)?;
@@ -337,7 +343,10 @@ impl Daemon {
         let mut of = configured(new);
         let mut forget = Vec::new();
         for (name, sets) in &self.limits.of {
-            let (Some(gateway), Some(limits)) = (new.gateway(name), of.get_mut(name)) else { continue };
+            let (Some(gateway), Some(limits)) = (new.gateway(name), of.get_mut(name)) else {
+                forget.extend(sets.keys().map(|ip| (name.clone(), *ip)));
+                continue;
+            };
             let file = of_file(gateway);
             let old = self.config.gateway(name).map(of_file).unwrap_or_default();
             for (ip, set) in sets.iter().filter(|(_, set)| set.origin != Origin::Configuration) {

@@ -317,13 +317,18 @@ impl Daemon {
             }),
         )?;
         // SAs of an earlier life carry packets as soon as they are taken up, and not beyond the limits.
-        let limits = Limits::begin(&config);
+        let mut limits = Limits::begin(&config);
         if let Some(traffic) = plane.traffic() {
             traffic.publish(limits.rules(&config, &registry, traffic.rules()));
         }
         let numbered = kept != Registry::default();
         let (foreign, (keeper, taken_up)) = match occupy(&mut plane, &config, &registry, natt, |plane| {
-            Keeper::begin(&config, numbered, plane)
+            Keeper::begin(&config, numbered, plane, |plane, kept| {
+                limits.take_over(&config, kept);
+                if let Some(traffic) = plane.traffic() {
+                    traffic.publish(limits.rules(&config, &registry, traffic.rules()));
+                }
+            })
         }) {
             Ok(occupied) => occupied,
             Err(e) => {
@@ -417,7 +422,6 @@ impl Daemon {
             config,
         };
         daemon.set_levels();
-        daemon.set_limits();
         daemon.configure();
         // What nobody has taken up by now has nobody.
         if let Err(e) = daemon.plane.sweep() {

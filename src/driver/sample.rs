@@ -115,7 +115,9 @@ impl Daemon {
         page.bytes.sort();
         let in_force = self.plane.traffic().is_some();
         for (no, gateway) in names.iter().filter(|_| in_force) {
-            let shown = page.bytes.iter().filter(|(of, _, _)| of == gateway).map(|(_, ip, _)| *ip);
+            let first = page.bytes.partition_point(|(of, _, _)| of < gateway);
+            let shown =
+                page.bytes.iter().skip(first).take_while(|(of, _, _)| of == gateway).map(|(_, ip, _)| *ip);
             let first = self.limits.of(gateway).map(|(ip, _)| *ip).take(FIRST_LIMITS);
             let shown: BTreeSet<IpAddr> = shown.chain(first).collect();
             for ip in shown {

@@ -63,22 +63,46 @@ pub(super) fn forget(config: &Config, gateway: &str) -> io::Result<()> {
     }
 }
 
+/// A limit that was set with `--save`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SavedLimit {
+    /// What was set.
+    pub limit: Limit,
+    /// What the configuration said of the address then, if anything. When it says something else, that counts.
+    pub configured: Option<Limit>,
+}
+
 /// Limits by gateway and address.
-pub type Limits = BTreeMap<String, BTreeMap<IpAddr, Limit>>;
+pub type Limits = BTreeMap<String, BTreeMap<IpAddr, SavedLimit>>;
+
+/// How one is written: as the configuration would write it.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    rate: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    configured: Option<String>,
+}
 
 /// Reads the content of a file of limits. Entries that are none are left out.
 pub fn parse_limits(content: &[u8]) -> Result<Limits, serde_json::Error> {
-    let kept: BTreeMap<String, BTreeMap<IpAddr, String>> = serde_json::from_slice(content)?;
-    let of = |of: BTreeMap<IpAddr, String>| {
-        of.into_iter().filter_map(|(ip, text)| Some((ip, limit::parse(&text).ok()?))).collect()
+    let kept: BTreeMap<String, BTreeMap<IpAddr, Written>> = serde_json::from_slice(content)?;
+    let read = |w: &Written| {
+        let configured = w.configured.as_deref().map(limit::parse).transpose().ok()?;
+        Some(SavedLimit { limit: limit::parse(&w.rate).ok()?, configured })
     };
+    let of =
+        |of: BTreeMap<IpAddr, Written>| of.into_iter().filter_map(|(ip, w)| Some((ip, read(&w)?))).collect();
     Ok(kept.into_iter().map(|(gateway, limits)| (gateway, of(limits))).collect())
 }
 
 /// The content that [`parse_limits`] reads.
 pub fn show_limits(limits: &Limits) -> Result<String, serde_json::Error> {
-    let of = |of: &BTreeMap<IpAddr, Limit>| -> BTreeMap<IpAddr, String> {
-        of.iter().map(|(ip, limit)| (*ip, limit::show_limit(*limit))).collect()
+    let written = |saved: &SavedLimit| Written {
+        rate: limit::show_limit(saved.limit),
+        configured: saved.configured.map(limit::show_limit),
+    };
+    let of = |of: &BTreeMap<IpAddr, SavedLimit>| -> BTreeMap<IpAddr, Written> {
+        of.iter().map(|(ip, saved)| (*ip, written(saved))).collect()
     };
     let kept: BTreeMap<&String, _> = limits.iter().map(|(gateway, limits)| (gateway, of(limits))).collect();
     serde_json::to_string_pretty(&kept)

@@ -17,8 +17,15 @@ pub struct Explanation {
     pub version: u32,
     /// The tunnel.
     pub tunnel: String,
-    /// Newest first; empty if there was none since the daemon started.
+    /// Newest first, those that are claims at last; empty if there was none since the daemon started.
     pub negotiations: Vec<Negotiation>,
+}
+
+impl Negotiation {
+    /// Whether it is nothing but what somebody said who came from the peer's address: anybody can.
+    pub fn is_claim(&self) -> bool {
+        !self.authenticated && self.role == "responder"
+    }
 }
 
 /// One of them.
@@ -92,11 +99,10 @@ pub fn explain(
     place: &dyn Fn(Key) -> Option<(String, Place)>,
 ) -> Explanation {
     let one = |(at, account): &Told| negotiation(*at, account, now, place);
-    Explanation {
-        version: 1,
-        tunnel: tunnel.to_owned(),
-        negotiations: told.iter().map(|told| one(told)).collect(),
-    }
+    let mut negotiations: Vec<Negotiation> = told.iter().map(|told| one(told)).collect();
+    // What nobody has proven stands before nothing.
+    negotiations.sort_by_key(Negotiation::is_claim);
+    Explanation { version: 1, tunnel: tunnel.to_owned(), negotiations }
 }
 
 fn negotiation(

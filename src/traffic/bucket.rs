@@ -21,7 +21,10 @@ impl Bucket {
         let cost = time_of(bytes, bps);
         let burst = BURST_NS.min(time_of(MOST_BURST, bps)).max(time_of(LEAST_BURST, bps));
         let after = |full: u64| {
-            let full = full.max(now_ns).saturating_add(cost);
+            // Used up at a much lower rate: at this one it would be no more than empty, and one packet passes.
+            let stale = full > now_ns.saturating_add(burst.saturating_mul(2));
+            let empty = now_ns.saturating_add(burst.saturating_sub(cost));
+            let full = if stale { empty } else { full.max(now_ns) }.saturating_add(cost);
             (full - now_ns <= burst).then_some(full)
         };
         self.0.try_update(Relaxed, Relaxed, after).is_ok()
@@ -45,6 +48,22 @@ const fn time_of(bytes: u64, bps: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_higher_rate_is_not_kept_waiting_for_what_a_lower_one_used_up() {
+        let slow = Bucket::default();
+        assert!(slow.take(1_000, 6_000, 0), "48 s at this rate");
+        assert!(!slow.take(1_000, 100, 1_000_000_000));
+        let fast = slow.go_on();
+        let mut passed = 0;
+        for ms in 1_000..2_000u64 {
+            passed += u64::from(fast.take(100_000_000, 12_500, ms * 1_000_000));
+        }
+        assert!(
+            (990..=1_000).contains(&passed),
+            "a second at 100 Mbit/s in packets of 12500 octets: {passed}"
+        );
+    }
 
     /// Octets that pass in ten seconds of somebody who sends twice the rate in packets of `bytes`.
     fn passed(bps: u64, bytes: u64) -> u64 {

@@ -180,6 +180,20 @@ impl History {
                 }
             }
         }
+        // More gateways than that have no part each.
+        if busiest.len() > OF_A_MINUTE {
+            busiest
+                .sort_unstable_by_key(|e: &Entry| std::cmp::Reverse(e.bytes_in.saturating_add(e.bytes_out)));
+            for left in busiest.drain(OF_A_MINUTE..) {
+                let Some(known) = self.known.get_mut(&left.who) else { continue };
+                known.minutes = known.minutes.saturating_sub(1);
+                known.day_in = known.day_in.saturating_sub(left.bytes_in);
+                known.day_out = known.day_out.saturating_sub(left.bytes_out);
+                if known.minutes == 0 {
+                    self.known.remove(&left.who);
+                }
+            }
+        }
         if !busiest.is_empty() {
             self.minutes.push_back(Minute { number: self.number, busiest: busiest.into() });
         }
