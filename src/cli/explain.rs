@@ -46,7 +46,9 @@ fn show(e: &Explanation, all: bool, out: &mut Out) -> std::io::Result<()> {
         return out.line(&format!("cygnet diagnose {name} says what it waits for"));
     };
     // Of what succeeded last the beginning says the most: keys of a pair are a part of it.
-    let also = |n: &&Negotiation| all || n.exchange == "ike-auth" && last.exchange != "ike-auth";
+    // And what somebody said since, although nobody has proven it.
+    let since = |n: &Negotiation| n.is_claim() && n.ago_s < last.ago_s;
+    let also = |n: &&Negotiation| all || since(n) || n.exchange == "ike-auth" && last.exchange != "ike-auth";
     let older = e.negotiations.iter().skip(1);
     let shown: Vec<&Negotiation> = std::iter::once(last).chain(older.clone().filter(also)).collect();
     for (n, negotiation) in shown.iter().enumerate() {

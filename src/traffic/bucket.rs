@@ -53,7 +53,7 @@ mod tests {
     fn a_higher_rate_is_not_kept_waiting_for_what_a_lower_one_used_up() {
         let slow = Bucket::default();
         assert!(slow.take(1_000, 6_000, 0), "48 s at this rate");
-        assert!(!slow.take(1_000, 100, 1_000_000_000));
+        assert!(!slow.take(1_000, 6_000, 1_000_000_000));
         let fast = slow.go_on();
         let mut passed = 0;
         for ms in 1_000..2_000u64 {
