@@ -106,7 +106,8 @@ fn tunnel(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
         }
         let before = out.len();
         if let Some(e) = &t.known.explanation {
-            out.extend(negotiation::judge(e, false));
+            let begins = status.is_none_or(|s| s.start != "passive");
+            out.extend(negotiation::judge(e, false, begins));
         }
         if let Some(s) = status.filter(|s| out.len() == before && is_plane_trouble(s)) {
             let detail = s.last_error.clone().unwrap_or_default();
@@ -340,7 +341,7 @@ fn carries(t: &TunnelFacts, s: &TunnelStatus, out: &mut Vec<Found>) {
         let fix = format!("make the SPD rules of both ends mirror each other; ours stand in {place}");
         out.push(Found::new(Cause::PartlyCarried, detail, fix));
     }
-    let told = t.known.explanation.as_ref().map(|e| negotiation::judge(e, true)).unwrap_or_default();
+    let told = t.known.explanation.as_ref().map(|e| negotiation::judge(e, true, true)).unwrap_or_default();
     // What is missing has been told.
     out.extend(told.into_iter().filter(|f| c.is_whole() || f.cause != Cause::Networks));
     if let Some(w) = s.warnings.first().filter(|_| out.iter().all(|f| f.cause != Cause::Pfs)) {

@@ -3,10 +3,15 @@
 use super::cause::{Cause, Found};
 use crate::observe::explain::{Explanation, Negotiation, Point};
 
-/// The causes in a tunnel's last negotiation. `up`: it failed before, if it did. What nobody has proven says nothing here.
-pub(super) fn judge(e: &Explanation, up: bool) -> Vec<Found> {
+/// The causes in a tunnel's last negotiation. `up`: it failed before, if it did. `begins`: we do. What nobody has proven says
+/// nothing here.
+pub(super) fn judge(e: &Explanation, up: bool, begins: bool) -> Vec<Found> {
+    let claimed = e.negotiations.iter().filter(|n| n.is_claim()).map(|n| n.ago_s).min();
+    // Whoever leaves the beginning to the peer has tried once, under another configuration.
+    let stale = |n: &Negotiation| !begins && !n.authenticated && claimed.is_some_and(|ago| ago <= n.ago_s);
+    let counting = e.negotiations.iter().filter(|n| !n.is_claim() && !stale(n));
     // What came before the last success has been overcome.
-    let fresh = e.negotiations.iter().filter(|n| !n.is_claim()).take_while(|n| n.outcome != "agreed");
+    let fresh = counting.take_while(|n| n.outcome != "agreed");
     // Of a tunnel that is up and whole what was refused once matters no more, but for new keys.
     let counts = |n: &&Negotiation| !up || (n.authenticated && n.exchange.starts_with("rekey"));
     let refused = fresh.filter(|n| n.outcome == "refused").filter(counts);
