@@ -7,8 +7,9 @@ use crate::observe::explain::{Explanation, Negotiation, Point};
 /// nothing here.
 pub(super) fn judge(e: &Explanation, up: bool, begins: bool) -> Vec<Found> {
     let claimed = e.negotiations.iter().filter(|n| n.is_claim()).map(|n| n.ago_s).min();
-    // Whoever leaves the beginning to the peer has tried once, under another configuration.
-    let stale = |n: &Negotiation| !begins && !n.authenticated && claimed.is_some_and(|ago| ago <= n.ago_s);
+    // Whoever leaves the beginning to the peer tries to renew what there is when the configuration changes, and no more.
+    let renewal = |n: &Negotiation| !n.authenticated || n.exchange.starts_with("rekey");
+    let stale = |n: &Negotiation| !begins && renewal(n) && claimed.is_some_and(|ago| ago <= n.ago_s);
     let counting = e.negotiations.iter().filter(|n| !n.is_claim() && !stale(n));
     // What came before the last success has been overcome.
     let fresh = counting.take_while(|n| n.outcome != "agreed");
