@@ -1,5 +1,6 @@
 //! What outlives a restart, in the state directory: `bandwidth.json`, one object from the name of a gateway to bits per
-//! second or null, `limits.json`, by gateway one object from inner addresses to their limits, and `registry.json`, the
+//! second or null, `limits.json`, by gateway one object from inner addresses to their limits and to what the
+//! configuration said of them then, and `registry.json`, the
 //! numbers of tunnels and children.
 
 use std::collections::BTreeMap;
