@@ -147,7 +147,7 @@ impl History {
             && oldest.number + DAY as u64 <= number
         {
             let oldest = self.minutes.pop_front();
-            oldest.into_iter().for_each(|minute| self.forget(&minute));
+            oldest.into_iter().for_each(|minute| self.forget(&minute.busiest));
         }
     }
 
@@ -184,23 +184,16 @@ impl History {
         if busiest.len() > OF_A_MINUTE {
             busiest
                 .sort_unstable_by_key(|e: &Entry| std::cmp::Reverse(e.bytes_in.saturating_add(e.bytes_out)));
-            for left in busiest.drain(OF_A_MINUTE..) {
-                let Some(known) = self.known.get_mut(&left.who) else { continue };
-                known.minutes = known.minutes.saturating_sub(1);
-                known.day_in = known.day_in.saturating_sub(left.bytes_in);
-                known.day_out = known.day_out.saturating_sub(left.bytes_out);
-                if known.minutes == 0 {
-                    self.known.remove(&left.who);
-                }
-            }
+            let left = busiest.split_off(OF_A_MINUTE);
+            self.forget(&left);
         }
         if !busiest.is_empty() {
             self.minutes.push_back(Minute { number: self.number, busiest: busiest.into() });
         }
     }
 
-    fn forget(&mut self, minute: &Minute) {
-        for entry in &minute.busiest {
+    fn forget(&mut self, entries: &[Entry]) {
+        for entry in entries {
             let Some(known) = self.known.get_mut(&entry.who) else { continue };
             known.minutes = known.minutes.saturating_sub(1);
             known.day_in = known.day_in.saturating_sub(entry.bytes_in);
