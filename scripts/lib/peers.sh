@@ -4,6 +4,8 @@
 CYGNET=${CYGNET:-target/release/cygnet}
 PSK_HEX=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 declare -A DAEMON_PID=()
+# Seconds in which a program has started or a first answer has come. An emulated machine loads Python for as long.
+PATIENCE=${PATIENCE:-30}
 
 # V4ONLY=1: a single child, IPv4. TUNNEL: a name from the configuration, if that is not "tunnel". SWAN_LOG: level of strongSwan's log (1).
 
@@ -116,7 +118,7 @@ cygnet_start() { # HOST
     ns_start "$1" "$CYGNET" ${VERBOSE:+-v} run --config "$LAB_DIR/$1.yaml" >>"$LAB_DIR/$1.log" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
     # The socket itself may be that of a daemon that was killed. An emulated kernel loads its modules for seconds.
-    wait_for 30 ctl "$1" logs "${TUNNEL:-tunnel}"
+    wait_for "$PATIENCE" ctl "$1" logs "${TUNNEL:-tunnel}"
 }
 
 ctl() { # HOST VERB...

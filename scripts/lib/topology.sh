@@ -97,7 +97,7 @@ watch_leaks() { # [INTERFACE]
     ns_start wan tcpdump -ni "${1:-any}" -Q in -w "$LAB_DIR/leak.pcap" -U --immediate-mode \
         "net 10.1.0.0/16 or net 10.2.0.0/16 or net fd01::/16 or net fd02::/16" 2>"$LAB_DIR/leak.log" </dev/null &
     LEAK_PID=$!
-    for _ in {1..50}; do
+    for _ in {1..300}; do
         if grep -q 'listening on' "$LAB_DIR/leak.log"; then return 0; fi
         sleep 0.1
     done

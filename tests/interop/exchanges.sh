@@ -5,7 +5,7 @@
 watch_packets() { # FILTER
     ns_start wan tcpdump -ni any -Q in -w "$LAB_DIR/seen.pcap" -U --immediate-mode "$1" 2>"$LAB_DIR/seen.log" </dev/null &
     SEEN_PID=$!
-    wait_for 5 grep -q 'listening on' "$LAB_DIR/seen.log"
+    wait_for "$PATIENCE" grep -q 'listening on' "$LAB_DIR/seen.log"
 }
 
 seen() { # prints how many packets that was
@@ -26,7 +26,7 @@ fragments() { # GWA-DAEMON GWB-DAEMON
     local us count fragments
     us=$(cygnet_of "$1")
     wait_for 15 is_up "$us" || fail "the tunnel does not come up"
-    wait_for 5 pings || fail "ping"
+    wait_for "$PATIENCE" pings || fail "ping"
     lossless ctl "$us" rekey tunnel
     count=$(seen)
     fragments=$(tcpdump -nr "$LAB_DIR/seen.pcap" "$ike" 2>/dev/null | wc -l)
@@ -49,7 +49,7 @@ case_swan-cookie-responder() {
     if (($(half_open gwb) > 40)); then fail "$(half_open gwb) half-open SAs"; fi
     swan gwa --initiate --child v4 >>"$LAB_DIR/commands" 2>&1 || fail "the peer is not let in"
     grep -q "received COOKIE\|N(COOKIE)" "$LAB_DIR/gwa.swan/log" || fail "it was not asked for a cookie"
-    wait_for 5 ns vpc ping -c 1 -W 1 -q 10.2.0.2 || fail "ping"
+    wait_for "$PATIENCE" ns vpc ping -c 1 -W 1 -q 10.2.0.2 || fail "ping"
     lossless ns gwa python3 $here/flood.py 192.0.2.1 198.51.100.2 500 1000 1000
 }
 
@@ -63,7 +63,7 @@ case_swan-cookie-initiator() {
     watch_packets "udp port 500 and src 192.0.2.1 and udp[24] = 41"
     ctl gwa up tunnel >>"$LAB_DIR/commands" 2>&1 || fail "not let in"
     if (($(seen) == 0)); then fail "no request began with a cookie"; fi
-    wait_for 5 pings || fail "ping"
+    wait_for "$PATIENCE" pings || fail "ping"
 }
 
 # A tunnel that waits for traffic comes up with the first packet, and not before.
@@ -71,8 +71,8 @@ case_swan-on-demand() {
     start_pair cygnet on-demand swan passive "${GCM% *}" "${GCM#* }"
     sleep 1
     says '"waiting"' ctl gwa status --json || fail "it does not wait for traffic"
-    wait_for 5 ns vpc ping -c 1 -W 1 -q 10.2.0.2 || fail "the first packets bring nothing up"
-    wait_for 5 ns vpc ping -c 1 -W 1 -q fd02::2 || fail "the second child does not come up"
+    wait_for "$PATIENCE" ns vpc ping -c 1 -W 1 -q 10.2.0.2 || fail "the first packets bring nothing up"
+    wait_for "$PATIENCE" ns vpc ping -c 1 -W 1 -q fd02::2 || fail "the second child does not come up"
     is_up gwa || fail "not up"
 }
 
