@@ -2,10 +2,12 @@
 
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod diagnose;
 pub mod driver;
 pub mod export;
+mod http;
 pub mod import;
 pub mod observe;
 pub mod plane;

@@ -10,7 +10,7 @@ use cygnet_model::tunnel::Bypass;
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
-    Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
+    Daemon,    Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
     PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
 use super::quota;
@@ -28,7 +28,7 @@ const MAX_CHILDREN: usize = 64;
 /// Makes the resolved configuration; `None` (with at least one error noted) if something is missing. `read_auth` turns
 /// the `auth` of a tunnel into a key.
 pub fn resolve(
-    raw: RawConfig,
+    mut raw: RawConfig,
     sink: &Sink,
     read_auth: &mut dyn FnMut(&RawAuth) -> Option<Auth>,
 ) -> Option<Config> {
@@ -36,6 +36,7 @@ pub fn resolve(
     unique("customer gateway", raw.customers.good.iter().map(|c| &c.name), sink);
     unique("tunnel", raw.tunnels.good.iter().map(|t| &t.name), sink);
     raw.gateways.good.iter().for_each(|g| check_gateway(g, raw.daemon.data_plane, sink));
+    let console = raw.console.take().map(|c| c.resolve(&mut *read_auth).ok_or(())).transpose();
     let book = Book::new(&raw);
     for t in &raw.tunnels.good {
         book.check_tunnel(t, sink);
@@ -53,7 +54,7 @@ pub fn resolve(
         .map(|((t, auth), (local, remote))| tunnel(t, auth?, local, remote?))
         .collect();
     Some(Config {
-        daemon: raw.daemon,
+        daemon: Daemon { console: console.ok()?, ..raw.daemon },
         gateways: raw.gateways.good.into_iter().map(gateway).collect::<Option<_>>()?,
         customer_gateways: raw.customers.good.into_iter().map(customer).collect::<Option<_>>()?,
         tunnels: tunnels?,

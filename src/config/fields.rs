@@ -164,16 +164,33 @@ pub const GUARDS: &[&str] = &["keep", "release"];
 /// Values of `daemon.data_plane`.
 pub const PLANES: &[&str] = &["auto", "kernel", "userspace"];
 
-static METRICS: Section = Section {
+/// `daemon.metrics`.
+pub static METRICS: Section = Section {
     name: "daemon.metrics",
     secret: false,
     fields: &[may("listen", LISTEN, "127.0.0.1:9180", "Address and port, or off.")],
 };
 
-static CONSOLE: Section = Section {
+/// `daemon.console`.
+pub static CONSOLE: Section = Section {
     name: "daemon.console",
     secret: false,
-    fields: &[may("listen", LISTEN, "off", "Address and port, or off.")],
+    fields: &[
+        may("listen", LISTEN, "off", "Address and port, or off."),
+        may(
+            "token_file",
+            PATH,
+            "",
+            "File with the token that permits changes, relative to this file; only its owner may have access to it. \
+             Without one, the console only shows.",
+        ),
+        may(
+            "hosts",
+            Kind::List(&NAME),
+            "",
+            "Names that browsers reach the console by, besides addresses and localhost.",
+        ),
+    ],
 };
 
 /// `gateways[]`.

@@ -54,7 +54,7 @@ fn names_files(key: &str) -> bool {
 
 /// Whether the value of a key is secret wherever it strayed to, however other programs and hasty people spell the key.
 pub fn names_secret(key: &str) -> bool {
-    const WORDS: [&str; 5] = ["auth", "psk", "secret", "password", "sharedkey"];
+    const WORDS: [&str; 6] = ["auth", "psk", "secret", "password", "sharedkey", "token"];
     let plain = key.to_lowercase().replace(['-', '_', ' '], "");
     // A key of ours that is only two letters away from "secret".
     let ours = key == "preset";
@@ -138,6 +138,6 @@ mod tests {
         let mut all = Vec::new();
         keys(&ROOT, &mut all);
         all.retain(|key| names_secret(key) || !is_nameable(key));
-        assert_eq!(all, ["auth", "psk_file", "psk_files", "psk"]);
+        assert_eq!(all, ["token_file", "auth", "psk_file", "psk_files", "psk"]);
     }
 }

@@ -7,6 +7,7 @@
 //! Files are read here and in [`secrets`] and nowhere else.
 
 mod check;
+mod console;
 mod decode;
 pub mod diff;
 pub mod dn;

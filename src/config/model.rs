@@ -60,8 +60,19 @@ pub struct Daemon {
     pub guards: Guards,
     /// Where the exporter listens; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
-    /// Where the console listens; `None`: nowhere.
-    pub console: Option<SocketAddr>,
+    /// The console; `None`: there is none.
+    pub console: Option<Console>,
+}
+
+/// The web console.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Console {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What a browser has to know to change something; `None`: nothing can be changed.
+    pub token: Option<Psk>,
+    /// Names that it is called by, besides addresses and `localhost`.
+    pub hosts: Vec<String>,
 }
 
 /// What happens to the guards when the daemon ends.
@@ -224,6 +235,8 @@ pub struct Psk {
     /// Keys that are good as well, while one is exchanged for another.
     pub others: Vec<Psk>,
 }
+
+impl Eq for Psk {}
 
 impl PartialEq for Psk {
     fn eq(&self, other: &Self) -> bool {

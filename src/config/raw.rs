@@ -13,6 +13,7 @@ use cygnet_model::proposal::{EspProposal, IkeProposal, Permit, ProposalError};
 use cygnet_model::tunnel::{Mark, Source};
 use zeroize::Zeroizing;
 
+use super::console::{self, RawConsole};
 use super::decode::{Item, Reader, Spanned};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::fields;
@@ -46,6 +47,7 @@ impl<T> Default for Many<T> {
 #[derive(Debug)]
 pub struct RawConfig {
     pub daemon: Daemon,
+    pub console: Option<RawConsole>,
     pub gateways: Many<RawGateway>,
     pub customers: Many<RawCustomer>,
     pub tunnels: Many<RawTunnel>,
@@ -174,8 +176,10 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
         .filter_map(|c: &RawCustomer| Some((c.name.as_ref()?.value.as_str(), c.preset?)))
         .collect();
     let tunnels = many(&r, "tunnels", "tunnels", |i| tunnel(i, &presets));
+    let section = r.get("daemon").and_then(|i| i.map(&fields::DAEMON));
     Some(RawConfig {
-        daemon: daemon(r.get("daemon"), sink),
+        daemon: daemon(section.as_ref(), sink),
+        console: section.as_ref().and_then(|r| console::read(&r.get("console")?, sink)),
         gateways: many(&r, "gateways", "gateways", gateway),
         tunnels,
         customers,
@@ -183,7 +187,7 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
     })
 }
 
-fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
+fn daemon(section: Option<&Reader<'_>>, sink: &Sink) -> Daemon {
     let mut d = Daemon {
         control_socket: "/run/cygnet/control.sock".into(),
         state_dir: "/var/lib/cygnet".into(),
@@ -192,7 +196,7 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
         metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9180))),
         console: None,
     };
-    let Some(r) = item.and_then(|i| i.map(&fields::DAEMON)) else { return d };
+    let Some(r) = section else { return d };
     if let Some(p) = r.get("control_socket").and_then(|i| i.parse("a path", socket_path)) {
         d.control_socket = p.value;
     }
@@ -205,25 +209,9 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
     if let Some(n) = r.get("guards").and_then(|i| i.word(fields::GUARDS)) {
         d.guards = [Guards::Keep, Guards::Release][n];
     }
-    for (key, slot) in [("metrics", &mut d.metrics), ("console", &mut d.console)] {
-        let section = fields::DAEMON.fields.iter().find(|f| f.key == key).map(|f| f.kind);
-        let Some(fields::Kind::Section(section)) = section else { continue };
-        let listen = r.get(key).and_then(|i| i.map(section)).and_then(|m| m.get("listen"));
-        if let Some(l) =
-            listen.and_then(|i| i.parse("an address and port, as in 127.0.0.1:9180", listen_address))
-        {
-            if l.value.is_some_and(|a| !a.ip().is_loopback()) {
-                let fix = "whoever reaches it can read it; listen on 127.0.0.1 unless a firewall guards it";
-                sink.warning(&l.at, wrong("other hosts can reach this address", fix));
-            }
-            if key == "console" && l.value.is_some() {
-                sink.warning(
-                    &l.at,
-                    wrong("this version has no console", "use cygnet status and the metrics"),
-                );
-            }
-            *slot = l.value;
-        }
+    let metrics = r.get("metrics").and_then(|i| i.map(&fields::METRICS));
+    if let Some(listen) = metrics.and_then(|m| listen(&m, sink)) {
+        d.metrics = listen;
     }
     d
 }
@@ -247,6 +235,27 @@ fn socket_path(text: &str) -> Result<PathBuf, Wrong> {
         ));
     }
     absolute_path(text)
+}
+
+/// Where a section of the daemon has it listen, if it says so: the outer `None` is the default.
+pub fn listen(section: &Reader<'_>, sink: &Sink) -> Option<Option<SocketAddr>> {
+    let item = section.get("listen")?;
+    let listen = item.parse("an address and port, as in 127.0.0.1:9180", listen_address)?;
+    if listen.value.is_some_and(|a| !a.ip().is_loopback()) {
+        let fix = "whoever reaches it can read it; listen on 127.0.0.1 unless a firewall guards it";
+        sink.warning(&listen.at, wrong("other hosts can reach this address", fix));
+    }
+    Some(listen.value)
+}
+
+/// The path of a file with a key.
+pub fn key_path(item: &Item<'_>) -> Option<Spanned<PathBuf>> {
+    item.parse("the path of a file", |t| {
+        if t.is_empty() || t.contains('\0') {
+            return Err(wrong("not a path", "write the path of the file with the key"));
+        }
+        Ok(PathBuf::from(t))
+    })
 }
 
 fn listen_address(text: &str) -> Result<Option<SocketAddr>, Wrong> {
@@ -404,17 +413,9 @@ const MAX_PSKS: usize = 4;
 
 fn auth(item: &Item<'_>) -> Option<RawAuth> {
     let r = item.map(&fields::AUTH)?;
-    let path = |i: &Item<'_>| {
-        i.parse("the path of a file", |t| {
-            if t.is_empty() || t.contains('\0') {
-                return Err(wrong("not a path", "write the path of the file with the key"));
-            }
-            Ok(PathBuf::from(t))
-        })
-    };
     let (file, files, key) = (r.get("psk_file"), r.get("psk_files"), r.get("psk"));
     match (file, files, key) {
-        (Some(file), None, None) => path(&file).map(|first| RawAuth::Files(first, Vec::new())),
+        (Some(file), None, None) => key_path(&file).map(|first| RawAuth::Files(first, Vec::new())),
         (None, Some(files), None) => {
             let all = files.list("paths of files")?;
             if all.is_empty() || all.len() > MAX_PSKS {
@@ -422,7 +423,7 @@ fn auth(item: &Item<'_>) -> Option<RawAuth> {
                 files.error(wrong(format!("1 to {MAX_PSKS} files are needed"), fix));
                 return None;
             }
-            let good: Vec<Spanned<PathBuf>> = all.iter().filter_map(path).collect();
+            let good: Vec<Spanned<PathBuf>> = all.iter().filter_map(key_path).collect();
             let complete = good.len() == all.len();
             let mut good = good.into_iter();
             let first = good.next().filter(|_| complete)?;

@@ -88,7 +88,7 @@ pub fn read_psk(path: &Path, given: &str) -> Result<Key, Refusal> {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(Refusal::Denied),
         Err(_) if could_be_key(given) => {
             let what = "there is no readable file of that name, which is not shown because it could be the key itself";
-            let fix = "psk_file names a file with the key; a key of its own stands behind psk";
+            let fix = "name a file with the key here; a pre-shared key of its own stands behind psk";
             return Err(Refusal::Wrong(wrong(what, fix)));
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -5,7 +5,7 @@ use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
 use super::limit::show_limit;
-use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel};
+use super::model::{Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
@@ -26,7 +26,7 @@ pub fn resolved(c: &Config) -> Value {
                 Guards::Release => "release",
             },
             "metrics": listen(c.daemon.metrics),
-            "console": listen(c.daemon.console),
+            "console": c.daemon.console.as_ref().map_or_else(|| listen(None), console),
         },
         "gateways": c.gateways.iter().map(|g| without_null(json!({
             "name": g.name,
@@ -48,6 +48,14 @@ pub fn resolved(c: &Config) -> Value {
         "tunnels": c.tunnels.iter().map(tunnel).collect::<Vec<_>>(),
         "quota": quota(&c.quota),
     })
+}
+
+fn console(c: &Console) -> Value {
+    without_null(json!({
+        "listen": c.listen,
+        "token_file": c.token.as_ref().and_then(|token| token.file.as_ref()),
+        "hosts": (!c.hosts.is_empty()).then_some(&c.hosts),
+    }))
 }
 
 fn quota(q: &Quota) -> Value {

@@ -31,12 +31,13 @@ mod reload;
 mod resolver;
 mod sample;
 pub mod saved;
+mod served;
 mod sockets;
 mod tell;
 mod top;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,6 +59,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::config::Loaded;
 use crate::config::lines::Lines;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
+use crate::console::{self, Console};
 use crate::control::{self, Ask, ErrorKind, Response};
 use crate::observe::accounts::Accounts;
 use crate::observe::causes::Causes;
@@ -152,6 +154,9 @@ struct Daemon {
     /// Children that the configuration has no more, whose guards stay until their SAs are gone.
     leaving: BTreeSet<ChildId>,
     exporter: Option<Exporter>,
+    console: Option<Console>,
+    /// Where the console puts what it asks.
+    asks: mpsc::Sender<Ask>,
     counters: Counters,
     /// What quotas count, by gateway.
     used: BTreeMap<String, QuotaUse>,
@@ -249,6 +254,8 @@ struct Inputs {
     signals: Signals,
     /// Where metrics are asked for, until they are served.
     metrics: Option<TcpListener>,
+    /// Where the console will be.
+    console: Option<TcpListener>,
 }
 
 /// Signals are kept from the moment this is made.
@@ -286,12 +293,11 @@ impl Daemon {
         let signals = Signals::new()?;
         let control = control::server::bind(&config.daemon.control_socket)
             .with_context(|| format!("cannot open {}", config.daemon.control_socket.display()))?;
-        let metrics = (config.daemon.metrics)
-            .map(|listen| {
-                let bound = TcpListener::bind(listen);
-                bound.with_context(|| format!("cannot serve metrics on TCP {listen}"))
-            })
-            .transpose()?;
+        let bind = |what: &str, listen: SocketAddr| {
+            TcpListener::bind(listen).with_context(|| format!("cannot serve {what} on TCP {listen}"))
+        };
+        let metrics = config.daemon.metrics.map(|listen| bind("metrics", listen)).transpose()?;
+        let console = config.daemon.console.as_ref().map(|c| bind("the console", c.listen)).transpose()?;
         let (received_tx, received) = mpsc::channel(RECEIVE_QUEUE);
         let mut sockets = Sockets::with(inherited);
         let mut natt = Vec::new();
@@ -353,7 +359,7 @@ impl Daemon {
         let (publisher, _) = observe::channel();
         let (events, _) = broadcast::channel(256);
         let (asks_tx, asks) = mpsc::channel(64);
-        tokio::spawn(control::server::serve(control, asks_tx, events.clone()));
+        tokio::spawn(control::server::serve(control, asks_tx.clone(), events.clone()));
         let (resolved_tx, resolved) = mpsc::channel(16);
         let mut resolver = Resolver::default();
         resolver.follow(names(&config), &resolved_tx);
@@ -391,6 +397,8 @@ impl Daemon {
             places: BTreeMap::new(),
             leaving: BTreeSet::new(),
             exporter: None,
+            console: None,
+            asks: asks_tx,
             counters: Counters::default(),
             used: BTreeMap::new(),
             quotas: BTreeMap::new(),
@@ -437,6 +445,7 @@ impl Daemon {
             wall: wall_fd,
             signals,
             metrics,
+            console,
         };
         Ok((daemon, inputs))
     }
@@ -506,6 +515,12 @@ impl Daemon {
             match observe::http::spawn(listener, self.publisher.subscribe()) {
                 Ok(exporter) => self.exporter = Some(exporter),
                 Err(e) => tracing::error!(error = %e, "metrics cannot be served"),
+            }
+        }
+        if let (Some(listener), Some(settings)) = (inputs.console.take(), self.config.daemon.console.clone()) {
+            match console::spawn(listener, settings, self.console_sources()) {
+                Ok(console) => self.console = Some(console),
+                Err(e) => tracing::error!(error = %e, "the console cannot be served"),
             }
         }
         self.announce(Kind::Started, "the daemon is ready");

@@ -5,9 +5,8 @@
 //! as before. Only then the new configuration is taken over, and what it has no more is let go.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use cygnet_model::registry::Registry;
 use cygnet_model::tunnel::GuardSpec;
@@ -23,9 +22,6 @@ use crate::control::{ErrorKind, Response};
 use crate::observe;
 use crate::observe::events::Kind;
 use crate::observe::snapshot::Origin;
-
-/// How long the port of an exporter that ends may take to be free.
-const PORT_WAIT: (Duration, u32) = (Duration::from_millis(10), 50);
 
 /// A gateway's bandwidth level in force.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,7 +41,7 @@ pub(super) enum Refused {
 }
 
 impl Refused {
-    fn unprepared(message: impl Into<String>, hint: &'static str) -> Self {
+    pub(super) fn unprepared(message: impl Into<String>, hint: &'static str) -> Self {
         Self::Unprepared { message: message.into(), hint }
     }
 }
@@ -197,7 +193,7 @@ impl Daemon {
         let before = policy::guards(&self.config, &self.registry);
 
         let opened = self.open_new_addresses(&new)?;
-        if let Err(refused) = self.put_guards(&before, &guards).and_then(|()| self.follow_metrics(&new)) {
+        if let Err(refused) = self.put_guards(&before, &guards).and_then(|()| self.follow_pages(&new)) {
             // Both are as they were if that fails, too, but for what is in the log.
             self.take_guards_back(&before, &guards);
             opened.iter().for_each(|address| self.close_address(*address));
@@ -243,50 +239,6 @@ impl Daemon {
         if let Err(e) = undone {
             tracing::error!(error = %e, "guards of a configuration that was refused are left");
         }
-    }
-
-    /// Serves metrics where the new configuration wants them.
-    fn follow_metrics(&mut self, new: &Config) -> Result<(), Refused> {
-        let (old, wanted) = (self.config.daemon.metrics, new.daemon.metrics);
-        if old == wanted {
-            return Ok(());
-        }
-        let Some(listen) = wanted else {
-            self.exporter = None;
-            return Ok(());
-        };
-        // The same port on another address may be one that we hold ourselves.
-        let shares = old.is_some_and(|old| old.port() == listen.port());
-        if shares {
-            self.exporter = None;
-        }
-        match self.serve_metrics(listen, shares) {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                if let (true, Some(old)) = (shares, old)
-                    && let Err(e) = self.serve_metrics(old, true)
-                {
-                    tracing::error!(error = %e, "metrics are not served on TCP {old} any more");
-                }
-                let message = format!("cannot serve metrics on TCP {listen}: {e}");
-                Err(Refused::unprepared(message, "stop who uses it: ss -lntp"))
-            }
-        }
-    }
-
-    fn serve_metrics(&mut self, listen: SocketAddr, patient: bool) -> std::io::Result<()> {
-        let mut tries = if patient { PORT_WAIT.1 } else { 0 };
-        let listener = loop {
-            match std::net::TcpListener::bind(listen) {
-                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tries > 0 => {
-                    tries -= 1;
-                    std::thread::sleep(PORT_WAIT.0);
-                }
-                bound => break bound?,
-            }
-        };
-        self.exporter = Some(observe::http::spawn(listener, self.publisher.subscribe())?);
-        Ok(())
     }
 
     /// Takes over what was prepared. What fails from here on is mended by the audit, as if others had disturbed it.

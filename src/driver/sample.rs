@@ -69,6 +69,7 @@ impl Daemon {
         for told in carried {
             self.input(told);
         }
+        self.counters.sampled_at = now.mono;
         self.watch_passage(now.mono);
         self.sample_shaping();
         self.sample_rates(now.mono);

@@ -74,6 +74,8 @@ pub struct Counters {
     pub xfrm_stats: BTreeMap<String, u64>,
     /// When these counters were taken; open-ended times count up to here.
     pub at: Timestamp,
+    /// When octets and packets were last read of all tunnels at once: what rates are computed from.
+    pub sampled_at: Timestamp,
     /// Tunnels that have counted something since this was last asked.
     touched: BTreeSet<Arc<str>>,
 }

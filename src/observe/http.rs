@@ -1,8 +1,6 @@
 //! The exporter's HTTP server: `GET /metrics`, nothing else. It runs on a thread of its own and serves a rendered copy,
 //! so that a flood of scrapes costs the daemon nothing but that thread.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener as StdListener;
 use std::sync::{Arc, Mutex};
@@ -11,26 +9,16 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use super::prometheus::{Format, render};
 use super::{Published, Subscriber};
+use crate::http::{self, Limits};
 
-/// Connections at a time; one more takes the place of the oldest, so that idle ones cannot keep a scrape out.
-const MAX_CONNECTIONS: usize = 64;
-/// A request's head must be complete after this long.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection ends after this long, whatever it is doing.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Room for a request's head.
-const MAX_HEAD: usize = 16 * 1024;
-/// No request needs more headers.
-const MAX_HEADERS: usize = 64;
+/// A scrape is short.
+const LIMITS: Limits = Limits { connections: 64, lifetime: Duration::from_secs(60) };
 
 /// An exporter that serves until it is dropped.
 #[derive(Debug)]
@@ -59,41 +47,8 @@ pub fn spawn(listener: StdListener, published: Subscriber) -> io::Result<Exporte
 
 /// Serves what is published on a bound listener.
 pub async fn serve(listener: TcpListener, published: Subscriber) {
-    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
     let page = Arc::new(Page { published, cache: Mutex::new([None, None]) });
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                // Out of descriptors, most likely: waiting is better than spinning.
-                tracing::debug!(error = %e, "cannot accept a metrics connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        connections.retain(|c| !c.is_finished());
-        if connections.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = connections.pop_front()
-        {
-            oldest.abort();
-        }
-        let page = Arc::clone(&page);
-        connections.push_back(tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let response = page.answer(&request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(MAX_HEAD)
-                .max_headers(MAX_HEADERS)
-                .keep_alive(true);
-            let connection = http.serve_connection(TokioIo::new(stream), service);
-            // What a client does wrong is its own matter.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
-        }));
-    }
+    http::serve(listener, LIMITS, move |request| std::future::ready(page.answer(&request))).await;
 }
 
 type Cached = Option<(Arc<Published>, Bytes)>;

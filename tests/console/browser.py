@@ -1,0 +1,179 @@
+"""The console as a person uses it. usage: browser.py SCENE CONTROL-SOCKET TOKEN-FILE DIRECTORY"""
+
+import os
+import subprocess
+import sys
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+URL = "http://127.0.0.1:9181/"
+# Everything that is waited for comes within a sample of five seconds; the rest is for a machine that is busy.
+PATIENCE = 40
+
+scene, socket, token_file, directory = sys.argv[1:]
+token = open(token_file).read().strip()
+pictures = os.environ.get("SCREENSHOTS")
+
+
+def ctl(*verb, good=True):
+    ran = subprocess.run([os.environ["CYGNET"], "--control", socket, *verb], capture_output=True, text=True)
+    if good and ran.returncode != 0:
+        sys.exit(f"FAILED: cygnet {' '.join(verb)}: {ran.stderr}")
+    return ran.stdout
+
+
+def start():
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for word in ["headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+                 "disable-background-networking", "disable-component-update", "disable-dev-shm-usage",
+                 "window-size=1280,900", f"user-data-dir={directory}/chromium"]:
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+
+
+browser = start()
+
+
+def wait(what, condition):
+    try:
+        return WebDriverWait(browser, PATIENCE, poll_frequency=0.2).until(lambda _: condition())
+    except Exception:
+        browser.save_screenshot(f"{directory}/failed.png")
+        print(browser.get_log("browser"), file=sys.stderr)
+        sys.exit(f"FAILED: {what}; the page says: {text()[:1500]}")
+
+
+def text():
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def says(*words):
+    wait(f"the page says {words}", lambda: all(w in text() for w in words))
+
+
+def find(css):
+    return wait(f"there is {css}", lambda: (browser.find_elements(By.CSS_SELECTOR, css) or [None])[0])
+
+
+def button(name):
+    path = f"//button[normalize-space()='{name}']"
+    return wait(f"there is a button {name}", lambda: (browser.find_elements(By.XPATH, path) or [None])[0])
+
+
+def go(page):
+    browser.execute_script("location.hash = arguments[0]", f"#/{page}")
+
+
+def picture(name):
+    if pictures:
+        browser.save_screenshot(f"{pictures}/{name}.png")
+
+
+def condition(state):
+    wait(f"the tunnel is {state}", lambda: find("#condition").text.startswith(state))
+
+
+def unlock(text):
+    find("#key").click()
+    find("#token").send_keys(text)
+    find("#token-ok").click()
+
+
+def complaints():
+    """What the browser complains about, but for an answer that is an error on purpose."""
+    return [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE" and "Failed to load resource: the server responded with a status of 4" not in e["message"]]
+
+
+def pages():
+    browser.get(URL)
+    says("userspace data plane", "1 of 1 tunnels are well", "tunnel")
+    # What happens elsewhere is seen here without a click.
+    ctl("down", "tunnel")
+    wait("the tunnel goes down", lambda: find(".window .state").text == "down")
+    says("0 of 1 tunnels are well")
+    ctl("up", "tunnel")
+    wait("the tunnel comes up", lambda: find(".window .state").text == "up")
+    wait("traffic is seen", lambda: "kbit/s" in find(".window .row").text)
+    picture("tunnels")
+
+    find(".window").send_keys(Keys.ENTER)
+    condition("up")
+    says("aes256gcm16", "10.1.0.0/16", "agreed")
+    assert not button("Down").is_enabled(), "a change is possible without a token"
+    unlock("0123456789abcdef0123456789")
+    says("That is not the token")
+    find("#token-cancel").click()
+    assert not button("Down").is_enabled(), "a wrong token permits changes"
+    unlock(token)
+    wait("changes are possible", lambda: button("Down").is_enabled())
+    button("Down").click()
+    condition("down")
+    button("Up").click()
+    condition("up")
+    wait("the chart has a rate", lambda: "bit/s" in find("canvas").get_attribute("aria-label").replace("–", ""))
+    picture("tunnel")
+
+    go("gateways")
+    says("192.0.2.1", "10.0 Mbit/s (command)")
+    level = find("main form input")
+    level.send_keys("50furlongs", Keys.ENTER)
+    says("is no rate")
+    level.clear()
+    level.send_keys("50mbit", Keys.ENTER)
+    says("50.0 Mbit/s (command)")
+    assert '"bandwidth_bps": 50000000' in ctl("status", "--json", good=False), "the daemon has another level"
+    picture("gateways")
+
+    go("traffic")
+    says("10.1.0.2")
+    button("10.1.0.2").click()
+    find("#limit-rate").send_keys("300kbit", Keys.ENTER)
+    says("10.1.0.2", "300kbit")
+    assert "300kbit" in ctl("limit", "gateway"), "the daemon has no such limit"
+    find("#limit-ip").clear()
+    find("#limit-ip").send_keys("192.168.77.1", Keys.ENTER)
+    wait("an address outside is refused", lambda: find("#notice").get_attribute("class") == "bad")
+    wait("the chart has a rate", lambda: "(now)" in find(".chart").text and "in –" not in find(".chart").text)
+    picture("traffic")
+
+    go("events")
+    says("300kbit", "up: SPIs")
+    picture("events")
+    go("protection")
+    says("Half open", "The wall is in force")
+    picture("protection")
+
+    # The daemon ends under it, and that is said.
+    browser.set_window_size(390, 844)
+    go("tunnels")
+    says("tunnel")
+    width = browser.execute_script("return document.documentElement.scrollWidth")
+    assert width <= 400, f"a page of {width} pixels does not fit a telephone"
+    picture("telephone")
+
+
+def many():
+    browser.get(URL)
+    says("0 of 250 tunnels are well; 250 shown")
+    drawn = lambda: len(browser.find_elements(By.CSS_SELECTOR, ".window .row"))
+    assert drawn() < 60, f"{drawn()} of 250 lines are drawn"
+    find(".window").send_keys(Keys.END)
+    says("t249")
+    find("#search").send_keys("t17 ")
+    says("11 shown")
+    browser.execute_script("document.querySelector('.head div:nth-child(1) button').click()")
+    wait("the order is reversed", lambda: find(".window .row").text.startswith(("t17", "t179")))
+
+
+try:
+    {"pages": pages, "many": many}[scene]()
+    if complaints():
+        sys.exit(f"FAILED: the browser complains: {complaints()}")
+finally:
+    browser.quit()
