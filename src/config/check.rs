@@ -10,8 +10,8 @@ use cygnet_model::tunnel::Bypass;
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
-    Daemon,    Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
-    PlaneChoice, RemoteId, SpdRule, Tunnel,
+    Auth, ChildSpec, Config, CustomerGateway, Daemon, Gateway, GatewayAddress, Identity, IpLimit, Limit,
+    PeerAddress, PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
 use super::quota;
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};

@@ -42,7 +42,8 @@ fn hosts(item: &Item<'_>) -> Option<Vec<String>> {
 
 /// A name as it stands in a URL, in lower case.
 fn host(text: &str) -> Result<String, Wrong> {
-    let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let label =
+        |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if text.len() <= MAX_HOST && text.split('.').all(label) {
         return Ok(text.to_ascii_lowercase());
     }

@@ -29,7 +29,9 @@ impl Refusal {
     /// What to say.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::Host => "the console is not known by this name; name it in daemon.console.hosts, or use an address\n",
+            Self::Host => {
+                "the console is not known by this name; name it in daemon.console.hosts, or use an address\n"
+            }
             Self::Origin => "pages of other sites may not use the console\n",
         }
     }
@@ -39,7 +41,9 @@ impl Refusal {
 pub fn admit(method: &Method, headers: &HeaderMap, settings: &Console) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().and_then(|h| h.to_str().ok()?.parse::<Authority>().ok());
-    let host = host.filter(|h| hosts.next().is_none() && called_so(h.host(), &settings.hosts)).ok_or(Refusal::Host)?;
+    let host = host
+        .filter(|h| hosts.next().is_none() && called_so(h.host(), &settings.hosts))
+        .ok_or(Refusal::Host)?;
     for origin in headers.get_all(ORIGIN) {
         let uri = origin.to_str().ok().and_then(|o| o.parse::<Uri>().ok());
         let same = |u: Uri| u.authority().is_some_and(|a| a.as_str().eq_ignore_ascii_case(host.as_str()));
@@ -106,16 +110,27 @@ mod tests {
     fn map(headers: &[(&str, &str)]) -> HeaderMap {
         let named = |n: &str| HeaderName::from_bytes(n.as_bytes()).unwrap();
         let mut map = HeaderMap::new();
-        headers.iter().for_each(|(n, v)| drop(map.append(named(n), v.parse().unwrap())));
+        for (n, v) in headers {
+            map.append(named(n), v.parse().unwrap());
+        }
         map
     }
 
     #[test]
     fn only_addresses_and_known_names_lead_in() {
-        for host in ["127.0.0.1:9181", "[::1]:9181", "localhost:9181", "LocalHost", "gw.example:9181", "192.0.2.1"] {
+        for host in
+            ["127.0.0.1:9181", "[::1]:9181", "localhost:9181", "LocalHost", "gw.example:9181", "192.0.2.1"]
+        {
             assert_eq!(asked(&Method::GET, &[("host", host)]), Ok(()), "{host}");
         }
-        for host in ["evil.example:9181", "gw.example.evil.example", "127.0.0.1.evil.example", "", "a b", "localhost@evil"] {
+        for host in [
+            "evil.example:9181",
+            "gw.example.evil.example",
+            "127.0.0.1.evil.example",
+            "",
+            "a b",
+            "localhost@evil",
+        ] {
             assert_eq!(asked(&Method::GET, &[("host", host)]), Err(Refusal::Host), "{host}");
         }
         assert_eq!(asked(&Method::GET, &[]), Err(Refusal::Host));
@@ -147,10 +162,20 @@ mod tests {
         let with = |v: &str| access(&map(&[("authorization", v)]), Some(&token));
         assert_eq!(with("Bearer 0123456789abcdef"), Access::Change);
         assert_eq!(with("Bearer 0x30313233343536373839616263646566"), Access::Change);
-        for wrong in ["", "Bearer ", "Bearer 0123456789abcdeg", "Bearer 0123456789abcde", "0123456789abcdef", "Basic 0123456789abcdef"] {
+        for wrong in [
+            "",
+            "Bearer ",
+            "Bearer 0123456789abcdeg",
+            "Bearer 0123456789abcde",
+            "0123456789abcdef",
+            "Basic 0123456789abcdef",
+        ] {
             assert_eq!(with(wrong), Access::Look, "{wrong}");
         }
         assert_eq!(access(&map(&[]), Some(&token)), Access::Look);
-        assert_eq!(access(&map(&[("authorization", "Bearer 0123456789abcdef")]), None), Access::NobodyChanges);
+        assert_eq!(
+            access(&map(&[("authorization", "Bearer 0123456789abcdef")]), None),
+            Access::NobodyChanges
+        );
     }
 }

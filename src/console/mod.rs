@@ -8,8 +8,8 @@
 //! [`door`] decides who may come in, [`record`] remembers rates and events, [`view`] writes what a page shows,
 //! [`stream`] sends what changes, [`serve`] answers requests.
 
-mod assets;
 mod ask;
+mod assets;
 mod door;
 mod record;
 mod serve;

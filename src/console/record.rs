@@ -156,7 +156,7 @@ mod tests {
 
     fn published(record_at_s: u64, bytes: u64) -> Published {
         let mut p = Published::default();
-        p.counters.configure([("g", "a"), ("g", "b")].into_iter());
+        p.counters.configure([("g", "a"), ("g", "b")]);
         let counted = SaCounters { bytes, packets: bytes / 100, ..SaCounters::default() };
         p.counters.sample("a", sa(), counted);
         p.counters.sampled_at = Timestamp::from_nanos(record_at_s * 1_000_000_000);
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(record.rates(Of::Tunnel("a")).unwrap().len(), TUNNEL_POINTS);
         assert_eq!(record.rates(Of::Gateway("g")).unwrap().len(), GATEWAY_POINTS);
         let mut other = Published::default();
-        other.counters.configure([("h", "c")].into_iter());
+        other.counters.configure([("h", "c")]);
         other.counters.sampled_at = Timestamp::from_nanos(u64::MAX / 2);
         record.sample(&other, 9000);
         assert_eq!((record.rates(Of::Tunnel("a")), record.rates(Of::Gateway("g"))), (None, None));

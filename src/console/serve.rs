@@ -98,7 +98,11 @@ async fn follow(mut published: Subscriber, view: watch::Sender<Arc<View>>, recor
 }
 
 /// Keeps events, and passes them on.
-async fn listen(mut events: broadcast::Receiver<Event>, told: broadcast::Sender<Arc<Event>>, record: &Mutex<Record>) {
+async fn listen(
+    mut events: broadcast::Receiver<Event>,
+    told: broadcast::Sender<Arc<Event>>,
+    record: &Mutex<Record>,
+) {
     loop {
         match events.recv().await {
             Ok(event) => {
@@ -178,7 +182,8 @@ impl Site {
     }
 
     fn stream(&self) -> Response<Body> {
-        let mut response = Response::new(stream::begin(self.views.clone(), self.events.subscribe()).boxed_unsync());
+        let mut response =
+            Response::new(stream::begin(self.views.clone(), self.events.subscribe()).boxed_unsync());
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         response
     }
@@ -227,7 +232,10 @@ impl Site {
         }
         let body = timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY).collect()).await;
         let Ok(Ok(body)) = body else {
-            return failed(&Answer::error(ErrorKind::BadRequest, "the order is too long, or came too slowly"));
+            return failed(&Answer::error(
+                ErrorKind::BadRequest,
+                "the order is too long, or came too slowly",
+            ));
         };
         let order = match serde_json::from_slice::<Asked>(&body.to_bytes()) {
             Ok(order) if is_order(&order) => order,
@@ -270,7 +278,9 @@ fn whole(bytes: Bytes) -> Body {
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
     let mut response = Response::new(whole(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 

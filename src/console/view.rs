@@ -62,7 +62,8 @@ impl View {
         if !same {
             return Some((Change::Whole, self.whole()));
         }
-        let mut changed = self.rows.iter().zip(&before.rows).filter(|(a, b)| a != b).map(|(a, _)| a).peekable();
+        let mut changed =
+            self.rows.iter().zip(&before.rows).filter(|(a, b)| a != b).map(|(a, _)| a).peekable();
         if changed.peek().is_none() && self.head == before.head {
             return None;
         }

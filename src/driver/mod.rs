@@ -517,7 +517,8 @@ impl Daemon {
                 Err(e) => tracing::error!(error = %e, "metrics cannot be served"),
             }
         }
-        if let (Some(listener), Some(settings)) = (inputs.console.take(), self.config.daemon.console.clone()) {
+        if let (Some(listener), Some(settings)) = (inputs.console.take(), self.config.daemon.console.clone())
+        {
             match console::spawn(listener, settings, self.console_sources()) {
                 Ok(console) => self.console = Some(console),
                 Err(e) => tracing::error!(error = %e, "the console cannot be served"),

@@ -377,7 +377,7 @@ function go() {
   });
   page.update();
 }
-addEventListener("hashchange", () => { go(); $("main").focus({ preventScroll: true }); scrollTo(0, 0); });
+addEventListener("hashchange", () => { $("notice").hidden = true; go(); $("main").focus({ preventScroll: true }); scrollTo(0, 0); });
 
 function linked(yes) {
   document.body.classList.toggle("stale", !yes);
