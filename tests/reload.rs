@@ -4,6 +4,7 @@
 mod host;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use host::{Daemon, Host, until};
@@ -276,6 +277,58 @@ fn the_exporter_and_outer_addresses_move_while_running() {
     assert_eq!(steps(&plan), [step("daemon ", "change", "restart")], "{plan}");
     assert_eq!(r.ask(&["apply"]).0, Some(0));
     assert_eq!(steps(&r.json(&["plan", "--json"])), steps(&plan), "it still waits for the restart");
+}
+
+#[test]
+fn the_console_follows_its_configuration() {
+    let Some(r) = Running::new("the_console_follows_its_configuration") else { return };
+    let token = r.host.path("console.token");
+    let write = |key: &str| {
+        fs::write(&token, key).unwrap();
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let says = |at: &str, key: &str| {
+        let get = format!(
+            "exec 3<>/dev/tcp/{} && printf 'GET /api/session HTTP/1.1\\r\\nHost: {at}\\r\\nConnection: close\\r\\n\
+             Authorization: Bearer {key}\\r\\n\\r\\n' >&3 && cat <&3",
+            at.replace(':', "/")
+        );
+        let page = r.host.inside("bash").args(["-c", &get]).stderr(Stdio::null()).output().unwrap().stdout;
+        let text = String::from_utf8_lossy(&page).into_owned();
+        text.contains("may_change").then(|| text.contains("\"may_change\":true"))
+    };
+    const OLD: &str = "0x00112233445566778899aabbccddeeff";
+    const NEW: &str = "0xffeeddccbbaa99887766554433221100";
+    let (first, second) = ("127.0.0.1:9191", "127.0.0.1:9192");
+    assert_eq!(says(first, OLD), None);
+    write(OLD);
+    r.edit(|t| {
+        t.replace(
+            "state_dir:",
+            &format!("console: {{ listen: \"{first}\", token_file: console.token }}, state_dir:"),
+        )
+    });
+    let (code, text) = r.ask(&["apply"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!((says(first, OLD), says(first, NEW)), (Some(true), Some(false)));
+    // The same file with another token.
+    write(NEW);
+    assert_eq!(r.ask(&["apply"]).0, Some(0));
+    assert_eq!((says(first, OLD), says(first, NEW)), (Some(false), Some(true)));
+    // An address that is taken changes nothing.
+    r.edit(|t| t.replace(first, "127.0.0.1:9180"));
+    let (code, text) = r.ask(&["apply"]);
+    assert!(code != Some(0) && text.contains("cannot serve the console on TCP 127.0.0.1:9180"), "{text}");
+    assert_eq!(says(first, NEW), Some(true));
+    r.edit(|t| {
+        t.replace("console: { listen: \"127.0.0.1:9180\"", &format!("console: {{ listen: \"{second}\""))
+    });
+    let (code, text) = r.ask(&["apply"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!((says(first, NEW), says(second, NEW)), (None, Some(true)));
+    r.edit(|t| t.replace(second, "off"));
+    assert_eq!(r.ask(&["apply"]).0, Some(0));
+    assert_eq!(says(second, NEW), None);
 }
 
 #[test]

@@ -135,7 +135,13 @@ impl Plan {
 /// The way from one configuration to another.
 pub fn plan(old: &Config, new: &Config) -> Plan {
     let (before, after) = (show::resolved(old), show::resolved(new));
-    let mut steps = vec![step(Object::Daemon, String::new(), Some(&whole(&before)), Some(&whole(&after)))];
+    let mut daemon = step(Object::Daemon, String::new(), Some(&whole(&before)), Some(&whole(&after)));
+    let token =
+        |c: &Config| c.daemon.console.as_ref().and_then(|c| c.token.as_ref()).map(|t| Arc::clone(&t.secret));
+    if token(old) != token(new) {
+        daemon.add(hidden("console.token"));
+    }
+    let mut steps = vec![daemon];
     let lists = [
         (Object::Gateway, "gateways"),
         (Object::CustomerGateway, "customer_gateways"),
@@ -214,8 +220,7 @@ fn look_behind(step: &mut Step, old: (&Config, Option<&Tunnel>), new: (&Config, 
         std::iter::once(psk).chain(&psk.others).map(|psk| Arc::clone(&psk.secret)).collect()
     };
     if secrets(was) != secrets(is) {
-        let field = "auth.psk".to_owned();
-        step.add(Change { field, before: None, after: None, impact: Impact::InPlace });
+        step.add(hidden("auth.psk"));
     }
     let outer = |c: &Config, t: &Tunnel| {
         let ours = c.gateway(&t.gateway).map(|g| words(g.addresses.iter()));
@@ -227,6 +232,11 @@ fn look_behind(step: &mut Step, old: (&Config, Option<&Tunnel>), new: (&Config, 
             step.add(Change { field: field.to_owned(), before: was, after: is, impact: Impact::Restart });
         }
     }
+}
+
+/// That a key is another one, and no more.
+fn hidden(field: &str) -> Change {
+    Change { field: field.to_owned(), before: None, after: None, impact: Impact::InPlace }
 }
 
 fn words<T: ToString>(all: impl Iterator<Item = T>) -> String {
