@@ -49,6 +49,8 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         rules: vec![],
         unanswered_s: None,
         warnings: vec![],
+        bandwidth: None,
+        bandwidth_in: None,
         legacy: LegacyStatus::default(),
     }
 }
@@ -125,6 +127,7 @@ fn snapshot() -> Snapshot {
             address: "192.0.2.1".into(),
             bandwidth_bps: Some(100_000_000),
             bandwidth_origin: cygnet::observe::snapshot::Origin::default(),
+            bandwidth_in: None,
             tx_bps: 1_500_000,
             rx_bps: 0,
             role: PairRole::Single,
@@ -303,6 +306,7 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
                 Response::done(if ike { "IKE SA rekeyed" } else { "children rekeyed" })
             }
             Request::Reset { .. } => Response::error(ErrorKind::Failed, "no matching\u{1b}[2J proposal"),
+            Request::Bandwidth { bps, inward: true, .. } => Response::done(format!("{bps:?} inward")),
             Request::Bandwidth { bps, .. } => Response::done(format!("{bps:?}")),
             Request::Limit { limits, save, .. } => Response::done(format!("{limits:?} {save}")),
             Request::Limits { .. } => Response::Limits { limits: limits() },
@@ -477,6 +481,11 @@ fn verbs_exit_as_their_answers_say() {
     assert_eq!(fake.cli(&["rekey", "a-b"]).1, "children rekeyed\n");
     assert_eq!(fake.cli(&["bandwidth", "vpc-a", "1gbit"]).1, "Some(1000000000)\n");
     assert_eq!(fake.cli(&["bandwidth", "vpc-a", "unlimited"]).1, "None\n");
+    assert_eq!(fake.cli(&["bandwidth", "tunnel:a-b", "5mbit", "--in"]).1, "Some(5000000) inward\n");
+    for rate in ["0", "0mbit", "1000000000000", "11tbit"] {
+        let (code, _, err) = fake.cli(&["bandwidth", "vpc-a", rate]);
+        assert!(code == 64 && err.contains("write"), "{rate}: {code} {err}");
+    }
     let asked = "[LimitAsk { ip: 10.1.0.5, rate: \"1500kbit\" }] true\n";
     assert_eq!(fake.cli(&["limit", "vpc-a", "10.1.0.5", "1.5mbit", "--save"]).1, asked);
     let lines = fake.dir.path().join("limits");

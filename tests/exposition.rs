@@ -80,13 +80,16 @@ fn published(tunnels: usize) -> Published {
         rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],
         unanswered_s: (name.as_str() == "a-b").then_some(30),
         warnings: vec![],
+        bandwidth: (name.as_str() == "a-b").then_some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
+        bandwidth_in: None,
         legacy: LegacyStatus { ike: vec!["modp1024".into(), "sha1".into()], esp: vec![] },
     };
     let gateway = GatewayStatus {
         name: "vpc-a".into(),
         address: "192.0.2.1".into(),
         bandwidth_bps: Some(100_000_000),
-        bandwidth_origin: cygnet::observe::snapshot::Origin::default(),
+        bandwidth_origin: Origin::default(),
+        bandwidth_in: Some(LevelStatus { bps: 200_000_000, origin: Origin::Command }),
         tx_bps: 25_000_000,
         rx_bps: 0,
         role: Role::Single,

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::kernel::KernelPlane;
+use cygnet::plane::levels::{Rate, Table, Wanted};
 use cygnet::plane::near;
 use cygnet::plane::source::{self, Wish};
 use cygnet::shaping::apply::{Gateway, Shaper};
@@ -821,6 +822,7 @@ fn the_bandwidth_of_a_gateway_caps_its_esp() {
     let gateway = |mbit: u64| Gateway {
         name: "vpc-a".to_owned(),
         addresses: vec![ip(A)],
+        peers: std::collections::BTreeSet::new(),
         bandwidth_bps: Some(mbit * 1_000_000),
     };
     for mbit in [4u64, 8] {
@@ -832,6 +834,89 @@ fn the_bandwidth_of_a_gateway_caps_its_esp() {
         // ESP, outer and inner headers take about a tenth.
         assert!(got < mbit as f64 && got > mbit as f64 * 0.75, "{got}");
     }
+}
+
+/// Megabits per second of datagrams that arrive at the client, once the first burst has passed: inner packets of 1,200 octets.
+fn arriving(at: &Site, from: &str, offered_mbit: u32) -> f64 {
+    let json = at.netns.run(&format!("iperf3 -c {from} -R -u -b {offered_mbit}M -l 1172 -t 6 -J"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let seconds: Vec<f64> = (json["intervals"].as_array().unwrap().iter().skip(2))
+        .map(|i| i["sum"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e6)
+        .collect();
+    seconds.iter().sum::<f64>() / seconds.len() as f64 * 1200.0 / 1172.0
+}
+
+#[test]
+fn levels_that_the_kernel_keeps_hold_both_ways_and_over_new_keys() {
+    let Some((mut a, mut b)) = esp_sites() else { return };
+    up(&mut a, &mut b);
+    let _servers = [&a, &b].map(|site| site.netns.spawn("iperf3 -s"));
+    std::thread::sleep(Duration::from_millis(500));
+    let mut table = a.netns.enter(Table::default);
+    let is_near = |what: &str, got: f64, level: f64| {
+        println!("{what}: {got:.3} Mbit/s at a level of {level}: {:+.2} %", (got / level - 1.0) * 100.0);
+        assert!((0.9 * level..1.03 * level).contains(&got), "{what}: {got}");
+    };
+    let one = |direction, mbit: u64| {
+        let mut wanted = Wanted::default();
+        wanted.tunnels(direction).insert(child().tunnel, Rate { bps: mbit * 1_000_000 });
+        wanted.tunnels(direction).insert(TunnelId(99), Rate { bps: 1_000_000 });
+        wanted
+    };
+    let mut put = |wanted: Wanted| a.netns.enter(|| table.put(wanted)).unwrap();
+    put(one(Direction::Out, 5));
+    is_near("out", arriving(&b, "10.1.0.1", 15), 5.0);
+    put(one(Direction::Out, 10));
+    is_near("out, changed", arriving(&b, "10.1.0.1", 20), 10.0);
+    put(one(Direction::In, 6));
+    is_near("in", arriving(&a, "10.2.0.1", 15), 6.0);
+
+    let mut shared = Wanted::default();
+    let tunnels = BTreeSet::from([child().tunnel, TunnelId(98)]);
+    shared.gateways(Direction::Out).insert("vpc-a".to_owned(), (tunnels, Rate { bps: 4_000_000 }));
+    put(shared);
+    is_near("a gateway's, out", arriving(&b, "10.1.0.1", 12), 4.0);
+
+    let mut arrivals = Wanted::default();
+    arrivals.arrivals.insert("vpc-a".to_owned(), ([ip(A)].into(), Rate { bps: 8_000_000 }));
+    put(arrivals);
+    // ESP-GCM adds 34 octets with padding, the outer header 20.
+    is_near("a gateway's, in, on the wire", arriving(&a, "10.2.0.1", 16), 8.0 * 1200.0 / 1254.0);
+    put(Wanted::default());
+    assert!(arriving(&b, "10.1.0.1", 12) > 11.0, "nothing is left of it");
+}
+
+#[test]
+fn a_table_of_levels_is_mended_and_goes() {
+    if !is_root() {
+        return;
+    }
+    let netns = Netns::new("levels");
+    let mut table = netns.enter(Table::default);
+    let mut wanted = Wanted::default();
+    for n in 0..100 {
+        wanted.tunnels(Direction::Out).insert(TunnelId(n), Rate { bps: 5_000_000 });
+    }
+    wanted
+        .gateways(Direction::In)
+        .insert("g".to_owned(), ([TunnelId(1)].into(), Rate { bps: 1_000_000_000 }));
+    let most = Rate { bps: 10_000_000_000_000 };
+    wanted.arrivals.insert("g".to_owned(), ([ip(A), ip("2001:db8::1")].into(), most));
+    if let Err(e) = netns.enter(|| table.put(wanted.clone())) {
+        return skip("nft-limit", &e);
+    }
+    let rules = || netns.run("nft list table inet cygnet-levels");
+    println!("{}", rules());
+    assert_eq!(rules().matches("625000 bytes/second").count(), 101 - 1, "{}", rules());
+    assert!(!netns.enter(|| table.mend()).unwrap());
+    netns.run("nft delete table inet cygnet-levels");
+    assert!(netns.enter(|| table.mend()).unwrap());
+    netns.run("nft flush chain inet cygnet-levels sealed");
+    assert!(netns.enter(|| table.mend()).unwrap());
+    assert!(rules().contains("cygnet-levels"));
+    // Another daemon finds it and removes what it does not want.
+    netns.enter(|| Table::default().put(Wanted::default())).unwrap();
+    assert!(!netns.run("nft list tables").contains("cygnet-levels"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ const PEER: &str = "192.0.2.2";
 fn gateway(mbit: Option<u64>) -> Vec<Gateway> {
     vec![Gateway {
         name: "vpc-a".to_owned(),
+        peers: std::collections::BTreeSet::new(),
         addresses: vec![CAPPED.parse().unwrap(), "2001:db8::1".parse().unwrap()],
         bandwidth_bps: mbit.map(|m| m * 1_000_000),
     }]

@@ -41,6 +41,8 @@ pub enum DropReason {
     IpRate,
     /// The inner address is blocked.
     IpBlock,
+    /// The bandwidth level of the tunnel or gateway lets no more pass at this moment.
+    Bandwidth,
     /// The packet does not fit the buffer or the path.
     TooBig,
     /// The socket refused it (the network is unreachable, say).
@@ -53,7 +55,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Truncated,
         Self::UnknownSpi,
         Self::Replay,
@@ -71,6 +73,7 @@ impl DropReason {
         Self::Reserve,
         Self::IpRate,
         Self::IpBlock,
+        Self::Bandwidth,
         Self::TooBig,
         Self::Socket,
         Self::SocketFull,
@@ -97,6 +100,7 @@ impl DropReason {
             Self::Reserve => "reserve",
             Self::IpRate => "ip_rate",
             Self::IpBlock => "ip_block",
+            Self::Bandwidth => "bandwidth",
             Self::TooBig => "too_big",
             Self::Socket => "socket",
             Self::SocketFull => "socket_full",

@@ -105,7 +105,7 @@ enum Verb {
     Rekey(tunnel::RekeyArgs),
     /// Drop all state of a tunnel and begin anew
     Reset(tunnel::TunnelArgs),
-    /// Change a gateway's bandwidth, effective at once
+    /// Change the bandwidth of a gateway or a tunnel, effective at once
     Bandwidth(tunnel::BandwidthArgs),
     /// Limit inner addresses of a gateway, effective at once, or show the limits
     Limit(limit::LimitArgs),

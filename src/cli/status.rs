@@ -9,7 +9,8 @@ use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Global, Outcome, ask, exit, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
-    ChildStatus, GatewayStatus, MissingStatus, Nat, Origin, RuleState, Snapshot, TunnelState, TunnelStatus,
+    ChildStatus, GatewayStatus, LevelStatus, MissingStatus, Nat, Origin, RuleState, Snapshot, TunnelState,
+    TunnelStatus,
 };
 
 #[derive(Args, Debug)]
@@ -46,8 +47,25 @@ pub fn status(args: &StatusArgs, g: &Global, out: &mut Out) -> Outcome {
 
 /// A gateway's bandwidth, and by whose word if it is not the configuration's.
 fn level(g: &GatewayStatus) -> String {
-    let level = g.bandwidth_bps.map_or("unlimited".into(), rate);
-    match g.bandwidth_origin {
+    let out = said(g.bandwidth_bps.map_or("unlimited".into(), rate), g.bandwidth_origin);
+    match g.bandwidth_in {
+        None => out,
+        Some(inward) => format!("{out}, in {}", said(rate(inward.bps), inward.origin)),
+    }
+}
+
+/// A tunnel's levels, if it has any.
+fn levels(t: &TunnelStatus) -> Option<String> {
+    let word =
+        |way, level: Option<LevelStatus>| level.map(|l| format!("{way} {}", said(rate(l.bps), l.origin)));
+    let words: Vec<String> =
+        [word("out", t.bandwidth), word("in", t.bandwidth_in)].into_iter().flatten().collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
+/// A level, and by whose word if it is not the configuration's.
+fn said(level: String, origin: Origin) -> String {
+    match origin {
         Origin::Configuration => level,
         Origin::Command => format!("{level} (by command)"),
         Origin::Saved => format!("{level} (saved)"),
@@ -249,6 +267,9 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
         if let Some(id) = &ike.peer_id {
             field("peer", id.clone())?;
         }
+    }
+    if let Some(levels) = levels(t) {
+        field("bandwidth", levels)?;
     }
     for r in t.rules.iter().filter(|r| r.state != RuleState::Up || r.covered < r.pairs) {
         let again = r.retry_in_s.map_or_else(String::new, |s| format!(", asked for again in {}", span(s)));

@@ -38,13 +38,19 @@ struct Wait {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cygnet bandwidth vpc-a 200mbit
-  cygnet bandwidth vpc-a unlimited --save")]
+  cygnet bandwidth vpc-a unlimited --save
+  cygnet bandwidth a-b 20mbit            that of a tunnel
+  cygnet bandwidth tunnel:a-b 50mbit --in what it receives")]
 pub struct BandwidthArgs {
-    /// The gateway
-    gateway: String,
+    /// The gateway, or a tunnel; tunnel:NAME where both have that name
+    #[arg(value_name = "GATEWAY|TUNNEL")]
+    name: String,
     /// The new rate, as in 200mbit, or unlimited
     #[arg(value_parser = rate)]
     rate: Rate,
+    /// Cap what comes in instead of what goes out
+    #[arg(long = "in")]
+    inward: bool,
     /// Keep it also over the end of the daemon
     #[arg(long)]
     save: bool,
@@ -102,5 +108,6 @@ pub fn rekey(a: RekeyArgs, g: &Global, out: &mut Out) -> Outcome {
 }
 
 pub fn bandwidth(a: BandwidthArgs, g: &Global, out: &mut Out) -> Outcome {
-    done(&Request::Bandwidth { gateway: a.gateway, bps: a.rate.0, save: a.save }, g, out)
+    let (bps, inward) = (a.rate.0, a.inward);
+    done(&Request::Bandwidth { gateway: a.name, bps, inward, save: a.save }, g, out)
 }

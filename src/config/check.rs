@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use cygnet_model::IpRange;
 use cygnet_model::tunnel::Bypass;
 
+use super::bandwidth::Counts;
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::model::{
@@ -107,6 +108,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Remot
         },
         source: t.source,
         preset: t.preset,
+        bandwidth: t.bandwidth.0,
     })
 }
 
@@ -208,6 +210,23 @@ impl<'a> Book<'a> {
         self.customers.get(t.customer.as_ref()?.value.as_str()).copied()
     }
 
+    /// What only our own data plane can count.
+    fn check_bandwidth(&self, t: &RawTunnel, sink: &Sink) {
+        let (bandwidth, at) = &t.bandwidth;
+        if bandwidth.counts != Counts::Wire || bandwidth.is_unlimited() {
+            return;
+        }
+        let told = wrong(
+            "the kernel's data plane counts payload for a tunnel, not what is on the wire",
+            "write counts: payload, or set data_plane: userspace",
+        );
+        match self.plane {
+            PlaneChoice::Kernel => sink.error(at, told),
+            PlaneChoice::Auto => sink.warning(at, told),
+            PlaneChoice::Userspace => {}
+        }
+    }
+
     fn check_tunnel(&self, t: &RawTunnel, sink: &Sink) {
         let refer = |name: &Option<Spanned<String>>,
                      known: &mut dyn Iterator<Item = &'a str>,
@@ -234,6 +253,7 @@ impl<'a> Book<'a> {
         for rule in &t.rules.good {
             self.check_rule(t, rule, sink);
         }
+        self.check_bandwidth(t, sink);
         check_children(t, sink);
         check_preset(t, sink);
         check_bypass(t, sink);

@@ -259,7 +259,9 @@ fn compare(object: Object, path: &str, before: &Value, after: &Value, out: &mut 
             return;
         }
         let impact = impact(object, path).unwrap_or(Impact::Restart);
-        out.push(Change { field: path.to_owned(), before: text(before), after: text(after), impact });
+        // As most files write it.
+        let field = if path == "bandwidth.out" { "bandwidth" } else { path };
+        out.push(Change { field: field.to_owned(), before: text(before), after: text(after), impact });
     }
 }
 
@@ -325,7 +327,7 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
         (
             Object::Tunnel,
             _,
-            "start" | "preset" | "auth" | "weight" | "allow_internet" | "bypass" | "source",
+            "start" | "preset" | "auth" | "weight" | "allow_internet" | "bypass" | "source" | "bandwidth",
         ) => InPlace,
         _ => return None,
     })

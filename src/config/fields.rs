@@ -217,13 +217,38 @@ pub static GATEWAY: Section = Section {
         must("networks", Kind::List(&CIDR), "CIDR blocks of the VPC."),
         may(
             "bandwidth",
-            Kind::AnyOf(&[RATE, UNLIMITED]),
+            LEVEL,
             "unlimited",
-            "Cap on what leaves to the public network.",
+            "Cap on what leaves to the public network, or { out: RATE, in: RATE } for both directions. It counts what is on \
+             the wire, unless counts says payload.",
         ),
         may("limits", Kind::List(&Kind::Section(&LIMIT)), "[]", "Limits of single inner addresses."),
     ],
 };
+
+/// `bandwidth` of a gateway or a tunnel, in its long form.
+pub static BANDWIDTH: Section = Section {
+    name: "a bandwidth",
+    secret: false,
+    fields: &[
+        may("out", Kind::AnyOf(&[RATE, UNLIMITED]), "unlimited", "Cap on what is sent."),
+        may(
+            "in",
+            Kind::AnyOf(&[RATE, UNLIMITED]),
+            "unlimited",
+            "Cap on what is received; what is beyond is dropped.",
+        ),
+        may(
+            "counts",
+            Kind::Words(COUNTS),
+            "wire for a gateway, payload for a tunnel",
+            "Which octets count: the outer packet with its Ethernet header, or the packet inside the tunnel.",
+        ),
+    ],
+};
+/// Values of `bandwidth.counts`.
+pub const COUNTS: &[&str] = &["wire", "payload"];
+const LEVEL: Kind = Kind::AnyOf(&[RATE, UNLIMITED, Kind::Section(&BANDWIDTH)]);
 
 /// `{ interface: eth0 }`.
 pub static INTERFACE: Section = Section {
@@ -288,6 +313,13 @@ pub static TUNNEL: Section = Section {
             Kind::Words(preset::NAMES),
             "the customer gateway's",
             "Parameters of a product or a policy, in the place of the defaults below.",
+        ),
+        may(
+            "bandwidth",
+            LEVEL,
+            "unlimited",
+            "Cap on what the tunnel sends, within that of its gateway, or { out: RATE, in: RATE } for both directions. It \
+             counts what is inside the tunnel, unless counts says wire.",
         ),
         may("ike", Kind::Section(&IKE), "", "Parameters of the IKE SA."),
         may("esp", Kind::Section(&ESP), "", "Parameters of the ESP SAs."),

@@ -6,6 +6,7 @@
 //! ```
 //! Files are read here and in [`secrets`] and nowhere else.
 
+pub mod bandwidth;
 mod check;
 mod console;
 mod decode;

@@ -11,6 +11,7 @@ use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
+pub use super::bandwidth::{Bandwidth, Counts};
 pub use super::identity::{Identity, RemoteId};
 pub use super::preset::Preset;
 pub use super::quota::Quota;
@@ -104,8 +105,8 @@ pub struct Gateway {
     pub addresses: Vec<GatewayAddress>,
     /// The VPC's blocks, at least one, disjoint.
     pub networks: Vec<IpRange>,
-    /// Cap on what leaves to the public network, in bits per second; `None`: no cap.
-    pub bandwidth: Option<u64>,
+    /// Its level.
+    pub bandwidth: Bandwidth,
     /// Limits of single inner addresses; each address once.
     pub limits: Vec<IpLimit>,
     /// Identity as configured; see [`Tunnel::local_id`] for what is used.
@@ -216,6 +217,8 @@ pub struct Tunnel {
     pub source: Source,
     /// What it uses where it says nothing, in the place of its customer gateway's.
     pub preset: Option<&'static Preset>,
+    /// Its level, within that of its gateway.
+    pub bandwidth: Bandwidth,
 }
 
 /// How the ends prove who they are.

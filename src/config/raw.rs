@@ -13,6 +13,7 @@ use cygnet_model::proposal::{EspProposal, IkeProposal, Permit, ProposalError};
 use cygnet_model::tunnel::{Mark, Source};
 use zeroize::Zeroizing;
 
+use super::bandwidth::{self, Bandwidth, Counts};
 use super::console::{self, RawConsole};
 use super::decode::{Item, Reader, Spanned};
 use super::error::{At, Sink, Wrong, quoted, wrong};
@@ -61,7 +62,7 @@ pub struct RawGateway {
     pub addresses: Many<Spanned<GatewayAddress>>,
     pub id: Option<Spanned<Identity>>,
     pub networks: Many<Spanned<IpRange>>,
-    pub bandwidth: Option<u64>,
+    pub bandwidth: Bandwidth,
     pub limits: Vec<(Spanned<IpAddr>, Limit)>,
 }
 
@@ -96,6 +97,8 @@ pub struct RawTunnel {
     pub preset: Option<&'static Preset>,
     /// The preset that counts, its own or its customer gateway's.
     pub in_effect: Option<&'static Preset>,
+    /// With the place of `counts`.
+    pub bandwidth: (Bandwidth, At),
 }
 
 /// `tunnels[].bypass`.
@@ -290,11 +293,6 @@ fn gateway(item: &Item<'_>) -> Option<RawGateway> {
         }
         None => Many::unreadable(),
     };
-    let bandwidth = r.get("bandwidth").and_then(|i| {
-        i.parse("a rate, as in 100mbit, or unlimited", |t| {
-            if t == "unlimited" { Ok(None) } else { units::rate(t).map(Some) }
-        })
-    });
     let limits = many(&r, "limits", "limits", |i| {
         let l = i.map(&fields::LIMIT)?;
         let ip = l.get("ip").and_then(|i| i.parse("an IP address", identity::ip));
@@ -306,9 +304,26 @@ fn gateway(item: &Item<'_>) -> Option<RawGateway> {
         addresses,
         id: id(&r, "id"),
         networks: many(&r, "networks", "CIDR blocks", |i| i.parse("a CIDR block", identity::cidr)),
-        bandwidth: bandwidth.and_then(|b| b.value),
+        bandwidth: bandwidth(&r, Bandwidth::GATEWAY).map_or(Bandwidth::GATEWAY, |(b, _)| b),
         limits: limits.good,
     })
+}
+
+/// `bandwidth` of a gateway or a tunnel, and where it says what it counts.
+fn bandwidth(r: &Reader<'_>, default: Bandwidth) -> Option<(Bandwidth, At)> {
+    const RATE: &str = "a rate, as in 100mbit, or unlimited";
+    let item = r.get("bandwidth")?;
+    if !item.is_map() {
+        let out = item.parse(RATE, bandwidth::level)?;
+        return Some((Bandwidth { out: out.value, ..default }, out.at));
+    }
+    let map = item.map(&fields::BANDWIDTH)?;
+    let level = |key| map.get(key).and_then(|i| i.parse(RATE, bandwidth::level)).and_then(|l| l.value);
+    let counts = map.get("counts");
+    let at = counts.as_ref().map_or_else(|| item.at(), Item::at);
+    let counts = counts.and_then(|i| i.word(fields::COUNTS));
+    let counts = counts.map_or(default.counts, |word| [Counts::Wire, Counts::Payload][word]);
+    Some((Bandwidth { out: level("out"), inward: level("in"), counts }, at))
 }
 
 fn gateway_address(item: &Item<'_>) -> Option<Spanned<GatewayAddress>> {
@@ -385,6 +400,7 @@ fn tunnel(item: &Item<'_>, presets: &BTreeMap<&str, &'static Preset>) -> Option<
             .map_or(Source::Auto, |s| s.value),
         preset: own,
         in_effect,
+        bandwidth: bandwidth(&r, Bandwidth::TUNNEL).unwrap_or_else(|| (Bandwidth::TUNNEL, item.at())),
     })
 }
 

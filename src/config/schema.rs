@@ -90,11 +90,19 @@ fn keys(out: &mut String, section: &Section, path: &str) {
         let (inner, suffix) = match f.kind {
             Kind::List(Kind::Section(s)) => (Some(*s), "[]"),
             Kind::Section(s) => (Some(s), ""),
+            Kind::AnyOf(forms) => (forms.iter().find_map(section_of), ""),
             _ => (None, ""),
         };
         if let Some(inner) = inner {
             keys(out, inner, &format!("{path}{suffix}"));
         }
+    }
+}
+
+const fn section_of(k: &Kind) -> Option<&'static Section> {
+    match k {
+        Kind::Section(s) => Some(s),
+        _ => None,
     }
 }
 

@@ -4,11 +4,12 @@
 use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
+use super::bandwidth::{Bandwidth, show_level};
 use super::limit::show_limit;
 use super::model::{
     Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel,
 };
-use super::units::{show_duration, show_rate, show_size};
+use super::units::{show_duration, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
 pub fn resolved(c: &Config) -> Value {
@@ -38,7 +39,7 @@ pub fn resolved(c: &Config) -> Value {
             }).collect::<Vec<_>>(),
             "id": g.id.as_ref().map(ToString::to_string),
             "networks": g.networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "bandwidth": g.bandwidth.map_or("unlimited".into(), show_rate),
+            "bandwidth": bandwidth(&g.bandwidth),
             "limits": g.limits.iter().map(|l| json!({ "ip": l.ip, "rate": show_limit(l.limit) })).collect::<Vec<_>>(),
         }))).collect::<Vec<_>>(),
         "customer_gateways": c.customer_gateways.iter().map(|p| without_null(json!({
@@ -111,6 +112,7 @@ fn tunnel(t: &Tunnel) -> Value {
                 "tries": retransmit.tries,
             },
         },
+        "bandwidth": bandwidth(&t.bandwidth),
         "esp": {
             "proposals": t.esp.proposals.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "legacy": t.esp.proposals.iter().any(|p| !p.legacy().is_empty()),
@@ -120,6 +122,10 @@ fn tunnel(t: &Tunnel) -> Value {
             "dpd_action": match t.esp.dpd_action { DpdAction::Clear => "clear", DpdAction::Restart => "restart" },
         },
     }))
+}
+
+fn bandwidth(b: &Bandwidth) -> Value {
+    json!({ "out": show_level(b.out), "in": show_level(b.inward), "counts": b.counts.name() })
 }
 
 /// The word where one says all, else the list.

@@ -52,12 +52,15 @@ pub enum Request {
         /// How long the client waits.
         timeout_s: u64,
     },
-    /// Changes a gateway's bandwidth, effective at once.
+    /// Changes the bandwidth of a gateway or a tunnel, effective at once.
     Bandwidth {
-        /// The gateway.
+        /// The gateway; else the tunnel of this name. `gateway:` or `tunnel:` before it says which.
         gateway: String,
         /// Bits per second; null: no cap.
         bps: Option<u64>,
+        /// Of what comes in, instead of what goes out.
+        #[serde(default, skip_serializing_if = "is_false")]
+        inward: bool,
         /// Whether to keep it over a restart.
         save: bool,
     },
@@ -126,6 +129,11 @@ pub enum Request {
     Handover {},
     /// Events from now on. Answered by [`Response::Event`]s until the client hangs up; the driver never sees this.
     Events {},
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+const fn is_false(b: &bool) -> bool {
+    !*b
 }
 
 /// The limit that an inner address shall have.

@@ -50,6 +50,8 @@ fn status() -> TunnelStatus {
         rules: vec![],
         unanswered_s: None,
         warnings: vec![],
+        bandwidth: None,
+        bandwidth_in: None,
         legacy: LegacyStatus::default(),
     }
 }

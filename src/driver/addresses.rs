@@ -193,6 +193,8 @@ impl Daemon {
                     tracing::info!(name, ?addresses, "customer gateway resolved");
                     self.resolved.insert(name.to_owned(), addresses);
                     self.apply_policies();
+                    // Packets to it may leave by another interface.
+                    self.shape();
                 }
             }
             // A name that stops to resolve keeps its last addresses: the peer is probably still there.
@@ -273,7 +275,7 @@ not a line
                 GatewayAddress::Interface("out".to_owned()),
             ],
             networks: vec![],
-            bandwidth: None,
+            bandwidth: crate::config::model::Bandwidth::GATEWAY,
             limits: vec![],
             id: None,
         };

@@ -8,14 +8,11 @@ use cygnet_ike::{Command, Input};
 use cygnet_model::{Timestamp, TunnelId};
 use tokio::sync::oneshot;
 
-use super::reload::Level;
 use super::tell::missing_words;
-use super::{Daemon, clock, saved};
+use super::{Daemon, clock};
 use crate::config::model::{Config, PlaneChoice};
-use crate::config::units;
 use crate::control::{Ask, ErrorKind, Request, Response};
-use crate::observe::events::Kind;
-use crate::observe::snapshot::{Finding, Origin, Verdict};
+use crate::observe::snapshot::{Finding, Verdict};
 use crate::plane::choose::{HostReport, Wish};
 
 /// A client that waits for something to become true.
@@ -66,8 +63,8 @@ impl Daemon {
                 }
                 None => unknown("tunnel", &tunnel),
             },
-            Request::Bandwidth { gateway, bps, save } => {
-                let response = self.change_bandwidth(&gateway, bps, save);
+            Request::Bandwidth { gateway, bps, inward, save } => {
+                let response = self.change_bandwidth(&gateway, bps, inward, save);
                 self.publish();
                 response
             }
@@ -243,36 +240,6 @@ impl Daemon {
         }
     }
 
-    fn change_bandwidth(&mut self, gateway: &str, bps: Option<u64>, save: bool) -> Response {
-        let Some(before) = self.bandwidth.get(gateway).copied() else { return unknown("gateway", gateway) };
-        self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Command });
-        // What is wrong with another gateway's level is in the log.
-        let errors = self.shape();
-        let errors: Vec<String> =
-            errors.iter().filter(|e| e.concerns(gateway)).map(ToString::to_string).collect();
-        if bps.is_some() && !errors.is_empty() {
-            self.bandwidth.insert(gateway.to_owned(), before);
-            self.shape();
-            return Response::Error {
-                kind: ErrorKind::Failed,
-                message: format!("the bandwidth of {gateway} was not changed: {}", errors.join("; ")),
-                hint: "cygnet doctor shows what this host offers".to_owned(),
-            };
-        }
-        let level = bps.map_or_else(|| "unlimited".to_owned(), units::show_rate);
-        let message = format!("bandwidth of {gateway} is now {level}");
-        self.announce_gateway(Kind::BandwidthChanged, gateway, &message);
-        self.keep_levels();
-        if save {
-            if let Err(e) = saved::keep(&self.config, gateway, bps) {
-                return unsaved(&self.config, &message, &e, "bandwidth");
-            }
-            self.bandwidth.insert(gateway.to_owned(), Level { bps, origin: Origin::Saved });
-            self.keep_levels();
-        }
-        Response::done(message)
-    }
-
     /// What the daemon knows of its host.
     pub(super) fn findings(&mut self) -> Vec<Finding> {
         let wish = match self.config.daemon.data_plane {
@@ -329,6 +296,12 @@ impl Daemon {
             verdict: Verdict::Error,
             detail,
             fix: "set data_plane: userspace, or cap the gateway as a whole with bandwidth".to_owned(),
+        }));
+        findings.extend(self.levels_trouble().map(|detail| Finding {
+            name: "bandwidth".to_owned(),
+            verdict: Verdict::Error,
+            detail,
+            fix: "set data_plane: userspace, or correct the configuration".to_owned(),
         }));
         let lost = self.outer.iter().filter(|(_, addresses)| addresses.is_empty());
         findings.extend(lost.map(|(gateway, _)| Finding {

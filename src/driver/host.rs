@@ -86,26 +86,42 @@ impl Daemon {
         self.obstacles.iter().map(finding).collect()
     }
 
+    /// Puts levels in force again that others removed or changed, and follows routes that lead elsewhere.
     fn mend_shaping(&mut self) {
         if self.bandwidth.values().all(|level| level.bps.is_none()) {
             return;
         }
+        let mut mended = match self.plane.mend_levels() {
+            Ok(mended) => mended,
+            Err(e) => {
+                tracing::error!("{e}");
+                false
+            }
+        };
         let Some(shaper) = &mut self.shaper else { return };
-        match shaper.mend() {
-            Ok(0) => self.shaping_troubles.clear(),
-            Ok(_) => {
-                self.shaping_troubles.clear();
-                let message = "bandwidth levels that another program removed or changed are in force again";
-                tracing::warn!("{message}");
-                self.announce(Kind::BandwidthChanged, message);
+        let errors = match shaper.mend() {
+            Ok(steps) => {
+                mended |= steps > 0;
+                Vec::new()
             }
-            Err(errors) => {
-                let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                for error in told.iter().filter(|e| !self.shaping_troubles.contains(e)) {
-                    tracing::error!(error, "a bandwidth level is not in force");
-                }
-                self.shaping_troubles = told;
-            }
+            Err(errors) => errors,
+        };
+        if mended {
+            let message = "bandwidth levels that another program removed or changed, or whose packets leave by another interface, \
+                           are in force again";
+            tracing::warn!("{message}");
+            self.announce(Kind::BandwidthChanged, message);
         }
+        if self.plane.traffic().is_some() {
+            if self.without_queue(errors).1 {
+                self.follow_plane_levels();
+            }
+            return;
+        }
+        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        for error in told.iter().filter(|e| !self.shaping_troubles.contains(e)) {
+            tracing::error!(error, "a bandwidth level is not in force");
+        }
+        self.shaping_troubles = told;
     }
 }

@@ -328,9 +328,9 @@ impl Daemon {
     /// Notes the bandwidth levels that were set by command.
     pub(super) fn keep_levels(&mut self) {
         let set = self.bandwidth.iter().filter(|(_, level)| level.origin == Origin::Command);
-        let kept = set.map(|(name, level)| {
-            let configured = self.config.gateway(name).and_then(|g| g.bandwidth);
-            (name.clone(), KeptLevel { set: level.bps, configured })
+        let kept = set.map(|(key, level)| {
+            let configured = key.configured(&self.config).flatten();
+            (key.to_string(), KeptLevel { set: level.bps, configured })
         });
         let record = kept::levels(&kept.collect());
         self.keeper.note(vec![record]);

@@ -20,6 +20,8 @@ mod explain;
 mod host;
 mod jobs;
 mod keep;
+mod level_key;
+mod levels;
 mod limits;
 mod logging;
 mod passage;
@@ -73,7 +75,7 @@ use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::{modules, residue};
-use crate::shaping::apply::{Shaper, ShapingError};
+use crate::shaping::apply::Shaper;
 use crate::traffic;
 
 use self::addresses::{HostAddresses, Outer};
@@ -81,11 +83,11 @@ use self::answer::Waiter;
 use self::explain::Written;
 use self::jobs::Workers;
 use self::keep::{Keeper, TakenUp};
+use self::levels::{InForce, Levels};
 use self::limits::Limits;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
-use self::reload::Level;
 use self::resolver::Resolver;
 use self::sockets::{Received, Sockets};
 
@@ -141,7 +143,9 @@ struct Daemon {
     /// Names of customer gateways that have no answer, and whose tunnels were told so.
     unresolved: BTreeSet<String>,
     shaper: Option<Shaper>,
-    bandwidth: BTreeMap<String, Level>,
+    bandwidth: Levels,
+    /// What of them the data plane keeps.
+    in_force: InForce,
     limits: Limits,
     /// What inner addresses carried.
     traffic: traffic::history::History,
@@ -388,7 +392,8 @@ impl Daemon {
             answers: resolved_tx,
             unresolved: BTreeSet::new(),
             shaper: None,
-            bandwidth: BTreeMap::new(),
+            bandwidth: Levels::new(),
+            in_force: InForce::default(),
             limits,
             traffic: traffic::history::History::default(),
             traffic_page: Arc::default(),
@@ -658,34 +663,6 @@ impl Daemon {
                 }
             }
         }
-    }
-
-    /// Brings traffic control in line with the bandwidth levels. Gives the reasons why levels are not in force.
-    fn shape(&mut self) -> Vec<ShapingError> {
-        let gateways: Vec<_> = (self.config.gateways.iter())
-            .map(|g| crate::shaping::apply::Gateway {
-                name: g.name.clone(),
-                addresses: self.outer.get(&g.name).cloned().unwrap_or_default(),
-                bandwidth_bps: self.bandwidth.get(&g.name).and_then(|level| level.bps),
-            })
-            .collect();
-        // Also without any level: an earlier life of the daemon may have left some.
-        let shaper = match self.shaper.take().map_or_else(Shaper::open, Ok) {
-            Ok(shaper) => self.shaper.insert(shaper),
-            Err(e) if gateways.iter().all(|g| g.bandwidth_bps.is_none()) => {
-                tracing::debug!(error = %e, "no traffic control");
-                return Vec::new();
-            }
-            Err(e) => {
-                tracing::error!(error = %e, "bandwidth levels are not in force");
-                return vec![e];
-            }
-        };
-        let errors = shaper.apply(gateways).err().unwrap_or_default();
-        for e in &errors {
-            tracing::error!(error = %e, "a bandwidth level is not in force");
-        }
-        errors
     }
 }
 

@@ -14,6 +14,7 @@ use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
+use crate::plane::levels::{self, Wanted};
 use crate::plane::near;
 use crate::plane::source::{self, Wish};
 use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
@@ -24,6 +25,8 @@ use crate::traffic::meter::Traffic;
 pub struct Plane {
     esp: Esp,
     wall: Wall,
+    /// Bandwidth levels that the kernel's plane keeps.
+    levels: levels::Table,
     /// For questions about addresses; without it nothing is let by.
     routing: Option<Routing>,
     /// Which sources own packets get.
@@ -63,6 +66,7 @@ impl Plane {
         let mut plane = Self {
             esp,
             wall: Wall::open(protection, own),
+            levels: levels::Table::default(),
             routing,
             put_back: 0,
             wishes: Vec::new(),
@@ -162,6 +166,22 @@ impl Plane {
             Esp::Kernel(_) => None,
             Esp::User(p) => Some(p.traffic()),
         }
+    }
+
+    /// Bandwidth levels that the kernel's plane shall keep; ours has them in [`Self::traffic`].
+    ///
+    /// # Errors
+    /// Why they are not in force, as a sentence.
+    pub fn put_levels(&mut self, wanted: Wanted) -> Result<(), String> {
+        self.levels.put(wanted)
+    }
+
+    /// Puts them back if others removed or changed them; says whether they had.
+    ///
+    /// # Errors
+    /// As [`Self::put_levels`].
+    pub fn mend_levels(&mut self) -> Result<bool, String> {
+        self.levels.mend()
     }
 
     /// The wall.
@@ -278,7 +298,10 @@ impl Plane {
 
     /// Ends the plane: tunnels are closed, and the guards stay in force or go, the wall behind them at last.
     pub fn end(self, guards: Guards) -> Result<(), PlaneError> {
-        let Self { esp, mut wall, .. } = self;
+        let Self { esp, mut wall, mut levels, .. } = self;
+        if let Err(e) = levels.remove() {
+            tracing::error!("{e}");
+        }
         let ended = match (esp, guards) {
             (Esp::Kernel(mut p), Guards::Keep) => p.park(),
             (Esp::Kernel(mut p), Guards::Release) => {

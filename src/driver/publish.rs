@@ -11,13 +11,14 @@ use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Now, Timestamp, TunnelId};
 
+use super::levels::LevelKey;
 use super::tell::lesson_words;
 use super::{Daemon, clock};
 use crate::config::model::{Config, Start, Tunnel};
 use crate::observe::snapshot::{
     ChildStatus, CoverageStatus, Drops, FloodStatus, GatewayStatus, IkeRole, IkeStatus, LegacyStatus,
-    MissingStatus, Nat, Origin, PathStatus, QuotaStatus, QuotaUse, RuleState, RuleStatus, Snapshot,
-    TunnelState, TunnelStatus, WallStatus,
+    MissingStatus, Nat, PathStatus, QuotaStatus, QuotaUse, RuleState, RuleStatus, Snapshot, TunnelState,
+    TunnelStatus, WallStatus,
 };
 use crate::observe::{Published, rfc3339};
 
@@ -152,16 +153,16 @@ impl Daemon {
         let gateways = (self.config.gateways.iter())
             .map(|g| {
                 let rates = self.rates.get(&g.name);
+                let out_key = LevelKey::gateway(&g.name);
+                let out = self.level(&out_key);
                 let addresses: Vec<String> =
                     self.outer.get(&g.name).into_iter().flatten().map(ToString::to_string).collect();
                 GatewayStatus {
                     name: g.name.clone(),
                     address: addresses.join(", "),
-                    bandwidth_bps: self.bandwidth.get(&g.name).and_then(|level| level.bps),
-                    bandwidth_origin: self
-                        .bandwidth
-                        .get(&g.name)
-                        .map_or_else(Origin::default, |level| level.origin),
+                    bandwidth_bps: out.bps,
+                    bandwidth_origin: out.origin,
+                    bandwidth_in: self.level(&out_key.inward()).status(),
                     tx_bps: rates.map_or(0, |r| r.tx_bps),
                     rx_bps: rates.map_or(0, |r| r.rx_bps),
                     role: crate::observe::snapshot::Role::Single,
@@ -295,6 +296,8 @@ impl Daemon {
             coverage: coverage_status(&view.coverage),
             unanswered_s: self.unanswered(id, now),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
+            bandwidth: self.level(&LevelKey::tunnel(&t.name)).status(),
+            bandwidth_in: self.level(&LevelKey::tunnel(&t.name).inward()).status(),
             legacy: legacy(t),
             warnings: view.lesson.iter().map(|t| crate::observe::one_line(&lesson_words(t))).collect(),
         })

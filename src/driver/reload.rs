@@ -17,20 +17,10 @@ use super::explain::Written;
 use super::{Daemon, names, policy, saved};
 use crate::config::diff::{self, Action, Impact, Plan};
 use crate::config::model::Config;
-use crate::config::{self, Loaded, units};
+use crate::config::{self, Loaded};
 use crate::control::{ErrorKind, Response};
 use crate::observe;
 use crate::observe::events::Kind;
-use crate::observe::snapshot::Origin;
-
-/// A gateway's bandwidth level in force.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Level {
-    /// Bits per second; `None`: unlimited.
-    pub bps: Option<u64>,
-    /// Where it comes from.
-    pub origin: Origin,
-}
 
 /// Why nothing was changed.
 pub(super) enum Refused {
@@ -80,50 +70,6 @@ impl Daemon {
             tracing::debug!("{line}");
         }
         Ok((config, Written { file: path.to_owned(), lines: places }, plan))
-    }
-
-    /// What becomes of levels that were set by command: the last word counts, whoever says it.
-    fn level_notes(&self, new: &Config) -> Vec<String> {
-        let note = |(name, level): (&String, &Level)| {
-            let stays = self.override_stays(name, new)?;
-            let set = show(level.bps);
-            Some(if stays {
-                format!("the bandwidth of {name} stays at {set}, as set by command")
-            } else {
-                format!("the bandwidth of {name}, {set} as set by command, gives way to what the file says")
-            })
-        };
-        self.bandwidth.iter().filter_map(note).collect()
-    }
-
-    /// Whether a level that was set by command stays in force under a new configuration; `None` if there is none.
-    fn override_stays(&self, gateway: &str, new: &Config) -> Option<bool> {
-        let level = self.bandwidth.get(gateway)?;
-        if level.origin == Origin::Configuration {
-            return None;
-        }
-        let (old, new) = (self.config.gateway(gateway)?, new.gateway(gateway)?);
-        Some(old.bandwidth == new.bandwidth)
-    }
-
-    /// The levels of the configuration, over them those that were saved, and over them those that were set in an earlier
-    /// life that was not told to end.
-    pub(super) fn set_levels(&mut self) {
-        self.bandwidth = configured(&self.config);
-        for (name, bps) in saved::levels(&self.config) {
-            let before = self.bandwidth.insert(name.clone(), Level { bps, origin: Origin::Saved });
-            if let Some(before) = before.filter(|level| level.bps != bps) {
-                let (saved, configured) = (show(bps), show(before.bps));
-                tracing::info!(gateway = %name, "bandwidth is {saved}, as saved, instead of {configured}");
-            }
-        }
-        let set = self.taken_up.as_mut().map(|t| std::mem::take(&mut t.levels)).unwrap_or_default();
-        for (name, level) in set {
-            // The last word counts: a file that was changed while nobody looked.
-            if self.config.gateway(&name).is_some_and(|g| g.bandwidth == level.configured) {
-                self.bandwidth.insert(name, Level { bps: level.set, origin: Origin::Command });
-            }
-        }
     }
 
     /// SIGHUP.
@@ -291,35 +237,6 @@ impl Daemon {
             }
         }
     }
-
-    fn follow_levels(&mut self, new: &Config) {
-        let mut levels = configured(new);
-        for (name, level) in &mut levels {
-            match self.override_stays(name, new) {
-                None => {}
-                Some(true) => {
-                    if let Some(set) = self.bandwidth.get(name) {
-                        *level = *set;
-                    }
-                }
-                Some(false) => {
-                    if let Err(e) = saved::forget(&self.config, name) {
-                        tracing::warn!(gateway = %name, error = %e, "a saved bandwidth level comes back with the next start");
-                    }
-                }
-            }
-        }
-        self.bandwidth = levels;
-    }
-}
-
-fn configured(config: &Config) -> BTreeMap<String, Level> {
-    let level = |bps| Level { bps, origin: Origin::Configuration };
-    config.gateways.iter().map(|g| (g.name.clone(), level(g.bandwidth))).collect()
-}
-
-fn show(bps: Option<u64>) -> String {
-    bps.map_or_else(|| "unlimited".to_owned(), units::show_rate)
 }
 
 /// A plan in a sentence.

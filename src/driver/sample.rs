@@ -72,6 +72,7 @@ impl Daemon {
         self.counters.sampled_at = now.mono;
         self.watch_passage(now.mono);
         self.sample_shaping();
+        self.sample_levels();
         self.sample_rates(now.mono);
         self.sample_drops(now.mono);
         self.sample_traffic();

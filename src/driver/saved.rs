@@ -1,5 +1,5 @@
-//! What outlives a restart, in the state directory: `bandwidth.json`, one object from the name of a gateway to bits per
-//! second or null, `limits.json`, by gateway one object from inner addresses to their limits and to what the
+//! What outlives a restart, in the state directory: `bandwidth.json`, one object from what a level is of (the name of a
+//! gateway, `tunnel:NAME`, either with `in:` before it) to bits per second or null, `limits.json`, by gateway one object from inner addresses to their limits and to what the
 //! configuration said of them then, and `registry.json`, the
 //! numbers of tunnels and children.
 
@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use cygnet_model::registry::Registry;
 use serde::{Deserialize, Serialize};
 
+use super::levels::LevelKey;
 use crate::config::limit;
 use crate::config::model::{Config, Limit};
 
-/// Levels by gateway; `None`: unlimited.
+/// Levels by what they are of; `None`: unlimited.
 pub type Levels = BTreeMap<String, Option<u64>>;
 
 /// Reads the file's content.
@@ -32,7 +33,7 @@ fn path(config: &Config) -> PathBuf {
     config.daemon.state_dir.join("bandwidth.json")
 }
 
-/// Levels that were set with `--save`, of the gateways that there are.
+/// Levels that were set with `--save`, of the gateways and tunnels that there are.
 pub(super) fn levels(config: &Config) -> Levels {
     let path = path(config);
     let content = match fs::read(&path) {
@@ -40,7 +41,9 @@ pub(super) fn levels(config: &Config) -> Levels {
         read => read,
     };
     match content.and_then(|content| Ok(parse(&content)?)) {
-        Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
+        Ok(saved) => {
+            saved.into_iter().filter(|(name, _)| LevelKey::parse(name).configured(config).is_some()).collect()
+        }
         Err(e) => {
             tracing::warn!(file = %path.display(), error = %e, "saved bandwidth levels are not readable");
             Levels::new()
@@ -49,16 +52,16 @@ pub(super) fn levels(config: &Config) -> Levels {
 }
 
 /// Keeps a level over restarts.
-pub(super) fn keep(config: &Config, gateway: &str, bps: Option<u64>) -> io::Result<()> {
+pub(super) fn keep(config: &Config, key: &str, bps: Option<u64>) -> io::Result<()> {
     let mut saved = levels(config);
-    saved.insert(gateway.to_owned(), bps);
+    saved.insert(key.to_owned(), bps);
     replace(config, &path(config), &show(&saved)?)
 }
 
-/// Forgets the saved level of a gateway, if there is one.
-pub(super) fn forget(config: &Config, gateway: &str) -> io::Result<()> {
+/// Forgets a saved level, if there is one.
+pub(super) fn forget(config: &Config, key: &str) -> io::Result<()> {
     let mut saved = levels(config);
-    match saved.remove(gateway) {
+    match saved.remove(key) {
         Some(_) => replace(config, &path(config), &show(&saved)?),
         None => Ok(()),
     }

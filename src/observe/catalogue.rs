@@ -100,8 +100,12 @@ families! {
         "Cap on what the gateway sends.";
     BANDWIDTH_USAGE = Gauge "cygnet_bandwidth_usage_ratio" ["gateway"]
         "What the gateway sends, as a part of its cap.";
+    BANDWIDTH_IN_LIMIT = Gauge "cygnet_bandwidth_in_limit_bits_per_second" ["gateway"]
+        "Cap on what the gateway receives.";
+    TUNNEL_BANDWIDTH_LIMIT = Gauge "cygnet_tunnel_bandwidth_limit_bits_per_second" ["gateway", "tunnel", "direction"]
+        "Cap on what a tunnel sends (out) or receives (in), where it has one.";
     QOS_DROPS = Counter "cygnet_qos_drops" ["gateway", "class"]
-        "Packets that traffic control dropped.";
+        "Packets that traffic control dropped: in the gateway's queue (gateway), by its level where there is no queue (gateway_cap), by levels of what comes in (gateway_in), of its tunnels (tunnel, tunnel_in), by limits of inner addresses (ip).";
     IP_BYTES = Counter "cygnet_ip_bytes" ["gateway", "ip"]
         "Octets that an inner address sent and received through tunnels; the 20 addresses of each gateway that carried the most in a day.";
     IP_LIMIT = Gauge "cygnet_ip_limit_bits_per_second" ["gateway", "ip"]

@@ -56,6 +56,11 @@ const OF_PLANE: &[Cause] = &[
         "cygnet limit GATEWAY tells which",
     ),
     cause("ip_block", "packets of blocked inner addresses were dropped", "cygnet limit GATEWAY tells which"),
+    cause(
+        "bandwidth",
+        "tunnels sent or received more than their bandwidth levels, or those of their gateways",
+        "cygnet status shows the levels, cygnet bandwidth NAME RATE changes one",
+    ),
     cause("too_big", "packets did not fit the way to the peer", TOO_LARGE),
     cause(
         "socket",

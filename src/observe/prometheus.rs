@@ -166,6 +166,17 @@ fn gateways(w: &mut Writer, p: &Published) {
     for (g, limit) in limited() {
         w.sample(&[&g.name], g.tx_bps as f64 / limit as f64);
     }
+    w.family(&family::BANDWIDTH_IN_LIMIT);
+    for (g, level) in gateways.iter().filter_map(|g| Some((g, g.bandwidth_in?))) {
+        w.sample(&[&g.name], level.bps);
+    }
+    w.family(&family::TUNNEL_BANDWIDTH_LIMIT);
+    for t in &p.snapshot.tunnels {
+        let directions = [("in", t.bandwidth_in), ("out", t.bandwidth)];
+        for (direction, level) in directions.into_iter().filter_map(|(d, level)| Some((d, level?))) {
+            w.sample(&[&t.gateway, &t.name, direction], level.bps);
+        }
+    }
     w.family(&family::QOS_DROPS);
     for ((gateway, class), count) in &p.counters.qos_drops {
         w.sample(&[gateway, class], count.total);

@@ -111,6 +111,9 @@ pub struct GatewayStatus {
     /// Where that comes from.
     #[serde(default)]
     pub bandwidth_origin: Origin,
+    /// Cap on what comes from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_in: Option<LevelStatus>,
     /// What left in the last sampling interval.
     pub tx_bps: u64,
     /// What arrived.
@@ -176,6 +179,15 @@ pub struct FloodStatus {
     pub cookies_returned: u64,
     /// IKE datagrams that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
+}
+
+/// A bandwidth level.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LevelStatus {
+    /// Bits per second.
+    pub bps: u64,
+    /// Where it comes from.
+    pub origin: Origin,
 }
 
 /// Where a bandwidth level comes from.
@@ -251,6 +263,12 @@ pub struct TunnelStatus {
     /// What works now and will need attention.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Cap on what it sends, within that of its gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<LevelStatus>,
+    /// Cap on what it receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_in: Option<LevelStatus>,
     /// Legacy algorithms that the configuration permits and names.
     #[serde(default, skip_serializing_if = "LegacyStatus::is_empty")]
     pub legacy: LegacyStatus,

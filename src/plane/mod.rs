@@ -3,6 +3,7 @@
 pub mod choose;
 mod foreign;
 pub mod kernel;
+pub mod levels;
 pub mod modules;
 pub mod near;
 mod pieces;

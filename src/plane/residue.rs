@@ -11,6 +11,7 @@ use cygnet_xfrm::link::RtnlError;
 use super::kernel::KernelPlane;
 use super::wall::{Protection, Wall};
 use super::{source, spd, user};
+use crate::plane::levels;
 use crate::shaping::apply::{Shaper, ShapingError};
 
 /// Why something could not be removed.
@@ -20,6 +21,8 @@ pub enum ResidueError {
     Plane(PlaneError),
     /// Caps.
     Shaping(ShapingError),
+    /// Bandwidth levels of the kernel's plane.
+    Levels(String),
 }
 
 impl fmt::Display for ResidueError {
@@ -27,6 +30,7 @@ impl fmt::Display for ResidueError {
         match self {
             Self::Plane(e) => e.fmt(f),
             Self::Shaping(e) => e.fmt(f),
+            Self::Levels(e) => e.fmt(f),
         }
     }
 }
@@ -109,6 +113,7 @@ pub fn release() -> Result<Released, Vec<ResidueError>> {
         Err(e) => errors.push(ResidueError::Plane(unsourced(e))),
     }
     errors.extend(wall().err().map(ResidueError::Plane));
+    errors.extend(levels::Table::default().remove().err().map(ResidueError::Levels));
     match Shaper::open().map(|mut s| s.remove_all()) {
         Ok(Ok(())) => {}
         Ok(Err(failed)) => errors.extend(failed.into_iter().map(ResidueError::Shaping)),

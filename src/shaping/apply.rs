@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use cygnet_reconcile::{Step, Stuck, World};
 use cygnet_xfrm::NetlinkError;
+use cygnet_xfrm::lookup::Way;
+use cygnet_xfrm::routing::Routing;
 use cygnet_xfrm::tc::{ClassSpec, Qdisc, QueueStats, RootOwner, Tc};
 
 use super::plan::{ClassIds, GatewayRate, InterfacePlan, Part, Plan, Rate, plan};
@@ -18,6 +20,8 @@ pub struct Gateway {
     pub name: String,
     /// Its outer addresses.
     pub addresses: Vec<IpAddr>,
+    /// Where its peers are, as far as that is known: by what interfaces packets to them leave.
+    pub peers: BTreeSet<IpAddr>,
     /// Bits per second that may leave to the public network; `None` is unlimited.
     pub bandwidth_bps: Option<u64>,
 }
@@ -66,6 +70,7 @@ impl std::error::Error for ShapingError {}
 #[derive(Debug)]
 pub struct Shaper {
     tc: Tc,
+    routing: Option<Routing>,
     ids: ClassIds,
     gateways: Vec<Gateway>,
     plan: Plan,
@@ -78,7 +83,9 @@ impl Shaper {
     /// If there is no route socket.
     pub fn open() -> Result<Self, ShapingError> {
         let tc = Tc::open().map_err(|e| ShapingError::new(format!("cannot open traffic control: {e}")))?;
-        Ok(Self { tc, ids: ClassIds::default(), gateways: vec![], plan: Plan::new() })
+        // Without it packets leave by the interface that has their address.
+        let routing = Routing::open().ok();
+        Ok(Self { tc, routing, ids: ClassIds::default(), gateways: vec![], plan: Plan::new() })
     }
 
     /// The number by which the kernel names us as the cause of a change.
@@ -103,8 +110,11 @@ impl Shaper {
     pub fn mend(&mut self) -> Result<usize, Vec<ShapingError>> {
         let mut errors = Vec::new();
         let mut steps = 0;
-        let rates: Vec<GatewayRate> =
-            self.gateways.iter().map(|g| locate(&mut self.tc, g, &mut errors)).collect();
+        let rates: Vec<GatewayRate> = self
+            .gateways
+            .iter()
+            .map(|g| locate(&mut self.tc, self.routing.as_mut(), g, &mut errors))
+            .collect();
         self.plan = plan(&rates, &mut self.ids);
         let mut interfaces: BTreeSet<u32> = self.plan.keys().copied().collect();
         match self.tc.our_roots() {
@@ -134,6 +144,12 @@ impl Shaper {
         let Some(gateway) = gateways.iter_mut().find(|g| g.name == name) else { return Ok(false) };
         gateway.bandwidth_bps = bandwidth_bps;
         self.apply(gateways).map(|()| true)
+    }
+
+    /// On how many interfaces a gateway is capped, each on its own.
+    pub fn interfaces_of(&self, gateway: &str) -> usize {
+        let has = |at: &&InterfacePlan| at.classes.values().any(|(name, _)| name == gateway);
+        self.plan.values().filter(has).count()
     }
 
     /// Takes all caps away and gives the interfaces back.
@@ -168,11 +184,36 @@ impl Shaper {
     }
 }
 
-/// Finds the interfaces of a gateway's addresses.
-fn locate(tc: &mut Tc, gateway: &Gateway, errors: &mut Vec<ShapingError>) -> GatewayRate {
+/// Peers whose routes are asked for; who has more of them has no more interfaces for it.
+const MOST_PEERS: usize = 512;
+
+/// The interfaces by which packets from an address leave to a gateway's peers: not always those that have the address.
+fn ways(routing: Option<&mut Routing>, address: IpAddr, gateway: &Gateway) -> BTreeSet<u32> {
+    let Some(routing) = routing else { return BTreeSet::new() };
+    let peers = gateway.peers.iter().filter(|peer| peer.is_ipv4() == address.is_ipv4()).take(MOST_PEERS);
+    let out = |peer: &IpAddr| match routing.way(*peer, Some(address), None) {
+        Ok(Way::Out { link, .. }) => Some(link),
+        // For this host itself, or nowhere: there is nothing to cap.
+        Ok(Way::Local | Way::Nowhere(_)) | Err(_) => None,
+    };
+    peers.filter_map(out).collect()
+}
+
+/// Finds the interfaces by which packets from a gateway's addresses leave.
+fn locate(
+    tc: &mut Tc,
+    mut routing: Option<&mut Routing>,
+    gateway: &Gateway,
+    errors: &mut Vec<ShapingError>,
+) -> GatewayRate {
     let mut addresses = Vec::new();
     if let Some(bps) = gateway.bandwidth_bps {
         for address in &gateway.addresses {
+            let ways = ways(routing.as_deref_mut(), *address, gateway);
+            addresses.extend(ways.iter().map(|link| (*address, *link)));
+            if !ways.is_empty() {
+                continue;
+            }
             let trouble = match tc.interface_of(*address) {
                 Ok(Some(i)) if !i.loopback => {
                     addresses.push((*address, i.index));

@@ -1,7 +1,7 @@
 //! What traffic control shall look like, as a value: gateways with their caps become classes and filters, which are objects
 //! that [`cygnet_reconcile`] knows how to bring about. No I/O.
 //!
-//! Each gateway has one class on each interface that has an address of it, with rate = ceil = its bandwidth: nothing
+//! Each gateway has one class on each interface by which its packets leave, with rate = ceil = its bandwidth: nothing
 //! is borrowed, so that one gateway cannot take from another. Packets find their class by their outer source address.
 //! IKE, and everything else on the interface, takes HTB's direct way: it is not shaped and goes first.
 
@@ -20,7 +20,7 @@ const LOWEST_BPS: u64 = 16_000;
 pub struct GatewayRate {
     /// Its name.
     pub name: String,
-    /// Its outer addresses, each with the index of the interface that has it.
+    /// Its outer addresses, each with the index of an interface by which packets from it leave.
     pub addresses: Vec<(IpAddr, u32)>,
     /// Bits per second that may leave to the public network; `None` is unlimited.
     pub bandwidth_bps: Option<u64>,

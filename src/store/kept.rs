@@ -35,7 +35,7 @@ pub struct KeptLevel {
     pub configured: Option<u64>,
 }
 
-/// Levels by gateway.
+/// Levels by what they are of.
 pub type KeptLevels = BTreeMap<String, KeptLevel>;
 
 /// The limit of an inner address that was set by command.

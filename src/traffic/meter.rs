@@ -11,6 +11,7 @@ use cygnet_model::TunnelId;
 use cygnet_model::tunnel::Direction;
 
 use super::accounts::{Accounts, Counted};
+use super::level::{Size, TunnelLevels};
 use super::rules::{Cap, Capped, Rules};
 use super::{Carried, Inner};
 
@@ -70,6 +71,7 @@ struct Place {
     /// `None`: the tunnel's gateway is not known, and nothing is counted.
     who: Option<Inner>,
     capped: Option<Arc<Capped>>,
+    levels: Option<Arc<TunnelLevels>>,
     carried: Carried,
 }
 
@@ -120,8 +122,10 @@ impl Meter {
         let rules = self.rules.load();
         let who = rules.gateway(tunnel).map(|gateway| Inner { gateway, ip });
         let capped = who.and_then(|who| rules.cap(&who)).cloned();
+        let levels = rules.levels(tunnel).cloned();
         let Some(place) = self.places.get_mut(at) else { return };
-        match place.replace(Place { tunnel, ip, who, capped, carried: Carried::default() }) {
+        let carried = Carried::default();
+        match place.replace(Place { tunnel, ip, who, capped, levels, carried }) {
             Some(old) => self.book([old]),
             None => self.used.push(at),
         }
@@ -164,26 +168,33 @@ impl Meter {
 }
 
 impl Flow<'_> {
-    /// Whether the limit of the address lets so many octets pass now.
+    /// Whether the limit of the address, and the levels of its tunnel and gateway, let a packet pass now.
     ///
     /// # Errors
     /// The reason for which the packet ends here; it is counted.
     #[inline]
-    pub fn admit(&mut self, bytes: usize) -> Result<(), DropReason> {
-        match &self.place.capped {
-            None => Ok(()),
-            Some(capped) => {
-                let epoch = self.epoch;
-                let now = *self.now_ns.get_or_insert_with(|| nanos(epoch));
-                if capped.admits(self.direction, bytes as u64, now) {
-                    return Ok(());
-                }
-                self.place.carried.dropped += 1;
-                Err(match capped.cap() {
-                    Cap::Rate(_) => DropReason::IpRate,
-                    Cap::Block => DropReason::IpBlock,
-                })
-            }
+    pub fn admit(&mut self, size: Size) -> Result<(), DropReason> {
+        if self.place.capped.is_none() && self.place.levels.is_none() {
+            return Ok(());
+        }
+        self.admit_limited(size)
+    }
+
+    fn admit_limited(&mut self, size: Size) -> Result<(), DropReason> {
+        let epoch = self.epoch;
+        let now = *self.now_ns.get_or_insert_with(|| nanos(epoch));
+        if let Some(capped) = &self.place.capped
+            && !capped.admits(self.direction, size.payload as u64, now)
+        {
+            self.place.carried.dropped += 1;
+            return Err(match capped.cap() {
+                Cap::Rate(_) => DropReason::IpRate,
+                Cap::Block => DropReason::IpBlock,
+            });
+        }
+        match &self.place.levels {
+            Some(levels) if !levels.admit(self.direction, size, now) => Err(DropReason::Bandwidth),
+            _ => Ok(()),
         }
     }
 
@@ -248,7 +259,7 @@ mod tests {
 
     fn pass(meter: &mut Meter, n: u32, bytes: usize) -> Result<(), DropReason> {
         let mut flow = meter.flow(TunnelId(1), ip(n)).unwrap();
-        flow.admit(bytes)?;
+        flow.admit(Size::new(bytes, bytes + 30, true))?;
         flow.carried(bytes);
         Ok(())
     }
@@ -299,6 +310,25 @@ mod tests {
         assert_eq!((counted[&who(5)].dropped, counted[&who(5)].packets_in), (1, 1));
         assert_eq!((counted[&who(6)].dropped, counted[&who(6)].bytes_in), (95, 6_000));
         assert_eq!(counted[&who(7)].dropped, 0);
+    }
+
+    #[test]
+    fn the_level_of_a_tunnel_is_shared_by_its_addresses_and_drops_by_a_name_of_its_own() {
+        use super::super::level::Level;
+        use crate::config::model::Counts;
+
+        let traffic = traffic(&[]);
+        let level = Arc::new(Level::new(8_000, Counts::Payload));
+        let mut rules = traffic.rules();
+        let levels = TunnelLevels { out: vec![Arc::clone(&level)], inward: vec![] };
+        rules.follow_levels(HashMap::from([(TunnelId(1), Arc::new(levels))]));
+        traffic.publish(rules);
+        let mut meter = Meter::new(Arc::clone(&traffic), Direction::Out);
+        let passed = (0..100).filter(|n| pass(&mut meter, *n, 1_000).is_ok()).count();
+        assert_eq!((passed, level.dropped()), (6, 94), "the least burst");
+        assert_eq!(pass(&mut meter, 7, 1_000), Err(DropReason::Bandwidth));
+        let mut inward = Meter::new(traffic, Direction::In);
+        assert!((0..100).all(|n| pass(&mut inward, n, 1_000).is_ok()));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 pub mod accounts;
 pub mod bucket;
 pub mod history;
+pub mod level;
 pub mod meter;
 pub mod rules;
 

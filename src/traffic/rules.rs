@@ -8,6 +8,7 @@ use cygnet_model::TunnelId;
 use cygnet_model::tunnel::Direction;
 
 use super::bucket::Bucket;
+use super::level::TunnelLevels;
 use super::{GatewayNo, Inner};
 
 /// What an inner address may carry; without one, as much as there is.
@@ -54,13 +55,14 @@ type Part = HashMap<Inner, Arc<Capped>>;
 #[derive(Clone, Debug)]
 pub struct Rules {
     gateways: Arc<HashMap<TunnelId, GatewayNo>>,
+    levels: Arc<HashMap<TunnelId, Arc<TunnelLevels>>>,
     caps: Vec<Arc<Part>>,
     count: usize,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { gateways: Arc::default(), caps: vec![Arc::default(); PARTS], count: 0 }
+        Self { gateways: Arc::default(), levels: Arc::default(), caps: vec![Arc::default(); PARTS], count: 0 }
     }
 }
 
@@ -68,6 +70,16 @@ impl Rules {
     /// Says which gateway each tunnel belongs to. Packets of other tunnels are neither counted nor limited.
     pub fn follow_gateways(&mut self, gateways: HashMap<TunnelId, GatewayNo>) {
         self.gateways = Arc::new(gateways);
+    }
+
+    /// Says which levels packets of each tunnel have to pass.
+    pub fn follow_levels(&mut self, levels: HashMap<TunnelId, Arc<TunnelLevels>>) {
+        self.levels = Arc::new(levels);
+    }
+
+    /// The levels that packets of a tunnel have to pass.
+    pub fn levels(&self, tunnel: TunnelId) -> Option<&Arc<TunnelLevels>> {
+        self.levels.get(&tunnel)
     }
 
     /// The gateway of a tunnel.

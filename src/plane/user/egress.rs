@@ -22,6 +22,7 @@ use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Outgoing, Sender};
 use crate::sys::tun::Tun;
+use crate::traffic::level::Size;
 use crate::traffic::meter::Meter;
 
 /// Which eventfd wakes this thread.
@@ -122,7 +123,8 @@ impl Egress {
         for i in 0..superpacket.count() {
             let len = superpacket.segment_len(i);
             // What comes behind it may be shorter, and pass.
-            if let Some(Err(reason)) = flow.as_mut().map(|flow| flow.admit(len)) {
+            let size = Size::new(len, layout.sealed_len(len), path.remote.is_ipv4());
+            if let Some(Err(reason)) = flow.as_mut().map(|flow| flow.admit(size)) {
                 self.shared.drops.count(reason, 1);
                 continue;
             }

@@ -22,6 +22,7 @@ use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Received, Receiver};
 use crate::sys::tun::TunOffload;
+use crate::traffic::level::Size;
 use crate::traffic::meter::Meter;
 
 /// Which eventfd wakes this thread.
@@ -245,7 +246,7 @@ impl Opener {
         }
         let opened = authentic.content?;
         if let Some(mut flow) = self.meter.flow(inbound.sa.id().child.tunnel, opened.header.dst) {
-            flow.admit(opened.range.len())?;
+            flow.admit(Size::new(opened.range.len(), range.len(), from.is_ipv4()))?;
             flow.carried(opened.range.len());
         }
         let inner = range.start + opened.range.start..range.start + opened.range.end;

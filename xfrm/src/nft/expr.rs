@@ -3,7 +3,7 @@
 //! A rule is a list of them. Each loads something into registers, compares registers, or acts; a comparison that fails,
 //! and a load that finds nothing (no conntrack entry, another family), end the rule without effect.
 //!
-//! Only what the wall needs is here.
+//! Only what the wall and the bandwidth levels need is here.
 
 use crate::codec::Writer;
 
@@ -147,6 +147,44 @@ pub enum Verdict {
     Goto(&'static str),
 }
 
+/// Which way a packet passes IPsec.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// It came out of an SA.
+    In,
+    /// It is about to be taken into one.
+    Out,
+}
+
+/// Octets per second, for whatever exceeds them. The kernel's bucket holds what a second brings, and a little more
+/// (`nft_limit_init` in `net/netfilter/nft_limit.c`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Excess {
+    /// The rate, at least 1.
+    pub octets_per_second: u64,
+}
+
+impl Excess {
+    /// The kernel multiplies by 10⁹ and must not overflow.
+    const MOST: u64 = 9_000_000_000;
+    /// One packet of any size fits the bucket of the lowest rate.
+    const BURST: u32 = 65_536;
+
+    pub(super) fn write(self, w: &mut Writer) {
+        w.attr(1, &self.octets_per_second.clamp(1, Self::MOST).to_be_bytes());
+        w.attr(2, &1u64.to_be_bytes());
+        number(w, 3, Self::BURST);
+        number(w, 4, NFT_LIMIT_PKT_BYTES);
+        number(w, 5, NFT_LIMIT_F_INV);
+    }
+
+    /// As an expression that belongs to an element of a set.
+    pub(super) fn write_expr(self, w: &mut Writer) {
+        w.attr_text(1, "limit");
+        w.nest(2, |w| self.write(w));
+    }
+}
+
 /// One expression.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Expr {
@@ -167,6 +205,11 @@ pub enum Expr {
     Ct(Ct, Register),
     /// Loads whether the route ends in an IPsec transformation, one octet.
     RouteIsProtected(Register),
+    /// Loads the reqid of the outermost SA, 4 octets in host order; nothing if there is none. On the way in it stands in
+    /// the hooks before and at the delivery, on the way out in those of what leaves.
+    Reqid(Way, Register),
+    /// Goes on if a limit of the table is exceeded.
+    Exceeds(String),
     /// Loads a constant.
     Constant(Register, Vec<u8>),
     /// Keeps the bits of a mask; at most 16 octets.
@@ -219,6 +262,17 @@ impl Expr {
             Self::RouteIsProtected(to) => ("rt", &move |w| {
                 number(w, 1, to.wire());
                 number(w, 2, NFT_RT_XFRM);
+            }),
+            Self::Reqid(way, to) => ("xfrm", &move |w| {
+                number(w, 1, to.wire());
+                number(w, 2, NFT_XFRM_KEY_REQID);
+                // XFRM_POLICY_IN and XFRM_POLICY_OUT.
+                w.attr(3, &[u8::from(*way == Way::Out)]);
+                number(w, 4, 0);
+            }),
+            Self::Exceeds(limit) => ("objref", &move |w| {
+                number(w, 1, super::OBJECT_LIMIT);
+                w.attr_text(2, limit);
             }),
             Self::Constant(to, value) => ("immediate", &move |w| {
                 number(w, 1, to.wire());
@@ -288,6 +342,10 @@ impl Expr {
 const NFT_JUMP: u32 = u32::MAX - 2;
 const NFT_GOTO: u32 = u32::MAX - 3;
 const NFT_RT_XFRM: u32 = 4;
+const NFT_XFRM_KEY_REQID: u32 = 5;
+const NFT_LIMIT_PKT_BYTES: u32 = 1;
+/// The expression goes on for what exceeds the rate, not for what keeps it.
+const NFT_LIMIT_F_INV: u32 = 1;
 const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 

@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-pub use self::expr::Expr;
+pub use self::expr::{Excess, Expr};
 pub use self::object::{Chain, ChainKind, Change, Counted, Hook, Keeping, keys_per_message};
 use crate::codec::Writer;
 use crate::error::NetlinkError;
@@ -26,6 +26,7 @@ const BATCH_END: u16 = 17;
 const FAMILY_INET: u8 = 1;
 const GROUP_NFTABLES: u32 = 7;
 const OBJECT_COUNTER: u32 = 1;
+const OBJECT_LIMIT: u32 = 4;
 const LIST_ELEM: u16 = 1;
 const CREATE: u16 = NLM_F_CREATE;
 /// `struct nfgenmsg`.
@@ -191,6 +192,9 @@ fn describe(change: &Change) -> String {
         Change::Set { name, .. } => format!("make the set {name}"),
         Change::Keys { set, .. } => format!("add to the set {set}"),
         Change::RemoveKeys { set, .. } => format!("remove from the set {set}"),
+        Change::LimitedSet { name, .. } => format!("make the set {name} of limits"),
+        Change::LimitedKeys { set, .. } => format!("add limits to the set {set}"),
+        Change::Limit(name, _) => format!("make the limit {name}"),
         Change::Counter(name, _) => format!("make the counter {name}"),
         Change::Rule { chain, .. } => format!("add a rule to the chain {chain}"),
     }

@@ -2,8 +2,8 @@
 //!
 //! Everything lives in one table of the family `inet`. Numbers are in network order.
 
-use super::expr::Expr;
-use super::{CREATE, FAMILY_INET, LIST_ELEM, Message, OBJECT_COUNTER, header, message};
+use super::expr::{Excess, Expr};
+use super::{CREATE, FAMILY_INET, LIST_ELEM, Message, OBJECT_COUNTER, OBJECT_LIMIT, header, message};
 use crate::codec::{self, Writer};
 use crate::socket::{NLM_F_APPEND, Request};
 
@@ -91,6 +91,24 @@ pub enum Change {
         /// What the fields are, for people who list the set (`nft`'s numbers of data types, 6 bits each).
         key_type: u32,
     },
+    /// Makes a set of exact keys each of which has a limit: [`Expr::InSet`] goes on for what exceeds that of its key (Linux 5.7).
+    LimitedSet {
+        /// Its name in the table.
+        name: String,
+        /// Octets of a key.
+        key_len: u32,
+        /// As in [`Change::Set`].
+        key_type: u32,
+    },
+    /// Puts keys into such a set. At most [`LIMITED_PER_MESSAGE`].
+    LimitedKeys {
+        /// The set.
+        set: String,
+        /// All keys of the set's length.
+        keys: Vec<(Vec<u8>, Excess)>,
+    },
+    /// Makes a limit that rules share.
+    Limit(String, Excess),
     /// Puts keys into a set. At most [`keys_per_message`].
     Keys {
         /// The set.
@@ -124,6 +142,9 @@ pub struct Counted {
     /// Their octets.
     pub bytes: u64,
 }
+
+/// How many keys of 16 octets at most, with their limits, fit into one message.
+pub const LIMITED_PER_MESSAGE: usize = (Writer::CAPACITY - 600) / 128;
 
 /// How many keys of a length fit into one message.
 pub const fn keys_per_message(key_len: usize) -> usize {
@@ -171,6 +192,34 @@ impl Change {
                 // Sets are told apart by this number within a transaction; rules refer to them by name.
                 number(&mut w, 10, 0);
                 (Message::NewSet, CREATE)
+            }
+            Self::LimitedSet { name, key_len, key_type } => {
+                w.attr_text(2, name);
+                number(&mut w, 3, 0);
+                number(&mut w, 4, *key_type);
+                number(&mut w, 5, *key_len);
+                number(&mut w, 10, 0);
+                // What kind of expression elements have; its numbers are those of elements that bring none.
+                w.nest(17, |w| Excess { octets_per_second: 1 }.write_expr(w));
+                (Message::NewSet, CREATE)
+            }
+            Self::LimitedKeys { set, keys } => {
+                w.attr_text(2, set);
+                w.nest(3, |w| {
+                    for (key, limit) in keys {
+                        w.nest(LIST_ELEM, |w| {
+                            w.nest(1, |w| w.attr(1, key));
+                            w.nest(7, |w| limit.write_expr(w));
+                        });
+                    }
+                });
+                (Message::NewSetElem, CREATE)
+            }
+            Self::Limit(name, limit) => {
+                w.attr_text(2, name);
+                number(&mut w, 3, OBJECT_LIMIT);
+                w.nest(4, |w| limit.write(w));
+                (Message::NewObj, CREATE)
             }
             Self::Keys { set, keys } => {
                 write_keys(&mut w, set, keys);

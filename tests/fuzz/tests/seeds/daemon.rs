@@ -216,8 +216,11 @@ pub fn control() {
         ("down", Request::Down { tunnel: tunnel(), timeout_s: u64::MAX }),
         ("rekey", Request::Rekey { tunnel: tunnel(), ike: true, timeout_s: 0 }),
         ("reset", Request::Reset { tunnel: "\u{1b}[31m\n\"".into(), timeout_s: 1 }),
-        ("bandwidth", Request::Bandwidth { gateway: "vpc-a".into(), bps: Some(100_000_000), save: true }),
-        ("unlimited", Request::Bandwidth { gateway: "vpc-a".into(), bps: None, save: false }),
+        (
+            "bandwidth",
+            Request::Bandwidth { gateway: "vpc-a".into(), bps: Some(100_000_000), inward: false, save: true },
+        ),
+        ("unlimited", Request::Bandwidth { gateway: "vpc-a".into(), bps: None, inward: false, save: false }),
         ("logs", Request::Logs { tunnel: tunnel(), since_s: Some(60) }),
         ("doctor", Request::Doctor {}),
         ("events", Request::Events {}),

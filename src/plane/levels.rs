@@ -1,0 +1,294 @@
+//! Bandwidth levels behind the kernel's ESP: a table of nf_tables that drops what exceeds them. It knows a packet's tunnel by
+//! the reqid of its SA, which stays over rekeys. What a gateway sends on the wire is not here but in traffic control.
+//!
+//! ```text
+//!  prerouting    arrivals: ESP to an outer address     more than the gateway's level on the wire -> drop
+//!                opened:   packets out of an SA        more than the tunnel's, the gateway's     -> drop
+//!  postrouting   sealed:   packets on the way into one more than the tunnel's, the gateway's     -> drop
+//! ```
+//! Everything is one transaction, so that no packet sees half of it. Buckets begin anew with it, full.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cygnet_model::tunnel::Direction;
+use cygnet_model::{ChildId, Reqid, TunnelId};
+use cygnet_xfrm::nft::expr::{Base, Ip, Meta, Register, Verdict, Way};
+use cygnet_xfrm::nft::object::LIMITED_PER_MESSAGE;
+use cygnet_xfrm::nft::{Chain, ChainKind, Change, Excess, Expr, Hook, Keeping, Nft, keys_per_message};
+
+/// The table's name.
+const TABLE: &str = "cygnet-levels";
+/// `nft`'s numbers of data types, for people who list sets.
+const TYPE_INTEGER: u32 = 4;
+const KEY: u32 = 4;
+const ARRIVALS: &str = "arrivals";
+const ESP: u8 = 50;
+const UDP: u8 = 17;
+const NATT: [u8; 2] = 4500u16.to_be_bytes();
+
+/// Bits per second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rate {
+    /// The number.
+    pub bps: u64,
+}
+
+impl From<Rate> for Excess {
+    fn from(rate: Rate) -> Self {
+        Self { octets_per_second: rate.bps / 8 }
+    }
+}
+
+/// Levels of tunnels, and those that the tunnels of a gateway share, in one direction; they count payload.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+struct OneWay {
+    tunnels: BTreeMap<TunnelId, Rate>,
+    gateways: BTreeMap<String, (BTreeSet<TunnelId>, Rate)>,
+}
+
+/// What the table shall keep.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Wanted {
+    out: OneWay,
+    inward: OneWay,
+    /// What may come to the outer addresses of a gateway; it counts the outer packets without their link layer.
+    pub arrivals: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
+}
+
+impl Wanted {
+    /// Levels of tunnels.
+    pub const fn tunnels(&mut self, direction: Direction) -> &mut BTreeMap<TunnelId, Rate> {
+        &mut self.one_way(direction).tunnels
+    }
+
+    /// Levels of gateways, with their tunnels.
+    pub const fn gateways(
+        &mut self,
+        direction: Direction,
+    ) -> &mut BTreeMap<String, (BTreeSet<TunnelId>, Rate)> {
+        &mut self.one_way(direction).gateways
+    }
+
+    const fn one_way(&mut self, direction: Direction) -> &mut OneWay {
+        match direction {
+            Direction::Out => &mut self.out,
+            Direction::In => &mut self.inward,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The transaction that makes the table what it shall be, whatever it was.
+    fn changes(&self) -> Vec<Change> {
+        // Making it first lets it be removed where it was not.
+        let mut out = vec![Change::Table(Keeping::Shared), Change::RemoveTable];
+        if self.is_empty() {
+            return out;
+        }
+        out.push(Change::Table(Keeping::Shared));
+        let ways = [
+            (&self.out, Way::Out, "sealed", Hook::Postrouting, -150),
+            (&self.inward, Way::In, "opened", Hook::Prerouting, -150),
+        ];
+        for (levels, way, chain, hook, priority) in ways {
+            if *levels != OneWay::default() {
+                out.push(Change::Chain(Chain { name: chain, kind: ChainKind::Filter, hook, priority }));
+                levels.put(way, chain, &mut out);
+            }
+        }
+        if !self.arrivals.is_empty() {
+            // Before conntrack, which has nothing to say of ESP.
+            let (kind, hook, priority) = (ChainKind::Filter, Hook::Prerouting, -310);
+            out.push(Change::Chain(Chain { name: ARRIVALS, kind, hook, priority }));
+            for (n, (addresses, rate)) in self.arrivals.values().enumerate() {
+                let limit = format!("arrivals-{n}");
+                out.push(Change::Limit(limit.clone(), (*rate).into()));
+                let esp = addresses.iter().flat_map(|address| arrival(*address, &limit));
+                out.extend(esp.map(|exprs| Change::Rule { chain: ARRIVALS, exprs }));
+            }
+        }
+        out
+    }
+}
+
+impl OneWay {
+    fn put(&self, way: Way, chain: &'static str, out: &mut Vec<Change>) {
+        let Some(at) = Register::new(0) else { return };
+        let tunnel_of_packet =
+            || [Expr::Reqid(way, at), Expr::Mask(at, tunnel_mask().to_ne_bytes().to_vec())];
+        if !self.tunnels.is_empty() {
+            let set = format!("{chain}-tunnels");
+            out.push(Change::LimitedSet { name: set.clone(), key_len: KEY, key_type: TYPE_INTEGER });
+            let keys: Vec<(Vec<u8>, Excess)> =
+                self.tunnels.iter().filter_map(|(id, rate)| Some((key(*id)?, (*rate).into()))).collect();
+            let chunks = keys.chunks(LIMITED_PER_MESSAGE);
+            out.extend(chunks.map(|keys| Change::LimitedKeys { set: set.clone(), keys: keys.to_vec() }));
+            let exprs =
+                tunnel_of_packet().into_iter().chain([Expr::InSet(set, at), Expr::Verdict(Verdict::Drop)]);
+            out.push(Change::Rule { chain, exprs: exprs.collect() });
+        }
+        for (n, (tunnels, rate)) in self.gateways.values().enumerate() {
+            let (set, limit) = (format!("{chain}-gateway-{n}"), format!("{chain}-{n}"));
+            out.push(Change::Set { name: set.clone(), key_len: KEY, key_type: TYPE_INTEGER });
+            let keys: Vec<Vec<u8>> = tunnels.iter().filter_map(|id| key(*id)).collect();
+            let chunks = keys.chunks(keys_per_message(KEY as usize));
+            out.extend(chunks.map(|keys| Change::Keys { set: set.clone(), keys: keys.to_vec() }));
+            out.push(Change::Limit(limit.clone(), (*rate).into()));
+            let exprs = tunnel_of_packet().into_iter().chain([
+                Expr::InSet(set, at),
+                Expr::Exceeds(limit),
+                Expr::Verdict(Verdict::Drop),
+            ]);
+            out.push(Change::Rule { chain, exprs: exprs.collect() });
+        }
+    }
+}
+
+/// The bits of a reqid that say which tunnel it is of.
+const fn tunnel_mask() -> u32 {
+    !(ChildId::LIMIT as u32 - 1)
+}
+
+/// How the kernel loads the reqids of a tunnel, without the bits of the child; `None` for tunnels that have none.
+fn key(tunnel: TunnelId) -> Option<Vec<u8>> {
+    let reqid = Reqid::of(ChildId { tunnel, index: 0 })?;
+    Some((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec())
+}
+
+/// Rules for ESP that comes to an address, bare and in UDP. IKE does not count, nor do keepalives.
+fn arrival(address: IpAddr, limit: &str) -> Vec<Vec<Expr>> {
+    let Some(at) = Register::new(0) else { return Vec::new() };
+    let (family, offset, octets) = match address {
+        IpAddr::V4(a) => (Ip::V4, 16, a.octets().to_vec()),
+        IpAddr::V6(a) => (Ip::V6, 24, a.octets().to_vec()),
+    };
+    let len = octets.len() as u32;
+    let transport = |offset, len| Expr::Payload { base: Base::Transport, offset, len, to: at };
+    let begin = |protocol| {
+        vec![
+            // NFPROTO_IPV4 or NFPROTO_IPV6.
+            Expr::Meta(Meta::Family, at),
+            Expr::Equals(at, vec![family.number()]),
+            Expr::Payload { base: Base::Network, offset, len, to: at },
+            Expr::Equals(at, octets.clone()),
+            Expr::Meta(Meta::Protocol, at),
+            Expr::Equals(at, vec![protocol]),
+        ]
+    };
+    let end = || [Expr::Exceeds(limit.to_owned()), Expr::Verdict(Verdict::Drop)];
+    let bare = begin(ESP).into_iter().chain(end()).collect();
+    let in_udp = [
+        transport(2, 2),
+        Expr::Equals(at, NATT.to_vec()),
+        // The non-ESP marker (RFC 3948 §2.2); shorter datagrams end the rule.
+        transport(8, 4),
+        Expr::Differs(at, vec![0; 4]),
+    ];
+    let in_udp = begin(UDP).into_iter().chain(in_udp).chain(end()).collect();
+    vec![bare, in_udp]
+}
+
+/// Holds the table.
+#[derive(Default, Debug)]
+pub struct Table {
+    nft: Option<Nft>,
+    wanted: Wanted,
+    /// Rules that stand there since the last transaction; `None`: nothing was said yet, or it was refused.
+    rules: Option<usize>,
+}
+
+impl Table {
+    /// Makes these the only levels.
+    ///
+    /// # Errors
+    /// A sentence; the levels before stay in force then.
+    pub fn put(&mut self, wanted: Wanted) -> Result<(), String> {
+        if self.rules.is_some() && self.wanted == wanted {
+            return Ok(());
+        }
+        self.wanted = wanted;
+        self.make()
+    }
+
+    /// Puts the table back if others have changed or removed it; says whether they had.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn mend(&mut self) -> Result<bool, String> {
+        if self.wanted.is_empty() {
+            return Ok(false);
+        }
+        let found = self.nft.as_mut().and_then(|nft| nft.rules().ok());
+        if found.is_some() && found == self.rules {
+            return Ok(false);
+        }
+        self.make().map(|()| true)
+    }
+
+    /// Removes the table, also that of an earlier daemon.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn remove(&mut self) -> Result<(), String> {
+        self.wanted = Wanted::default();
+        self.make()
+    }
+
+    fn make(&mut self) -> Result<(), String> {
+        self.rules = None;
+        let failed = |e: &dyn std::fmt::Display| format!("bandwidth levels are not in force: nf_tables: {e}");
+        let nft = match self.nft.take().map_or_else(|| Nft::open(TABLE), Ok) {
+            Ok(nft) => self.nft.insert(nft),
+            Err(_) if self.wanted.is_empty() => return Ok(()),
+            Err(e) => return Err(failed(&e)),
+        };
+        // A kernel without nf_tables has nothing to remove.
+        if self.wanted.is_empty() && !nft.is_there().unwrap_or(false) {
+            self.rules = Some(0);
+            return Ok(());
+        }
+        let changes = self.wanted.changes();
+        nft.commit(&changes).map_err(|e| failed(&e))?;
+        self.rules = Some(changes.iter().filter(|c| matches!(c, Change::Rule { .. })).count());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted() -> Wanted {
+        let mut wanted = Wanted::default();
+        for n in 0..100 {
+            wanted.tunnels(Direction::Out).insert(TunnelId(n), Rate { bps: 8_000_000 });
+        }
+        wanted
+            .gateways(Direction::In)
+            .insert("g".into(), ([TunnelId(1), TunnelId(2)].into(), Rate { bps: 80_000 }));
+        let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
+        wanted.arrivals.insert("g".into(), (addresses.into(), Rate { bps: 10_000_000_000_000 }));
+        wanted
+    }
+
+    #[test]
+    fn every_step_fits_a_message_and_children_of_a_tunnel_share_its_key() {
+        let changes = wanted().changes();
+        changes.iter().for_each(|change| drop(change.request(TABLE)));
+        let rules = changes.iter().filter(|c| matches!(c, Change::Rule { .. })).count();
+        assert_eq!(rules, 1 + 1 + 4, "tunnels, a gateway, an address of each family bare and in UDP");
+        for (tunnel, index) in [(1, 0), (1, 7), (1, 2047)] {
+            let reqid = Reqid::of(ChildId { tunnel: TunnelId(tunnel), index }).unwrap();
+            assert_eq!((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec(), key(TunnelId(1)).unwrap());
+        }
+        assert_ne!(key(TunnelId(1)), key(TunnelId(2)));
+    }
+
+    #[test]
+    fn nothing_wanted_is_no_table() {
+        assert_eq!(Wanted::default().changes(), [Change::Table(Keeping::Shared), Change::RemoveTable]);
+    }
+}

@@ -1,0 +1,451 @@
+//! Bandwidth levels of tunnels and gateways between two hosts with data plane userspace, each in a network namespace of its own,
+//! with real traffic. Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // the lints know tests only inside #[test] functions
+
+mod host;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use host::{Daemon, Host, told, until};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+const US: &str = "10.1.0.1";
+const FIRST: &str = "10.2.0.1";
+const SECOND: &str = "10.3.0.1";
+const MBIT: f64 = 1e6;
+/// Octets of the packets inside the tunnel.
+const PACKET: usize = 1_200;
+
+/// Our gateway `own` with the tunnels `a-b` to 10.2.0.0/16 and `a-c` to 10.3.0.0/16, which end on one other host.
+struct Pair {
+    ours: Host,
+    theirs: Host,
+    daemon: Daemon,
+    _peer: Daemon,
+}
+
+impl Pair {
+    /// `gateway` and `tunnel` are what the file says of `own` and of `a-b` besides.
+    fn up(test: &str, gateway: &str, tunnel: &str) -> Option<Self> {
+        let (ours, theirs) = (Host::new(test)?, Host::new(test)?);
+        let (a, b) = (ours.holder.id(), theirs.holder.id());
+        let wire = format!("ip link add wire netns {a} type veth peer name wire netns {b}");
+        assert!(Command::new("sh").args(["-c", &wire]).status().unwrap().success());
+        ours.sh(
+            "ip address add 192.0.2.1/24 dev wire; ip link set wire up; ip address add 10.1.0.1/16 dev far",
+        );
+        theirs.sh(
+            "ip address add 192.0.2.2/24 dev wire; ip address add 192.0.2.3/24 dev wire; ip link set wire up",
+        );
+        theirs.sh("ip address add 10.2.0.1/16 dev far; ip address add 10.3.0.1/16 dev far");
+        let dir = |host: &Host, name: &str| {
+            let key = host.path("a-b.psk");
+            fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+            let dir = host.dir.path().display();
+            format!(
+                "daemon: {{ control_socket: {dir}/{name}.sock, state_dir: {dir}/{name}, data_plane: userspace }}"
+            )
+        };
+        let auth = "auth: { psk_file: a-b.psk }, esp: { bytes: unlimited }";
+        let own = format!(
+            "{}
+gateways: [ {{ name: own, address: 192.0.2.1, networks: [10.1.0.0/16]{gateway} }} ]
+customer_gateways: [ {{ name: b, address: 192.0.2.2 }}, {{ name: c, address: 192.0.2.3 }} ]
+tunnels:
+  - {{ name: a-b, gateway: own, customer_gateway: b, {auth}, spd: [ {{ local: 10.1.0.0/16, remote: [10.2.0.0/16] }} ]{tunnel} }}
+  - {{ name: a-c, gateway: own, customer_gateway: c, {auth}, spd: [ {{ local: 10.1.0.0/16, remote: [10.3.0.0/16] }} ] }}
+",
+            dir(&ours, "a")
+        );
+        fs::write(ours.path("a.yaml"), own).unwrap();
+        let other = format!(
+            "{}
+gateways:
+  - {{ name: b, address: 192.0.2.2, networks: [10.2.0.0/16] }}
+  - {{ name: c, address: 192.0.2.3, networks: [10.3.0.0/16] }}
+customer_gateways: [ {{ name: a, address: 192.0.2.1 }} ]
+tunnels:
+  - {{ name: a-b, gateway: b, customer_gateway: a, start: passive, {auth}, spd: [ {{ local: 10.2.0.0/16, remote: [10.1.0.0/16] }} ] }}
+  - {{ name: a-c, gateway: c, customer_gateway: a, start: passive, {auth}, spd: [ {{ local: 10.3.0.0/16, remote: [10.1.0.0/16] }} ] }}
+",
+            dir(&theirs, "b")
+        );
+        fs::write(theirs.path("b.yaml"), other).unwrap();
+        let (peer, daemon) = (started(&theirs, "b"), started(&ours, "a"));
+        let pair = Self { ours, theirs, daemon, _peer: peer };
+        for to in [FIRST, SECOND] {
+            until(|| pair.ping(to, 2).contains(" 0% packet loss"));
+        }
+        Some(pair)
+    }
+
+    fn ping(&self, to: &str, count: u32) -> String {
+        self.ours.sh(&format!("ping -q -c {count} -i 0.2 -W 1 -I {US} {to}"))
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_slice(&self.ours.ask("a", args).stdout).unwrap()
+    }
+
+    fn says(&self, args: &[&str]) -> String {
+        let o = self.ours.ask("a", args);
+        assert_eq!(told(&o), (Some(0), String::new()), "{args:?}");
+        String::from_utf8(o.stdout).unwrap()
+    }
+
+    /// The SPIs of all SAs.
+    fn spis(&self) -> Vec<Value> {
+        let status = self.json(&["status", "--json"]);
+        let of = |t: &Value| {
+            [
+                t["ike"]["spi_i"].clone(),
+                t["children"][0]["spi_in"].clone(),
+                t["children"][0]["spi_out"].clone(),
+            ]
+        };
+        status["tunnels"].as_array().unwrap().iter().flat_map(of).collect()
+    }
+
+    /// What is told of a level of a tunnel: bits per second, and whose word.
+    fn level(&self, tunnel: usize, key: &str) -> (u64, String) {
+        let level = self.json(&["status", "--json"])["tunnels"][tunnel][key].clone();
+        (level["bps"].as_u64().unwrap_or(0), level["origin"].as_str().unwrap_or("none").to_owned())
+    }
+
+    fn metric(&self, series: &str) -> Option<f64> {
+        self.ours.ask("a", &["status"]);
+        let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let page =
+            String::from_utf8(self.ours.inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap();
+        page.lines().find_map(|l| l.strip_prefix(series)?.trim().parse().ok())
+    }
+
+    fn outwards(&self, to: &str, offered: f64) -> Flood {
+        Flood::open((&self.ours, US), (&self.theirs, to), offered)
+    }
+
+    fn inwards(&self, from: &str, offered: f64) -> Flood {
+        Flood::open((&self.theirs, from), (&self.ours, US), offered)
+    }
+}
+
+fn started(host: &Host, name: &str) -> Daemon {
+    let config = host.path(&format!("{name}.yaml"));
+    let daemon = Daemon(host.run(&config).stderr(Stdio::null()).spawn().unwrap());
+    until(|| host.ask(name, &["status"]).status.code() != Some(69));
+    daemon
+}
+
+/// Datagrams at a rate, until it is dropped.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    came: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn open((from, source): (&Host, &str), (to, sink): (&Host, &str), bits_per_second: f64) -> Self {
+        let (stop, sent, came) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (source, sink): (SocketAddr, SocketAddr) =
+            (format!("{source}:0").parse().unwrap(), format!("{sink}:0").parse().unwrap());
+        let receiver = inside(to, move || UdpSocket::bind(sink).unwrap()).join().unwrap();
+        let target = receiver.local_addr().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&came));
+        let receiving = std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while !stopped.load(Relaxed) {
+                if receiver.recv(&mut buffer).is_ok() {
+                    count.fetch_add(1, Relaxed);
+                }
+            }
+        });
+        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let sending = inside(from, move || {
+            let socket = UdpSocket::bind(source).unwrap();
+            socket.connect(target).unwrap();
+            let (began, data) = (Instant::now(), [7; PACKET - 28]);
+            while !stopped.load(Relaxed) {
+                let due = (began.elapsed().as_secs_f64() * bits_per_second / 8.0 / PACKET as f64) as u64;
+                while count.load(Relaxed) < due {
+                    let _ = socket.send(&data);
+                    count.fetch_add(1, Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self { stop, sent, came, threads: vec![receiving, sending] }
+    }
+
+    /// Bits per second of packets inside the tunnel that arrive, over some time from now on.
+    fn rate(&self, over: Duration) -> f64 {
+        let (began, before) = (Instant::now(), self.came.load(Relaxed));
+        std::thread::sleep(over);
+        (self.came.load(Relaxed) - before) as f64 * PACKET as f64 * 8.0 / began.elapsed().as_secs_f64()
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn inside<T: Send + 'static>(host: &Host, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let ns = fs::File::open(format!("/proc/{}/ns/net", host.holder.id())).unwrap();
+    std::thread::spawn(move || {
+        setns(ns, CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    })
+}
+
+const SECOND_LONG: Duration = Duration::from_secs(1);
+
+/// The rate once the first burst has passed; a busy machine may be slower, never faster.
+fn settled(flood: &Flood) -> f64 {
+    std::thread::sleep(SECOND_LONG);
+    flood.rate(SECOND_LONG * 3)
+}
+
+fn is_near(rate: f64, level: f64) -> bool {
+    println!(
+        "{:.3} Mbit/s at a level of {:.3}: {:+.2} %",
+        rate / MBIT,
+        level / MBIT,
+        (rate / level - 1.0) * 100.0
+    );
+    (0.85 * level..1.03 * level).contains(&rate)
+}
+
+#[test]
+fn the_level_of_a_tunnel_holds_both_ways_and_changes_while_traffic_flows() {
+    let test = "the_level_of_a_tunnel_holds_both_ways_and_changes_while_traffic_flows";
+    let Some(pair) = Pair::up(test, "", ", bandwidth: { out: 5mbit, in: 4mbit }") else { return };
+    let spis = pair.spis();
+    assert_eq!(pair.level(0, "bandwidth"), (5_000_000, "configuration".to_owned()));
+    assert_eq!(pair.level(0, "bandwidth_in"), (4_000_000, "configuration".to_owned()));
+    {
+        let out = pair.outwards(FIRST, 30.0 * MBIT);
+        assert!(is_near(settled(&out), 5.0 * MBIT));
+        // Its neighbour sends as if there were none.
+        let neighbour = pair.outwards(SECOND, 10.0 * MBIT);
+        let rate = settled(&neighbour);
+        assert!(rate > 9.0 * MBIT, "{rate}");
+        assert_eq!(pair.says(&["bandwidth", "a-b", "10mbit"]), "bandwidth of tunnel a-b is now 10mbit\n");
+        assert!(is_near(settled(&out), 10.0 * MBIT));
+        assert!(pair.ping(SECOND, 5).contains(" 0% packet loss"));
+    }
+    {
+        let inward = pair.inwards(FIRST, 30.0 * MBIT);
+        assert!(is_near(settled(&inward), 4.0 * MBIT));
+        assert_eq!(
+            pair.says(&["bandwidth", "tunnel:a-b", "8mbit", "--in"]),
+            "bandwidth of tunnel a-b inwards is now 8mbit\n"
+        );
+        assert!(is_near(settled(&inward), 8.0 * MBIT));
+    }
+    assert_eq!(pair.spis(), spis, "no key was made for it");
+    until(|| {
+        let drops =
+            |class| pair.metric(&format!("cygnet_qos_drops_total{{gateway=\"own\",class=\"{class}\"}}"));
+        drops("tunnel") > Some(1_000.0) && drops("tunnel_in") > Some(1_000.0)
+    });
+    let limit = "cygnet_tunnel_bandwidth_limit_bits_per_second{gateway=\"own\",tunnel=\"a-b\",direction=";
+    assert_eq!(pair.metric(&format!("{limit}\"out\"}}")), Some(10_000_000.0));
+    assert_eq!(pair.metric(&format!("{limit}\"in\"}}")), Some(8_000_000.0));
+    assert!(pair.metric("cygnet_plane_drops_total{reason=\"bandwidth\"}") > Some(2_000.0));
+}
+
+/// Below its level a tunnel loses nothing, whatever the level becomes meanwhile.
+#[test]
+fn changes_above_the_rate_lose_no_packet() {
+    let Some(pair) = Pair::up("changes_above_the_rate_lose_no_packet", ", bandwidth: 50mbit", "") else {
+        return;
+    };
+    let spis = pair.spis();
+    let mut flood = pair.outwards(FIRST, 1.0 * MBIT);
+    for rate in ["20mbit", "10mbit", "100mbit", "unlimited", "5mbit"] {
+        pair.says(&["bandwidth", "a-b", rate]);
+        pair.says(&["bandwidth", "own", rate]);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    flood.stop.store(true, Relaxed);
+    // The sender goes first: its last datagram is on the way for a moment.
+    let _ = flood.threads.pop().unwrap().join();
+    let (sent, came) = (flood.sent.load(Relaxed), Arc::clone(&flood.came));
+    drop(flood);
+    println!("{sent} sent, {} came", came.load(Relaxed));
+    assert!(sent > 50 && sent - came.load(Relaxed) <= 1, "{sent} {}", came.load(Relaxed));
+    assert_eq!(pair.spis(), spis);
+}
+
+#[test]
+fn a_gateways_level_holds_inwards_in_payload_and_beside_qdiscs_of_others() {
+    let test = "a_gateways_level_holds_inwards_in_payload_and_beside_qdiscs_of_others";
+    let Some(pair) = Pair::up(test, ", bandwidth: { out: 6mbit, in: 5mbit, counts: payload }", "") else {
+        return;
+    };
+    let both = |one: &Flood, two: &Flood| {
+        std::thread::sleep(SECOND_LONG);
+        let before = two.came.load(Relaxed);
+        let began = Instant::now();
+        let one = one.rate(SECOND_LONG * 3);
+        one + (two.came.load(Relaxed) - before) as f64 * PACKET as f64 * 8.0 / began.elapsed().as_secs_f64()
+    };
+    {
+        let (one, two) = (pair.inwards(FIRST, 20.0 * MBIT), pair.inwards(SECOND, 20.0 * MBIT));
+        assert!(is_near(both(&one, &two), 5.0 * MBIT), "its tunnels share it");
+    }
+    {
+        let (one, two) = (pair.outwards(FIRST, 20.0 * MBIT), pair.outwards(SECOND, 20.0 * MBIT));
+        assert!(is_near(both(&one, &two), 6.0 * MBIT), "its tunnels share it");
+    }
+    assert!(!pair.ours.sh("tc qdisc show dev wire").contains("htb"), "traffic control counts the wire");
+
+    // On the wire again, but somebody else has the root of the interface, and keeps it.
+    assert_eq!(pair.says(&["bandwidth", "own", "unlimited"]), "bandwidth of own is now unlimited\n");
+    pair.ours.sh("tc qdisc add dev wire root handle 7: tbf rate 400mbit burst 100k latency 50ms");
+    let before = pair.ours.sh("tc qdisc show dev wire");
+    let config = pair.ours.path("a.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("{ out: 6mbit, in: 5mbit, counts: payload }", "8mbit")).unwrap();
+    pair.says(&["apply"]);
+    {
+        let out = pair.outwards(FIRST, 30.0 * MBIT);
+        // ESP, UDP, IPv4 and Ethernet around the packet.
+        let wire = PACKET as f64 / (PACKET as f64 + 30.0 + 8.0 + 20.0 + 14.0);
+        assert!(is_near(settled(&out), 8.0 * MBIT * wire));
+    }
+    assert_eq!(pair.ours.sh("tc qdisc show dev wire"), before);
+    pair.ours.sh("tc qdisc del dev wire root");
+    // The queue comes back when its place is free.
+    until(|| pair.ours.sh("tc qdisc show dev wire").contains("htb c960:"));
+}
+
+/// Packets leave by another interface than the one with the gateway's address, and then by a third.
+#[test]
+fn a_level_follows_the_way_of_the_packets() {
+    let Some(pair) = Pair::up("a_level_follows_the_way_of_the_packets", ", bandwidth: 8mbit", "") else {
+        return;
+    };
+    let (a, b) = (pair.ours.holder.id(), pair.theirs.holder.id());
+    let shaped =
+        |dev: &str| pair.ours.sh(&format!("tc class show dev {dev}")).contains("rate 8Mbit ceil 8Mbit");
+    assert!(shaped("wire"));
+    let link = format!(
+        "ip link add wide netns {a} type veth peer name wide netns {b}
+         nsenter --net -t {a} ip link set wide up; nsenter --net -t {b} ip link set wide up"
+    );
+    assert!(Command::new("sh").args(["-c", &link]).status().unwrap().success());
+    pair.ours.sh("ip link add link wide name wide.7 type vlan id 7; ip link set wide.7 up; ip address add 198.51.100.1/24 dev wide.7");
+    pair.theirs.sh("ip link add link wide name wide.7 type vlan id 7; ip link set wide.7 up; ip address add 198.51.100.2/24 dev wide.7");
+    for host in [&pair.ours, &pair.theirs] {
+        host.sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wire.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
+        host.sh("sysctl -qw net.ipv4.conf.wide/7.rp_filter=0");
+    }
+    if !pair.ours.sh("ip -br link").contains("wide.7") {
+        println!("a_level_follows_the_way_of_the_packets is skipped: this kernel has no VLAN");
+        return;
+    }
+    // One of the two peers is behind the other interface: each has the level, and both together no more.
+    pair.ours.sh("ip route add 192.0.2.2 via 198.51.100.2 dev wide.7");
+    until(|| shaped("wide.7") && shaped("wire"));
+    {
+        let (one, two) = (pair.outwards(FIRST, 20.0 * MBIT), pair.outwards(SECOND, 20.0 * MBIT));
+        std::thread::sleep(SECOND_LONG * 2);
+        let before = two.came.load(Relaxed);
+        let one = one.rate(SECOND_LONG * 3);
+        let two = (two.came.load(Relaxed) - before) as f64 * PACKET as f64 * 8.0 / 3.0;
+        println!("{:.2} and {:.2} Mbit/s by two interfaces", one / MBIT, two / MBIT);
+        assert!(one > MBIT && two > MBIT && one + two < 8.2 * MBIT, "{one} {two}");
+    }
+    pair.ours.sh("ip route add 192.0.2.3 via 198.51.100.2 dev wide.7");
+    until(|| shaped("wide.7") && !pair.ours.sh("tc qdisc show dev wire").contains("htb"));
+}
+
+/// Command over saved over configuration; what was saved outlives the daemon, what was only said a crash; a file that says
+/// something else has the last word.
+#[test]
+fn levels_of_tunnels_outlive_the_daemon_and_follow_the_file() {
+    let test = "levels_of_tunnels_outlive_the_daemon_and_follow_the_file";
+    let Some(mut pair) = Pair::up(test, "", ", bandwidth: 5mbit") else { return };
+    let is = |bps: u64, origin: &str| (bps, origin.to_owned());
+    pair.says(&["bandwidth", "a-b", "7mbit", "--save"]);
+    pair.says(&["bandwidth", "a-c", "9mbit", "--in"]);
+    let all = |pair: &Pair| [pair.level(0, "bandwidth"), pair.level(1, "bandwidth_in")];
+    assert_eq!(all(&pair), [is(7_000_000, "saved"), is(9_000_000, "command")]);
+    pair.daemon.0.kill().unwrap();
+    pair.daemon.0.wait().unwrap();
+    pair.daemon = started(&pair.ours, "a");
+    assert_eq!(all(&pair), [is(7_000_000, "saved"), is(9_000_000, "command")]);
+    assert_eq!(pair.daemon.end(), Some(0));
+    pair.daemon = started(&pair.ours, "a");
+    assert_eq!(all(&pair), [is(7_000_000, "saved"), is(0, "none")]);
+    assert!(
+        pair.says(&["status", "a-b"]).contains("out 7.0 Mbit/s (saved)"),
+        "{}",
+        pair.says(&["status", "a-b"])
+    );
+
+    let config = pair.ours.path("a.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("bandwidth: 5mbit", "bandwidth: { out: 6mbit, in: 3mbit }")).unwrap();
+    let plan = pair.says(&["plan"]);
+    let words = "the bandwidth of tunnel a-b, 7mbit as set by command, gives way";
+    assert!(plan.contains(words) && plan.contains("bandwidth: 5mbit -> 6mbit"), "{plan}");
+    pair.says(&["apply"]);
+    assert_eq!(pair.level(0, "bandwidth"), is(6_000_000, "configuration"));
+    assert_eq!(pair.level(0, "bandwidth_in"), is(3_000_000, "configuration"));
+    assert!(!fs::read_to_string(pair.ours.path("a").join("bandwidth.json")).unwrap().contains("a-b"));
+}
+
+#[test]
+fn bad_levels_are_refused_and_change_nothing() {
+    let Some(pair) = Pair::up("bad_levels_are_refused_and_change_nothing", "", ", bandwidth: 5mbit") else {
+        return;
+    };
+    let before = pair.json(&["status", "--json"])["gateways"].clone();
+    for (args, code, words) in [
+        (["bandwidth", "nobody", "5mbit"], 64, "no gateway or tunnel \"nobody\""),
+        (["bandwidth", "tunnel:own", "5mbit"], 64, "no gateway or tunnel"),
+        (["bandwidth", "gateway:a-b", "5mbit"], 64, "no gateway or tunnel"),
+        (["bandwidth", "a-b", "0"], 64, "no unit"),
+        (["bandwidth", "a-b", "0mbit"], 64, "out of range"),
+        (["bandwidth", "own", "1000000000000"], 64, "no unit"),
+        (["bandwidth", "own", "1000tbit"], 64, "out of range"),
+    ] {
+        let (got, err) = told(&pair.ours.ask("a", &args));
+        assert!(got == Some(code) && err.contains(words), "{args:?}: {got:?} {err}");
+    }
+    // Who asks without the command line is looked at as well.
+    for bps in ["0", "1", "1000000000000000"] {
+        let mut socket = UnixStream::connect(pair.ours.path("a.sock")).unwrap();
+        let ask = format!("{{\"verb\":\"bandwidth\",\"gateway\":\"a-b\",\"bps\":{bps},\"save\":true}}");
+        socket.write_all(&u32::try_from(ask.len()).unwrap().to_be_bytes()).unwrap();
+        socket.write_all(ask.as_bytes()).unwrap();
+        let mut len = [0; 4];
+        socket.read_exact(&mut len).unwrap();
+        let mut answer = vec![0; u32::from_be_bytes(len) as usize];
+        socket.read_exact(&mut answer).unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.contains("is out of range"), "{bps}: {answer}");
+    }
+    assert_eq!(pair.level(0, "bandwidth"), (5_000_000, "configuration".to_owned()));
+    assert_eq!(pair.json(&["status", "--json"])["gateways"], before);
+}
