@@ -115,7 +115,7 @@ fn head(p: &Published, record: &Record) -> Value {
     let gateways = s.gateways.iter().map(|g| {
         json!({
             "name": g.name, "address": g.address, "bandwidth_bps": g.bandwidth_bps,
-            "bandwidth_origin": g.bandwidth_origin, "used": g.used, "limits": g.limits,
+            "bandwidth_origin": g.bandwidth_origin, "bandwidth_in": g.bandwidth_in, "used": g.used, "limits": g.limits,
             "rate": record.rate(Of::Gateway(&g.name)),
         })
     });

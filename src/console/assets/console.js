@@ -131,6 +131,23 @@ function events(all) {
 
 const counts = (map) => Object.entries(map ?? {}).sort((a, b) => b[1] - a[1]).map(([name, n]) => [name, [String(n)]]);
 
+/** A bandwidth level in words. */
+const level = (l) => (l ? `${l.bps === null ? "unlimited" : bits(l.bps)} (${l.origin})` : "unlimited");
+
+/** A form that sets the level of `whose`. */
+function levelForm(whose, label) {
+  const text = el("input", { required: true, placeholder: "100mbit or unlimited", "aria-label": label });
+  const save = el("input", { type: "checkbox" });
+  const inward = el("input", { type: "checkbox" });
+  const line = (box, words) => el("label", { className: "line" }, box, words);
+  return el("form", { className: "tools", onsubmit: async (e) => {
+    e.preventDefault();
+    const bps = rate(text.value);
+    if (bps === undefined) return notice("bad", `${text.value} is no rate; write a number with kbit, mbit or gbit, or unlimited`);
+    if (await order("bandwidth", { gateway: whose, bps, inward: inward.checked, save: save.checked })) text.value = "";
+  } }, changing(text), line(inward, "inwards"), line(save, "over restarts"), changing(el("button", {}, "Set")));
+}
+
 /** Asks again and again while a page is open. */
 function poll(path, take) {
   let timer = null;
@@ -191,6 +208,7 @@ function tunnel(name) {
     await order(verb, { tunnel: name, timeout_s: 30, ...more });
     permit(e.target);
   } }, text));
+  const set = levelForm(`tunnel:${name}`, `Bandwidth of ${name}`);
   const buttons = el("div", { className: "tools" }, act("Up", "up"), act("Down", "down"),
     act("New keys", "rekey", { ike: false }), act("New IKE keys", "rekey", { ike: true }), act("Reset", "reset"));
   ask(`/api/rates?tunnel=${encodeURIComponent(name)}`).then((r) => chart.set(r.points), () => {});
@@ -208,6 +226,7 @@ function tunnel(name) {
     if (!t) return;
     facts.replaceChildren(
       card("Ends", list([["Gateway", t.gateway], ["Customer gateway", t.customer_gateway], ["Start", t.start],
+        ["Bandwidth", level(t.bandwidth)], ["Bandwidth inwards", level(t.bandwidth_in)],
         ["Our address", t.path?.local], ["Peer's address", t.path?.remote], ["Peer's identity", t.ike?.peer_id]])),
       card("IKE SA", t.ike ? list([["Algorithms", t.ike.proposal], ["We are", t.ike.role], ["NAT", t.ike.nat],
         ["New keys in", span(t.ike.rekey_in_s)], ["SPIs", `${t.ike.spi_i} ${t.ike.spi_r}`]]) : el("p", { className: "quiet" }, "None.")));
@@ -222,7 +241,7 @@ function tunnel(name) {
     past.replaceChildren(events(known.events.events.slice(-50).reverse()));
   }
   const leave = poll(`/api/tunnel?name=${encodeURIComponent(name)}`, detail);
-  return { title: name, update, leave, nodes: [el("h2", {}, name), now, buttons, card("Traffic, 10 minutes", chart.node), facts,
+  return { title: name, update, leave, nodes: [el("h2", {}, name), now, buttons, card("Traffic, 10 minutes", chart.node, set), facts,
     card("Configured networks", rules), card("ESP SAs", keys), card("Last negotiations", why), card("Events", past)] };
 }
 
@@ -241,16 +260,8 @@ function gateways() {
   function make(g) {
     const chart = new Chart(`Traffic of ${g.name}`, GATEWAY_SPAN, STEP);
     ask(`/api/rates?gateway=${encodeURIComponent(g.name)}`).then((r) => chart.set(r.points), () => {});
-    const level = el("input", { required: true, placeholder: "100mbit or unlimited", "aria-label": `Bandwidth of ${g.name}` });
-    const save = el("input", { type: "checkbox" });
-    const form = el("form", { className: "tools", onsubmit: async (e) => {
-      e.preventDefault();
-      const bps = rate(level.value);
-      if (bps === undefined) return notice("bad", `${level.value} is no rate; write a number with kbit, mbit or gbit, or unlimited`);
-      if (await order("bandwidth", { gateway: g.name, bps, save: save.checked })) level.value = "";
-    } }, changing(level), el("label", { className: "line" }, save, "over restarts"), changing(el("button", {}, "Set")));
     const facts = el("div", {});
-    const node = card(g.name, facts, chart.node, form, el("p", {}, link(`#/traffic/${encodeURIComponent(g.name)}`, "Addresses behind it")));
+    const node = card(g.name, facts, chart.node, levelForm(`gateway:${g.name}`, `Bandwidth of ${g.name}`), el("p", {}, link(`#/traffic/${encodeURIComponent(g.name)}`, "Addresses behind it")));
     place.append(node);
     return { node, chart, facts };
   }
@@ -261,9 +272,9 @@ function gateways() {
       if (!cards.has(g.name)) cards.set(g.name, make(g));
       const c = cards.get(g.name);
       const own = [...state.tunnels.values()].filter((t) => t.gateway === g.name);
-      const level = g.bandwidth_bps === null ? "unlimited" : bits(g.bandwidth_bps);
       const quota = state.head.quota?.tunnels_per_gateway?.limit;
-      c.facts.replaceChildren(list([["Address", g.address], ["Bandwidth", `${level} (${g.bandwidth_origin})`],
+      c.facts.replaceChildren(list([["Address", g.address], ["Bandwidth", level({ bps: g.bandwidth_bps, origin: g.bandwidth_origin })],
+        ["Bandwidth inwards", level(g.bandwidth_in)],
         ["Tunnels", `${own.filter((t) => UP.includes(t.state)).length} of ${own.length} up${quota ? `, quota ${quota}` : ""}`],
         ["Limited addresses", g.limits ? `${g.limits.rates} to a rate, ${g.limits.blocked} blocked` : "none"]]));
       c.chart.add(g.rate);
