@@ -9,6 +9,7 @@ pub mod export;
 pub mod import;
 pub mod observe;
 pub mod plane;
+pub mod quality;
 pub mod shaping;
 pub mod store;
 pub mod sys;
