@@ -1,5 +1,6 @@
 //! The cygnet daemon and its command line.
 
+pub mod alerts;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -13,7 +13,8 @@ use super::model::{
     Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
     PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
-use super::quota;
+use super::{health_check, quota};
+use super::health_check::RawHealthCheck;
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
 
@@ -99,6 +100,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Remot
         esp: t.esp,
         mark: t.mark,
         weight: t.weight.unwrap_or(0),
+        health_check: t.health_check.as_ref().map(RawHealthCheck::resolved),
         allow_internet: t.allow_internet,
         bypass: Bypass {
             attached: t.bypass.attached,
@@ -236,6 +238,7 @@ impl<'a> Book<'a> {
         check_children(t, sink);
         check_preset(t, sink);
         check_bypass(t, sink);
+        health_check::check(t, sink);
     }
 
     /// The two ends must be different, and able to reach each other.

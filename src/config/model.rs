@@ -11,6 +11,8 @@ use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
+pub use super::alerts::{Alerts, Webhook};
+pub use super::health_check::HealthCheck;
 pub use super::identity::{Identity, RemoteId};
 pub use super::preset::Preset;
 pub use super::quota::Quota;
@@ -62,6 +64,8 @@ pub struct Daemon {
     pub metrics: Option<SocketAddr>,
     /// Where the console listens; `None`: nowhere.
     pub console: Option<SocketAddr>,
+    /// Who is told of events.
+    pub alerts: Alerts,
 }
 
 /// What happens to the guards when the daemon ends.
@@ -197,6 +201,8 @@ pub struct Tunnel {
     pub mark: Option<Mark>,
     /// Which of several tunnels that claim the same packets carries them: 0 the primary, the lowest one that is up.
     pub weight: u8,
+    /// What is probed through it.
+    pub health_check: Option<HealthCheck>,
     /// Whether /0 may stand in the rules.
     pub allow_internet: bool,
     /// What is reached directly although the rules cover it.

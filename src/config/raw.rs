@@ -15,10 +15,12 @@ use zeroize::Zeroizing;
 
 use super::decode::{Item, Reader, Spanned};
 use super::error::{At, Sink, Wrong, quoted, wrong};
+use super::alerts::{self, RawAlerts};
 use super::fields;
+use super::health_check::{self, RawHealthCheck};
 use super::identity::{self, Identity, RemoteId};
 use super::model::{
-    Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
+    Alerts, Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
     Retransmit, Start,
 };
 use super::preset::{self, Preset};
@@ -46,6 +48,8 @@ impl<T> Default for Many<T> {
 #[derive(Debug)]
 pub struct RawConfig {
     pub daemon: Daemon,
+    /// `daemon.alerts`.
+    pub alerts: RawAlerts,
     pub gateways: Many<RawGateway>,
     pub customers: Many<RawCustomer>,
     pub tunnels: Many<RawTunnel>,
@@ -88,6 +92,7 @@ pub struct RawTunnel {
     pub esp: EspParams,
     pub mark: Option<Mark>,
     pub weight: Option<u8>,
+    pub health_check: Option<RawHealthCheck>,
     pub allow_internet: bool,
     pub bypass: RawBypass,
     pub source: Source,
@@ -174,8 +179,10 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
         .filter_map(|c: &RawCustomer| Some((c.name.as_ref()?.value.as_str(), c.preset?)))
         .collect();
     let tunnels = many(&r, "tunnels", "tunnels", |i| tunnel(i, &presets));
+    let (daemon, alerts) = daemon(r.get("daemon"), sink);
     Some(RawConfig {
-        daemon: daemon(r.get("daemon"), sink),
+        daemon,
+        alerts,
         gateways: many(&r, "gateways", "gateways", gateway),
         tunnels,
         customers,
@@ -183,7 +190,7 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
     })
 }
 
-fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
+fn daemon(item: Option<Item<'_>>, sink: &Sink) -> (Daemon, RawAlerts) {
     let mut d = Daemon {
         control_socket: "/run/cygnet/control.sock".into(),
         state_dir: "/var/lib/cygnet".into(),
@@ -191,8 +198,9 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
         guards: Guards::Keep,
         metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9180))),
         console: None,
+        alerts: Alerts::default(),
     };
-    let Some(r) = item.and_then(|i| i.map(&fields::DAEMON)) else { return d };
+    let Some(r) = item.and_then(|i| i.map(&fields::DAEMON)) else { return (d, RawAlerts::default()) };
     if let Some(p) = r.get("control_socket").and_then(|i| i.parse("a path", socket_path)) {
         d.control_socket = p.value;
     }
@@ -225,7 +233,7 @@ fn daemon(item: Option<Item<'_>>, sink: &Sink) -> Daemon {
             *slot = l.value;
         }
     }
-    d
+    (d, r.get("alerts").map_or_else(RawAlerts::default, |i| alerts::read(&i)))
 }
 
 fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
@@ -368,6 +376,7 @@ fn tunnel(item: &Item<'_>, presets: &BTreeMap<&str, &'static Preset>) -> Option<
         esp: esp(r.get("esp"), in_effect.map_or_else(EspParams::default, Preset::esp), start),
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
         weight: r.get("weight").and_then(|i| i.integer(0, 255)).and_then(|n| u8::try_from(n).ok()),
+        health_check: r.get("health_check").and_then(|i| health_check::read(&i)),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
         bypass: r.get("bypass").map_or_else(RawBypass::default, |i| bypass(&i)),
         source: r

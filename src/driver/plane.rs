@@ -16,7 +16,7 @@ use crate::config::model::Guards;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::near;
 use crate::plane::source::{self, Wish};
-use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
+use crate::plane::user::{IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
 use crate::traffic::meter::Traffic;
 
@@ -161,6 +161,20 @@ impl Plane {
         match &self.esp {
             Esp::Kernel(_) => None,
             Esp::User(p) => Some(p.traffic()),
+        }
+    }
+
+    /// Says where answers to probes go, and for which addresses the peers' probes are answered. Only our own plane does.
+    pub fn follow_probing(&self, probing: Probing) {
+        if let Esp::User(p) = &self.esp {
+            p.follow_probing(probing);
+        }
+    }
+
+    /// Sends probes, each by its own children. Only our own plane does.
+    pub fn probe(&self, packets: Vec<Outgoing>) {
+        if let (Esp::User(p), false) = (&self.esp, packets.is_empty()) {
+            p.probe(packets);
         }
     }
 

@@ -75,6 +75,13 @@ impl TunnelMemory {
     }
 }
 
+impl TunnelMemory {
+    /// Whether the tunnel was up when its state was last noted.
+    pub const fn is_up(&self) -> bool {
+        self.state.is_up()
+    }
+}
+
 impl Daemon {
     /// Publishes what a command changed before the command is answered; where many come one after the other, a moment
     /// later, and together.
@@ -294,6 +301,7 @@ impl Daemon {
                 .collect(),
             coverage: coverage_status(&view.coverage),
             unanswered_s: self.unanswered(id, now),
+            quality: self.quality_status(id, now),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
             legacy: legacy(t),
             warnings: view.lesson.iter().map(|t| crate::observe::one_line(&lesson_words(t))).collect(),
