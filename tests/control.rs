@@ -48,6 +48,7 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         coverage: CoverageStatus::default(),
         rules: vec![],
         unanswered_s: None,
+        quality: None,
         warnings: vec![],
         legacy: LegacyStatus::default(),
     }

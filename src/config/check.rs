@@ -238,7 +238,7 @@ impl<'a> Book<'a> {
         check_children(t, sink);
         check_preset(t, sink);
         check_bypass(t, sink);
-        health_check::check(t, sink);
+        health_check::check(t, self.plane, sink);
     }
 
     /// The two ends must be different, and able to reach each other.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::decode::{Item, Reader, Spanned};
 use super::error::{Sink, Wrong, quoted, wrong};
+use super::model::PlaneChoice;
 use super::raw::{RawRule, RawTunnel};
 use super::{fields, identity, units};
 use crate::quality::Settings;
@@ -80,9 +81,13 @@ fn percent(text: &str) -> Result<u8, Wrong> {
 
 /// A probe must be a packet of the tunnel: from inside its local networks to inside the remote ones of the same rule, and
 /// not let by.
-pub(super) fn check(t: &RawTunnel, sink: &Sink) {
+pub(super) fn check(t: &RawTunnel, plane: PlaneChoice, sink: &Sink) {
     let Some(check) = &t.health_check else { return };
     let target = &check.target;
+    if plane != PlaneChoice::Userspace {
+        let fix = "set data_plane: userspace, or drop the key; dead peer detection moves the traffic to a backup all the same";
+        sink.warning(&target.at, wrong("this version sends no probes with the kernel's data plane", fix));
+    }
     // What is wrong with the rules is noted elsewhere.
     if !t.rules.complete || !t.rules.good.iter().all(|rule| rule.remote.complete && rule.local.is_some()) {
         return;
