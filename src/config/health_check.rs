@@ -84,9 +84,10 @@ fn percent(text: &str) -> Result<u8, Wrong> {
 pub(super) fn check(t: &RawTunnel, plane: PlaneChoice, sink: &Sink) {
     let Some(check) = &t.health_check else { return };
     let target = &check.target;
-    if plane != PlaneChoice::Userspace {
-        let fix = "set data_plane: userspace, or drop the key; dead peer detection moves the traffic to a backup all the same";
-        sink.warning(&target.at, wrong("this version sends no probes with the kernel's data plane", fix));
+    if plane != PlaneChoice::Userspace && t.weight.is_some() {
+        let fix = "set data_plane: userspace to probe each of them; dead peer detection moves the traffic all the same";
+        let what = "of tunnels that share their networks, which have weights, none is probed with the kernel's data plane";
+        sink.warning(&target.at, wrong(what, fix));
     }
     // What is wrong with the rules is noted elsewhere.
     if !t.rules.complete || !t.rules.good.iter().all(|rule| rule.remote.complete && rule.local.is_some()) {

@@ -254,6 +254,8 @@ struct Inputs {
     plane: Option<AsyncFd<OwnedFd>>,
     host: Option<AsyncFd<OwnedFd>>,
     wall: Option<AsyncFd<OwnedFd>>,
+    /// Answers to probes, of both families, with the kernel's plane.
+    echo: [Option<AsyncFd<OwnedFd>>; 2],
     signals: Signals,
     /// Where metrics are asked for, until they are served.
     metrics: Option<TcpListener>,
@@ -372,6 +374,11 @@ impl Daemon {
             .ok();
         let host_fd = host.as_ref().map(|h| watched(h.fd())).transpose()?;
         let wall_fd = plane.wall_fd().map(watched).transpose()?;
+        plane.open_probing();
+        let echo = {
+            let mut fds = plane.echo_fds().map(watched);
+            [fds.next().transpose()?, fds.next().transpose()?]
+        };
 
         let mut daemon = Self {
             path: path.to_owned(),
@@ -448,6 +455,7 @@ impl Daemon {
             plane: plane_fd,
             host: host_fd,
             wall: wall_fd,
+            echo,
             signals,
             metrics,
         };
@@ -575,6 +583,8 @@ impl Daemon {
                     let more = std::iter::from_fn(|| inputs.answers.try_recv().ok()).take(quality::ANSWER_QUEUE);
                     self.on_answers(std::iter::once(first).chain(more));
                 }
+                () = readable(inputs.echo.first().and_then(Option::as_ref)) => self.take_echoes(),
+                () = readable(inputs.echo.last().and_then(Option::as_ref)) => self.take_echoes(),
                 () = sleep_until(self.quality.wakeup(clock::now().mono)) => self.probe(),
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),

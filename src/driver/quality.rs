@@ -68,8 +68,9 @@ enum Way {
 
 const NO_SOURCE: &str = "this host has no address inside the local networks to send probes from; give an interface one, or \
                          set health_check.source";
-const NO_PLANE: &str =
-    "this version sends no probes with the kernel's data plane; set data_plane: userspace, or drop health_check";
+const SHARED: &str = "another tunnel has the same networks, and with the kernel's data plane probes go by the one that \
+                      carries; set data_plane: userspace to probe each of them";
+const NOT_OWN: &str = "health_check.source is no address of this host, which it must be with the kernel's data plane";
 
 impl Quality {
     pub fn new(answers: mpsc::Sender<Answered>) -> Self {
@@ -127,7 +128,8 @@ impl Daemon {
                     // Spread over the interval, so that thousands do not leave in one moment.
                     let part = check.settings.interval * (id.0.wrapping_mul(2_654_435_761) >> 22) / 1024;
                     let prober = Prober::new(check.settings, now.mono + part);
-                    let way = Way::None(NO_SOURCE);
+                    // Unlike any that is found, so that what is found is told.
+                    let way = Way::None("");
                     quality.watched.insert(id, Watched { check, prober, at: now.mono, since: now, way });
                 }
             }
@@ -156,9 +158,11 @@ impl Daemon {
         for id in ids {
             let Some(t) = self.tunnel(id) else { continue };
             let Some(check) = t.health_check else { continue };
-            let way = match plane {
-                PlaneKind::Kernel => Way::None(NO_PLANE),
-                PlaneKind::Userspace => self.way(t, &check).unwrap_or(Way::None(NO_SOURCE)),
+            let way = self.way(t, &check).unwrap_or(Way::None(NO_SOURCE));
+            let way = match (plane, way) {
+                (PlaneKind::Kernel, Way::By(..)) if self.quality.rivals.contains(&id) => Way::None(SHARED),
+                (PlaneKind::Kernel, Way::By(source, _)) if !self.quality.own.contains(&source) => Way::None(NOT_OWN),
+                (_, way) => way,
             };
             answered.extend(check.source);
             let Some(watched) = self.quality.watched.get_mut(&id) else { continue };
@@ -232,6 +236,16 @@ impl Daemon {
         }
         self.plane.probe(packets);
         self.on_quality(changes);
+    }
+
+    /// Takes answers to probes that came by sockets.
+    pub(super) fn take_echoes(&mut self) {
+        // A flood of them must not keep the loop from all else; the rest is taken with the next ones.
+        for _ in 0..4 {
+            if !self.plane.take_answers() {
+                break;
+            }
+        }
     }
 
     /// Takes answers to probes.
