@@ -1,5 +1,6 @@
 //! The cygnet daemon and its command line.
 
+pub mod alerts;
 pub mod cli;
 pub mod config;
 pub mod console;
@@ -11,6 +12,7 @@ mod http;
 pub mod import;
 pub mod observe;
 pub mod plane;
+pub mod quality;
 pub mod shaping;
 pub mod store;
 pub mod sys;

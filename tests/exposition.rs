@@ -61,6 +61,7 @@ fn published(tunnels: usize) -> Published {
     counters.rtt.observe(Duration::from_millis(3));
     counters.rtt.observe(Duration::from_secs(60));
     counters.read_xfrm_stat("XfrmInError             \t0\nXfrmInNoStates \t42\n");
+    counters.alerts = [(("webhook", "delivered"), 3), (("command", "dropped"), 1)].into();
     counters.qos_drops.entry(("vpc-a".into(), "default".into())).or_default().read(5);
     let tunnel = |name: &String| TunnelStatus {
         made_s: 0,
@@ -79,6 +80,22 @@ fn published(tunnels: usize) -> Published {
         coverage: CoverageStatus { pairs: 4, covered: 1, missing: vec![] },
         rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],
         unanswered_s: (name.as_str() == "a-b").then_some(30),
+        quality: (name.as_str() == "a-b").then(|| QualityStatus {
+            health: "degraded".into(),
+            cause: Some("loss".into()),
+            since: String::new(),
+            target: "10.2.0.1".into(),
+            source: Some("10.1.0.1".into()),
+            problem: None,
+            probes: 60,
+            lost: 15,
+            lost_there: None,
+            loss_ratio: Some(0.25),
+            delay_ms: Some(21.5),
+            delay_min_ms: Some(20.0),
+            delay_max_ms: Some(30.0),
+            jitter_ms: Some(0.5),
+        }),
         warnings: vec![],
         bandwidth: (name.as_str() == "a-b").then_some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
         bandwidth_in: None,

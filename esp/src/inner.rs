@@ -56,6 +56,19 @@ impl InnerHeader {
         }
     }
 
+    /// Whether it is an echo request or reply (RFC 792, RFC 4443 §4.1).
+    pub const fn is_icmp_echo(&self) -> bool {
+        let kind = match self.ports {
+            Some((kind_and_code, _)) => kind_and_code >> 8,
+            None => return false,
+        };
+        match self.protocol {
+            protocol::ICMP => matches!(kind, 0 | 8),
+            protocol::ICMPV6 => matches!(kind, 128 | 129),
+            _ => false,
+        }
+    }
+
     /// The end that sent the packet, as selectors see it.
     pub const fn source_end(&self) -> PacketEnd {
         let port = match self.ports {

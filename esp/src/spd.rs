@@ -89,7 +89,7 @@ struct Rank {
     any_protocol: bool,
     ports: u32,
     layer: Layer,
-    weight: u8,
+    weight: u16,
     child: ChildId,
 }
 
@@ -160,7 +160,7 @@ impl Spd {
     }
 
     /// Enters the selectors of a child; those that [`Self::accepts`] refuses are not entered.
-    pub(crate) fn enter(&mut self, layer: Layer, child: ChildId, weight: u8, selectors: Selectors<'_>) {
+    pub(crate) fn enter(&mut self, layer: Layer, child: ChildId, weight: u16, selectors: Selectors<'_>) {
         for (shape, key, pair) in selectors.pairs().unwrap_or_default() {
             let at = match self.shapes.binary_search_by_key(&shape, |(shape, _)| *shape) {
                 Ok(at) => at,
@@ -179,7 +179,7 @@ impl Spd {
     }
 
     /// Takes back what [`Self::enter`] entered with the same arguments.
-    pub(crate) fn withdraw(&mut self, layer: Layer, child: ChildId, weight: u8, selectors: Selectors<'_>) {
+    pub(crate) fn withdraw(&mut self, layer: Layer, child: ChildId, weight: u16, selectors: Selectors<'_>) {
         for (shape, key, pair) in selectors.pairs().unwrap_or_default() {
             let Ok(at) = self.shapes.binary_search_by_key(&shape, |(shape, _)| *shape) else { continue };
             let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
@@ -224,6 +224,17 @@ impl Spd {
         Ok((outbound.sa.admit(inner).map_err(drop)?, &outbound.path))
     }
 
+    /// The way of an inner packet by one child, whatever other child claims such packets as well.
+    pub fn route_by(
+        &self,
+        child: ChildId,
+        inner: &InnerHeader,
+    ) -> Result<(Admitted<'_>, &OuterPath), DropReason> {
+        let outbound =
+            self.policy(child).and_then(|policy| policy.outbound.as_ref()).ok_or(DropReason::NoSa)?;
+        Ok((outbound.sa.admit(inner)?, &outbound.path))
+    }
+
     /// The entry that decides about a packet.
     fn decisive(&self, inner: &InnerHeader) -> Option<Rank> {
         let (source, destination) = (number(inner.src), number(inner.dst));
@@ -244,7 +255,7 @@ impl Spd {
     }
 }
 
-fn rank(layer: Layer, child: ChildId, weight: u8, pair: &Pair) -> Rank {
+fn rank(layer: Layer, child: ChildId, weight: u16, pair: &Pair) -> Rank {
     let span = |selector: &TrafficSelector| {
         let (first, last) = selector.ports;
         u32::from(last.saturating_sub(first))

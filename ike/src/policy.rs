@@ -95,7 +95,7 @@ pub struct ChildPolicy {
     /// Mark of the packets.
     pub mark: Option<Mark>,
     /// Preference among children of several tunnels that claim the same packets; the lowest one wins.
-    pub weight: u8,
+    pub weight: u16,
 }
 
 /// The children of a tunnel by their numbers, which are those of [`cygnet_model::ChildId`]. A number stays with its child

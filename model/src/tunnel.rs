@@ -76,7 +76,7 @@ pub struct GuardSpec {
     pub mark: Option<Mark>,
     /// Which of several children with equal selectors is preferred: the lower one, 0 for a primary; among equals the lower
     /// child.
-    pub weight: u8,
+    pub weight: u16,
     /// What is reached directly nevertheless.
     pub bypass: Bypass,
 }
@@ -99,7 +99,7 @@ pub struct TunnelSpec {
     /// As in the guard.
     pub mark: Option<Mark>,
     /// As in the guard.
-    pub weight: u8,
+    pub weight: u16,
 }
 
 /// Direction of an SA, as seen from here.

@@ -14,6 +14,7 @@ mod import;
 mod limit;
 mod output;
 mod plan;
+mod quality;
 mod run;
 mod status;
 mod top;
@@ -115,6 +116,8 @@ enum Verb {
     Events(events::EventsArgs),
     /// Show the last events of a tunnel
     Logs(events::LogsArgs),
+    /// Show how well a tunnel carried packets, minute by minute: loss, delay, jitter
+    Quality(quality::QualityArgs),
     /// Find out why a tunnel is not up, or is up and passes nothing
     Diagnose(diagnose::DiagnoseArgs),
     /// Show the last negotiation of a tunnel: offered, wanted, chosen or refused, and why
@@ -235,6 +238,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Top(args) => top::top(&args, g, out),
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
+        Verb::Quality(args) => quality::quality(args, g, out),
         Verb::Diagnose(args) => diagnose::diagnose(&args, g, out),
         Verb::Explain(args) => explain::explain(&args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),

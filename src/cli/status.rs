@@ -9,8 +9,8 @@ use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Global, Outcome, ask, exit, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
-    ChildStatus, GatewayStatus, LevelStatus, MissingStatus, Nat, Origin, RuleState, Snapshot, TunnelState,
-    TunnelStatus,
+    ChildStatus, GatewayStatus, LevelStatus, MissingStatus, Nat, Origin, QualityStatus, RuleState, Snapshot,
+    TunnelState, TunnelStatus,
 };
 
 #[derive(Args, Debug)]
@@ -173,7 +173,9 @@ fn overview(s: &Snapshot, verbose: u8, out: &mut Out) -> std::io::Result<()> {
         let error = t.last_error.as_ref().filter(|_| !t.state.is_up() || !whole);
         let next = next_attempt(t).map(|when| format!("next attempt {when}"));
         let missing = missing(t).filter(|_| t.state.is_up());
-        let warnings = t.warnings.iter().cloned();
+        let degraded = t.quality.as_ref().filter(|q| q.health == "degraded");
+        let degraded = degraded.map(|q| format!("degraded since {}: {}", q.since, figures(q)));
+        let warnings = degraded.into_iter().chain(t.warnings.iter().cloned());
         let words: Vec<String> =
             missing.into_iter().chain(error.cloned()).chain(next).chain(warnings).collect();
         if !words.is_empty() {
@@ -230,6 +232,27 @@ fn next_attempt(t: &TunnelStatus) -> Option<String> {
     }
 }
 
+/// What probes told in the last minute.
+fn figures(q: &QualityStatus) -> String {
+    let Some(loss) = q.loss_ratio else { return format!("no answer of {} is known yet", q.target) };
+    let there = match q.lost_there {
+        Some(there) if q.lost > 0 => format!(" ({there} on the way there)"),
+        _ => String::new(),
+    };
+    let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+    format!(
+        "{}: {} of {} probes lost{there}, {:.1} %, delay {} ms ({} to {}), jitter {} ms",
+        q.target,
+        q.lost,
+        q.probes,
+        loss * 100.0,
+        ms(q.delay_ms),
+        ms(q.delay_min_ms),
+        ms(q.delay_max_ms),
+        ms(q.jitter_ms)
+    )
+}
+
 fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     let title = out.paint(Tone::Bold, &format!("tunnel {}", safe(&t.name)));
     out.line(&format!("\n{title}"))?;
@@ -246,6 +269,14 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
     }
     if let Some(s) = t.unanswered_s {
         field("traffic", format!("packets leave and none have come in for {}", span(s)))?;
+    }
+    if let Some(q) = &t.quality {
+        let cause =
+            q.cause.as_ref().map_or_else(String::new, |cause| format!(" ({})", cause.replace('_', " ")));
+        field("health", format!("{}{cause} since {}; {}", q.health, q.since, figures(q)))?;
+        if let Some(problem) = &q.problem {
+            field("", problem.clone())?;
+        }
     }
     for warning in &t.warnings {
         field("warning", warning.clone())?;

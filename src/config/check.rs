@@ -10,13 +10,14 @@ use cygnet_model::tunnel::Bypass;
 use super::bandwidth::Counts;
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
+use super::health_check::RawHealthCheck;
 use super::model::{
     Auth, ChildSpec, Config, CustomerGateway, Daemon, Gateway, GatewayAddress, Identity, IpLimit, Limit,
     PeerAddress, PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
-use super::quota;
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
+use super::{health_check, quota};
 
 /// A TS payload holds no more selectors (RFC 7296 §3.13).
 const MAX_SELECTORS: usize = 255;
@@ -101,6 +102,7 @@ fn tunnel(t: RawTunnel, auth: Auth, local_id: Option<Identity>, remote_id: Remot
         esp: t.esp,
         mark: t.mark,
         weight: t.weight.unwrap_or(0),
+        health_check: t.health_check.as_ref().map(RawHealthCheck::resolved),
         allow_internet: t.allow_internet,
         bypass: Bypass {
             attached: t.bypass.attached,
@@ -257,6 +259,7 @@ impl<'a> Book<'a> {
         check_children(t, sink);
         check_preset(t, sink);
         check_bypass(t, sink);
+        health_check::check(t, self.plane, sink);
     }
 
     /// The two ends must be different, and able to reach each other.

@@ -308,7 +308,7 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
     let key = path.split('.').next().unwrap_or(path);
     Some(match (object, path, key) {
         (Object::Daemon, _, "control_socket" | "state_dir" | "data_plane") => Restart,
-        (Object::Daemon, _, "guards" | "metrics" | "console" | "quota") => InPlace,
+        (Object::Daemon, _, "guards" | "metrics" | "console" | "alerts" | "quota") => InPlace,
         (Object::Gateway, _, "name" | "address" | "id" | "networks" | "bandwidth" | "limits") => InPlace,
         (Object::CustomerGateway, _, "name" | "address" | "id" | "preset") => InPlace,
         (
@@ -327,7 +327,8 @@ fn impact(object: Object, path: &str) -> Option<Impact> {
         (
             Object::Tunnel,
             _,
-            "start" | "preset" | "auth" | "weight" | "allow_internet" | "bypass" | "source" | "bandwidth",
+            "start" | "preset" | "auth" | "weight" | "health_check" | "allow_internet" | "bypass" | "source"
+            | "bandwidth",
         ) => InPlace,
         _ => return None,
     })

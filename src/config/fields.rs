@@ -94,6 +94,8 @@ const LEGACY: Field = may(
     "false",
     "Permits sha1, prfsha1, modp1024, modp1536 and 3des in these proposals, for peers that have nothing better.",
 );
+const URL: Kind = Kind::Text { pattern: "^https?://.+$", example: "https://example.org/hook" };
+const PART: Kind = Kind::Text { pattern: "^[0-9]+%$", example: "20%" };
 const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
 
 /// The whole file.
@@ -157,6 +159,7 @@ pub static DAEMON: Section = Section {
         ),
         may("metrics", Kind::Section(&METRICS), "", "The Prometheus exporter."),
         may("console", Kind::Section(&CONSOLE), "", "The web console."),
+        may("alerts", Kind::Section(&ALERTS), "", "Who is told of events besides the journal."),
     ],
 };
 /// Values of `daemon.guards`.
@@ -189,6 +192,72 @@ pub static CONSOLE: Section = Section {
             Kind::List(&NAME),
             "",
             "Names that browsers reach the console by, besides addresses and localhost.",
+        ),
+    ],
+};
+
+/// `daemon.alerts`.
+pub static ALERTS: Section = Section {
+    name: "alerts",
+    secret: false,
+    fields: &[
+        may("webhook", Kind::Section(&WEBHOOK), "", "Where events are posted to, one JSON object each."),
+        may(
+            "command",
+            Kind::List(&Kind::Text { pattern: "", example: "/usr/local/bin/alert" }),
+            "",
+            "A program by its absolute path and its arguments: run for each event, with the JSON object on its standard input.",
+        ),
+        may(
+            "events",
+            Kind::List(&Kind::Words(ALERT_EVENTS)),
+            "what somebody should look at, and that it is over",
+            "Which events are told.",
+        ),
+    ],
+};
+
+/// Words of `daemon.alerts.events`.
+pub const ALERT_EVENTS: &[&str] = &[
+    "started",
+    "restored",
+    "stopping",
+    "config_applied",
+    "config_refused",
+    "tunnel_connecting",
+    "tunnel_up",
+    "coverage",
+    "tunnel_down",
+    "traffic_suspect",
+    "traffic_passes",
+    "quality_degraded",
+    "quality_recovered",
+    "tunnel_failed",
+    "ike_rekeyed",
+    "child_rekeyed",
+    "warning",
+    "rekey_failed",
+    "peer_dead",
+    "peer_moved",
+    "bandwidth_changed",
+    "limit_changed",
+    "data_plane",
+    "guard_repaired",
+    "guard_obstructed",
+];
+
+/// `daemon.alerts.webhook`.
+pub static WEBHOOK: Section = Section {
+    name: "webhook",
+    secret: false,
+    fields: &[
+        must("url", URL, "An http or https URL."),
+        may(
+            "secret_file",
+            PATH,
+            "",
+            "File with the secret that signs what is posted (HMAC-SHA256), relative to this file; only its owner may have \
+             access to it.",
         ),
     ],
 };
@@ -343,6 +412,13 @@ pub static TUNNEL: Section = Section {
             "Which of several tunnels with the same SPD rules carries the packets: 0 is the primary, and the lowest one \
              that is up wins.",
         ),
+        may(
+            "health_check",
+            Kind::Section(&HEALTH_CHECK),
+            "",
+            "Probes through the tunnel: loss, delay and jitter are measured, and a backup takes over from a tunnel that is \
+             degraded.",
+        ),
         may("allow_internet", Kind::Bool, "false", "Permits 0.0.0.0/0 and ::/0 in SPD rules."),
         may(
             "bypass",
@@ -364,6 +440,46 @@ pub static TUNNEL: Section = Section {
 pub const BYPASSES: &[&str] = &["attached", "none"];
 /// Values of `tunnels[].start`.
 pub const STARTS: &[&str] = &["active", "passive", "on-demand"];
+
+/// `tunnels[].health_check`.
+pub static HEALTH_CHECK: Section = Section {
+    name: "health_check",
+    secret: false,
+    fields: &[
+        must(
+            "target",
+            IP,
+            "A host inside the remote networks that answers pings; best the peer's gateway itself.",
+        ),
+        may("source", IP, "an own address", "Source of the probes, inside the local networks."),
+        may("interval", DURATION, "1s", "Time between two probes: 1s to 5s."),
+        may(
+            "loss",
+            PART,
+            "20%",
+            "Loss from which on the tunnel is degraded: 1% to 100%, of the last 20 probes.",
+        ),
+        may(
+            "delay",
+            Kind::AnyOf(&[DURATION, Kind::Words(&["off"])]),
+            "off",
+            "Mean round trip from which on the tunnel is degraded: 1ms to 5s.",
+        ),
+        may(
+            "failures",
+            Kind::Integer { min: 1, max: 10 },
+            "3",
+            "Probes in a row without an answer after which the tunnel is degraded.",
+        ),
+        may(
+            "successes",
+            Kind::Integer { min: 1, max: 100 },
+            "5",
+            "Answers in a row after which it is recovered; twice as many after each relapse within ten minutes, up to \
+             eight times.",
+        ),
+    ],
+};
 
 /// `tunnels[].auth`.
 pub static AUTH: Section = Section {

@@ -6,6 +6,7 @@
 //! ```
 //! Files are read here and in [`secrets`] and nowhere else.
 
+pub mod alerts;
 pub mod bandwidth;
 mod check;
 mod console;
@@ -15,6 +16,7 @@ pub mod dn;
 pub mod draft;
 pub mod error;
 pub mod fields;
+pub mod health_check;
 pub mod here;
 pub mod identity;
 pub mod limit;
@@ -39,6 +41,7 @@ use std::sync::Arc;
 use cygnet_model::SecretBytes;
 use zeroize::Zeroizing;
 
+use alerts::RawAlerts;
 use decode::Item;
 use error::{At, Sink, wrong};
 pub use error::{ConfigErrors, Problem, Severity};
@@ -216,7 +219,10 @@ impl Source<'_> {
             if let Some(here) = self.here {
                 here::warn_sourceless(&raw, here, &sink);
             }
-            check::resolve(raw, &sink, &mut |auth| self.auth(auth, secrets, &sink))
+            let alerts = self.alerts(&raw.alerts, secrets, &sink);
+            let mut config = check::resolve(raw, &sink, &mut |auth| self.auth(auth, secrets, &sink))?;
+            config.daemon.alerts = alerts?;
+            Some(config)
         });
         let (mut problems, masks) = sink.into_sorted();
         // Without a tree nobody knows where secrets stand, so nothing is shown.
@@ -229,6 +235,39 @@ impl Source<'_> {
         }
         let lines = root.as_ref().map(|root| Lines::of(root)).unwrap_or_default();
         (config, problems, lines)
+    }
+
+    /// With the secret that signs what is posted.
+    fn alerts(&self, raw: &RawAlerts, secrets: Secrets, sink: &Sink) -> Option<Alerts> {
+        let mut webhook =
+            raw.url.as_ref().map(|url| Webhook { url: url.value.clone(), secret: None, secret_file: None });
+        if let (Some(webhook), Some(file)) = (&mut webhook, &raw.secret_file) {
+            let path = self.dir.join(&file.value);
+            let read = match secrets {
+                Secrets::Skip => None,
+                Secrets::Read | Secrets::ReadIfAllowed => {
+                    Some(secrets::read_signing(&path, &file.value.to_string_lossy()))
+                }
+            };
+            match read {
+                None => {}
+                Some(Ok(secret)) => webhook.secret = Some(Arc::new(secret)),
+                Some(Err(Refusal::Denied)) if secrets == Secrets::ReadIfAllowed => {
+                    let what = "this user may not read the file, so the secret was not checked";
+                    sink.warning(&file.at, wrong(what, "run as root to check it too"));
+                }
+                Some(Err(Refusal::Denied)) => {
+                    sink.error(&file.at, wrong("the daemon may not read the file", "run the daemon as root"));
+                    return None;
+                }
+                Some(Err(Refusal::Wrong(w))) => {
+                    sink.error(&file.at, w);
+                    return None;
+                }
+            }
+            webhook.secret_file = Some(path);
+        }
+        Some(Alerts { webhook, command: raw.command.clone(), events: raw.events.clone() })
     }
 
     fn auth(&self, auth: &RawAuth, secrets: Secrets, sink: &Sink) -> Option<Auth> {

@@ -11,7 +11,9 @@ use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::tunnel::{Bypass, Mark, Source};
 use cygnet_model::{IpRange, SecretBytes, TrafficSelector};
 
+pub use super::alerts::{Alerts, Webhook};
 pub use super::bandwidth::{Bandwidth, Counts};
+pub use super::health_check::HealthCheck;
 pub use super::identity::{Identity, RemoteId};
 pub use super::preset::Preset;
 pub use super::quota::Quota;
@@ -63,6 +65,8 @@ pub struct Daemon {
     pub metrics: Option<SocketAddr>,
     /// The console; `None`: there is none.
     pub console: Option<Console>,
+    /// Who is told of events.
+    pub alerts: Alerts,
 }
 
 /// The web console.
@@ -209,6 +213,8 @@ pub struct Tunnel {
     pub mark: Option<Mark>,
     /// Which of several tunnels that claim the same packets carries them: 0 the primary, the lowest one that is up.
     pub weight: u8,
+    /// What is probed through it.
+    pub health_check: Option<HealthCheck>,
     /// Whether /0 may stand in the rules.
     pub allow_internet: bool,
     /// What is reached directly although the rules cover it.

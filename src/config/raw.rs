@@ -13,15 +13,17 @@ use cygnet_model::proposal::{EspProposal, IkeProposal, Permit, ProposalError};
 use cygnet_model::tunnel::{Mark, Source};
 use zeroize::Zeroizing;
 
+use super::alerts::{self, RawAlerts};
 use super::bandwidth::{self, Bandwidth, Counts};
 use super::console::{self, RawConsole};
 use super::decode::{Item, Reader, Spanned};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::fields;
+use super::health_check::{self, RawHealthCheck};
 use super::identity::{self, Identity, RemoteId};
 use super::model::{
-    Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
-    Retransmit, Start,
+    Alerts, Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress,
+    PlaneChoice, Retransmit, Start,
 };
 use super::preset::{self, Preset};
 use super::quota::{self, Quota};
@@ -49,6 +51,8 @@ impl<T> Default for Many<T> {
 pub struct RawConfig {
     pub daemon: Daemon,
     pub console: Option<RawConsole>,
+    /// `daemon.alerts`.
+    pub alerts: RawAlerts,
     pub gateways: Many<RawGateway>,
     pub customers: Many<RawCustomer>,
     pub tunnels: Many<RawTunnel>,
@@ -91,6 +95,7 @@ pub struct RawTunnel {
     pub esp: EspParams,
     pub mark: Option<Mark>,
     pub weight: Option<u8>,
+    pub health_check: Option<RawHealthCheck>,
     pub allow_internet: bool,
     pub bypass: RawBypass,
     pub source: Source,
@@ -183,6 +188,10 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
     Some(RawConfig {
         daemon: daemon(section.as_ref(), sink),
         console: section.as_ref().and_then(|r| console::read(&r.get("console")?, sink)),
+        alerts: section
+            .as_ref()
+            .and_then(|r| r.get("alerts"))
+            .map_or_else(RawAlerts::default, |i| alerts::read(&i)),
         gateways: many(&r, "gateways", "gateways", gateway),
         tunnels,
         customers,
@@ -198,6 +207,7 @@ fn daemon(section: Option<&Reader<'_>>, sink: &Sink) -> Daemon {
         guards: Guards::Keep,
         metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9180))),
         console: None,
+        alerts: Alerts::default(),
     };
     let Some(r) = section else { return d };
     if let Some(p) = r.get("control_socket").and_then(|i| i.parse("a path", socket_path)) {
@@ -392,6 +402,7 @@ fn tunnel(item: &Item<'_>, presets: &BTreeMap<&str, &'static Preset>) -> Option<
         esp: esp(r.get("esp"), in_effect.map_or_else(EspParams::default, Preset::esp), start),
         mark: r.get("mark").and_then(|i| i.parse("a mark, as in 0x10/0xff", mark)).map(|m| m.value),
         weight: r.get("weight").and_then(|i| i.integer(0, 255)).and_then(|n| u8::try_from(n).ok()),
+        health_check: r.get("health_check").and_then(|i| health_check::read(&i)),
         allow_internet: r.get("allow_internet").and_then(|i| i.bool()).unwrap_or(false),
         bypass: r.get("bypass").map_or_else(RawBypass::default, |i| bypass(&i)),
         source: r

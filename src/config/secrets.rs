@@ -76,6 +76,28 @@ pub fn could_be_key(name: &str) -> bool {
 
 /// Reads a key from its file at `path`, for which `given` stands in the configuration.
 pub fn read_psk(path: &Path, given: &str) -> Result<Key, Refusal> {
+    psk_file(&read_file(path, given)?).map_err(Refusal::Wrong)
+}
+
+/// The fewest octets of a secret that signs.
+const MIN_SIGNING: usize = 16;
+
+/// Reads a secret that signs what is posted; a newline at its end is not part of it.
+pub fn read_signing(path: &Path, given: &str) -> Result<SecretBytes, Refusal> {
+    let bytes = read_file(path, given)?;
+    let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let secret = text.strip_suffix(b"\r").unwrap_or(text);
+    if secret.len() < MIN_SIGNING {
+        let what = format!("the secret has {} octets, which is too short", secret.len());
+        return Err(Refusal::Wrong(wrong(
+            what,
+            format!("use at least {MIN_SIGNING}; make one with: cygnet psk"),
+        )));
+    }
+    Ok(SecretBytes::copy_of(secret))
+}
+
+fn read_file(path: &Path, given: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let name = quoted(&path.to_string_lossy());
     let name = name.trim_matches('"');
     // O_NONBLOCK: opening a FIFO must not hang.
@@ -99,8 +121,7 @@ pub fn read_psk(path: &Path, given: &str) -> Result<Key, Refusal> {
             return Err(Refusal::Wrong(wrong(format!("cannot read {name}: {e}"), "name a readable file")));
         }
     };
-    let bytes = read_guarded(file, name).map_err(Refusal::Wrong)?;
-    psk_file(&bytes).map_err(Refusal::Wrong)
+    read_guarded(file, name).map_err(Refusal::Wrong)
 }
 
 /// Decodes and judges the content of a key's file.

@@ -5,9 +5,11 @@ use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
 use super::bandwidth::{Bandwidth, show_level};
+use super::health_check::show_percent;
 use super::limit::show_limit;
 use super::model::{
-    Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel,
+    Alerts, Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, HealthCheck, PlaneChoice, Quota,
+    Tunnel,
 };
 use super::units::{show_duration, show_size};
 
@@ -16,7 +18,7 @@ pub fn resolved(c: &Config) -> Value {
     let listen =
         |a: Option<std::net::SocketAddr>| json!({ "listen": a.map_or("off".into(), |a| a.to_string()) });
     json!({
-        "daemon": {
+        "daemon": without_null(json!({
             "control_socket": c.daemon.control_socket,
             "state_dir": c.daemon.state_dir,
             "data_plane": match c.daemon.data_plane {
@@ -30,7 +32,8 @@ pub fn resolved(c: &Config) -> Value {
             },
             "metrics": listen(c.daemon.metrics),
             "console": c.daemon.console.as_ref().map_or_else(|| listen(None), console),
-        },
+            "alerts": alerts(&c.daemon.alerts),
+        })),
         "gateways": c.gateways.iter().map(|g| without_null(json!({
             "name": g.name,
             "address": g.addresses.iter().map(|a| match a {
@@ -61,6 +64,32 @@ fn console(c: &Console) -> Value {
     }))
 }
 
+fn alerts(a: &Alerts) -> Value {
+    if !a.is_wanted() {
+        return Value::Null;
+    }
+    let webhook =
+        a.webhook.as_ref().map(|w| without_null(json!({ "url": w.url, "secret_file": w.secret_file })));
+    without_null(json!({
+        "webhook": webhook,
+        "command": (!a.command.is_empty()).then_some(&a.command),
+        "events": a.events.iter().map(|e| e.name()).collect::<Vec<_>>(),
+    }))
+}
+
+fn health_check(h: &HealthCheck) -> Value {
+    let s = &h.settings;
+    without_null(json!({
+        "target": h.target,
+        "source": h.source,
+        "interval": show_duration(s.interval),
+        "loss": show_percent(s.loss),
+        "delay": s.delay.map_or("off".into(), show_duration),
+        "failures": s.failures,
+        "successes": s.successes,
+    }))
+}
+
 fn quota(q: &Quota) -> Value {
     let number = |limit: Option<usize>| limit.map_or_else(|| json!("unlimited"), |n| json!(n));
     q.each().into_iter().map(|(key, limit)| (key.to_owned(), number(limit))).collect::<Map<_, _>>().into()
@@ -88,6 +117,7 @@ fn tunnel(t: &Tunnel) -> Value {
         "remote_id": t.remote_id.to_string(),
         "mark": t.mark.map(|m| format!("{:#x}/{:#x}", m.value, m.mask)),
         "weight": t.weight,
+        "health_check": t.health_check.as_ref().map(health_check),
         "allow_internet": t.allow_internet,
         "bypass": bypass(&t.bypass),
         "source": match t.source {

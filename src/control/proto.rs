@@ -8,7 +8,7 @@ use crate::config::diff::Plan;
 use crate::diagnose::facts::DaemonFacts;
 use crate::observe::events::Event;
 use crate::observe::explain::Explanation;
-use crate::observe::snapshot::{Finding, Origin, Snapshot};
+use crate::observe::snapshot::{Finding, MinuteStatus, Origin, Snapshot};
 use crate::observe::top::{IpPeak, TopPeers, TopTunnels};
 
 /// A question to the daemon.
@@ -95,6 +95,13 @@ pub enum Request {
         /// Not older than this many seconds; null: all that are kept.
         since_s: Option<u64>,
     },
+    /// A tunnel's quality by the minute. Answered by [`Response::Quality`].
+    Quality {
+        /// The tunnel.
+        tunnel: String,
+        /// How far to look back, a day at most.
+        since_s: u64,
+    },
     /// What tunnels have carried. Answered by [`Response::TopTunnels`].
     TopTunnels {
         /// Only those of this gateway.
@@ -178,6 +185,7 @@ impl Request {
             | Self::Limits { .. }
             | Self::TopPeaks { .. }
             | Self::Logs { .. }
+            | Self::Quality { .. }
             | Self::TopTunnels { .. }
             | Self::TopPeers {}
             | Self::Explain { .. }
@@ -219,6 +227,11 @@ pub enum Response {
     Events {
         /// The events.
         events: Vec<Event>,
+    },
+    /// To `quality`.
+    Quality {
+        /// The minutes, the oldest first.
+        minutes: Vec<MinuteStatus>,
     },
     /// To `top`.
     TopTunnels {

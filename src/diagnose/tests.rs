@@ -49,6 +49,7 @@ fn status() -> TunnelStatus {
         coverage: CoverageStatus { pairs: 1, covered: 1, missing: vec![] },
         rules: vec![],
         unanswered_s: None,
+        quality: None,
         warnings: vec![],
         bandwidth: None,
         bandwidth_in: None,

@@ -37,6 +37,14 @@ impl HostAddresses {
         Self(usable.collect())
     }
 
+    /// All of them but those that mean something on this host only.
+    pub(super) fn all(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.0.iter().map(|(_, ip)| *ip).filter(|ip| match ip {
+            IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
+            IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+        })
+    }
+
     pub(super) fn has(&self, address: IpAddr) -> bool {
         self.0.iter().any(|(_, ip)| *ip == address)
     }

@@ -93,6 +93,18 @@ impl Daemon {
                     None => unknown("tunnel", &tunnel),
                 }
             }
+            Request::Quality { tunnel, since_s } => match self.registry.tunnel(&tunnel) {
+                Some(id) if self.places.contains_key(&id) => match self.quality_minutes(id, since_s) {
+                    Some(minutes) => Response::Quality { minutes },
+                    None => Response::Error {
+                        kind: ErrorKind::Failed,
+                        message: format!("tunnel {tunnel} has no health check"),
+                        hint: "add health_check: { target: ADDRESS } to it, as docs/quality.md says"
+                            .to_owned(),
+                    },
+                },
+                _ => unknown("tunnel", &tunnel),
+            },
             Request::TopTunnels { gateway } => match gateway {
                 Some(name) if self.config.gateway(&name).is_none() => unknown("gateway", &name),
                 gateway => Response::TopTunnels { top: self.top_tunnels(gateway.as_deref()) },

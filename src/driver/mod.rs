@@ -29,6 +29,7 @@ mod perform;
 mod plane;
 mod policy;
 mod publish;
+mod quality;
 mod reload;
 mod resolver;
 mod sample;
@@ -58,6 +59,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::alerts::{self, Alerts};
 use crate::config::Loaded;
 use crate::config::lines::Lines;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
@@ -88,6 +90,7 @@ use self::limits::Limits;
 use self::plane::Plane;
 use self::policy::Resolved;
 use self::publish::TunnelMemory;
+use self::quality::{Answered, Quality};
 use self::resolver::Resolver;
 use self::sockets::{Received, Sockets};
 
@@ -181,6 +184,10 @@ struct Daemon {
     rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
     passage: Passage,
+    quality: Quality,
+    /// Tells events to whom the configuration names; `None`: to nobody.
+    alerts: Option<Alerts>,
+    alert_counts: alerts::AllCounts,
     /// What SAs that are gone carried, by child that has others.
     retired: BTreeMap<ChildId, Carried>,
     stranger_lines: logging::LineLimits<FailureReason>,
@@ -252,9 +259,12 @@ struct Inputs {
     done: mpsc::Receiver<(JobId, Output)>,
     asks: mpsc::Receiver<Ask>,
     resolved: mpsc::Receiver<resolver::Resolved>,
+    answers: mpsc::Receiver<Answered>,
     plane: Option<AsyncFd<OwnedFd>>,
     host: Option<AsyncFd<OwnedFd>>,
     wall: Option<AsyncFd<OwnedFd>>,
+    /// Answers to probes, of both families, with the kernel's plane.
+    echo: [Option<AsyncFd<OwnedFd>>; 2],
     signals: Signals,
     /// Where metrics are asked for, until they are served.
     metrics: Option<TcpListener>,
@@ -365,6 +375,7 @@ impl Daemon {
         let (asks_tx, asks) = mpsc::channel(64);
         tokio::spawn(control::server::serve(control, asks_tx.clone(), events.clone()));
         let (resolved_tx, resolved) = mpsc::channel(16);
+        let (answers_tx, answers) = mpsc::channel(quality::ANSWER_QUEUE);
         let mut resolver = Resolver::default();
         resolver.follow(names(&config), &resolved_tx);
         let plane_fd = plane.port_ref().event_fd().map(watched).transpose()?;
@@ -373,6 +384,11 @@ impl Daemon {
             .ok();
         let host_fd = host.as_ref().map(|h| watched(h.fd())).transpose()?;
         let wall_fd = plane.wall_fd().map(watched).transpose()?;
+        plane.open_probing();
+        let echo = {
+            let mut fds = plane.echo_fds().map(watched);
+            [fds.next().transpose()?, fds.next().transpose()?]
+        };
 
         let mut daemon = Self {
             path: path.to_owned(),
@@ -418,6 +434,9 @@ impl Daemon {
             rates: BTreeMap::new(),
             waiters: Vec::new(),
             passage: Passage::default(),
+            quality: Quality::new(answers_tx),
+            alerts: None,
+            alert_counts: alerts::AllCounts::default(),
             retired: BTreeMap::new(),
             stranger_lines: logging::LineLimits::new(tell::OF_STRANGERS),
             drop_lines: logging::LineLimits::new(tell::OF_DROPS),
@@ -445,9 +464,11 @@ impl Daemon {
             done,
             asks,
             resolved,
+            answers,
             plane: plane_fd,
             host: host_fd,
             wall: wall_fd,
+            echo,
             signals,
             metrics,
             console,
@@ -479,9 +500,26 @@ impl Daemon {
         self.follow_traffic();
         self.used = publish::quota_use(&self.config);
         self.quotas = publish::quotas(&self.config);
+        self.follow_alerts();
+        self.follow_checks();
         self.look_for_addresses();
         self.shape();
         self.apply_policies();
+    }
+
+    /// Tells events to whom the configuration names from here on.
+    fn follow_alerts(&mut self) {
+        let wanted = &self.config.daemon.alerts;
+        if self.alerts.as_ref().map(Alerts::config) == Some(wanted) {
+            return;
+        }
+        self.alerts = None;
+        if wanted.is_wanted() {
+            match Alerts::start(wanted, &self.alert_counts) {
+                Ok(alerts) => self.alerts = Some(alerts),
+                Err(e) => tracing::error!(error = %e, "events are told to nobody but the journal"),
+            }
+        }
     }
 
     /// A configured tunnel.
@@ -490,8 +528,15 @@ impl Daemon {
     }
 
     fn apply_policies(&mut self) {
-        let policies =
-            policy::policies(&self.config, &self.registry, &self.outer, &self.resolved, self.choice.plane);
+        let ranks = self.quality.ranks();
+        let policies = policy::policies(
+            &self.config,
+            &self.registry,
+            &self.outer,
+            &self.resolved,
+            self.choice.plane,
+            &ranks,
+        );
         let mut actions = Vec::new();
         let Some(TakenUp { ike, present, renew, tallies, .. }) = self.taken_up.take() else {
             self.endpoint.set_policies(clock::now(), policies, &mut actions);
@@ -561,10 +606,18 @@ impl Daemon {
                         return End::HandOver(reply);
                     }
                 }
+                Some(first) = inputs.answers.recv() => {
+                    let more = std::iter::from_fn(|| inputs.answers.try_recv().ok()).take(quality::ANSWER_QUEUE);
+                    self.on_answers(std::iter::once(first).chain(more));
+                }
+                () = readable(inputs.echo.first().and_then(Option::as_ref)) => self.take_echoes(),
+                () = readable(inputs.echo.last().and_then(Option::as_ref)) => self.take_echoes(),
+                () = sleep_until(self.quality.wakeup(clock::now().mono)) => self.probe(),
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 _ = sampling.tick() => {
                     self.look_for_addresses();
+                    self.follow_probe_sources();
                     self.audit();
                     self.sample();
                     self.keep_counts();

@@ -13,13 +13,18 @@ use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
+use crate::plane::echo::EchoSockets;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::levels::{self, Wanted};
 use crate::plane::near;
 use crate::plane::source::{self, Wish};
-use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
+use crate::plane::user::{Answer, IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
+use crate::quality::wire::Seen;
 use crate::traffic::meter::Traffic;
+
+/// Answers of each family that are taken in one go.
+const ANSWERS: usize = 256;
 
 /// One of the two planes, and the wall.
 pub struct Plane {
@@ -37,6 +42,10 @@ pub struct Plane {
     looked_at: Option<BTreeSet<OwnAddress>>,
     /// Rules and routes of the layout that others had removed, until it is told.
     put_back: usize,
+    /// What probes go by with the kernel's plane.
+    echo: Option<EchoSockets>,
+    /// Where their answers go.
+    probing: Option<Probing>,
 }
 
 enum Esp {
@@ -69,6 +78,8 @@ impl Plane {
             levels: levels::Table::default(),
             routing,
             put_back: 0,
+            echo: None,
+            probing: None,
             wishes: Vec::new(),
             layout: source::Layout::default(),
             looked_at: None,
@@ -182,6 +193,61 @@ impl Plane {
     /// As [`Self::put_levels`].
     pub fn mend_levels(&mut self) -> Result<bool, String> {
         self.levels.mend()
+    }
+
+    /// Opens what probes go by, if that is not the plane itself.
+    pub fn open_probing(&mut self) {
+        if matches!(self.esp, Esp::Kernel(_)) {
+            let opened =
+                EchoSockets::open().inspect_err(|e| tracing::warn!(error = %e, "no probes can be sent"));
+            self.echo = opened.ok();
+        }
+    }
+
+    /// Says where answers to probes go, and for which addresses the peers' probes are answered. With the kernel's plane the
+    /// kernel answers them, as any ping.
+    pub fn follow_probing(&mut self, probing: Probing) {
+        match &self.esp {
+            Esp::User(p) => p.follow_probing(probing),
+            Esp::Kernel(_) => self.probing = Some(probing),
+        }
+    }
+
+    /// Sends probes: each by its own children, with our own plane; by what carries their addresses, with the kernel's.
+    pub fn probe(&self, packets: Vec<Outgoing>) {
+        match &self.esp {
+            Esp::User(_) if packets.is_empty() => {}
+            Esp::User(p) => p.probe(packets),
+            Esp::Kernel(_) => {
+                let Some(echo) = &self.echo else { return };
+                for probe in packets {
+                    if let Err(e) = echo.send(&probe.packet) {
+                        // It counts as lost.
+                        tracing::debug!(error = %e, "a probe was not sent");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Descriptors that become readable when answers come that [`Self::take_answers`] has to take.
+    pub fn echo_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.echo.iter().flat_map(EchoSockets::fds)
+    }
+
+    /// Takes answers of the kernel's plane. Says whether there may be more.
+    pub fn take_answers(&self) -> bool {
+        let (Some(echo), Some(probing)) = (&self.echo, &self.probing) else { return false };
+        let seen = echo.receive(ANSWERS);
+        let more = seen.len() >= ANSWERS;
+        for seen in seen {
+            if let Seen::Answer(probe, received) = seen
+                && probe.token == probing.token
+            {
+                (probing.sink)(Answer { tunnel: probe.tunnel, seq: probe.seq, received });
+            }
+        }
+        more
     }
 
     /// The wall.

@@ -37,13 +37,16 @@ fn child_name(t: &Tunnel, c: &ChildSpec) -> String {
     name
 }
 
-fn networks(local: &[TrafficSelector], remote: &[TrafficSelector]) -> String {
+pub(super) fn networks(local: &[TrafficSelector], remote: &[TrafficSelector]) -> String {
     let list = |all: &[TrafficSelector]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     format!("{} -> {}", list(local), list(remote))
 }
 
 /// A tunnel's children with their numbers. One without a number is not registered.
-fn numbered<'a>(registry: &'a Registry, t: &'a Tunnel) -> impl Iterator<Item = (ChildId, ChildSpec)> + 'a {
+pub(super) fn numbered<'a>(
+    registry: &'a Registry,
+    t: &'a Tunnel,
+) -> impl Iterator<Item = (ChildId, ChildSpec)> + 'a {
     let number = |c: ChildSpec| Some((registry.child(&t.name, &child_name(t, &c))?, c));
     t.children().into_iter().filter_map(number)
 }
@@ -71,6 +74,7 @@ pub fn policies(
     outer: &Outer,
     resolved: &Resolved,
     plane: PlaneKind,
+    ranks: &BTreeMap<TunnelId, u8>,
 ) -> Vec<TunnelPolicy> {
     let make = |t: &Tunnel| {
         let local = outer.get(&t.gateway).cloned().unwrap_or_default();
@@ -81,8 +85,10 @@ pub fn policies(
         };
         let own = local.first().copied().unwrap_or([0, 0, 0, 0].into());
         let Auth::Psk(psk) = &t.auth;
+        let id = registry.tunnel(&t.name)?;
+        let rank = ranks.get(&id).copied().unwrap_or(0);
         Some(TunnelPolicy {
-            id: registry.tunnel(&t.name)?,
+            id,
             name: t.name.clone(),
             local_id: t.local_id.as_ref().map_or_else(|| Identity::address(own), identity),
             remote_id: match &t.remote_id {
@@ -108,13 +114,14 @@ pub fn policies(
                 max: t.ike.retransmit.max,
                 tries: u32::from(t.ike.retransmit.tries) + 1,
             },
-            children: numbered(registry, t).map(|(id, c)| (id.index, child_policy(t, c))).collect(),
+            children: numbered(registry, t).map(|(id, c)| (id.index, child_policy(t, c, rank))).collect(),
         })
     };
     config.tunnels.iter().filter_map(make).collect()
 }
 
-fn child_policy(t: &Tunnel, c: ChildSpec) -> ChildPolicy {
+/// `rank`: how fit the tunnel is to carry traffic, which counts before its weight.
+fn child_policy(t: &Tunnel, c: ChildSpec, rank: u8) -> ChildPolicy {
     ChildPolicy {
         local: c.local,
         remote: c.remote,
@@ -123,7 +130,7 @@ fn child_policy(t: &Tunnel, c: ChildSpec) -> ChildPolicy {
         bytes: t.esp.bytes.unwrap_or(0),
         replay_window: t.esp.replay_window,
         mark: t.mark,
-        weight: t.weight,
+        weight: u16::from_be_bytes([rank, t.weight]),
     }
 }
 
@@ -152,7 +159,7 @@ pub fn guards(config: &Config, registry: &Registry) -> Vec<GuardSpec> {
                 remote: c.remote,
                 action,
                 mark: t.mark,
-                weight: t.weight,
+                weight: u16::from(t.weight),
                 bypass: t.bypass.clone(),
             });
         }

@@ -76,6 +76,13 @@ impl TunnelMemory {
     }
 }
 
+impl TunnelMemory {
+    /// Whether the tunnel was up when its state was last noted.
+    pub const fn is_up(&self) -> bool {
+        self.state.is_up()
+    }
+}
+
 impl Daemon {
     /// Publishes what a command changed before the command is answered; where many come one after the other, a moment
     /// later, and together.
@@ -295,6 +302,7 @@ impl Daemon {
                 .collect(),
             coverage: coverage_status(&view.coverage),
             unanswered_s: self.unanswered(id, now),
+            quality: self.quality_status(id, now),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
             bandwidth: self.level(&LevelKey::tunnel(&t.name)).status(),
             bandwidth_in: self.level(&LevelKey::tunnel(&t.name).inward()).status(),

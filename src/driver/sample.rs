@@ -76,6 +76,7 @@ impl Daemon {
         self.sample_rates(now.mono);
         self.sample_drops(now.mono);
         self.sample_traffic();
+        self.counters.alerts = self.alert_counts.all().collect();
         // Ages and what is left of lifetimes are other ones for each tunnel.
         self.pages.begin_anew();
         self.publish();

@@ -61,6 +61,9 @@ impl Daemon {
 
     fn publish_event(&mut self, event: Event) {
         self.history.record(clock::now().mono, &event);
+        if let Some(alerts) = &self.alerts {
+            alerts.tell(&event);
+        }
         // Nobody may be listening.
         let _ = self.events.send(event);
     }

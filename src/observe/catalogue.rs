@@ -81,9 +81,15 @@ families! {
     IKE_FAILURES = Counter "cygnet_ike_failures" ["tunnel", "reason"]
         "Negotiations that failed.";
     PROBE_LOSS = Gauge "cygnet_probe_loss_ratio" ["gateway", "tunnel", "probe"]
-        "Requests that had to be sent again, as a part of the last ones; probe ike: IKE requests, of which keepalives are most.";
+        "Lost requests as a part of the last ones; probe ike: IKE requests that had to be sent again, of which keepalives are most; probe icmp: the health check through the tunnel, in the last minute.";
     PROBE_DELAY = Gauge "cygnet_probe_delay_seconds" ["gateway", "tunnel", "probe"]
-        "Mean round trip of the last requests; probe ike: IKE requests, of which keepalives are most.";
+        "Mean round trip of the last requests; probe ike: IKE requests, of which keepalives are most; probe icmp: the health check through the tunnel, in the last minute.";
+    PROBE_JITTER = Gauge "cygnet_probe_jitter_seconds" ["gateway", "tunnel", "probe"]
+        "Smoothed difference of successive round trips (RFC 3550); probe icmp: the health check through the tunnel.";
+    TUNNEL_DEGRADED = Gauge "cygnet_tunnel_degraded" ["gateway", "tunnel"]
+        "1 if the health check says that the tunnel is not fit to carry traffic; not there without a health check.";
+    ALERTS = Counter "cygnet_alerts" ["channel", "result"]
+        "Events that were told by webhook or command: delivered, failed after all attempts, or dropped because too many waited.";
     IKE_RETRANSMITS = Counter "cygnet_ike_retransmits" []
         "IKE requests that were sent again.";
     IKE_HALF_OPEN = Gauge "cygnet_ike_half_open" []

@@ -70,6 +70,8 @@ pub struct Counters {
     pub plane_drops: BTreeMap<&'static str, u64>,
     /// Packets dropped by traffic control, by gateway and class.
     pub qos_drops: BTreeMap<(String, String), Continued>,
+    /// Events by the way by which they were told, and what became of them.
+    pub alerts: BTreeMap<(&'static str, &'static str), u64>,
     /// The kernel's /proc/net/xfrm_stat, by name.
     pub xfrm_stats: BTreeMap<String, u64>,
     /// When these counters were taken; open-ended times count up to here.

@@ -49,6 +49,10 @@ pub enum Kind {
     TrafficSuspect,
     /// Packets come in again.
     TrafficPasses,
+    /// Probes through a tunnel say that it is not fit to carry traffic.
+    QualityDegraded,
+    /// They say that it is again.
+    QualityRecovered,
     /// An attempt failed.
     TunnelFailed,
     /// The IKE SA got new keys.
@@ -93,6 +97,7 @@ impl Kind {
                 | Self::TunnelDown
                 | Self::TunnelFailed
                 | Self::TrafficSuspect
+                | Self::QualityDegraded
                 | Self::RekeyFailed
                 | Self::Warning
                 | Self::PeerDead
@@ -102,6 +107,12 @@ impl Kind {
                 | Self::GuardObstructed
                 | Self::Lost
         )
+    }
+
+    /// The kind with a name; `None` for those that nothing is called.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let word = serde_json::Value::String(name.to_owned());
+        serde_json::from_value(word).ok().filter(|kind| *kind != Self::Other)
     }
 
     /// The word in JSON.
@@ -118,6 +129,8 @@ impl Kind {
             Self::TunnelDown => "tunnel_down",
             Self::TrafficSuspect => "traffic_suspect",
             Self::TrafficPasses => "traffic_passes",
+            Self::QualityDegraded => "quality_degraded",
+            Self::QualityRecovered => "quality_recovered",
             Self::TunnelFailed => "tunnel_failed",
             Self::IkeRekeyed => "ike_rekeyed",
             Self::ChildRekeyed => "child_rekeyed",
@@ -169,6 +182,10 @@ mod tests {
         assert_eq!(line.lines().count(), 1);
         assert!(!event.message.chars().any(char::is_control));
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
+        assert_eq!(Kind::of_name("moon_phase"), None);
+        for word in crate::config::fields::ALERT_EVENTS {
+            assert_eq!(Kind::of_name(word).map(Kind::name), Some(*word));
+        }
         let newer = line.replace("tunnel_failed", "moon_phase");
         assert_eq!(serde_json::from_str::<Event>(&newer).unwrap().event, Kind::Other);
     }

@@ -5,7 +5,7 @@ use super::Published;
 use super::catalogue::{self as family, Family};
 use super::counters::{RTT_BOUNDS, RekeyKind, TunnelCounters};
 use super::exposition::{Subject, Writer};
-use super::snapshot::{Role, RuleState, RuleStatus, TunnelStatus};
+use super::snapshot::{QualityStatus, Role, RuleState, RuleStatus, TunnelStatus};
 
 pub use super::exposition::Format;
 
@@ -115,9 +115,31 @@ fn counts(w: &mut Writer, p: &Published) {
     for (subject, (loss, _)) in measured() {
         w.sample_of(subject, &["ike"], loss);
     }
+    let probed: Vec<(Subject, &QualityStatus)> = (p.snapshot.tunnels.iter())
+        .filter_map(|t| {
+            Some((Subject::new(&[("gateway", &t.gateway), ("tunnel", &t.name)]), t.quality.as_ref()?))
+        })
+        .collect();
+    let gauge = |value: fn(&QualityStatus) -> Option<f64>, w: &mut Writer| {
+        for (subject, value) in probed.iter().filter_map(|(subject, q)| Some((subject, value(q)?))) {
+            w.sample_of(subject, &["icmp"], value);
+        }
+    };
+    gauge(|q| q.loss_ratio, w);
     w.family(&family::PROBE_DELAY);
     for (subject, (_, delay)) in measured() {
         w.sample_of(subject, &["ike"], delay.as_secs_f64());
+    }
+    gauge(|q| Some(q.delay_ms? / 1e3), w);
+    w.family(&family::PROBE_JITTER);
+    gauge(|q| Some(q.jitter_ms? / 1e3), w);
+    w.family(&family::TUNNEL_DEGRADED);
+    for (subject, q) in &probed {
+        w.sample_of(subject, &[], u8::from(q.health == "degraded"));
+    }
+    w.family(&family::ALERTS);
+    for ((channel, result), count) in &p.counters.alerts {
+        w.sample(&[channel, result], count);
     }
 }
 

@@ -260,6 +260,9 @@ pub struct TunnelStatus {
     /// Since when packets leave and none come in, in seconds; absent while traffic passes or there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered_s: Option<u64>,
+    /// How well it carries packets; absent without a health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<QualityStatus>,
     /// What works now and will need attention.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -415,6 +418,62 @@ impl TunnelState {
             Self::Failed => "failed",
         }
     }
+}
+
+/// What probes through a tunnel tell. Figures are of the last minute.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct QualityStatus {
+    /// `unknown`, `good` or `degraded`.
+    pub health: String,
+    /// Why it is degraded: `no_answer`, `loss` or `delay`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Who is probed.
+    pub target: String,
+    /// From where; null: no probes are sent.
+    pub source: Option<String>,
+    /// Why none are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Probes whose fate is known.
+    pub probes: u32,
+    /// Those that were lost, there or back.
+    pub lost: u32,
+    /// Those that did not get there; null where the other end does not tell.
+    pub lost_there: Option<u32>,
+    /// Lost ones as a part of all; null without any.
+    pub loss_ratio: Option<f64>,
+    /// Mean round trip in milliseconds; null without any.
+    pub delay_ms: Option<f64>,
+    /// The shortest.
+    pub delay_min_ms: Option<f64>,
+    /// The longest.
+    pub delay_max_ms: Option<f64>,
+    /// Smoothed difference of successive round trips.
+    pub jitter_ms: Option<f64>,
+}
+
+/// What probes told in one minute.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct MinuteStatus {
+    /// When it began, RFC 3339.
+    pub time: String,
+    /// Probes whose fate became known in it.
+    pub probes: u16,
+    /// Those that were lost.
+    pub lost: u16,
+    /// Lost ones as a part of all.
+    pub loss_ratio: f64,
+    /// Mean round trip in milliseconds; null without any.
+    pub delay_ms: Option<f64>,
+    /// The shortest.
+    pub delay_min_ms: Option<f64>,
+    /// The longest.
+    pub delay_max_ms: Option<f64>,
+    /// Mean difference of successive round trips.
+    pub jitter_ms: Option<f64>,
 }
 
 /// Outer addresses and ports.

@@ -1,6 +1,7 @@
 //! Data planes and the choice between them.
 
 pub mod choose;
+pub mod echo;
 mod foreign;
 pub mod kernel;
 pub mod levels;

@@ -48,9 +48,9 @@ pub enum Layer {
 #[derive(Default, Debug)]
 pub struct Spd {
     wishes: BTreeMap<(Layer, ChildId), Vec<Policy>>,
-    candidates: BTreeMap<PolicyKey, BTreeMap<(Layer, u8, ChildId), Policy>>,
+    candidates: BTreeMap<PolicyKey, BTreeMap<(Layer, u16, ChildId), Policy>>,
     /// How much each child is preferred; 0 for those that are not here.
-    weights: BTreeMap<ChildId, u8>,
+    weights: BTreeMap<ChildId, u16>,
     /// What the kernel holds of ours, as far as is known.
     installed: BTreeMap<PolicyKey, Policy>,
     /// Policies of other programs, as last seen.
@@ -100,7 +100,7 @@ impl Spd {
     }
 
     /// Sets the weight of a child, for the wishes that it has and those to come.
-    pub fn weigh(&mut self, child: ChildId, weight: u8) {
+    pub fn weigh(&mut self, child: ChildId, weight: u16) {
         let before = self.weight(child);
         if before == weight {
             return;
@@ -117,7 +117,7 @@ impl Spd {
         self.weights.insert(child, weight);
     }
 
-    fn weight(&self, child: ChildId) -> u8 {
+    fn weight(&self, child: ChildId) -> u16 {
         self.weights.get(&child).copied().unwrap_or(0)
     }
 
@@ -672,7 +672,7 @@ mod tests {
         /// Over any history, a place in the kernel that some guard wants is never emptied.
         #[test]
         fn guarded_places_are_never_deleted(
-            steps in proptest::collection::vec((0u32..4, 0u8..2, proptest::bool::ANY, 0usize..3), 1..40),
+            steps in proptest::collection::vec((0u32..4, 0u16..2, proptest::bool::ANY, 0usize..3), 1..40),
         ) {
             let nets = [("10.1.0.0/16", "10.2.0.0/16"), ("10.1.3.0/24", "10.2.0.0/16"), ("0.0.0.0/0", "0.0.0.0/0")];
             let mut spd = Spd::default();

@@ -280,7 +280,7 @@ proptest! {
         let mut specs = Vec::new();
         for (i, (local, local_len, remote, remote_len, weight)) in (0u16..).zip(guards) {
             let mut spec = guard(ChildId { tunnel: TunnelId(0), index: i }, "10.0.0.0/8", "10.0.0.0/8");
-            spec.weight = weight;
+            spec.weight = weight.into();
             spec.local = vec![block(local, local_len)];
             spec.remote = vec![block(remote, remote_len), block((remote + 1) % 4, remote_len)];
             engine.guard(&spec).unwrap();

@@ -432,7 +432,7 @@ impl Live {
         if pending.is_some() && alike {
             // Until then the packets are the other's.
             opens = Some(tunnel.clone());
-            tunnel.weight = u8::MAX;
+            tunnel.weight = u16::MAX;
         }
         if !same {
             ctx.out.push(Action::OpenTunnel(tunnel));

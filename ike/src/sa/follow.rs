@@ -116,7 +116,7 @@ impl Live {
             let weight = match self.policy.children.get(c.of) {
                 Some(policy) if c.opens.is_none() => policy.weight,
                 // Until it is taken into use the packets are another one's.
-                _ => u8::MAX,
+                _ => u16::MAX,
             };
             c.weigh(core, ctx, c.mark, weight);
         }
@@ -133,10 +133,10 @@ impl Live {
 impl Child {
     /// Leaves the packets that others claim as well to them, before the peer is told that this pair ends.
     pub fn step_back(&self, core: &Core, ctx: &mut Ctx<'_>) {
-        self.weigh(core, ctx, self.mark, u8::MAX);
+        self.weigh(core, ctx, self.mark, u16::MAX);
     }
 
-    fn weigh(&self, core: &Core, ctx: &mut Ctx<'_>, mark: Option<Mark>, weight: u8) {
+    fn weigh(&self, core: &Core, ctx: &mut Ctx<'_>, mark: Option<Mark>, weight: u16) {
         let Some(reqid) = Reqid::of(self.id) else { return };
         ctx.out.push(Action::OpenTunnel(TunnelSpec {
             child: self.id,

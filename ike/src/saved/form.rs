@@ -73,7 +73,7 @@ pub struct ChildPolicy<'a> {
     #[n(7)]
     pub mark: Option<[u32; 2]>,
     #[n(8)]
-    pub weight: u8,
+    pub weight: u16,
 }
 
 /// What living SAs follow when it changes.
@@ -152,7 +152,7 @@ pub struct Tunnel<'a> {
     #[n(4)]
     pub mark: Option<[u32; 2]>,
     #[n(5)]
-    pub weight: u8,
+    pub weight: u16,
 }
 
 #[derive(Encode, Decode, Clone, Copy)]

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::batch::{Batch, Train};
+use super::probes::Outgoing as Probe;
 use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Outgoing, Sender};
@@ -80,6 +81,7 @@ impl Egress {
                     break false;
                 }
             };
+            self.take_probes(&tables);
             self.flush();
             if drained {
                 self.wait(&tun);
@@ -143,6 +145,29 @@ impl Egress {
             }
         }
         Ok(())
+    }
+
+    /// Seals the probes that wait. Their fate is watched by whoever sent them; nothing is counted here.
+    fn take_probes(&mut self, tables: &Tables) {
+        while let Some(Probe { children, packet }) = self.shared.probes.pop() {
+            let Some(inner) = InnerHeader::parse(&packet) else { continue };
+            let ways = children.into_iter().filter_map(|child| tables.spd.route_by(child, &inner).ok());
+            for (sa, path) in ways.take(1) {
+                let (layout, tos, len) = (sa.sa().layout(), ecn::outer(inner.tos), packet.len());
+                let head = layout.head_len();
+                let sealed = self.batch.push(layout.sealed_len(len), path, tos, |out| {
+                    out.get_mut(head..head + len).ok_or(DropReason::TooBig)?.copy_from_slice(&packet);
+                    sa.seal(out, len)
+                });
+                if let Ok(Some(limit)) = sealed {
+                    let hard = limit == Limit::Hard;
+                    self.shared.events.push(PlaneEvent::Expired { sa: sa.sa().id(), hard });
+                }
+            }
+            if self.batch.is_full() {
+                self.flush();
+            }
+        }
     }
 
     fn acquire(&mut self, child: ChildId, inner: &InnerHeader) {

@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use cygnet_esp::coalesce::{Coalescer, Joins};
 use cygnet_esp::engine::{Inbound, Tables};
+use cygnet_esp::inbound::Opened;
 use cygnet_esp::natt::{self, Carried};
 use cygnet_esp::replay::Age;
 use cygnet_esp::{DropReason, Limit, packet};
+use cygnet_model::ChildId;
 use cygnet_model::plane::PlaneEvent;
 use cygnet_model::tunnel::{Direction, SaId};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::early::Early;
+use super::probes::{self, Verdict};
 use super::shared::Shared;
 use super::socket::EspSocket;
 use crate::sys::mmsg::{Received, Receiver};
@@ -54,6 +57,8 @@ struct Opener {
     shared: Arc<Shared>,
     coalescer: Coalescer,
     meter: Meter,
+    /// Peers' probes.
+    probed: probes::Received,
     /// When each SA's peer was last said to have moved.
     moved: BTreeMap<SaId, Instant>,
 }
@@ -72,7 +77,13 @@ impl Ingress {
             slots: FEWEST_SLOTS,
             early: Early::default(),
             early_seen: None,
-            opener: Opener { shared, coalescer: Coalescer::new(joins), meter, moved: BTreeMap::new() },
+            opener: Opener {
+                shared,
+                coalescer: Coalescer::new(joins),
+                meter,
+                probed: probes::Received::default(),
+                moved: BTreeMap::new(),
+            },
         }
     }
 
@@ -245,6 +256,9 @@ impl Opener {
             self.shared.events.push(PlaneEvent::Expired { sa: inbound.sa.id(), hard });
         }
         let opened = authentic.content?;
+        if opened.header.is_icmp_echo() && self.take_probe(inbound.sa.id().child, datagram, &opened) {
+            return Ok(());
+        }
         if let Some(mut flow) = self.meter.flow(inbound.sa.id().child.tunnel, opened.header.dst) {
             flow.admit(Size::new(opened.range.len(), range.len(), from.is_ipv4()))?;
             flow.carried(opened.range.len());
@@ -252,6 +266,21 @@ impl Opener {
         let inner = range.start + opened.range.start..range.start + opened.range.end;
         self.coalescer.push(arena, inner, &opened.header);
         Ok(())
+    }
+
+    /// Takes a packet off the host's way if it is an answer to a probe of ours, or a probe that is answered here.
+    fn take_probe(&mut self, child: ChildId, datagram: &[u8], opened: &Opened) -> bool {
+        let Some(packet) = datagram.get(opened.range.clone()) else { return false };
+        let probing = self.shared.probes.probing.load();
+        let Some(probing) = probing.as_deref() else { return false };
+        match self.probed.look(probing, child, packet, &opened.header) {
+            Verdict::Pass => false,
+            Verdict::Taken => true,
+            Verdict::Answered(answer) => {
+                self.shared.send_probes([answer]);
+                true
+            }
+        }
     }
 
     fn peer_moved(&mut self, sa: SaId, remote: SocketAddr) {

@@ -25,6 +25,7 @@ mod ingress;
 mod layout;
 mod mend;
 mod placement;
+mod probes;
 mod rules;
 mod shared;
 mod socket;
@@ -58,6 +59,7 @@ use nix::errno::Errno;
 pub use self::apart::indistinguishable;
 use self::device::Device;
 use self::placement::Placement;
+pub use self::probes::{Answer, AnswerSink, Outgoing, Probing};
 use self::rules::Rules;
 pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
 pub use self::shared::IkeSink;
@@ -129,6 +131,7 @@ impl UserPlane {
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
             traffic: Arc::default(),
+            probes: probes::Probes::default(),
             ike_sink,
             early: AtomicBool::new(false),
             wake: [
@@ -270,6 +273,16 @@ impl UserPlane {
     /// Counts and limits of inner addresses.
     pub fn traffic(&self) -> &Traffic {
         &self.shared.traffic
+    }
+
+    /// From here on answers to probes go where this says, and peers' probes are answered for these addresses.
+    pub fn follow_probing(&self, probing: Probing) {
+        self.shared.probes.probing.store(Some(Arc::new(probing)));
+    }
+
+    /// Sends probes, each by its own children. Those without an SA are dropped.
+    pub fn probe(&self, packets: Vec<Outgoing>) {
+        self.shared.send_probes(packets);
     }
 
     /// What the kernel does for us.

@@ -13,6 +13,8 @@ use cygnet_esp::engine::Tables;
 use cygnet_model::plane::PlaneEvent;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::egress;
+use super::probes::{Outgoing, Probes};
 use super::socket::EspSocket;
 use crate::sys::tun::Tun;
 use crate::traffic::meter::Traffic;
@@ -32,6 +34,8 @@ pub(super) struct Shared {
     /// Counts and limits of inner addresses.
     pub traffic: Arc<Traffic>,
     pub ike_sink: IkeSink,
+    /// Probes of tunnels.
+    pub probes: Probes,
     /// Packets wait for their inbound SAs: the ingress thread wants to know about new ones.
     pub early: AtomicBool,
     /// Wakes each thread out of its poll.
@@ -45,6 +49,15 @@ impl Shared {
         for wake in &self.wake {
             // Fails only when the counter is at its limit, and then the thread is awake.
             let _ = wake.write(1);
+        }
+    }
+
+    /// Hands probes, or answers to them, to the egress thread.
+    pub fn send_probes(&self, packets: impl IntoIterator<Item = Outgoing>) {
+        self.probes.push(packets);
+        if let Some(egress) = self.wake.get(egress::WAKE) {
+            // Fails only when the counter is at its limit, and then the thread is awake.
+            let _ = egress.write(1);
         }
     }
 

@@ -1,0 +1,409 @@
+//! Health checks and alerts of gateways with data plane userspace, each in a network namespace of its own, with real
+//! traffic. Loss is made by nft(8), of ESP only. Needs root.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // the lints know tests only inside #[test] functions
+
+mod host;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cygnet_model::SecretBytes;
+use host::{Daemon, Host, told, until};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+const SECRET: &str = "tJ4mVq8wLx2zRn6kYs0p";
+
+/// Two gateways with two wires between them, 192.0.2.0/24 and 198.51.100.0/24, and an inner address each.
+struct Pair {
+    hosts: [Host; 2],
+    daemons: Vec<Daemon>,
+}
+
+const INNER: [&str; 2] = ["10.1.0.1", "10.2.0.1"];
+const NETWORKS: [&str; 2] = ["10.1.0.0/16", "10.2.0.0/16"];
+
+impl Pair {
+    fn new(test: &str) -> Option<Self> {
+        let hosts = [Host::new(test)?, Host::new(test)?];
+        let (a, b) = (hosts[0].holder.id(), hosts[1].holder.id());
+        for wire in ["wire0", "wire1"] {
+            let make = format!("ip link add {wire} netns {a} type veth peer name {wire} netns {b}");
+            assert!(Command::new("sh").args(["-c", &make]).status().unwrap().success());
+        }
+        for (host, n) in hosts.iter().zip(1..) {
+            host.sh(&format!(
+                "ip address add 192.0.2.{n}/24 dev wire0; ip link set wire0 up; ip address add 198.51.100.{n}/24 dev wire1
+                 ip link set wire1 up; ip address add 10.{n}.0.1/16 dev far"
+            ));
+        }
+        Some(Self { hosts, daemons: Vec::new() })
+    }
+
+    /// The configuration of one side: a tunnel by each wire, with the same networks, of which `checks` says more.
+    fn text(&self, side: usize, checks: &[&str], daemon: &str) -> String {
+        let dir = self.hosts[side].dir.path().display();
+        let (start, n, other) = (["active", "passive"][side], side + 1, 2 - side);
+        let (own, remote) = (NETWORKS[side], NETWORKS[1 - side]);
+        let mut text = format!(
+            "daemon: {{ control_socket: {dir}/x.sock, state_dir: {dir}/x, data_plane: userspace, {daemon} }}
+gateways:
+  - {{ name: g0, address: 192.0.2.{n}, networks: [{own}] }}
+  - {{ name: g1, address: 198.51.100.{n}, networks: [{own}] }}
+customer_gateways:
+  - {{ name: c0, address: 192.0.2.{other} }}
+  - {{ name: c1, address: 198.51.100.{other} }}
+tunnels:
+"
+        );
+        for (wire, check) in checks.iter().enumerate() {
+            text.push_str(&format!(
+                "  - {{ name: t{wire}, gateway: g{wire}, customer_gateway: c{wire}, auth: {{ psk_file: a-b.psk }}, start: {start},
+      weight: {wire}, {check} spd: [ {{ local: {own}, remote: [{remote}] }} ] }}\n"
+            ));
+        }
+        text
+    }
+
+    fn write(&self, side: usize, text: &str) {
+        let host = &self.hosts[side];
+        for (name, key) in [("a-b.psk", "pL7v0y2QxNf8sKd3RwZtB5\n"), ("hook.secret", SECRET)] {
+            let path = host.path(name);
+            fs::write(&path, key).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        fs::write(host.path("x.yaml"), text).unwrap();
+    }
+
+    fn start(&mut self, side: usize, text: &str) {
+        self.write(side, text);
+        let host = &self.hosts[side];
+        self.daemons.push(Daemon(host.run(&host.path("x.yaml")).stderr(Stdio::null()).spawn().unwrap()));
+        until(|| host.ask("x", &["status"]).status.code() != Some(69));
+    }
+
+    fn json(&self, side: usize, args: &[&str]) -> Value {
+        serde_json::from_slice(&self.hosts[side].ask("x", args).stdout).unwrap()
+    }
+
+    fn tunnel(&self, side: usize, name: &str) -> Value {
+        self.json(side, &["status", name, "--json"])["tunnels"][0].clone()
+    }
+
+    fn health(&self, side: usize, name: &str) -> String {
+        self.tunnel(side, name)["quality"]["health"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn packets_out(&self, name: &str) -> u64 {
+        self.tunnel(0, name)["children"][0]["packets_out"].as_u64().unwrap()
+    }
+
+    /// How often the log of a tunnel has an event.
+    fn count(&self, side: usize, name: &str, event: &str) -> usize {
+        let log = String::from_utf8(self.hosts[side].ask("x", &["logs", name, "--json"]).stdout).unwrap();
+        log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+    }
+
+    /// Drops a part of the ESP packets that leave by a wire, at both ends or at one.
+    fn lose(&self, sides: &[usize], wire: &str, percent: u32) {
+        for side in sides {
+            // What follows the UDP header is an SPI; IKE begins with four zero octets (RFC 3948 §2.2).
+            let rule = format!(
+                "nft add table ip lossy && nft 'add chain ip lossy out {{ type filter hook output priority 0; }}' && nft add \
+                 rule ip lossy out oifname {wire} udp dport 4500 @th,64,32 != 0 numgen random mod 100 '<' {percent} drop && \
+                 echo made"
+            );
+            assert_eq!(self.hosts[*side].sh(&rule), "made\n");
+        }
+    }
+
+    fn lose_nothing(&self) {
+        self.hosts.iter().for_each(|host| drop(host.sh("nft delete table ip lossy 2>/dev/null")));
+    }
+}
+
+fn inside<T: Send + 'static>(host: &Host, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let ns = fs::File::open(format!("/proc/{}/ns/net", host.holder.id())).unwrap();
+    std::thread::spawn(move || {
+        setns(ns, CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    })
+}
+
+/// Datagrams from one gateway to the other, a hundred a second, until it is stopped.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u32>,
+    receiver: JoinHandle<Vec<(Instant, u32)>>,
+}
+
+impl Stream {
+    fn open(pair: &Pair, from: usize) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let (source, target) = (INNER[from], INNER[1 - from]);
+        let stopped = Arc::clone(&stop);
+        let (ready, is_ready) = mpsc::channel();
+        let receiver = inside(&pair.hosts[1 - from], move || {
+            let socket = UdpSocket::bind((target, 7100)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            ready.send(()).unwrap();
+            let (mut taken, mut buffer) = (Vec::new(), [0; 4]);
+            while !stopped.load(Relaxed) {
+                if socket.recv(&mut buffer).is_ok() {
+                    taken.push((Instant::now(), u32::from_be_bytes(buffer)));
+                }
+            }
+            taken
+        });
+        is_ready.recv().unwrap();
+        let stopped = Arc::clone(&stop);
+        let sender = inside(&pair.hosts[from], move || {
+            let socket = UdpSocket::bind((source, 0)).unwrap();
+            let mut n = 0u32;
+            while !stopped.load(Relaxed) {
+                n += 1;
+                let _ = socket.send_to(&n.to_be_bytes(), (target, 7100));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            n
+        });
+        Self { stop, sender, receiver }
+    }
+
+    /// How many were sent and lost, and the longest time without any.
+    fn close(self) -> (u32, u32, Duration) {
+        self.stop.store(true, Relaxed);
+        let (sent, taken) = (self.sender.join().unwrap(), self.receiver.join().unwrap());
+        let gap = taken.windows(2).map(|pair| pair[1].0 - pair[0].0).max().unwrap_or(Duration::MAX);
+        (sent, sent.saturating_sub(taken.len() as u32), gap)
+    }
+}
+
+const QUICK: &str = "interval: 1s, failures: 2, successes: 4";
+
+fn check(side: usize) -> String {
+    format!("health_check: {{ target: {}, {QUICK} }},", INNER[1 - side])
+}
+
+/// Both wires are up; the first one loses all ESP while IKE goes on. The other tunnel carries the packets until the first
+/// one has answered for a while.
+#[test]
+fn a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping() {
+    let Some(mut pair) = Pair::new("a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping")
+    else {
+        return;
+    };
+    for side in [1, 0] {
+        let check = check(side);
+        let text = pair.text(side, &[&check, &check], "metrics: { listen: off }");
+        pair.start(side, &text);
+    }
+    for (side, name) in [(0, "t0"), (0, "t1"), (1, "t0"), (1, "t1")] {
+        until(|| pair.health(side, name) == "good");
+    }
+    let streams = [Stream::open(&pair, 0), Stream::open(&pair, 1)];
+    std::thread::sleep(Duration::from_secs(2));
+    let (primary, backup) = (pair.packets_out("t0"), pair.packets_out("t1"));
+    assert!(primary > 100 && backup < 100, "the primary carries: {primary} and {backup}");
+
+    pair.lose(&[0, 1], "wire0", 100);
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!((pair.health(0, "t0"), pair.health(1, "t0")), ("degraded".to_owned(), "degraded".to_owned()));
+    assert_eq!((pair.health(0, "t1"), pair.health(1, "t1")), ("good".to_owned(), "good".to_owned()));
+    assert!(pair.packets_out("t1") > backup + 200, "the backup carries");
+    pair.lose_nothing();
+    until(|| pair.health(0, "t0") == "good" && pair.health(1, "t0") == "good");
+    let before = (pair.packets_out("t0"), pair.packets_out("t1"));
+    std::thread::sleep(Duration::from_secs(4));
+    let after = (pair.packets_out("t0"), pair.packets_out("t1"));
+    assert!(after.0 > before.0 + 200, "the primary carries again");
+    assert!(after.1 < before.1 + 100, "and the backup does not");
+    for (side, stream) in streams.into_iter().enumerate() {
+        let (sent, lost, gap) = stream.close();
+        println!("from {side}: {lost} of {sent} lost, {} ms the longest gap", gap.as_millis());
+        // Two seconds, and what a machine with other things to do adds.
+        assert!(gap < Duration::from_millis(3_500), "from {side}: {gap:?}");
+        assert!(lost < 350, "from {side}: {lost}");
+        for (event, of) in [("quality_degraded", "t0"), ("quality_recovered", "t0")] {
+            assert_eq!(pair.count(side, of, event), 1, "{event} of {of}, side {side}");
+        }
+        assert_eq!(pair.count(side, "t1", "quality_degraded"), 0, "the backup was well all the time");
+    }
+}
+
+#[test]
+fn loss_is_measured_with_its_direction_and_told_once() {
+    let Some(mut pair) = Pair::new("loss_is_measured_with_its_direction_and_told_once") else { return };
+    let text = pair.text(1, &[""], "metrics: { listen: off }");
+    pair.start(1, &text);
+    let check = "health_check: { target: 10.2.0.1, failures: 10, loss: 20%, successes: 3 },";
+    let text = pair.text(0, &[check], "metrics: { listen: \"127.0.0.1:9180\" }");
+    pair.start(0, &text);
+    until(|| pair.health(0, "t0") == "good");
+    pair.lose(&[0], "wire0", 50);
+    let began = Instant::now();
+    while pair.health(0, "t0") != "degraded" {
+        assert!(began.elapsed() < Duration::from_secs(60), "{:#}", pair.tunnel(0, "t0")["quality"]);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::thread::sleep(Duration::from_secs(20));
+    let quality = &pair.tunnel(0, "t0")["quality"];
+    println!("{quality:#}");
+    assert_eq!(quality["target"], "10.2.0.1");
+    assert_eq!(quality["source"], "10.1.0.1");
+    let ratio = quality["loss_ratio"].as_f64().unwrap();
+    assert!((0.15..0.85).contains(&ratio), "half of them are dropped: {ratio}");
+    let (lost, there) = (quality["lost"].as_u64().unwrap(), quality["lost_there"].as_u64().unwrap());
+    // What was lost after the last answer is not known to be lost on the way there yet.
+    assert!(there <= lost && there * 2 >= lost, "{there} of {lost} on the way there, and none back");
+    let text = String::from_utf8(pair.hosts[0].ask("x", &["status", "t0"]).stdout).unwrap();
+    assert!(text.contains("health        degraded (loss) since"), "{text}");
+    let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    let metrics =
+        String::from_utf8(pair.hosts[0].inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap();
+    for series in [
+        "cygnet_probe_loss_ratio{gateway=\"g0\",tunnel=\"t0\",probe=\"icmp\"} 0.",
+        "cygnet_probe_delay_seconds{gateway=\"g0\",tunnel=\"t0\",probe=\"icmp\"} ",
+        "cygnet_probe_jitter_seconds{gateway=\"g0\",tunnel=\"t0\",probe=\"icmp\"} ",
+        "cygnet_tunnel_degraded{gateway=\"g0\",tunnel=\"t0\"} 1",
+    ] {
+        assert!(metrics.contains(series), "{series}");
+    }
+    let minutes = pair.json(0, &["quality", "t0", "--json"]);
+    let minutes = minutes.as_array().unwrap();
+    assert!(
+        minutes.iter().any(|m| m["lost"].as_u64() > Some(0) && m["delay_ms"].as_f64() > Some(0.0)),
+        "{minutes:#?}"
+    );
+    pair.lose_nothing();
+    until(|| pair.health(0, "t0") == "good");
+    assert_eq!(pair.count(0, "t0", "quality_degraded"), 1);
+    assert_eq!(pair.count(0, "t0", "quality_recovered"), 1);
+}
+
+/// A health check comes, changes and goes without anything else; a bad one changes nothing.
+#[test]
+fn health_checks_follow_the_configuration() {
+    let Some(mut pair) = Pair::new("health_checks_follow_the_configuration") else { return };
+    let daemon = "metrics: { listen: off }";
+    for side in [1, 0] {
+        let text = pair.text(side, &[""], daemon);
+        pair.start(side, &text);
+    }
+    until(|| pair.tunnel(0, "t0")["state"] == "up");
+    let spis = |pair: &Pair| {
+        let t = pair.tunnel(0, "t0");
+        (t["ike"]["spi_i"].clone(), t["children"][0]["spi_in"].clone())
+    };
+    let before = spis(&pair);
+    let o = pair.hosts[0].ask("x", &["quality", "t0"]);
+    assert_eq!(o.status.code(), Some(1), "{:?}", told(&o));
+    assert!(told(&o).1.contains("has no health check"));
+    let apply = |pair: &Pair, check: &str| {
+        pair.write(0, &pair.text(0, &[check], daemon));
+        pair.hosts[0].ask("x", &["apply"])
+    };
+    let o = apply(&pair, "health_check: { target: 10.2.0.1 },");
+    assert_eq!(o.status.code(), Some(0), "{:?}", told(&o));
+    until(|| pair.health(0, "t0") == "good");
+    let o = apply(&pair, "health_check: { target: 10.9.0.1 },");
+    assert_eq!(o.status.code(), Some(78));
+    assert!(told(&o).1.contains("outside the tunnel's remote networks"), "{:?}", told(&o));
+    assert_eq!(pair.tunnel(0, "t0")["quality"]["target"], "10.2.0.1");
+    // Nobody is there.
+    let o = apply(&pair, "health_check: { target: 10.2.0.77, failures: 2 },");
+    assert_eq!(o.status.code(), Some(0), "{:?}", told(&o));
+    until(|| pair.health(0, "t0") == "degraded");
+    assert_eq!(pair.tunnel(0, "t0")["quality"]["cause"], "no_answer");
+    let o = apply(&pair, "");
+    assert_eq!(o.status.code(), Some(0), "{:?}", told(&o));
+    assert_eq!(pair.tunnel(0, "t0")["quality"], Value::Null);
+    assert_eq!(spis(&pair), before, "the tunnel has not noticed");
+}
+
+/// A small HTTP server: gives back the requests' signatures and bodies, and answers the first one with an error.
+fn hook(host: &Host) -> (u16, mpsc::Receiver<(String, String)>) {
+    let listener = inside(host, || TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tx, rx) = mpsc::channel();
+    std::thread::spawn(move || {
+        for (n, stream) in listener.incoming().enumerate() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let (mut signature, mut len) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                let Some((name, value)) = line.split_once(':') else {
+                    if line.trim().is_empty() { break } else { continue }
+                };
+                match name.to_ascii_lowercase().as_str() {
+                    "x-cygnet-signature" => signature = value.trim().to_owned(),
+                    "content-length" => len = value.trim().parse().unwrap(),
+                    _ => {}
+                }
+            }
+            let mut body = vec![0; len];
+            reader.read_exact(&mut body).unwrap();
+            let status = if n == 0 { "503 Service Unavailable" } else { "204 No Content" };
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+            if tx.send((signature, String::from_utf8(body).unwrap())).is_err() {
+                return;
+            }
+        }
+    });
+    (port, rx)
+}
+
+#[test]
+fn events_reach_the_webhook_signed_and_the_command() {
+    let Some(mut pair) = Pair::new("events_reach_the_webhook_signed_and_the_command") else { return };
+    let (port, posted) = hook(&pair.hosts[0]);
+    let script = pair.hosts[0].path("alert");
+    let heard = pair.hosts[0].path("heard");
+    fs::write(&script, "#!/bin/sh\n/usr/bin/cat >>\"$1\"\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let daemon = format!(
+        "metrics: {{ listen: \"127.0.0.1:9180\" }}, alerts: {{ webhook: {{ url: \"http://127.0.0.1:{port}/hook\", secret_file: \
+         hook.secret }}, command: [{}, {}], events: [started, config_applied] }}",
+        script.display(),
+        heard.display()
+    );
+    let text = pair.text(0, &[""], &daemon);
+    pair.start(0, &text);
+    let wait = Duration::from_secs(20);
+    let first = posted.recv_timeout(wait).unwrap();
+    let again = posted.recv_timeout(wait).unwrap();
+    assert_eq!(first, again, "what was refused for the moment is sent again");
+    let o = pair.hosts[0].ask("x", &["apply"]);
+    assert_eq!(o.status.code(), Some(0), "{:?}", told(&o));
+    let next = posted.recv_timeout(wait).unwrap();
+    for ((signature, body), event) in [(first, "started"), (next, "config_applied")] {
+        let secret = SecretBytes::copy_of(SECRET.as_bytes());
+        assert_eq!(signature, cygnet::alerts::signature(&secret, body.as_bytes()));
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["event"], event);
+        assert!(body["message"].is_string() && body["unix"].is_u64());
+    }
+    until(|| fs::read_to_string(&heard).is_ok_and(|text| text.lines().count() == 2));
+    let text = fs::read_to_string(&heard).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(events.iter().any(|e| e["event"] == "started"));
+    assert!(events.iter().any(|e| e["event"] == "config_applied"));
+    let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    until(|| {
+        let o = pair.hosts[0].inside("bash").args(["-c", get]).output().unwrap();
+        let metrics = String::from_utf8(o.stdout).unwrap();
+        ["webhook", "command"].iter().all(|channel| {
+            metrics.contains(&format!("cygnet_alerts_total{{channel=\"{channel}\",result=\"delivered\"}} 2"))
+        })
+    });
+}
