@@ -112,16 +112,8 @@ impl Daemon {
             tracing::warn!("{message}");
             self.announce(Kind::BandwidthChanged, message);
         }
-        if self.plane.traffic().is_some() {
-            if self.without_queue(errors).1 {
-                self.follow_plane_levels();
-            }
-            return;
+        if self.without_queue(&errors) {
+            self.follow_plane_levels();
         }
-        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        for error in told.iter().filter(|e| !self.shaping_troubles.contains(e)) {
-            tracing::error!(error, "a bandwidth level is not in force");
-        }
-        self.shaping_troubles = told;
     }
 }

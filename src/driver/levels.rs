@@ -61,7 +61,7 @@ fn configured(config: &Config) -> Levels {
 pub(super) struct InForce {
     /// Levels that our own threads keep.
     kept: BTreeMap<LevelKey, Arc<Kept>>,
-    /// Gateways whose traffic control does not stand, or stands on several interfaces: our threads keep their level, too.
+    /// Gateways whose traffic control does not stand, or stands on several interfaces: the data plane keeps their level, too.
     without_queue: BTreeSet<String>,
     /// Why levels are not in force in the kernel's plane.
     trouble: Option<String>,
@@ -213,20 +213,27 @@ impl Daemon {
     fn announce_level(&mut self, key: &LevelKey, message: &str) {
         match &key.owner {
             Owner::Gateway(name) => self.announce_gateway(Kind::BandwidthChanged, name, message),
-            Owner::Tunnel(name) => match self.registry.tunnel(name) {
-                Some(id) => self.tell_tunnel(id, Kind::BandwidthChanged, message),
-                None => self.announce(Kind::BandwidthChanged, message),
-            },
+            Owner::Tunnel(name) => {
+                if let Some(id) = self.registry.tunnel(name) {
+                    self.changed(id);
+                }
+                self.announce_tunnel(Kind::BandwidthChanged, name, message);
+            }
         }
     }
 
     /// Puts a level that has changed in force. Gives the reasons why it is not; what is wrong with others is in the log.
     fn put_level(&mut self, key: &LevelKey) -> Vec<String> {
         if let LevelKey { owner: Owner::Gateway(name), inward: false } = key {
-            let errors = self.shape();
-            return errors.iter().filter(|e| e.concerns(name)).map(ToString::to_string).collect();
+            self.shape();
+            let queued = key.bandwidth(&self.config).is_some_and(|b| b.counts == Counts::Wire)
+                && !self.in_force.without_queue.contains(name);
+            if queued {
+                return Vec::new();
+            }
+        } else {
+            self.follow_plane_levels();
         }
-        self.follow_plane_levels();
         let counts = key.bandwidth(&self.config).map(|b| b.counts);
         let trouble = self.in_force.trouble.clone().into_iter();
         match (&key.owner, counts) {
@@ -237,16 +244,11 @@ impl Daemon {
         }
     }
 
-    /// Brings traffic control and the data plane in line with the bandwidth levels. Gives the reasons why levels are not in
-    /// force.
-    pub(super) fn shape(&mut self) -> Vec<ShapingError> {
+    /// Brings traffic control and the data plane in line with the bandwidth levels.
+    pub(super) fn shape(&mut self) {
         let errors = self.shape_interfaces();
-        let (errors, _) = self.without_queue(errors);
-        for e in &errors {
-            tracing::error!(error = %e, "a bandwidth level is not in force");
-        }
+        self.without_queue(&errors);
         self.follow_plane_levels();
-        errors
     }
 
     fn shape_interfaces(&mut self) -> Vec<ShapingError> {
@@ -274,28 +276,25 @@ impl Daemon {
         shaper.apply(gateways).err().unwrap_or_default()
     }
 
-    /// Notes for which gateways our own threads keep the level because traffic control cannot, or cannot alone. Gives the
-    /// errors that are left, and whether the gateways are others than before.
-    pub(super) fn without_queue(&mut self, errors: Vec<ShapingError>) -> (Vec<ShapingError>, bool) {
-        if self.plane.traffic().is_none() {
-            return (errors, false);
-        }
+    /// Notes for which gateways the data plane keeps the level because traffic control cannot, or cannot alone. Says whether
+    /// they are others than before.
+    pub(super) fn without_queue(&mut self, errors: &[ShapingError]) -> bool {
         let several = |name: &str| self.shaper.as_ref().is_some_and(|s| s.interfaces_of(name) > 1);
         let concerned = |name: &str| errors.iter().any(|e| e.concerns(name));
         let now: BTreeSet<String> = (self.config.gateways.iter())
             .filter(|g| concerned(&g.name) || several(&g.name))
             .map(|g| g.name.clone())
             .collect();
-        for e in &errors {
+        for e in errors {
             let told = e.to_string();
             if !self.shaping_troubles.contains(&told) {
-                tracing::warn!(error = %told, "cygnet keeps the level itself: what is beyond is dropped instead of queued");
+                tracing::warn!(error = %told, "the data plane keeps the level instead: what is beyond is dropped, not queued");
             }
         }
         self.shaping_troubles = errors.iter().map(ToString::to_string).collect();
         let changed = self.in_force.without_queue != now;
         self.in_force.without_queue = now;
-        (Vec::new(), changed)
+        changed
     }
 
     /// Addresses at which customer gateways of a gateway are, as far as they are known.
@@ -371,8 +370,13 @@ impl Daemon {
                     }
                 }
                 (Owner::Tunnel(_), Counts::Wire, _) => {}
-                // Traffic control does it.
-                (Owner::Gateway(_), Counts::Wire, Direction::Out) => {}
+                (Owner::Gateway(name), Counts::Wire, Direction::Out) => {
+                    // Else traffic control does it.
+                    if self.in_force.without_queue.contains(name) {
+                        let addresses = self.outer.get(name).into_iter().flatten().copied().collect();
+                        wanted.departures.insert(name.clone(), (addresses, Rate { bps }));
+                    }
+                }
                 (Owner::Gateway(name), Counts::Payload, direction) => {
                     let of = self.config.tunnels.iter().filter(|t| t.gateway == *name);
                     let tunnels = of.filter_map(|t| self.registry.tunnel(&t.name)).collect();

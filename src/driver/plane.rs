@@ -306,7 +306,13 @@ impl Plane {
         self.wall.settle();
         match &mut self.esp {
             Esp::Kernel(_) => Ok(()),
-            Esp::User(p) => p.settle(),
+            Esp::User(p) => {
+                // Of an earlier daemon with the kernel's plane.
+                if let Err(e) = self.levels.remove() {
+                    tracing::warn!("{e}");
+                }
+                p.settle()
+            }
         }
     }
 

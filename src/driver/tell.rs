@@ -59,6 +59,12 @@ impl Daemon {
         self.publish_event(Event::new(clock::now().unix, kind, message).gateway(gateway));
     }
 
+    /// Tells of a tunnel what somebody asked for: each time.
+    pub(super) fn announce_tunnel(&mut self, kind: Kind, tunnel: &str, message: &str) {
+        tracing::info!(tunnel, "{message}");
+        self.publish_event(Event::new(clock::now().unix, kind, message).tunnel(tunnel));
+    }
+
     fn publish_event(&mut self, event: Event) {
         self.history.record(clock::now().mono, &event);
         if let Some(alerts) = &self.alerts {

@@ -1,10 +1,11 @@
 //! Bandwidth levels behind the kernel's ESP: a table of nf_tables that drops what exceeds them. It knows a packet's tunnel by
-//! the reqid of its SA, which stays over rekeys. What a gateway sends on the wire is not here but in traffic control.
+//! the reqid of its SA, which stays over rekeys. What a gateway sends on the wire is here only where traffic control cannot keep it.
 //!
 //! ```text
 //!  prerouting    arrivals: ESP to an outer address     more than the gateway's level on the wire -> drop
 //!                opened:   packets out of an SA        more than the tunnel's, the gateway's     -> drop
 //!  postrouting   sealed:   packets on the way into one more than the tunnel's, the gateway's     -> drop
+//!                departures: ESP from an outer address  more than the gateway's level on the wire -> drop
 //! ```
 //! Everything is one transaction, so that no packet sees half of it. Buckets begin anew with it, full.
 
@@ -23,6 +24,7 @@ const TABLE: &str = "cygnet-levels";
 const TYPE_INTEGER: u32 = 4;
 const KEY: u32 = 4;
 const ARRIVALS: &str = "arrivals";
+const DEPARTURES: &str = "departures";
 const ESP: u8 = 50;
 const UDP: u8 = 17;
 const NATT: [u8; 2] = 4500u16.to_be_bytes();
@@ -54,6 +56,8 @@ pub struct Wanted {
     inward: OneWay,
     /// What may come to the outer addresses of a gateway; it counts the outer packets without their link layer.
     pub arrivals: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
+    /// The same of what leaves from them.
+    pub departures: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
 }
 
 impl Wanted {
@@ -99,15 +103,20 @@ impl Wanted {
                 levels.put(way, chain, &mut out);
             }
         }
-        if !self.arrivals.is_empty() {
-            // Before conntrack, which has nothing to say of ESP.
-            let (kind, hook, priority) = (ChainKind::Filter, Hook::Prerouting, -310);
-            out.push(Change::Chain(Chain { name: ARRIVALS, kind, hook, priority }));
-            for (n, (addresses, rate)) in self.arrivals.values().enumerate() {
-                let limit = format!("arrivals-{n}");
+        // Before conntrack, which has nothing to say of ESP, and before addresses are translated.
+        let outer = [
+            (&self.arrivals, Direction::In, ARRIVALS, Hook::Prerouting, -310),
+            (&self.departures, Direction::Out, DEPARTURES, Hook::Postrouting, -150),
+        ];
+        for (levels, direction, chain, hook, priority) in outer {
+            if !levels.is_empty() {
+                out.push(Change::Chain(Chain { name: chain, kind: ChainKind::Filter, hook, priority }));
+            }
+            for (n, (addresses, rate)) in levels.values().enumerate() {
+                let limit = format!("{chain}-{n}");
                 out.push(Change::Limit(limit.clone(), (*rate).into()));
-                let esp = addresses.iter().flat_map(|address| arrival(*address, &limit));
-                out.extend(esp.map(|exprs| Change::Rule { chain: ARRIVALS, exprs }));
+                let esp = addresses.iter().flat_map(|address| outer_esp(*address, direction, &limit));
+                out.extend(esp.map(|exprs| Change::Rule { chain, exprs }));
             }
         }
         out
@@ -158,12 +167,19 @@ fn key(tunnel: TunnelId) -> Option<Vec<u8>> {
     Some((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec())
 }
 
-/// Rules for ESP that comes to an address, bare and in UDP. IKE does not count, nor do keepalives.
-fn arrival(address: IpAddr, limit: &str) -> Vec<Vec<Expr>> {
+/// Rules for ESP that comes to an address or leaves from it, bare and in UDP. IKE does not count, nor do keepalives.
+fn outer_esp(address: IpAddr, direction: Direction, limit: &str) -> Vec<Vec<Expr>> {
     let Some(at) = Register::new(0) else { return Vec::new() };
-    let (family, offset, octets) = match address {
-        IpAddr::V4(a) => (Ip::V4, 16, a.octets().to_vec()),
-        IpAddr::V6(a) => (Ip::V6, 24, a.octets().to_vec()),
+    let (family, octets) = match address {
+        IpAddr::V4(a) => (Ip::V4, a.octets().to_vec()),
+        IpAddr::V6(a) => (Ip::V6, a.octets().to_vec()),
+    };
+    // Where the header has the destination, or the source, and the port at that end.
+    let (offset, port) = match (direction, address) {
+        (Direction::In, IpAddr::V4(_)) => (16, 2),
+        (Direction::Out, IpAddr::V4(_)) => (12, 0),
+        (Direction::In, IpAddr::V6(_)) => (24, 2),
+        (Direction::Out, IpAddr::V6(_)) => (8, 0),
     };
     let len = octets.len() as u32;
     let transport = |offset, len| Expr::Payload { base: Base::Transport, offset, len, to: at };
@@ -181,7 +197,7 @@ fn arrival(address: IpAddr, limit: &str) -> Vec<Vec<Expr>> {
     let end = || [Expr::Exceeds(limit.to_owned()), Expr::Verdict(Verdict::Drop)];
     let bare = begin(ESP).into_iter().chain(end()).collect();
     let in_udp = [
-        transport(2, 2),
+        transport(port, 2),
         Expr::Equals(at, NATT.to_vec()),
         // The non-ESP marker (RFC 3948 §2.2); shorter datagrams end the rule.
         transport(8, 4),
@@ -271,6 +287,7 @@ mod tests {
             .insert("g".into(), ([TunnelId(1), TunnelId(2)].into(), Rate { bps: 80_000 }));
         let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
         wanted.arrivals.insert("g".into(), (addresses.into(), Rate { bps: 10_000_000_000_000 }));
+        wanted.departures.insert("g".into(), (["192.0.2.1".parse().unwrap()].into(), Rate { bps: 1_000 }));
         wanted
     }
 
@@ -279,7 +296,7 @@ mod tests {
         let changes = wanted().changes();
         changes.iter().for_each(|change| drop(change.request(TABLE)));
         let rules = changes.iter().filter(|c| matches!(c, Change::Rule { .. })).count();
-        assert_eq!(rules, 1 + 1 + 4, "tunnels, a gateway, an address of each family bare and in UDP");
+        assert_eq!(rules, 1 + 1 + 4 + 2, "tunnels, a gateway, an address of each family bare and in UDP");
         for (tunnel, index) in [(1, 0), (1, 7), (1, 2047)] {
             let reqid = Reqid::of(ChildId { tunnel: TunnelId(tunnel), index }).unwrap();
             assert_eq!((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec(), key(TunnelId(1)).unwrap());
