@@ -1,15 +1,26 @@
 //! A resolved configuration as data again, in the words of the file: what is in effect, with every default filled in.
 //! Keys never show; a key in the file itself is written as a note where it stands.
 
+use std::path::Path;
+
 use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
 use super::limit::show_limit;
-use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, PlaneChoice, Quota, Tunnel};
+use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, KeyFile, PlaneChoice, Quota, Tunnel};
 use super::units::{show_duration, show_rate, show_size};
 
-/// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
+/// The configuration as a tree that the decoder would take (but for inline keys, which are masked), wherever it stands.
 pub fn resolved(c: &Config) -> Value {
+    tree(c, |file| &file.path)
+}
+
+/// The same with the names of files as they are written.
+pub fn as_written(c: &Config) -> Value {
+    tree(c, |file| &file.written)
+}
+
+fn tree(c: &Config, name: fn(&KeyFile) -> &Path) -> Value {
     let listen =
         |a: Option<std::net::SocketAddr>| json!({ "listen": a.map_or("off".into(), |a| a.to_string()) });
     json!({
@@ -45,7 +56,7 @@ pub fn resolved(c: &Config) -> Value {
             "id": p.id.as_ref().map(ToString::to_string),
             "preset": p.preset.map(|p| p.name),
         }))).collect::<Vec<_>>(),
-        "tunnels": c.tunnels.iter().map(tunnel).collect::<Vec<_>>(),
+        "tunnels": c.tunnels.iter().map(|t| tunnel(t, name)).collect::<Vec<_>>(),
         "quota": quota(&c.quota),
     })
 }
@@ -55,13 +66,13 @@ fn quota(q: &Quota) -> Value {
     q.each().into_iter().map(|(key, limit)| (key.to_owned(), number(limit))).collect::<Map<_, _>>().into()
 }
 
-fn tunnel(t: &Tunnel) -> Value {
+fn tunnel(t: &Tunnel, name: fn(&KeyFile) -> &Path) -> Value {
     let Auth::Psk(psk) = &t.auth;
     let auth = match &psk.file {
-        Some(path) if psk.others.is_empty() => json!({ "psk_file": path }),
-        Some(path) => {
+        Some(file) if psk.others.is_empty() => json!({ "psk_file": name(file) }),
+        Some(file) => {
             let others = psk.others.iter().filter_map(|psk| psk.file.as_ref());
-            json!({ "psk_files": std::iter::once(path).chain(others).collect::<Vec<_>>() })
+            json!({ "psk_files": std::iter::once(file).chain(others).map(name).collect::<Vec<_>>() })
         }
         None => json!({ "psk": "(not shown)" }),
     };
