@@ -7,7 +7,7 @@
 MACHINES=${MACHINES:-/run/$LAB}
 
 machines_begin() {
-    mkdir -p -m 700 "$MACHINES"
+    (umask 077 && mkdir -p "$MACHINES")
     # An instance of our own, wherever the host has it.
     mkdir -p "$MACHINES/cgroup"
     mount -t cgroup2 cgroup2 "$MACHINES/cgroup"
@@ -41,7 +41,7 @@ machine_start() { # NAME
     return 1
 }
 
-# Runs a command on a machine.
+# Runs a command on a machine, with nothing of the environment here.
 machine_run() { # NAME COMMAND...
     local name=$1 pid
     shift
@@ -49,7 +49,8 @@ machine_run() { # NAME COMMAND...
         echo "there is no machine $name" >&2
         return 69
     fi
-    nsenter --target "$pid" --net --mount --pid --uts --ipc --cgroup --root --wdns=/root "$@"
+    nsenter --target "$pid" --net --mount --pid --uts --ipc --cgroup --root --wdns=/root \
+        env -i HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
 
 # A cable between two machines, with an address at each end, if there is one.
