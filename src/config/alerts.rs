@@ -8,6 +8,7 @@ use cygnet_model::SecretBytes;
 use super::decode::{Item, Spanned};
 use super::error::{Wrong, quoted, wrong};
 use super::fields;
+use super::model::KeyFile;
 use crate::observe::events::Kind;
 
 /// Who is told of which events.
@@ -29,7 +30,7 @@ pub struct Webhook {
     /// Signs what is posted; `None`: nothing does. Read anew with each configuration.
     pub secret: Option<Arc<SecretBytes>>,
     /// The file that it is in.
-    pub secret_file: Option<PathBuf>,
+    pub secret_file: Option<KeyFile>,
 }
 
 impl PartialEq for Webhook {

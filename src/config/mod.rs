@@ -265,7 +265,7 @@ impl Source<'_> {
                     return None;
                 }
             }
-            webhook.secret_file = Some(path);
+            webhook.secret_file = Some(KeyFile { path, written: file.value.clone() });
         }
         Some(Alerts { webhook, command: raw.command.clone(), events: raw.events.clone() })
     }
@@ -294,11 +294,12 @@ impl Source<'_> {
 
     fn key_file(&self, path: &decode::Spanned<PathBuf>, secrets: Secrets, sink: &Sink) -> Option<Psk> {
         let full = self.dir.join(&path.value);
+        let file = KeyFile { path: full.clone(), written: path.value.clone() };
         let unread = |file| {
             Some(Psk { secret: Arc::new(SecretBytes::new(Vec::new())), file: Some(file), others: Vec::new() })
         };
         if secrets == Secrets::Skip {
-            return unread(full);
+            return unread(file);
         }
         let key = match secrets::read_psk(&full, &path.value.to_string_lossy()) {
             Ok(key) => Ok(key),
@@ -306,17 +307,17 @@ impl Source<'_> {
             Err(Refusal::Denied) if secrets == Secrets::ReadIfAllowed => {
                 let what = "this user may not read the file, so the key was not checked";
                 sink.warning(&path.at, wrong(what, "run as root to check it too"));
-                return unread(full);
+                return unread(file);
             }
             Err(Refusal::Denied) => Err(wrong("the daemon may not read the file", "run the daemon as root")),
         };
-        usable(&path.at, Some(full), key, sink)
+        usable(&path.at, Some(file), key, sink)
     }
 }
 
 fn usable(
     at: &At,
-    file: Option<PathBuf>,
+    file: Option<KeyFile>,
     key: Result<secrets::Key, error::Wrong>,
     sink: &Sink,
 ) -> Option<Psk> {

@@ -240,12 +240,21 @@ pub struct Psk {
     /// The key, decoded; 16 octets or more.
     pub secret: Arc<SecretBytes>,
     /// The file it came from; `None`: the configuration itself.
-    pub file: Option<PathBuf>,
+    pub file: Option<KeyFile>,
     /// Keys that are good as well, while one is exchanged for another.
     pub others: Vec<Psk>,
 }
 
 impl Eq for Psk {}
+
+/// A file with a key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// As the configuration names it, perhaps from the configuration's own directory.
+    pub written: PathBuf,
+}
 
 impl PartialEq for Psk {
     fn eq(&self, other: &Self) -> bool {

@@ -1,6 +1,8 @@
 //! A resolved configuration as data again, in the words of the file: what is in effect, with every default filled in.
 //! Keys never show; a key in the file itself is written as a note where it stands.
 
+use std::path::Path;
+
 use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
@@ -8,13 +10,22 @@ use super::bandwidth::{Bandwidth, show_level};
 use super::health_check::show_percent;
 use super::limit::show_limit;
 use super::model::{
-    Alerts, Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, HealthCheck, PlaneChoice, Quota,
-    Tunnel,
+    Alerts, Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, HealthCheck, KeyFile,
+    PlaneChoice, Quota, Tunnel,
 };
 use super::units::{show_duration, show_size};
 
-/// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
+/// The configuration as a tree that the decoder would take (but for inline keys, which are masked), wherever it stands.
 pub fn resolved(c: &Config) -> Value {
+    tree(c, |file| &file.path)
+}
+
+/// The same with the names of files as they are written.
+pub fn as_written(c: &Config) -> Value {
+    tree(c, |file| &file.written)
+}
+
+fn tree(c: &Config, name: fn(&KeyFile) -> &Path) -> Value {
     let listen =
         |a: Option<std::net::SocketAddr>| json!({ "listen": a.map_or("off".into(), |a| a.to_string()) });
     json!({
@@ -31,8 +42,8 @@ pub fn resolved(c: &Config) -> Value {
                 Guards::Release => "release",
             },
             "metrics": listen(c.daemon.metrics),
-            "console": c.daemon.console.as_ref().map_or_else(|| listen(None), console),
-            "alerts": alerts(&c.daemon.alerts),
+            "console": c.daemon.console.as_ref().map_or_else(|| listen(None), |c| console(c, name)),
+            "alerts": alerts(&c.daemon.alerts, name),
         })),
         "gateways": c.gateways.iter().map(|g| without_null(json!({
             "name": g.name,
@@ -51,25 +62,27 @@ pub fn resolved(c: &Config) -> Value {
             "id": p.id.as_ref().map(ToString::to_string),
             "preset": p.preset.map(|p| p.name),
         }))).collect::<Vec<_>>(),
-        "tunnels": c.tunnels.iter().map(tunnel).collect::<Vec<_>>(),
+        "tunnels": c.tunnels.iter().map(|t| tunnel(t, name)).collect::<Vec<_>>(),
         "quota": quota(&c.quota),
     })
 }
 
-fn console(c: &Console) -> Value {
+fn console(c: &Console, name: fn(&KeyFile) -> &Path) -> Value {
     without_null(json!({
         "listen": c.listen,
-        "token_file": c.token.as_ref().and_then(|token| token.file.as_ref()),
+        "token_file": c.token.as_ref().and_then(|token| token.file.as_ref()).map(name),
         "hosts": (!c.hosts.is_empty()).then_some(&c.hosts),
     }))
 }
 
-fn alerts(a: &Alerts) -> Value {
+fn alerts(a: &Alerts, name: fn(&KeyFile) -> &Path) -> Value {
     if !a.is_wanted() {
         return Value::Null;
     }
-    let webhook =
-        a.webhook.as_ref().map(|w| without_null(json!({ "url": w.url, "secret_file": w.secret_file })));
+    let webhook = a
+        .webhook
+        .as_ref()
+        .map(|w| without_null(json!({ "url": w.url, "secret_file": w.secret_file.as_ref().map(name) })));
     without_null(json!({
         "webhook": webhook,
         "command": (!a.command.is_empty()).then_some(&a.command),
@@ -95,13 +108,13 @@ fn quota(q: &Quota) -> Value {
     q.each().into_iter().map(|(key, limit)| (key.to_owned(), number(limit))).collect::<Map<_, _>>().into()
 }
 
-fn tunnel(t: &Tunnel) -> Value {
+fn tunnel(t: &Tunnel, name: fn(&KeyFile) -> &Path) -> Value {
     let Auth::Psk(psk) = &t.auth;
     let auth = match &psk.file {
-        Some(path) if psk.others.is_empty() => json!({ "psk_file": path }),
-        Some(path) => {
+        Some(file) if psk.others.is_empty() => json!({ "psk_file": name(file) }),
+        Some(file) => {
             let others = psk.others.iter().filter_map(|psk| psk.file.as_ref());
-            json!({ "psk_files": std::iter::once(path).chain(others).collect::<Vec<_>>() })
+            json!({ "psk_files": std::iter::once(file).chain(others).map(name).collect::<Vec<_>>() })
         }
         None => json!({ "psk": "(not shown)" }),
     };
