@@ -31,6 +31,8 @@ const LIMITS: Limits = Limits { connections: 128, lifetime: Duration::from_secs(
 const MAX_BODY: usize = 64 * 1024;
 /// An order must be here after this long.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How far back a tunnel's page tells of its quality.
+const QUALITY_S: u64 = 3600;
 /// Events on their way to browsers.
 const EVENT_QUEUE: usize = 256;
 
@@ -203,8 +205,12 @@ impl Site {
     async fn tunnel(&self, name: String) -> Result<Value, Answer> {
         let status = self.question(Asked::Status { name: Some(name.clone()) }).await?;
         let events = self.question(Asked::Logs { tunnel: name.clone(), since_s: None }).await?;
-        let explanation = self.question(Asked::Explain { tunnel: name }).await?;
-        Ok(json!({ "status": status, "events": events, "explanation": explanation }))
+        let explanation = self.question(Asked::Explain { tunnel: name.clone() }).await?;
+        // One without a health check has none, which is no error here.
+        let minutes = self.question(Asked::Quality { tunnel: name, since_s: QUALITY_S }).await;
+        let minutes = minutes.ok().and_then(|mut answer| answer.get_mut("minutes").map(Value::take));
+        let quality = minutes.unwrap_or_else(|| json!([]));
+        Ok(json!({ "status": status, "events": events, "explanation": explanation, "quality": quality }))
     }
 
     async fn question(&self, asked: Asked) -> Result<Value, Answer> {

@@ -39,6 +39,8 @@ struct Line<'a> {
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unanswered_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<&'a str>,
     /// Null until there are two samples.
     rate: Option<Point>,
 }
@@ -104,6 +106,7 @@ fn row(t: &TunnelStatus, record: &Record) -> Row {
         covered: t.coverage.covered,
         error: t.last_error.as_deref(),
         unanswered_s: t.unanswered_s,
+        health: t.quality.as_ref().map(|q| q.health.as_str()),
         rate: record.rate(Of::Tunnel(&t.name)),
     };
     // No map with keys that are not text, so nothing can fail.

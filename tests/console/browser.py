@@ -105,6 +105,7 @@ def pages():
     find(".window").send_keys(Keys.ENTER)
     condition("up")
     says("aes256gcm16", "10.1.0.0/16", "agreed")
+    says("good", "10.1.0.1 to 10.2.0.2")
     assert not button("Down").is_enabled(), "a change is possible without a token"
     unlock("0123456789abcdef0123456789")
     says("That is not the token")

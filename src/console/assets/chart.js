@@ -1,4 +1,4 @@
-// A chart of two rates over time. Its axis begins at zero, time runs evenly, and where nothing was measured there is no line.
+// A chart of values over time. Its axis begins at zero, time runs evenly, and where nothing was measured there is no line.
 
 import { bits, clock, el } from "./text.js";
 
@@ -13,10 +13,19 @@ function nice(value) {
   return [1, 2, 5, 10].map((f) => f * power).find((v) => v >= value * 0.9999);
 }
 
+/** What passes each way. */
+export const RATES = {
+  lines: [{ key: "rx_bps", name: "in", colour: "--in" }, { key: "tx_bps", name: "out", colour: "--out" }],
+  words: bits,
+  least: 1000,
+};
+
 export class Chart {
-  /** `span`: seconds that are shown; `step`: seconds between two samples. */
-  constructor(label, spanS, step) {
+  /** `span`: seconds that are shown; `step`: seconds between two samples; `kind`: lines, their unit in words, and the least
+   * value that the axis reaches to. A point without a line's value is a gap in it. */
+  constructor(label, spanS, step, kind = RATES) {
     this.label = label;
+    this.kind = kind;
     this.span = spanS;
     this.step = step;
     this.points = [];
@@ -57,18 +66,20 @@ export class Chart {
     const end = Math.max(Date.now() / 1000, this.points.at(-1)?.at ?? 0);
     const begin = end - this.span;
     const shown = this.points.filter((p) => p.at >= begin);
-    const most = Math.max(1000, ...shown.map((p) => Math.max(p.rx_bps, p.tx_bps)));
+    const { lines, words, least } = this.kind;
+    const has = (p, key) => p[key] !== null && p[key] !== undefined;
+    const most = Math.max(least, ...lines.flatMap(({ key }) => shown.filter((p) => has(p, key)).map((p) => p[key])));
     const tick = nice(most / 4);
     const top = Math.ceil(most / tick) * tick;
     const x = (at) => LEFT + ((at - begin) / this.span) * (width - LEFT - RIGHT);
-    const y = (bps) => TOP + (1 - bps / top) * (height - TOP - BOTTOM);
+    const y = (value) => TOP + (1 - value / top) * (height - TOP - BOTTOM);
     c.font = "12px system-ui, sans-serif";
     c.strokeStyle = colour("--line");
     c.fillStyle = colour("--quiet");
     c.textAlign = "right";
     c.textBaseline = "middle";
     for (let v = 0; v <= top * 1.0001; v += tick) {
-      c.fillText(bits(v), LEFT - 8, y(v));
+      c.fillText(words(v), LEFT - 8, y(v));
       c.beginPath();
       c.moveTo(LEFT, y(v));
       c.lineTo(width - RIGHT, y(v));
@@ -81,18 +92,19 @@ export class Chart {
       if (x(at) < LEFT + 20 || x(at) > width - 24) continue;
       c.fillText(new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" }), x(at), height - BOTTOM + 6);
     }
-    for (const [key, name] of [["rx_bps", "--in"], ["tx_bps", "--out"]]) {
+    for (const { key, colour: name } of lines) {
       c.strokeStyle = colour(name);
       c.lineWidth = 1.75;
       c.beginPath();
       const apart = (a, b) => !a || !b || b.at - a.at > this.step * 2.5;
       c.fillStyle = colour(name);
-      shown.forEach((p, n) => {
-        const begins = apart(shown[n - 1], p);
+      const drawn = shown.filter((p) => has(p, key));
+      drawn.forEach((p, n) => {
+        const begins = apart(drawn[n - 1], p);
         if (begins) c.moveTo(x(p.at), y(p[key]));
         else c.lineTo(x(p.at), y(p[key]));
         // A point between two gaps is no line.
-        if (begins && apart(p, shown[n + 1])) c.fillRect(x(p.at) - 2, y(p[key]) - 2, 4, 4);
+        if (begins && apart(p, drawn[n + 1])) c.fillRect(x(p.at) - 2, y(p[key]) - 2, 4, 4);
       });
       c.stroke();
     }
@@ -110,8 +122,9 @@ export class Chart {
     } else if (point && end - point.at > this.step * 2.5) {
       when = clock(point.at * 1000);
     }
-    const part = (name, key) => [el("span", { className: `key-${key}` }, "■ "), `${name} ${bits(point?.[`${key}_bps`])} `];
-    this.legend.replaceChildren(...part("in", "rx"), ...part("out", "tx"), point ? `(${when})` : "nothing measured yet");
+    const value = (v) => (v === null || v === undefined ? "–" : this.kind.words(v));
+    const part = ({ key, name, colour }) => [el("span", { className: `key${colour}` }, "■ "), `${name} ${value(point?.[key])} `];
+    this.legend.replaceChildren(...this.kind.lines.flatMap(part), point ? `(${when})` : "nothing measured yet");
     this.canvas.setAttribute("aria-label", `${this.label}: ${this.legend.textContent}`);
   }
 }

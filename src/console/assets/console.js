@@ -7,6 +7,7 @@ import { ago, bits, clock, el, octets, rate, span } from "./text.js";
 const $ = (id) => document.getElementById(id);
 const GATEWAY_SPAN = 3600;
 const TUNNEL_SPAN = 600;
+const QUALITY_SPAN = 3600;
 const STEP = 5;
 const MAX_EVENTS = 500;
 const UP = ["up", "rekeying"];
@@ -107,6 +108,7 @@ const word = (name) => el("span", { className: `state ${name}` }, name);
 /** A tunnel's state, and what is not as it should be although it is up. */
 function condition(t) {
   if (UP.includes(t.state) && t.unanswered_s !== undefined) return el("span", { className: "state wait" }, `${t.state}, no answer`);
+  if (UP.includes(t.state) && t.health === "degraded") return el("span", { className: "state wait" }, `${t.state}, degraded`);
   if (UP.includes(t.state) && t.covered < t.pairs) return el("span", { className: "state wait" }, `${t.state}, ${t.covered}/${t.pairs}`);
   return word(t.state);
 }
@@ -182,7 +184,7 @@ function tunnels() {
     update();
   } }, "Only what is not up");
   const sum = el("p", { className: "quiet", id: "sum", role: "status" });
-  const well = (t) => UP.includes(t.state) && t.covered === t.pairs && t.unanswered_s === undefined;
+  const well = (t) => UP.includes(t.state) && t.covered === t.pairs && t.unanswered_s === undefined && t.health !== "degraded";
   function update() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const only = ill.getAttribute("aria-pressed") === "true";
@@ -198,6 +200,7 @@ function tunnels() {
 function tunnel(name) {
   const chart = new Chart(`Traffic of ${name}`, TUNNEL_SPAN, STEP);
   const now = el("p", { id: "condition" });
+  const probed = quality(name);
   const facts = el("div", { className: "cards" });
   const rules = el("div", {});
   const keys = el("div", {});
@@ -224,6 +227,7 @@ function tunnel(name) {
     if (error) return why.replaceChildren(el("p", { className: "bad" }, error.message));
     const t = known.status.snapshot.tunnels[0];
     if (!t) return;
+    probed.set(t.quality, known.quality);
     facts.replaceChildren(
       card("Ends", list([["Gateway", t.gateway], ["Customer gateway", t.customer_gateway], ["Start", t.start],
         ["Bandwidth", level(t.bandwidth)], ["Bandwidth inwards", level(t.bandwidth_in)],
@@ -241,8 +245,39 @@ function tunnel(name) {
     past.replaceChildren(events(known.events.events.slice(-50).reverse()));
   }
   const leave = poll(`/api/tunnel?name=${encodeURIComponent(name)}`, detail);
-  return { title: name, update, leave, nodes: [el("h2", {}, name), now, buttons, card("Traffic, 10 minutes", chart.node, set), facts,
+  return { title: name, update, leave, nodes: [el("h2", {}, name), now, buttons, card("Traffic, 10 minutes", chart.node, set), probed.node, facts,
     card("Configured networks", rules), card("ESP SAs", keys), card("Last negotiations", why), card("Events", past)] };
+}
+
+const DELAYS = {
+  lines: [{ key: "delay_ms", name: "mean", colour: "--in" }, { key: "delay_max_ms", name: "longest", colour: "--out" }],
+  words: (v) => `${v.toFixed(v < 10 ? 1 : 0)} ms`,
+  least: 1,
+};
+const LOSSES = {
+  lines: [{ key: "loss_ratio", name: "lost", colour: "--out" }],
+  words: (v) => `${(v * 100).toFixed(1)} %`,
+  least: 0.02,
+};
+
+/** What probes say of a tunnel: now, and by the minute. */
+function quality(name) {
+  const delays = new Chart(`Delay of ${name}`, QUALITY_SPAN, 60, DELAYS);
+  const losses = new Chart(`Loss of ${name}`, QUALITY_SPAN, 60, LOSSES);
+  const now = el("div", {});
+  const node = el("section", { className: "card", hidden: true }, el("h3", {}, "Quality, an hour by the minute"), now, delays.node, losses.node);
+  function set(q, minutes) {
+    node.hidden = !q;
+    if (!q) return;
+    const ms = (v) => (v === null || v === undefined ? "–" : `${v.toFixed(1)} ms`);
+    now.replaceChildren(list([["Health", el("span", { className: `state ${{ good: "up", degraded: "failed" }[q.health] ?? "waiting"}` },
+      q.cause ? `${q.health} (${q.cause.replaceAll("_", " ")})` : q.health)], ["Probes", q.source ? `${q.source} to ${q.target}` : q.problem],
+    ["Lost", `${q.lost} of ${q.probes} in the last minute`], ["Delay", `${ms(q.delay_ms)}, jitter ${ms(q.jitter_ms)}`]]));
+    const points = minutes.map((m) => ({ ...m, at: Date.parse(m.time) / 1000 + 60 }));
+    delays.set(points);
+    losses.set(points);
+  }
+  return { node, set };
 }
 
 function negotiation(n) {
