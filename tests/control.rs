@@ -312,6 +312,18 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             Request::Logs { .. } => {
                 Response::Events { events: vec![Event::new(0, Kind::TunnelUp, "up").tunnel("a-b")] }
             }
+            Request::Quality { .. } => Response::Quality {
+                minutes: vec![MinuteStatus {
+                    time: "2026-01-01T00:00:00Z".into(),
+                    probes: 60,
+                    lost: 3,
+                    loss_ratio: 0.05,
+                    delay_ms: Some(21.25),
+                    delay_min_ms: Some(20.0),
+                    delay_max_ms: Some(30.5),
+                    jitter_ms: None,
+                }],
+            },
             Request::Plan { .. } => {
                 Response::Plan { plan: Box::new(cygnet::config::diff::Plan::default()), applied: false }
             }
@@ -495,6 +507,9 @@ fn verbs_exit_as_their_answers_say() {
     assert!(!err.contains('\x1b') && err.contains("no matching"));
     let (code, out, _) = fake.cli(&["logs", "a-b"]);
     assert_eq!((code, out.as_str()), (0, "1970-01-01T00:00:00Z  tunnel_up           a-b  up\n"));
+    let (code, out, _) = fake.cli(&["quality", "a-b", "--since", "10m"]);
+    let row: Vec<&str> = out.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!((code, row), (0, vec!["2026-01-01T00:00:00Z", "60", "3", "5.0", "21.2", "20.0", "30.5", "-"]));
 }
 
 #[test]
