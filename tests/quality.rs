@@ -112,13 +112,14 @@ tunnels:
         log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
     }
 
-    /// Drops a part of the ESP packets that leave by a wire, at both ends or at one.
-    fn lose(&self, sides: &[usize], wire: &str, percent: u32) {
+    /// Drops every so manieth ESP packet that leaves by a wire, at both ends or at one.
+    fn lose(&self, sides: &[usize], wire: &str, every: u32) {
+        let which = if every > 1 { format!("numgen inc mod {every} 0") } else { String::new() };
         for side in sides {
             // What follows the UDP header is an SPI; IKE begins with four zero octets (RFC 3948 §2.2).
             let rule = format!(
                 "nft add table ip lossy && nft 'add chain ip lossy out {{ type filter hook output priority 0; }}' && nft add \
-                 rule ip lossy out oifname {wire} udp dport 4500 @th,64,32 != 0 numgen random mod 100 '<' {percent} drop && \
+                 rule ip lossy out oifname {wire} udp dport 4500 @th,64,32 != 0 {which} drop && \
                  echo made"
             );
             assert_eq!(self.hosts[*side].sh(&rule), "made\n");
@@ -214,7 +215,7 @@ fn a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping() {
     let (primary, backup) = (pair.packets_out("t0"), pair.packets_out("t1"));
     assert!(primary > 100 && backup < 100, "the primary carries: {primary} and {backup}");
 
-    pair.lose(&[0, 1], "wire0", 100);
+    pair.lose(&[0, 1], "wire0", 1);
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!((pair.health(0, "t0"), pair.health(1, "t0")), ("degraded".to_owned(), "degraded".to_owned()));
     assert_eq!((pair.health(0, "t1"), pair.health(1, "t1")), ("good".to_owned(), "good".to_owned()));
@@ -248,7 +249,7 @@ fn loss_is_measured_with_its_direction_and_told_once() {
     let text = pair.text(0, &[check], "metrics: { listen: \"127.0.0.1:9180\" }");
     pair.start(0, &text);
     until(|| pair.health(0, "t0") == "good");
-    pair.lose(&[0], "wire0", 50);
+    pair.lose(&[0], "wire0", 3);
     let began = Instant::now();
     while pair.health(0, "t0") != "degraded" {
         assert!(began.elapsed() < Duration::from_secs(60), "{:#}", pair.tunnel(0, "t0")["quality"]);
@@ -260,7 +261,7 @@ fn loss_is_measured_with_its_direction_and_told_once() {
     assert_eq!(quality["target"], "10.2.0.1");
     assert_eq!(quality["source"], "10.1.0.1");
     let ratio = quality["loss_ratio"].as_f64().unwrap();
-    assert!((0.15..0.85).contains(&ratio), "half of them are dropped: {ratio}");
+    assert!((0.15..0.4).contains(&ratio), "every third one is dropped: {ratio}");
     let (lost, there) = (quality["lost"].as_u64().unwrap(), quality["lost_there"].as_u64().unwrap());
     // What was lost after the last answer is not known to be lost on the way there yet.
     assert!(there <= lost && there * 2 >= lost, "{there} of {lost} on the way there, and none back");
