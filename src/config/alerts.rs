@@ -41,6 +41,16 @@ impl PartialEq for Webhook {
 
 impl Eq for Webhook {}
 
+impl Webhook {
+    /// The address without what may be a key: its scheme and host.
+    pub fn shown(&self) -> String {
+        let mut parts = self.url.splitn(4, '/');
+        let begin: Vec<&str> = parts.by_ref().take(3).collect();
+        let rest = if parts.next().is_some_and(|rest| !rest.is_empty()) { "(not shown)" } else { "" };
+        format!("{}/{rest}", begin.join("/"))
+    }
+}
+
 impl Alerts {
     /// What somebody should look at, and that it is over.
     pub fn default_events() -> Vec<Kind> {
@@ -156,7 +166,7 @@ fn url(text: &str) -> Result<String, Wrong> {
     let fix = "write http:// or https://, a host and a path, as in https://example.org/hook";
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let Some(rest) = rest else {
-        return Err(wrong(format!("{} is not an http or https URL", quoted(text)), fix));
+        return Err(wrong("this is not an http or https URL", fix));
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or("");
     if host.contains('@') {
@@ -165,6 +175,6 @@ fn url(text: &str) -> Result<String, Wrong> {
     let plain = text.chars().all(|c| c.is_ascii_graphic()) && text.len() <= MAX_URL;
     match ureq::http::Uri::try_from(text) {
         Ok(uri) if plain && uri.host().is_some_and(|host| !host.is_empty()) => Ok(text.to_owned()),
-        _ => Err(wrong(format!("{} is not a URL", quoted(text)), fix)),
+        _ => Err(wrong("this is not a URL", fix)),
     }
 }

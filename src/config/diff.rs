@@ -142,6 +142,10 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
     if token(old) != token(new) {
         daemon.add(hidden("console.token"));
     }
+    let hook = |c: &Config| c.daemon.alerts.webhook.as_ref().map(|w| (w.url.clone(), w.secret.clone()));
+    if hook(old) != hook(new) {
+        daemon.add(hidden("alerts.webhook"));
+    }
     let mut steps = vec![daemon];
     let lists = [
         (Object::Gateway, "gateways"),

@@ -82,7 +82,7 @@ fn alerts(a: &Alerts, name: fn(&KeyFile) -> &Path) -> Value {
     let webhook = a
         .webhook
         .as_ref()
-        .map(|w| without_null(json!({ "url": w.url, "secret_file": w.secret_file.as_ref().map(name) })));
+        .map(|w| without_null(json!({ "url": w.shown(), "secret_file": w.secret_file.as_ref().map(name) })));
     without_null(json!({
         "webhook": webhook,
         "command": (!a.command.is_empty()).then_some(&a.command),
