@@ -80,7 +80,7 @@ fn published(tunnels: usize) -> Published {
         rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],
         unanswered_s: (name.as_str() == "a-b").then_some(30),
         warnings: vec![],
-        bandwidth: (name.as_str() == "a-b").then_some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
+        bandwidth: Some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
         bandwidth_in: None,
         legacy: LegacyStatus { ike: vec!["modp1024".into(), "sha1".into()], esp: vec![] },
     };
