@@ -249,7 +249,8 @@ fn the_level_of_a_tunnel_holds_both_ways_and_changes_while_traffic_flows() {
         assert!(rate > 9.0 * MBIT, "{rate}");
         assert_eq!(pair.says(&["bandwidth", "a-b", "10mbit"]), "bandwidth of tunnel a-b is now 10mbit\n");
         assert!(is_near(settled(&out), 10.0 * MBIT));
-        assert!(pair.ping(SECOND, 5).contains(" 0% packet loss"));
+        let rate = neighbour.rate(SECOND_LONG);
+        assert!(rate > 8.5 * MBIT, "{rate}");
     }
     {
         let inward = pair.inwards(FIRST, 30.0 * MBIT);
@@ -353,19 +354,21 @@ fn a_level_follows_the_way_of_the_packets() {
          nsenter --net -t {a} ip link set wide up; nsenter --net -t {b} ip link set wide up"
     );
     assert!(Command::new("sh").args(["-c", &link]).status().unwrap().success());
-    pair.ours.sh("ip link add link wide name wide.7 type vlan id 7; ip link set wide.7 up; ip address add 198.51.100.1/24 dev wide.7");
-    pair.theirs.sh("ip link add link wide name wide.7 type vlan id 7; ip link set wide.7 up; ip address add 198.51.100.2/24 dev wide.7");
+    // A VLAN where the kernel has them.
     for host in [&pair.ours, &pair.theirs] {
-        host.sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.wire.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
-        host.sh("sysctl -qw net.ipv4.conf.wide/7.rp_filter=0");
+        host.sh("ip link add link wide name wide.7 type vlan id 7; ip link set wide.7 up");
     }
-    if !pair.ours.sh("ip -br link").contains("wide.7") {
-        println!("a_level_follows_the_way_of_the_packets is skipped: this kernel has no VLAN");
-        return;
+    let has_vlan = pair.ours.sh("ip -br link").contains("wide.7");
+    let dev = if has_vlan { "wide.7" } else { "wide" };
+    println!("the other interface is {dev}");
+    pair.ours.sh(&format!("ip address add 198.51.100.1/24 dev {dev}"));
+    pair.theirs.sh(&format!("ip address add 198.51.100.2/24 dev {dev}"));
+    for host in [&pair.ours, &pair.theirs] {
+        host.sh("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done");
     }
     // One of the two peers is behind the other interface: each has the level, and both together no more.
-    pair.ours.sh("ip route add 192.0.2.2 via 198.51.100.2 dev wide.7");
-    until(|| shaped("wide.7") && shaped("wire"));
+    pair.ours.sh(&format!("ip route add 192.0.2.2 via 198.51.100.2 dev {dev}"));
+    until(|| shaped(dev) && shaped("wire"));
     {
         let (one, two) = (pair.outwards(FIRST, 20.0 * MBIT), pair.outwards(SECOND, 20.0 * MBIT));
         std::thread::sleep(SECOND_LONG * 2);
@@ -375,8 +378,8 @@ fn a_level_follows_the_way_of_the_packets() {
         println!("{:.2} and {:.2} Mbit/s by two interfaces", one / MBIT, two / MBIT);
         assert!(one > MBIT && two > MBIT && one + two < 8.2 * MBIT, "{one} {two}");
     }
-    pair.ours.sh("ip route add 192.0.2.3 via 198.51.100.2 dev wide.7");
-    until(|| shaped("wide.7") && !pair.ours.sh("tc qdisc show dev wire").contains("htb"));
+    pair.ours.sh(&format!("ip route add 192.0.2.3 via 198.51.100.2 dev {dev}"));
+    until(|| shaped(dev) && !pair.ours.sh("tc qdisc show dev wire").contains("htb"));
 }
 
 /// Command over saved over configuration; what was saved outlives the daemon, what was only said a crash; a file that says
@@ -398,7 +401,7 @@ fn levels_of_tunnels_outlive_the_daemon_and_follow_the_file() {
     pair.daemon = started(&pair.ours, "a");
     assert_eq!(all(&pair), [is(7_000_000, "saved"), is(0, "none")]);
     assert!(
-        pair.says(&["status", "a-b"]).contains("out 7.0 Mbit/s (saved)"),
+        pair.says(&["status", "a-b"]).contains("out 7 Mbit/s (saved)"),
         "{}",
         pair.says(&["status", "a-b"])
     );

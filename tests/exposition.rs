@@ -97,7 +97,7 @@ fn published(tunnels: usize) -> Published {
             jitter_ms: Some(0.5),
         }),
         warnings: vec![],
-        bandwidth: (name.as_str() == "a-b").then_some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
+        bandwidth: Some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
         bandwidth_in: None,
         legacy: LegacyStatus { ike: vec!["modp1024".into(), "sha1".into()], esp: vec![] },
     };

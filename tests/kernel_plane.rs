@@ -847,7 +847,7 @@ fn arriving(at: &Site, from: &str, offered_mbit: u32) -> f64 {
 }
 
 #[test]
-fn levels_that_the_kernel_keeps_hold_both_ways_and_over_new_keys() {
+fn levels_that_the_kernel_keeps_hold_both_ways() {
     let Some((mut a, mut b)) = esp_sites() else { return };
     up(&mut a, &mut b);
     let _servers = [&a, &b].map(|site| site.netns.spawn("iperf3 -s"));
@@ -863,27 +863,35 @@ fn levels_that_the_kernel_keeps_hold_both_ways_and_over_new_keys() {
         wanted.tunnels(direction).insert(TunnelId(99), Rate { bps: 1_000_000 });
         wanted
     };
+    // Low rates: an emulated machine does not get far.
+    if let Err(e) = a.netns.enter(|| table.put(one(Direction::Out, 1))) {
+        return skip("nft-inet", &e);
+    }
     let mut put = |wanted: Wanted| a.netns.enter(|| table.put(wanted)).unwrap();
-    put(one(Direction::Out, 5));
-    is_near("out", arriving(&b, "10.1.0.1", 15), 5.0);
-    put(one(Direction::Out, 10));
-    is_near("out, changed", arriving(&b, "10.1.0.1", 20), 10.0);
-    put(one(Direction::In, 6));
-    is_near("in", arriving(&a, "10.2.0.1", 15), 6.0);
+    is_near("out", arriving(&b, "10.1.0.1", 4), 1.0);
+    put(one(Direction::Out, 2));
+    is_near("out, changed", arriving(&b, "10.1.0.1", 6), 2.0);
+    put(one(Direction::In, 1));
+    is_near("in", arriving(&a, "10.2.0.1", 4), 1.0);
 
     let mut shared = Wanted::default();
     let tunnels = BTreeSet::from([child().tunnel, TunnelId(98)]);
-    shared.gateways(Direction::Out).insert("vpc-a".to_owned(), (tunnels, Rate { bps: 4_000_000 }));
+    shared.gateways(Direction::Out).insert("vpc-a".to_owned(), (tunnels, Rate { bps: 1_000_000 }));
     put(shared);
-    is_near("a gateway's, out", arriving(&b, "10.1.0.1", 12), 4.0);
+    is_near("a gateway's, out", arriving(&b, "10.1.0.1", 4), 1.0);
 
-    let mut arrivals = Wanted::default();
-    arrivals.arrivals.insert("vpc-a".to_owned(), ([ip(A)].into(), Rate { bps: 8_000_000 }));
-    put(arrivals);
     // ESP-GCM adds 34 octets with padding, the outer header 20.
-    is_near("a gateway's, in, on the wire", arriving(&a, "10.2.0.1", 16), 8.0 * 1200.0 / 1254.0);
+    let (outer, on_the_wire) = (Rate { bps: 1_000_000 }, 1200.0 / 1254.0);
+    let mut arrivals = Wanted::default();
+    arrivals.arrivals.insert("vpc-a".to_owned(), ([ip(A)].into(), outer));
+    put(arrivals);
+    is_near("a gateway's, in, on the wire", arriving(&a, "10.2.0.1", 4), on_the_wire);
+    let mut departures = Wanted::default();
+    departures.departures.insert("vpc-a".to_owned(), ([ip(A)].into(), outer));
+    put(departures);
+    is_near("a gateway's, out, on the wire", arriving(&b, "10.1.0.1", 4), on_the_wire);
     put(Wanted::default());
-    assert!(arriving(&b, "10.1.0.1", 12) > 11.0, "nothing is left of it");
+    assert!(arriving(&b, "10.1.0.1", 3) > 2.0, "nothing is left of it");
 }
 
 #[test]
@@ -903,7 +911,7 @@ fn a_table_of_levels_is_mended_and_goes() {
     let most = Rate { bps: 10_000_000_000_000 };
     wanted.arrivals.insert("g".to_owned(), ([ip(A), ip("2001:db8::1")].into(), most));
     if let Err(e) = netns.enter(|| table.put(wanted.clone())) {
-        return skip("nft-limit", &e);
+        return skip("nft-inet", &e);
     }
     let rules = || netns.run("nft list table inet cygnet-levels");
     println!("{}", rules());
