@@ -198,7 +198,8 @@ fn check(side: usize) -> String {
 /// one has answered for a while.
 #[test]
 fn a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping() {
-    let Some(mut pair) = Pair::new("a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping") else {
+    let Some(mut pair) = Pair::new("a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping")
+    else {
         return;
     };
     for side in [1, 0] {
@@ -267,7 +268,8 @@ fn loss_is_measured_with_its_direction_and_told_once() {
     let text = String::from_utf8(pair.hosts[0].ask("x", &["status", "t0"]).stdout).unwrap();
     assert!(text.contains("health        degraded (loss) since"), "{text}");
     let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-    let metrics = String::from_utf8(pair.hosts[0].inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap();
+    let metrics =
+        String::from_utf8(pair.hosts[0].inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap();
     for series in [
         "cygnet_probe_loss_ratio{gateway=\"g0\",tunnel=\"t0\",probe=\"icmp\"} 0.",
         "cygnet_probe_delay_seconds{gateway=\"g0\",tunnel=\"t0\",probe=\"icmp\"} ",
@@ -278,7 +280,10 @@ fn loss_is_measured_with_its_direction_and_told_once() {
     }
     let minutes = pair.json(0, &["quality", "t0", "--json"]);
     let minutes = minutes.as_array().unwrap();
-    assert!(minutes.iter().any(|m| m["lost"].as_u64() > Some(0) && m["delay_ms"].as_f64() > Some(0.0)), "{minutes:#?}");
+    assert!(
+        minutes.iter().any(|m| m["lost"].as_u64() > Some(0) && m["delay_ms"].as_f64() > Some(0.0)),
+        "{minutes:#?}"
+    );
     pair.lose_nothing();
     until(|| pair.health(0, "t0") == "good");
     assert_eq!(pair.count(0, "t0", "quality_degraded"), 1);

@@ -225,8 +225,13 @@ impl Spd {
     }
 
     /// The way of an inner packet by one child, whatever other child claims such packets as well.
-    pub fn route_by(&self, child: ChildId, inner: &InnerHeader) -> Result<(Admitted<'_>, &OuterPath), DropReason> {
-        let outbound = self.policy(child).and_then(|policy| policy.outbound.as_ref()).ok_or(DropReason::NoSa)?;
+    pub fn route_by(
+        &self,
+        child: ChildId,
+        inner: &InnerHeader,
+    ) -> Result<(Admitted<'_>, &OuterPath), DropReason> {
+        let outbound =
+            self.policy(child).and_then(|policy| policy.outbound.as_ref()).ok_or(DropReason::NoSa)?;
         Ok((outbound.sa.admit(inner)?, &outbound.path))
     }
 

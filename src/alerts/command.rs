@@ -98,7 +98,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("told");
         // `$1` is an argument, not text of a shell; the environment is what the shell itself sets.
-        let mut command = sh("cat >\"$1\"; /usr/bin/env | /usr/bin/cut -d= -f1 | /usr/bin/sort | /usr/bin/tr '\\n' ' ' >>\"$1\"");
+        let mut command = sh(
+            "cat >\"$1\"; /usr/bin/env | /usr/bin/cut -d= -f1 | /usr/bin/sort | /usr/bin/tr '\\n' ' ' >>\"$1\"",
+        );
         command.extend(["sh".to_owned(), path.to_string_lossy().into_owned()]);
         run(&command, "{\"event\":\"x\"}", PATIENCE).unwrap();
         let told = std::fs::read_to_string(&path).unwrap();
@@ -112,7 +114,11 @@ mod tests {
     #[test]
     fn a_program_that_fails_or_hangs_is_told_of() {
         assert!(run(&sh("exit 3"), "", PATIENCE).unwrap_err().contains("exit status: 3"));
-        assert!(run(&["/nonexistent/program".to_owned()], "", PATIENCE).unwrap_err().contains("cannot be started"));
+        assert!(
+            run(&["/nonexistent/program".to_owned()], "", PATIENCE)
+                .unwrap_err()
+                .contains("cannot be started")
+        );
         let began = Instant::now();
         let why = run(&sh("sleep 60 & wait"), "", Duration::from_millis(200)).unwrap_err();
         assert!(why.contains("was ended") && began.elapsed() < Duration::from_secs(30), "{why}");

@@ -9,7 +9,8 @@ use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Global, Outcome, ask, exit, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
-    ChildStatus, GatewayStatus, MissingStatus, Nat, Origin, QualityStatus, RuleState, Snapshot, TunnelState, TunnelStatus,
+    ChildStatus, GatewayStatus, MissingStatus, Nat, Origin, QualityStatus, RuleState, Snapshot, TunnelState,
+    TunnelStatus,
 };
 
 #[derive(Args, Debug)]
@@ -253,7 +254,8 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
         field("traffic", format!("packets leave and none have come in for {}", span(s)))?;
     }
     if let Some(q) = &t.quality {
-        let cause = q.cause.as_ref().map_or_else(String::new, |cause| format!(" ({})", cause.replace('_', " ")));
+        let cause =
+            q.cause.as_ref().map_or_else(String::new, |cause| format!(" ({})", cause.replace('_', " ")));
         field("health", format!("{}{cause} since {}; {}", q.health, q.since, figures(q)))?;
         if let Some(problem) = &q.problem {
             field("", problem.clone())?;

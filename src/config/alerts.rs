@@ -86,7 +86,9 @@ pub(super) fn read(item: &Item<'_>) -> RawAlerts {
         out.secret_file = w.get("secret_file").and_then(|i| {
             i.parse("the path of a file", |t| match t {
                 "" => Err(wrong("not a path", "write the path of the file with the secret")),
-                _ if t.contains('\0') => Err(wrong("not a path", "write the path of the file with the secret")),
+                _ if t.contains('\0') => {
+                    Err(wrong("not a path", "write the path of the file with the secret"))
+                }
                 _ => Ok(PathBuf::from(t)),
             })
         });
@@ -108,11 +110,15 @@ pub(super) fn read(item: &Item<'_>) -> RawAlerts {
         let known = |entry: &Item<'_>| Kind::of_name(words.get(entry.word(words)?)?);
         let listed = i.list("events").unwrap_or_default();
         if listed.is_empty() {
-            i.error(wrong("no event is listed", "name events, or drop the key for those that somebody should look at"));
+            i.error(wrong(
+                "no event is listed",
+                "name events, or drop the key for those that somebody should look at",
+            ));
         }
         out.events = listed.iter().filter_map(known).collect();
     }
-    if out.url.is_none() && out.command.is_empty() && r.get("webhook").is_none() && r.get("command").is_none() {
+    if out.url.is_none() && out.command.is_empty() && r.get("webhook").is_none() && r.get("command").is_none()
+    {
         item.warning(wrong("nobody is told of anything", "add webhook: or command:"));
     }
     out
@@ -136,7 +142,10 @@ fn command(item: &Item<'_>) -> Option<Vec<String>> {
         out.push(word.to_owned());
     }
     if out.is_empty() || out.len() > MAX_WORDS {
-        item.error(wrong(format!("1 to {MAX_WORDS} words are needed"), "write the program and its arguments"));
+        item.error(wrong(
+            format!("1 to {MAX_WORDS} words are needed"),
+            "write the program and its arguments",
+        ));
         return None;
     }
     Some(out)

@@ -9,14 +9,14 @@ use cygnet_model::tunnel::Bypass;
 
 use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
+use super::health_check::RawHealthCheck;
 use super::model::{
     Auth, ChildSpec, Config, CustomerGateway, Gateway, GatewayAddress, Identity, IpLimit, Limit, PeerAddress,
     PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
-use super::{health_check, quota};
-use super::health_check::RawHealthCheck;
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
 use super::spd::{self, Clash, Conflict, Marks, Pair};
+use super::{health_check, quota};
 
 /// A TS payload holds no more selectors (RFC 7296 §3.13).
 const MAX_SELECTORS: usize = 255;

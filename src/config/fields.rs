@@ -397,10 +397,19 @@ pub static HEALTH_CHECK: Section = Section {
     name: "health_check",
     secret: false,
     fields: &[
-        must("target", IP, "A host inside the remote networks that answers pings; best the peer's gateway itself."),
+        must(
+            "target",
+            IP,
+            "A host inside the remote networks that answers pings; best the peer's gateway itself.",
+        ),
         may("source", IP, "an own address", "Source of the probes, inside the local networks."),
         may("interval", DURATION, "1s", "Time between two probes: 1s to 5s."),
-        may("loss", PART, "20%", "Loss from which on the tunnel is degraded: 1% to 100%, of the last 20 probes."),
+        may(
+            "loss",
+            PART,
+            "20%",
+            "Loss from which on the tunnel is degraded: 1% to 100%, of the last 20 probes.",
+        ),
         may(
             "delay",
             Kind::AnyOf(&[DURATION, Kind::Words(&["off"])]),

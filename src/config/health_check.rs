@@ -64,7 +64,10 @@ pub(super) fn read(item: &Item<'_>) -> Option<RawHealthCheck> {
         source,
         settings: Settings {
             interval: interval.unwrap_or(default.interval),
-            loss: r.get("loss").and_then(|i| i.parse("a part, as in 20%", percent)).map_or(default.loss, |l| l.value),
+            loss: r
+                .get("loss")
+                .and_then(|i| i.parse("a part, as in 20%", percent))
+                .map_or(default.loss, |l| l.value),
             delay: delay.map_or(default.delay, |d| d.value),
             failures: number(&r, "failures", 10).unwrap_or(default.failures),
             successes: number(&r, "successes", 100).unwrap_or(default.successes),
@@ -74,9 +77,9 @@ pub(super) fn read(item: &Item<'_>) -> Option<RawHealthCheck> {
 
 fn percent(text: &str) -> Result<u8, Wrong> {
     let number = text.strip_suffix('%').and_then(|n| n.trim_end().parse::<u8>().ok());
-    number.filter(|n| (1..=100).contains(n)).ok_or_else(|| {
-        wrong(format!("{} is not a part of all probes", quoted(text)), "write 1% to 100%")
-    })
+    number
+        .filter(|n| (1..=100).contains(n))
+        .ok_or_else(|| wrong(format!("{} is not a part of all probes", quoted(text)), "write 1% to 100%"))
 }
 
 /// A probe must be a packet of the tunnel: from inside its local networks to inside the remote ones of the same rule, and
@@ -98,7 +101,8 @@ pub(super) fn check(t: &RawTunnel, plane: PlaneChoice, sink: &Sink) {
     if rules.is_empty() {
         let remotes = t.rules.good.iter().flat_map(|rule| &rule.remote.good);
         let what = format!("the probes' target {} is outside the tunnel's remote networks", target.value);
-        let fix = format!("write the address of a host inside {}", some(remotes.map(|r| r.value.to_string())));
+        let fix =
+            format!("write the address of a host inside {}", some(remotes.map(|r| r.value.to_string())));
         sink.error(&target.at, wrong(what, fix));
         return;
     }

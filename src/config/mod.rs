@@ -237,7 +237,8 @@ impl Source<'_> {
 
     /// With the secret that signs what is posted.
     fn alerts(&self, raw: &RawAlerts, secrets: Secrets, sink: &Sink) -> Option<Alerts> {
-        let mut webhook = raw.url.as_ref().map(|url| Webhook { url: url.value.clone(), secret: None, secret_file: None });
+        let mut webhook =
+            raw.url.as_ref().map(|url| Webhook { url: url.value.clone(), secret: None, secret_file: None });
         if let (Some(webhook), Some(file)) = (&mut webhook, &raw.secret_file) {
             let path = self.dir.join(&file.value);
             let read = match secrets {

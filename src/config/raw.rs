@@ -13,15 +13,15 @@ use cygnet_model::proposal::{EspProposal, IkeProposal, Permit, ProposalError};
 use cygnet_model::tunnel::{Mark, Source};
 use zeroize::Zeroizing;
 
+use super::alerts::{self, RawAlerts};
 use super::decode::{Item, Reader, Spanned};
 use super::error::{At, Sink, Wrong, quoted, wrong};
-use super::alerts::{self, RawAlerts};
 use super::fields;
 use super::health_check::{self, RawHealthCheck};
 use super::identity::{self, Identity, RemoteId};
 use super::model::{
-    Alerts, Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress, PlaneChoice,
-    Retransmit, Start,
+    Alerts, Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress,
+    PlaneChoice, Retransmit, Start,
 };
 use super::preset::{self, Preset};
 use super::quota::{self, Quota};

@@ -89,7 +89,10 @@ pub fn read_signing(path: &Path, given: &str) -> Result<SecretBytes, Refusal> {
     let secret = text.strip_suffix(b"\r").unwrap_or(text);
     if secret.len() < MIN_SIGNING {
         let what = format!("the secret has {} octets, which is too short", secret.len());
-        return Err(Refusal::Wrong(wrong(what, format!("use at least {MIN_SIGNING}; make one with: cygnet psk"))));
+        return Err(Refusal::Wrong(wrong(
+            what,
+            format!("use at least {MIN_SIGNING}; make one with: cygnet psk"),
+        )));
     }
     Ok(SecretBytes::copy_of(secret))
 }

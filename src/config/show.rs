@@ -4,9 +4,11 @@
 use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
-use super::limit::show_limit;
 use super::health_check::show_percent;
-use super::model::{Alerts, Auth, Config, DpdAction, Encap, GatewayAddress, Guards, HealthCheck, PlaneChoice, Quota, Tunnel};
+use super::limit::show_limit;
+use super::model::{
+    Alerts, Auth, Config, DpdAction, Encap, GatewayAddress, Guards, HealthCheck, PlaneChoice, Quota, Tunnel,
+};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked).
@@ -56,7 +58,8 @@ fn alerts(a: &Alerts) -> Value {
     if !a.is_wanted() {
         return Value::Null;
     }
-    let webhook = a.webhook.as_ref().map(|w| without_null(json!({ "url": w.url, "secret_file": w.secret_file })));
+    let webhook =
+        a.webhook.as_ref().map(|w| without_null(json!({ "url": w.url, "secret_file": w.secret_file })));
     without_null(json!({
         "webhook": webhook,
         "command": (!a.command.is_empty()).then_some(&a.command),

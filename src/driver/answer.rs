@@ -102,7 +102,8 @@ impl Daemon {
                     None => Response::Error {
                         kind: ErrorKind::Failed,
                         message: format!("tunnel {tunnel} has no health check"),
-                        hint: "add health_check: { target: ADDRESS } to it, as docs/quality.md says".to_owned(),
+                        hint: "add health_check: { target: ADDRESS } to it, as docs/quality.md says"
+                            .to_owned(),
                     },
                 },
                 _ => unknown("tunnel", &tunnel),

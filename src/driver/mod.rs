@@ -515,8 +515,14 @@ impl Daemon {
 
     fn apply_policies(&mut self) {
         let ranks = self.quality.ranks();
-        let policies =
-            policy::policies(&self.config, &self.registry, &self.outer, &self.resolved, self.choice.plane, &ranks);
+        let policies = policy::policies(
+            &self.config,
+            &self.registry,
+            &self.outer,
+            &self.resolved,
+            self.choice.plane,
+            &ranks,
+        );
         let mut actions = Vec::new();
         let Some(TakenUp { ike, present, renew, tallies, .. }) = self.taken_up.take() else {
             self.endpoint.set_policies(clock::now(), policies, &mut actions);

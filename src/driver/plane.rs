@@ -178,7 +178,8 @@ impl Plane {
     /// Opens what probes go by, if that is not the plane itself.
     pub fn open_probing(&mut self) {
         if matches!(self.esp, Esp::Kernel(_)) {
-            let opened = EchoSockets::open().inspect_err(|e| tracing::warn!(error = %e, "no probes can be sent"));
+            let opened =
+                EchoSockets::open().inspect_err(|e| tracing::warn!(error = %e, "no probes can be sent"));
             self.echo = opened.ok();
         }
     }

@@ -43,7 +43,10 @@ pub(super) fn networks(local: &[TrafficSelector], remote: &[TrafficSelector]) ->
 }
 
 /// A tunnel's children with their numbers. One without a number is not registered.
-pub(super) fn numbered<'a>(registry: &'a Registry, t: &'a Tunnel) -> impl Iterator<Item = (ChildId, ChildSpec)> + 'a {
+pub(super) fn numbered<'a>(
+    registry: &'a Registry,
+    t: &'a Tunnel,
+) -> impl Iterator<Item = (ChildId, ChildSpec)> + 'a {
     let number = |c: ChildSpec| Some((registry.child(&t.name, &child_name(t, &c))?, c));
     t.children().into_iter().filter_map(number)
 }

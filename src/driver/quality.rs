@@ -70,7 +70,8 @@ const NO_SOURCE: &str = "this host has no address inside the local networks to s
                          set health_check.source";
 const SHARED: &str = "another tunnel has the same networks, and with the kernel's data plane probes go by the one that \
                       carries; set data_plane: userspace to probe each of them";
-const NOT_OWN: &str = "health_check.source is no address of this host, which it must be with the kernel's data plane";
+const NOT_OWN: &str =
+    "health_check.source is no address of this host, which it must be with the kernel's data plane";
 
 impl Quality {
     pub fn new(answers: mpsc::Sender<Answered>) -> Self {
@@ -95,7 +96,8 @@ impl Quality {
 
     /// How fit each tunnel is to carry packets that others could carry as well, if less than fully; see [`Health::rank`].
     pub fn ranks(&self) -> BTreeMap<TunnelId, u8> {
-        let rank = |(id, w): (&TunnelId, &Watched)| Some((*id, w.prober.health().rank())).filter(|(_, r)| *r > 0);
+        let rank =
+            |(id, w): (&TunnelId, &Watched)| Some((*id, w.prober.health().rank())).filter(|(_, r)| *r > 0);
         self.watched.iter().filter(|(id, _)| self.rivals.contains(id)).filter_map(rank).collect()
     }
 
@@ -161,7 +163,9 @@ impl Daemon {
             let way = self.way(t, &check).unwrap_or(Way::None(NO_SOURCE));
             let way = match (plane, way) {
                 (PlaneKind::Kernel, Way::By(..)) if self.quality.rivals.contains(&id) => Way::None(SHARED),
-                (PlaneKind::Kernel, Way::By(source, _)) if !self.quality.own.contains(&source) => Way::None(NOT_OWN),
+                (PlaneKind::Kernel, Way::By(source, _)) if !self.quality.own.contains(&source) => {
+                    Way::None(NOT_OWN)
+                }
                 (_, way) => way,
             };
             answered.extend(check.source);
@@ -194,7 +198,10 @@ impl Daemon {
             Source::Address(address) => Some(address),
             Source::Auto | Source::None => None,
         };
-        let own = written.into_iter().filter(|ip| self.quality.own.contains(ip)).chain(self.quality.own.iter().copied());
+        let own = written
+            .into_iter()
+            .filter(|ip| self.quality.own.contains(ip))
+            .chain(self.quality.own.iter().copied());
         let mut sources = check.source.into_iter().chain(own.filter(|_| check.source.is_none()));
         sources.find_map(|source| Some(Way::By(source, child(source)?.0)))
     }
@@ -281,8 +288,12 @@ impl Daemon {
             let (kind, message) = match change {
                 Change::Degraded(cause) => (Kind::QualityDegraded, degraded(w, cause, &figures, shared)),
                 Change::Recovered => {
-                    let back = if shared { "; it carries its packets again if its weight says so" } else { "" };
-                    (Kind::QualityRecovered, format!("{} answers as it should: {}{back}", w.check.target, words(&figures)))
+                    let back =
+                        if shared { "; it carries its packets again if its weight says so" } else { "" };
+                    (
+                        Kind::QualityRecovered,
+                        format!("{} answers as it should: {}{back}", w.check.target, words(&figures)),
+                    )
                 }
                 // It was told that it is degraded.
                 Change::Turned(_) => continue,
@@ -386,7 +397,13 @@ fn words(f: &Figures) -> String {
     let loss = f.loss_ratio().unwrap_or(0.0) * 100.0;
     let delay = f.delay.map_or_else(String::new, |d| {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
-        format!(", delay {:.1} ms ({:.1} to {:.1}), jitter {:.1} ms", ms(d.mean), ms(d.min), ms(d.max), ms(f.jitter))
+        format!(
+            ", delay {:.1} ms ({:.1} to {:.1}), jitter {:.1} ms",
+            ms(d.mean),
+            ms(d.min),
+            ms(d.max),
+            ms(f.jitter)
+        )
     });
     format!("{} of {} probes lost{there}, {loss:.1} %{delay}", f.lost, f.probes)
 }

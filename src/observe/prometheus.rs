@@ -116,7 +116,9 @@ fn counts(w: &mut Writer, p: &Published) {
         w.sample_of(subject, &["ike"], loss);
     }
     let probed: Vec<(Subject, &QualityStatus)> = (p.snapshot.tunnels.iter())
-        .filter_map(|t| Some((Subject::new(&[("gateway", &t.gateway), ("tunnel", &t.name)]), t.quality.as_ref()?)))
+        .filter_map(|t| {
+            Some((Subject::new(&[("gateway", &t.gateway), ("tunnel", &t.name)]), t.quality.as_ref()?))
+        })
         .collect();
     let gauge = |value: fn(&QualityStatus) -> Option<f64>, w: &mut Writer| {
         for (subject, value) in probed.iter().filter_map(|(subject, q)| Some((subject, value(q)?))) {

@@ -125,7 +125,10 @@ mod tests {
             let began = Instant::now();
             let seen = loop {
                 // Others may ping at the same time.
-                let seen = sockets.receive(10).into_iter().find(|seen| matches!(seen, Seen::Answer(p, _) if *p == probe));
+                let seen = sockets
+                    .receive(10)
+                    .into_iter()
+                    .find(|seen| matches!(seen, Seen::Answer(p, _) if *p == probe));
                 if let Some(seen) = seen {
                     break seen;
                 }

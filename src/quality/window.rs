@@ -63,7 +63,9 @@ impl Window {
         self.outcomes.push_back((now, outcome));
         self.fresh = (self.fresh + 1).min(JUDGED);
         // Those that are judged stay, however old.
-        while self.outcomes.len() > JUDGED && self.outcomes.front().is_some_and(|(at, _)| now.since(*at) > SPAN) {
+        while self.outcomes.len() > JUDGED
+            && self.outcomes.front().is_some_and(|(at, _)| now.since(*at) > SPAN)
+        {
             self.outcomes.pop_front();
         }
     }

@@ -53,12 +53,8 @@ pub enum Seen {
 /// Makes a probe; `None` if the addresses are of different families.
 pub fn request(probe: &Probe, source: IpAddr, target: IpAddr) -> Option<Vec<u8>> {
     let mut data = [0; DATA_LEN];
-    let fields: [&[u8]; 4] = [
-        &MAGIC,
-        &probe.token.to_be_bytes(),
-        &probe.tunnel.0.to_be_bytes(),
-        &probe.seq.to_be_bytes(),
-    ];
+    let fields: [&[u8]; 4] =
+        [&MAGIC, &probe.token.to_be_bytes(), &probe.tunnel.0.to_be_bytes(), &probe.seq.to_be_bytes()];
     let mut at = 0;
     for field in fields {
         data.get_mut(at..at + field.len())?.copy_from_slice(field);
@@ -99,7 +95,13 @@ pub fn read(packet: &[u8], protocol: u8, header_len: usize) -> Option<Seen> {
 }
 
 /// The answer to a request with these headers that [`read`] knows, from `source` to `target`, with how many were received.
-pub fn answer(asked: &[u8], header_len: usize, source: IpAddr, target: IpAddr, received: u32) -> Option<Vec<u8>> {
+pub fn answer(
+    asked: &[u8],
+    header_len: usize,
+    source: IpAddr,
+    target: IpAddr,
+    received: u32,
+) -> Option<Vec<u8>> {
     let upper = asked.get(header_len..)?;
     let [_, _, _, _, id @ ..] = *upper.first_chunk::<ICMP_LEN>()?;
     let mut data = *upper.get(ICMP_LEN..)?.first_chunk::<DATA_LEN>()?;
@@ -107,7 +109,13 @@ pub fn answer(asked: &[u8], header_len: usize, source: IpAddr, target: IpAddr, r
     packet(source, target, true, id, &data)
 }
 
-fn packet(source: IpAddr, target: IpAddr, reply: bool, id: [u8; 4], data: &[u8; DATA_LEN]) -> Option<Vec<u8>> {
+fn packet(
+    source: IpAddr,
+    target: IpAddr,
+    reply: bool,
+    id: [u8; 4],
+    data: &[u8; DATA_LEN],
+) -> Option<Vec<u8>> {
     let upper_len = ICMP_LEN + DATA_LEN;
     let which = |(request, answer): (u8, u8)| if reply { answer } else { request };
     let mut upper = vec![0; ICMP_LEN];
@@ -128,7 +136,16 @@ fn packet(source: IpAddr, target: IpAddr, reply: bool, id: [u8; 4], data: &[u8; 
         }
         (IpAddr::V6(source), IpAddr::V6(target)) => {
             let [len_a, len_b] = u16::try_from(upper_len).ok()?.to_be_bytes();
-            out.extend_from_slice(&[0x60 | TOS >> 4, (TOS & 0x0F) << 4, 0, 0, len_a, len_b, ICMPV6, HOP_LIMIT]);
+            out.extend_from_slice(&[
+                0x60 | TOS >> 4,
+                (TOS & 0x0F) << 4,
+                0,
+                0,
+                len_a,
+                len_b,
+                ICMPV6,
+                HOP_LIMIT,
+            ]);
             out.extend_from_slice(&source.octets());
             out.extend_from_slice(&target.octets());
             *upper.first_mut()? = which(V6_ECHO);

@@ -20,7 +20,8 @@ const V6_ECHO_REPLY: u32 = 129;
 /// # Errors
 /// What the kernel says.
 pub fn echo_socket(v6: bool) -> io::Result<Socket> {
-    let (domain, protocol) = if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
+    let (domain, protocol) =
+        if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
     let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(protocol))?;
     if v6 {
         let mut blocked = [u32::MAX; 8];
@@ -38,8 +39,7 @@ fn filter(socket: &Socket, level: c_int, name: c_int, blocked: &[u32]) -> io::Re
     let len = socklen_t::try_from(size_of_val(blocked)).unwrap_or(0);
     // SAFETY: the descriptor is open, and `blocked` is readable for `len` octets while the call lasts; the kernel keeps none
     // of it.
-    let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, blocked.as_ptr().cast::<c_void>(), len)
-    };
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, blocked.as_ptr().cast::<c_void>(), len) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -93,7 +93,13 @@ pub(super) enum Verdict {
 
 impl Received {
     /// Looks at a packet that came by a child.
-    pub fn look(&mut self, probing: &Probing, child: ChildId, packet: &[u8], header: &InnerHeader) -> Verdict {
+    pub fn look(
+        &mut self,
+        probing: &Probing,
+        child: ChildId,
+        packet: &[u8],
+        header: &InnerHeader,
+    ) -> Verdict {
         match wire::read(packet, header.protocol, header.header_len) {
             Some(Seen::Answer(probe, received)) if probe.token == probing.token => {
                 (probing.sink)(Answer { tunnel: probe.tunnel, seq: probe.seq, received });
@@ -146,7 +152,9 @@ mod tests {
         for n in 1..=3 {
             let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 100 + n };
             let packet = wire::request(&probe, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
-            let Verdict::Answered(answer) = look(&mut there, &theirs, &packet) else { panic!("not answered") };
+            let Verdict::Answered(answer) = look(&mut there, &theirs, &packet) else {
+                panic!("not answered")
+            };
             assert_eq!(answer.children, [CHILD]);
             assert!(matches!(look(&mut here, &ours, &answer.packet), Verdict::Taken));
             let expected = Answer { tunnel: TunnelId(9), seq: 100 + n, received: Some(n) };
