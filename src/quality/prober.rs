@@ -99,7 +99,7 @@ impl Prober {
         let missed = self.on_the_way.iter_mut().filter(|p| !p.missed && p.at + patience <= now);
         let missed = missed.map(|p| p.missed = true).count();
         for _ in 0..missed {
-            change = self.judge.missed(now, &self.settings).or(change);
+            change = merged(change, self.judge.missed(now, &self.settings));
         }
         if missed > 0 && self.judge.is_in_doubt(&self.settings) {
             self.next_at = now;
@@ -111,7 +111,7 @@ impl Prober {
             let late = if lost.missed { None } else { self.judge.missed(now, &self.settings) };
             self.note(now, Outcome::Lost);
             let judged = self.judge.lost(now, &self.settings, self.window.recent());
-            change = judged.or(late).or(change);
+            change = merged(merged(change, late), judged);
         }
         let mut send = None;
         if now >= self.next_at {
@@ -227,6 +227,15 @@ impl Prober {
         if change.is_some() {
             self.window.begin_anew();
         }
+    }
+}
+
+/// What two changes of one moment come to.
+const fn merged(first: Option<Change>, second: Option<Change>) -> Option<Change> {
+    match (first, second) {
+        (Some(Change::Degraded(_)), Some(Change::Turned(cause))) => Some(Change::Degraded(cause)),
+        (first, None) => first,
+        (_, second) => second,
     }
 }
 

@@ -1,5 +1,7 @@
 //! One tunnel's probes on a path whose answers are laid down beforehand.
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
 
 use super::super::health::Cause;
@@ -106,19 +108,22 @@ fn late_answers_are_not_lost_and_a_longer_path_is_no_dead_one() {
 #[test]
 fn loss_and_delay_degrade_and_must_go_well_below_before_it_recovers() {
     let mut p = prober(5);
-    // One of four, one of eight, none.
-    let lost = |ms: u64| match ms {
-        0..20_000 => false,
-        20_000..80_000 => ms / 1_000 % 4 == 0,
-        80_000..160_000 => ms / 1_000 % 8 == 0,
-        _ => false,
+    // One probe of four, one of six, none.
+    let number = Cell::new(0);
+    let lost = |ms: u64| {
+        number.set(number.get() + 1);
+        match ms {
+            20_000..80_000 => number.get() % 4 == 0,
+            80_000..160_000 => number.get() % 6 == 0,
+            _ => false,
+        }
     };
     let (changes, _) = run(&mut p, 0..240_000, &|ms| (!lost(ms)).then_some(20));
     assert_eq!(changes.len(), 2, "{changes:?}");
     assert_eq!(changes[0].1, Change::Degraded(Cause::Loss));
     assert!((20_000..50_000).contains(&changes[0].0));
     assert_eq!(changes[1].1, Change::Recovered);
-    assert!((160_000..190_000).contains(&changes[1].0), "one of eight is not calm: {changes:?}");
+    assert!((160_000..190_000).contains(&changes[1].0), "one of six is not calm: {changes:?}");
 
     let settings = Settings { delay: Some(Duration::from_millis(100)), ..Settings::default() };
     let mut p = Prober::new(settings, at(0));
