@@ -36,15 +36,13 @@ connections {
     version = 2
     local_addrs = $1
     remote_addrs = $3
-    proposals = aes256gcm16-prfsha384-x25519,aes256-sha256-modp2048
     local { auth = psk
       id = $1 }
     remote { auth = psk
       id = $3 }
     children { lab {
       local_ts = $2
-      remote_ts = $4
-      esp_proposals = aes256gcm16-x25519,aes256gcm16 } }
+      remote_ts = $4 } }
   }
 }
 secrets { ike-lab {
