@@ -42,11 +42,11 @@ impl PartialEq for Webhook {
 impl Eq for Webhook {}
 
 impl Webhook {
-    /// The address without what may be a key: its scheme and host.
+    /// The address without what may be a key: scheme and host, and a word in the place of the rest.
     pub fn shown(&self) -> String {
         let mut parts = self.url.splitn(4, '/');
         let begin: Vec<&str> = parts.by_ref().take(3).collect();
-        let rest = if parts.next().is_some_and(|rest| !rest.is_empty()) { "(not shown)" } else { "" };
+        let rest = if parts.next().is_some_and(|rest| !rest.is_empty()) { "not-shown" } else { "" };
         format!("{}/{rest}", begin.join("/"))
     }
 }
