@@ -285,9 +285,12 @@ fn changes_above_the_rate_lose_no_packet() {
     };
     let spis = pair.spis();
     let mut flood = pair.outwards(FIRST, 1.0 * MBIT);
-    for rate in ["20mbit", "10mbit", "100mbit", "unlimited", "5mbit"] {
-        pair.says(&["bandwidth", "a-b", rate]);
-        pair.says(&["bandwidth", "own", rate]);
+    // Not to and from unlimited for the gateway: the kernel takes an interface out of service while its root qdisc changes.
+    for (tunnel, gateway) in
+        [("20mbit", "20mbit"), ("10mbit", "10mbit"), ("unlimited", "100mbit"), ("5mbit", "5mbit")]
+    {
+        pair.says(&["bandwidth", "a-b", tunnel]);
+        pair.says(&["bandwidth", "own", gateway]);
         std::thread::sleep(Duration::from_millis(200));
     }
     flood.quiet.store(true, Relaxed);
