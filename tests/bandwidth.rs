@@ -149,7 +149,10 @@ fn started(host: &Host, name: &str) -> Daemon {
 
 /// Datagrams at a rate, until it is dropped.
 struct Flood {
+    /// Of the receiver.
     stop: Arc<AtomicBool>,
+    /// Of the sender.
+    quiet: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     came: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
@@ -157,8 +160,8 @@ struct Flood {
 
 impl Flood {
     fn open((from, source): (&Host, &str), (to, sink): (&Host, &str), bits_per_second: f64) -> Self {
-        let (stop, sent, came) =
-            (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (stop, quiet) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (sent, came) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let (source, sink): (SocketAddr, SocketAddr) =
             (format!("{source}:0").parse().unwrap(), format!("{sink}:0").parse().unwrap());
         let receiver = inside(to, move || UdpSocket::bind(sink).unwrap()).join().unwrap();
@@ -173,7 +176,7 @@ impl Flood {
                 }
             }
         });
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let (stopped, count) = (Arc::clone(&quiet), Arc::clone(&sent));
         let sending = inside(from, move || {
             let socket = UdpSocket::bind(source).unwrap();
             socket.connect(target).unwrap();
@@ -187,7 +190,7 @@ impl Flood {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Self { stop, sent, came, threads: vec![receiving, sending] }
+        Self { stop, quiet, sent, came, threads: vec![receiving, sending] }
     }
 
     /// Bits per second of packets inside the tunnel that arrive, over some time from now on.
@@ -200,6 +203,7 @@ impl Flood {
 
 impl Drop for Flood {
     fn drop(&mut self) {
+        self.quiet.store(true, Relaxed);
         self.stop.store(true, Relaxed);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -281,18 +285,20 @@ fn changes_above_the_rate_lose_no_packet() {
     };
     let spis = pair.spis();
     let mut flood = pair.outwards(FIRST, 1.0 * MBIT);
-    for rate in ["20mbit", "10mbit", "100mbit", "unlimited", "5mbit"] {
-        pair.says(&["bandwidth", "a-b", rate]);
-        pair.says(&["bandwidth", "own", rate]);
+    // Not to and from unlimited for the gateway: the kernel takes an interface out of service while its root qdisc changes.
+    for (tunnel, gateway) in
+        [("20mbit", "20mbit"), ("10mbit", "10mbit"), ("unlimited", "100mbit"), ("5mbit", "5mbit")]
+    {
+        pair.says(&["bandwidth", "a-b", tunnel]);
+        pair.says(&["bandwidth", "own", gateway]);
         std::thread::sleep(Duration::from_millis(200));
     }
-    flood.stop.store(true, Relaxed);
-    // The sender goes first: its last datagram is on the way for a moment.
+    flood.quiet.store(true, Relaxed);
     let _ = flood.threads.pop().unwrap().join();
-    let (sent, came) = (flood.sent.load(Relaxed), Arc::clone(&flood.came));
-    drop(flood);
-    println!("{sent} sent, {} came", came.load(Relaxed));
-    assert!(sent > 50 && sent - came.load(Relaxed) <= 1, "{sent} {}", came.load(Relaxed));
+    let sent = flood.sent.load(Relaxed);
+    assert!(sent > 50, "{sent}");
+    // The last one is on the way for a moment.
+    until(|| flood.came.load(Relaxed) == sent);
     assert_eq!(pair.spis(), spis);
 }
 
@@ -423,7 +429,8 @@ fn bad_levels_are_refused_and_change_nothing() {
     let Some(pair) = Pair::up("bad_levels_are_refused_and_change_nothing", "", ", bandwidth: 5mbit") else {
         return;
     };
-    let before = pair.json(&["status", "--json"])["gateways"].clone();
+    let gateway = |pair: &Pair| pair.json(&["status", "--json"])["gateways"][0]["bandwidth_bps"].clone();
+    let before = gateway(&pair);
     for (args, code, words) in [
         (["bandwidth", "nobody", "5mbit"], 64, "no gateway or tunnel \"nobody\""),
         (["bandwidth", "tunnel:own", "5mbit"], 64, "no gateway or tunnel"),
@@ -450,5 +457,5 @@ fn bad_levels_are_refused_and_change_nothing() {
         assert!(answer.contains("is out of range"), "{bps}: {answer}");
     }
     assert_eq!(pair.level(0, "bandwidth"), (5_000_000, "configuration".to_owned()));
-    assert_eq!(pair.json(&["status", "--json"])["gateways"], before);
+    assert_eq!(gateway(&pair), before);
 }
