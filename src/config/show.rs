@@ -7,7 +7,9 @@ use cygnet_model::tunnel::{Bypass, Source};
 use serde_json::{Map, Value, json};
 
 use super::limit::show_limit;
-use super::model::{Auth, Config, DpdAction, Encap, GatewayAddress, Guards, KeyFile, PlaneChoice, Quota, Tunnel};
+use super::model::{
+    Auth, Config, DpdAction, Encap, GatewayAddress, Guards, KeyFile, PlaneChoice, Quota, Tunnel,
+};
 use super::units::{show_duration, show_rate, show_size};
 
 /// The configuration as a tree that the decoder would take (but for inline keys, which are masked), wherever it stands.
