@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The laboratory's topology in network namespaces. Sourced by scripts/lab, scripts/demo and tests/interop/run.
+# The topology of two gateways in network namespaces. Sourced by scripts/demo and the tests with real daemons.
 #
 #    vpc ───────── gwa ═════════ wan ═════════ gwb ───────── idc
 #  10.1.0.2   10.1.0.1 192.0.2.1   │   198.51.100.2 10.2.0.1   10.2.0.2
