@@ -151,11 +151,12 @@ fn command(item: &Item<'_>) -> Option<Vec<String>> {
     Some(out)
 }
 
+/// What is wrong is told without the URL, which may be a secret.
 fn url(text: &str) -> Result<String, Wrong> {
     let fix = "write http:// or https://, a host and a path, as in https://example.org/hook";
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let Some(rest) = rest else {
-        return Err(wrong(format!("{} is not an http or https URL", quoted(text)), fix));
+        return Err(wrong("this is not an http or https URL", fix));
     };
     let host = rest.split(['/', '?', '#']).next().unwrap_or("");
     if host.contains('@') {
@@ -164,6 +165,6 @@ fn url(text: &str) -> Result<String, Wrong> {
     let plain = text.chars().all(|c| c.is_ascii_graphic()) && text.len() <= MAX_URL;
     match ureq::http::Uri::try_from(text) {
         Ok(uri) if plain && uri.host().is_some_and(|host| !host.is_empty()) => Ok(text.to_owned()),
-        _ => Err(wrong(format!("{} is not a URL", quoted(text)), fix)),
+        _ => Err(wrong("this is not a URL", fix)),
     }
 }
