@@ -162,6 +162,7 @@ fn command(item: &Item<'_>) -> Option<Vec<String>> {
     Some(out)
 }
 
+/// What is wrong is told without the URL, which may be a secret.
 fn url(text: &str) -> Result<String, Wrong> {
     let fix = "write http:// or https://, a host and a path, as in https://example.org/hook";
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));

@@ -26,7 +26,7 @@ impl Context {
     /// Of the value of `key` in this context.
     pub fn below(self, key: &str) -> Self {
         // What is no word may be a line in which something was forgotten.
-        let secret = self != Self::Public || names_secret(key) || !is_nameable(key);
+        let secret = self != Self::Public || names_secret(key) || names_link(key) || !is_nameable(key);
         match secret {
             true if self != Self::File && names_files(key) => Self::File,
             true => Self::Secret,
@@ -44,6 +44,11 @@ impl Context {
             Self::Secret => true,
         }
     }
+}
+
+/// Whether the value of a key is a URL, which may hold a password, or be one: whoever knows that of a webhook may post there.
+fn names_link(key: &str) -> bool {
+    key.eq_ignore_ascii_case("url")
 }
 
 /// Whether the values of a key are names of files.
