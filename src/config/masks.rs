@@ -63,10 +63,7 @@ pub fn names_secret(key: &str) -> bool {
     let plain = key.to_lowercase().replace(['-', '_', ' '], "");
     // A key of ours that is only two letters away from "secret".
     let ours = key == "preset";
-    // The address of a webhook is often all that one has to know to use it.
-    plain == "url"
-        || WORDS.iter().any(|word| plain.contains(word))
-        || !ours && closest(key, WORDS.into_iter()).is_some()
+    WORDS.iter().any(|word| plain.contains(word)) || !ours && closest(key, WORDS.into_iter()).is_some()
 }
 
 /// Spans of the text that are not shown.
@@ -146,6 +143,6 @@ mod tests {
         let mut all = Vec::new();
         keys(&ROOT, &mut all);
         all.retain(|key| names_secret(key) || !is_nameable(key));
-        assert_eq!(all, ["token_file", "url", "secret_file", "auth", "psk_file", "psk_files", "psk"]);
+        assert_eq!(all, ["token_file", "secret_file", "auth", "psk_file", "psk_files", "psk"]);
     }
 }
