@@ -836,22 +836,40 @@ fn the_bandwidth_of_a_gateway_caps_its_esp() {
     }
 }
 
-/// Megabits per second of datagrams that arrive at the client, once the first burst has passed: inner packets of 1,200 octets.
-fn arriving(at: &Site, from: &str, offered_mbit: u32) -> f64 {
-    let json = at.netns.run(&format!("iperf3 -c {from} -R -u -b {offered_mbit}M -l 1172 -t 6 -J"));
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let seconds: Vec<f64> = (json["intervals"].as_array().unwrap().iter().skip(2))
-        .map(|i| i["sum"]["bits_per_second"].as_f64().unwrap_or(0.0) / 1e6)
-        .collect();
-    seconds.iter().sum::<f64>() / seconds.len() as f64 * 1200.0 / 1172.0
+/// Megabits per second of inner packets of 1,200 octets that arrive, once the first burst has passed, while more are sent.
+fn arriving((from, source): (&Site, &str), (at, sink): (&Site, &str), offered_mbit: u32) -> f64 {
+    const PACKET: usize = 1200;
+    let (warm, measured) = (Duration::from_millis(2500), Duration::from_secs(4));
+    let sink = at.netns.enter(|| UdpSocket::bind((sink, 0)).unwrap());
+    let source = from.netns.enter(|| UdpSocket::bind((source, 0)).unwrap());
+    source.connect(sink.local_addr().unwrap()).unwrap();
+    sink.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (began, mut sent) = (Instant::now(), 0.0);
+            while began.elapsed() < warm + measured {
+                while sent < began.elapsed().as_secs_f64() * f64::from(offered_mbit) * 1e6 / 8.0 {
+                    let _ = source.send(&[7; PACKET - 28]);
+                    sent += PACKET as f64;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let (began, mut buffer, mut came) = (Instant::now(), [0; 2048], 0u32);
+        while began.elapsed() < warm + measured {
+            let is_one = sink.recv(&mut buffer).is_ok();
+            came += u32::from(is_one && began.elapsed() > warm);
+        }
+        f64::from(came) * PACKET as f64 * 8e-6 / measured.as_secs_f64()
+    })
 }
 
 #[test]
 fn levels_that_the_kernel_keeps_hold_both_ways() {
     let Some((mut a, mut b)) = esp_sites() else { return };
     up(&mut a, &mut b);
-    let _servers = [&a, &b].map(|site| site.netns.spawn("iperf3 -s"));
-    std::thread::sleep(Duration::from_millis(500));
+    let out = |mbit| arriving((&a, "10.1.0.1"), (&b, "10.2.0.1"), mbit);
+    let inward = |mbit| arriving((&b, "10.2.0.1"), (&a, "10.1.0.1"), mbit);
     let mut table = a.netns.enter(Table::default);
     let is_near = |what: &str, got: f64, level: f64| {
         println!("{what}: {got:.3} Mbit/s at a level of {level}: {:+.2} %", (got / level - 1.0) * 100.0);
@@ -868,30 +886,30 @@ fn levels_that_the_kernel_keeps_hold_both_ways() {
         return skip("nft-inet", &e);
     }
     let mut put = |wanted: Wanted| a.netns.enter(|| table.put(wanted)).unwrap();
-    is_near("out", arriving(&b, "10.1.0.1", 4), 1.0);
+    is_near("out", out(4), 1.0);
     put(one(Direction::Out, 2));
-    is_near("out, changed", arriving(&b, "10.1.0.1", 6), 2.0);
+    is_near("out, changed", out(6), 2.0);
     put(one(Direction::In, 1));
-    is_near("in", arriving(&a, "10.2.0.1", 4), 1.0);
+    is_near("in", inward(4), 1.0);
 
     let mut shared = Wanted::default();
     let tunnels = BTreeSet::from([child().tunnel, TunnelId(98)]);
     shared.gateways(Direction::Out).insert("vpc-a".to_owned(), (tunnels, Rate { bps: 1_000_000 }));
     put(shared);
-    is_near("a gateway's, out", arriving(&b, "10.1.0.1", 4), 1.0);
+    is_near("a gateway's, out", out(4), 1.0);
 
     // ESP-GCM adds 34 octets with padding, the outer header 20.
     let (outer, on_the_wire) = (Rate { bps: 1_000_000 }, 1200.0 / 1254.0);
     let mut arrivals = Wanted::default();
     arrivals.arrivals.insert("vpc-a".to_owned(), ([ip(A)].into(), outer));
     put(arrivals);
-    is_near("a gateway's, in, on the wire", arriving(&a, "10.2.0.1", 4), on_the_wire);
+    is_near("a gateway's, in, on the wire", inward(4), on_the_wire);
     let mut departures = Wanted::default();
     departures.departures.insert("vpc-a".to_owned(), ([ip(A)].into(), outer));
     put(departures);
-    is_near("a gateway's, out, on the wire", arriving(&b, "10.1.0.1", 4), on_the_wire);
+    is_near("a gateway's, out, on the wire", out(4), on_the_wire);
     put(Wanted::default());
-    assert!(arriving(&b, "10.1.0.1", 3) > 2.0, "nothing is left of it");
+    assert!(out(3) > 2.0, "nothing is left of it");
 }
 
 #[test]
