@@ -186,7 +186,11 @@ impl Daemon {
                 hint: "cygnet doctor shows what this host offers".to_owned(),
             };
         }
-        let message = format!("{} is now {}", key.words(), show_level(bps));
+        let mut message = format!("{} is now {}", key.words(), show_level(bps));
+        if bps.is_some() && self.is_without_queue(&key) {
+            let why = self.shaping_troubles.first().map_or("it leaves by several interfaces", String::as_str);
+            message.push_str(&format!("; what is beyond is dropped, not queued: {why}"));
+        }
         self.announce_level(&key, &message);
         self.keep_levels();
         if save {
@@ -197,6 +201,12 @@ impl Daemon {
             self.keep_levels();
         }
         Response::done(message)
+    }
+
+    /// Whether the data plane keeps a gateway's level that traffic control should keep.
+    fn is_without_queue(&self, key: &LevelKey) -> bool {
+        matches!(key, LevelKey { owner: Owner::Gateway(name), inward: false } if self.in_force.without_queue.contains(name))
+            && key.bandwidth(&self.config).is_some_and(|b| b.counts == Counts::Wire)
     }
 
     fn level_named(&self, name: &str, inward: bool) -> Option<LevelKey> {

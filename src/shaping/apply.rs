@@ -260,7 +260,7 @@ fn in_the_way(device: &str, want: &InterfacePlan, theirs: &Qdisc) -> String {
     let names: Vec<&str> = want.classes.values().map(|(name, _)| name.as_str()).collect();
     format!(
         "{device} has the queueing discipline {} {} that cygnet did not make, so the bandwidth of gateway \
-         \"{}\" is not in force; remove it with \"tc qdisc del dev {device} root\", or do the shaping there",
+         \"{}\" has no queue there; remove it with \"tc qdisc del dev {device} root\", or do the shaping there",
         theirs.kind,
         theirs.handle,
         names.join("\", \"")
