@@ -56,7 +56,7 @@ fn run(hook: &Webhook, work: &Work) {
         work.counts.count(result == Attempt::Delivered);
         if let Attempt::Later(why) | Attempt::Refused(why) = result {
             // The rest of the URL may be a secret.
-            let host = hook.url.splitn(4, '/').nth(2).unwrap_or_default();
+            let host = hook.url.split('/').nth(2).unwrap_or_default();
             tracing::warn!(host, "an event could not be posted to the webhook and is given up: {why}");
         }
     }
