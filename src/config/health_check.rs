@@ -132,7 +132,7 @@ fn some(blocks: impl Iterator<Item = String>) -> String {
     if all.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
-/// A part as [`percent`] reads it.
+/// A part of all probes as the file writes it.
 pub fn show_percent(percent: u8) -> String {
     format!("{percent}%")
 }
