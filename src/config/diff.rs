@@ -457,33 +457,6 @@ tunnels:
     }
 
     #[test]
-    fn a_copy_elsewhere_with_the_same_keys_beside_it_changes_nothing() {
-        use std::os::unix::fs::OpenOptionsExt;
-        let load = |dir: &Path, name: &str, key: &str| {
-            let mut options = std::fs::OpenOptions::new();
-            let file = options.write(true).create(true).truncate(true).mode(0o600).open(dir.join(name));
-            std::io::Write::write_all(&mut file.unwrap(), key.as_bytes()).unwrap();
-            let text = format!(
-                "gateways: [ {{ name: g, address: 192.0.2.1, networks: [10.1.0.0/16] }} ]
-customer_gateways: [ {{ name: c, address: 192.0.2.2 }} ]
-tunnels: [ {{ name: a, gateway: g, customer_gateway: c, auth: {{ psk_file: {name} }},
-             spd: [ {{ local: 10.1.0.0/16, remote: [10.2.0.0/16] }} ] }} ]
-"
-            );
-            super::super::load_text(&text, dir).unwrap().config
-        };
-        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let installed = load(here.path(), "a.psk", "pL7v0y2QxNf8sKd3RwZtB5");
-        let copy = load(there.path(), "a.psk", "pL7v0y2QxNf8sKd3RwZtB5");
-        assert!(!plan(&installed, &copy).changes());
-        let fields = |new: &Config| -> Vec<String> {
-            plan(&installed, new).steps.into_iter().flat_map(|s| s.changes).map(|c| c.field).collect()
-        };
-        assert_eq!(fields(&load(there.path(), "a.psk", "qM7v0y2QxNf8sKd3RwZtB5")), ["auth.psk"]);
-        assert_eq!(fields(&load(there.path(), "b.psk", "pL7v0y2QxNf8sKd3RwZtB5")), ["auth.psk_file"]);
-    }
-
-    #[test]
     fn no_step_shows_a_key() {
         let plan = plan(
             &config(str::to_owned),

@@ -59,20 +59,16 @@ pub(super) fn read(item: &Item<'_>) -> Option<RawHealthCheck> {
     let number = |r: &Reader<'_>, key, max| {
         r.get(key).and_then(|i| i.integer(1, max)).and_then(|n| u32::try_from(n).ok())
     };
-    Some(RawHealthCheck {
-        target: target?,
-        source,
-        settings: Settings {
-            interval: interval.unwrap_or(default.interval),
-            loss: r
-                .get("loss")
-                .and_then(|i| i.parse("a part, as in 20%", percent))
-                .map_or(default.loss, |l| l.value),
-            delay: delay.map_or(default.delay, |d| d.value),
-            failures: number(&r, "failures", 10).unwrap_or(default.failures),
-            successes: number(&r, "successes", 100).unwrap_or(default.successes),
-        },
-    })
+    let loss = r.get("loss").and_then(|i| i.parse("a part, as in 20%", percent));
+    // What is wrong with any of it is told, whatever else is.
+    let settings = Settings {
+        interval: interval.unwrap_or(default.interval),
+        loss: loss.map_or(default.loss, |l| l.value),
+        delay: delay.map_or(default.delay, |d| d.value),
+        failures: number(&r, "failures", 10).unwrap_or(default.failures),
+        successes: number(&r, "successes", 100).unwrap_or(default.successes),
+    };
+    Some(RawHealthCheck { target: target?, source, settings })
 }
 
 fn percent(text: &str) -> Result<u8, Wrong> {
@@ -136,7 +132,7 @@ fn some(blocks: impl Iterator<Item = String>) -> String {
     if all.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
-/// A part as [`percent`] reads it.
+/// A part of all probes as the file writes it.
 pub fn show_percent(percent: u8) -> String {
     format!("{percent}%")
 }

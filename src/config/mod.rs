@@ -241,7 +241,7 @@ impl Source<'_> {
     fn alerts(&self, raw: &RawAlerts, secrets: Secrets, sink: &Sink) -> Option<Alerts> {
         let mut webhook =
             raw.url.as_ref().map(|url| Webhook { url: url.value.clone(), secret: None, secret_file: None });
-        if let (Some(webhook), Some(file)) = (&mut webhook, &raw.secret_file) {
+        if let Some(file) = &raw.secret_file {
             let path = self.dir.join(&file.value);
             let read = match secrets {
                 Secrets::Skip => None,
@@ -251,7 +251,9 @@ impl Source<'_> {
             };
             match read {
                 None => {}
-                Some(Ok(secret)) => webhook.secret = Some(Arc::new(secret)),
+                Some(Ok(secret)) => {
+                    webhook = webhook.map(|w| Webhook { secret: Some(Arc::new(secret)), ..w });
+                }
                 Some(Err(Refusal::Denied)) if secrets == Secrets::ReadIfAllowed => {
                     let what = "this user may not read the file, so the secret was not checked";
                     sink.warning(&file.at, wrong(what, "run as root to check it too"));
@@ -265,7 +267,8 @@ impl Source<'_> {
                     return None;
                 }
             }
-            webhook.secret_file = Some(KeyFile { path, written: file.value.clone() });
+            let file = KeyFile { path, written: file.value.clone() };
+            webhook = webhook.map(|w| Webhook { secret_file: Some(file), ..w });
         }
         Some(Alerts { webhook, command: raw.command.clone(), events: raw.events.clone() })
     }
