@@ -5,8 +5,8 @@
 //! published is asked for like over the control socket, one question at a time, and an answer serves everybody for a
 //! moment.
 //!
-//! [`door`] decides who may come in, [`record`] remembers rates and events, [`view`] writes what a page shows,
-//! [`stream`] sends what changes, [`serve`] answers requests.
+//! `door` decides who may come in, `record` remembers rates and events, `view` writes what a page shows,
+//! `stream` sends what changes, `serve` answers requests.
 
 mod ask;
 mod assets;
