@@ -1,6 +1,7 @@
 //! Answers a browser's requests.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +32,8 @@ const LIMITS: Limits = Limits { connections: 128, lifetime: Duration::from_secs(
 const MAX_BODY: usize = 64 * 1024;
 /// An order must be here after this long.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Somebody without the token is told of once in this time, in seconds.
+const TELL_EVERY_S: u64 = 60;
 /// How far back a tunnel's page tells of its quality.
 const QUALITY_S: u64 = 3600;
 /// Events on their way to browsers.
@@ -58,6 +61,8 @@ struct Site {
     views: watch::Receiver<Arc<View>>,
     events: broadcast::Sender<Arc<Event>>,
     record: Arc<Mutex<Record>>,
+    /// When a change without the token was told of last, in seconds since 1970.
+    refused_at: AtomicU64,
 }
 
 /// Serves the console on a bound listener.
@@ -72,6 +77,7 @@ pub async fn serve(listener: TcpListener, settings: Arc<Console>, sources: Sourc
         views,
         events: told.clone(),
         record: Arc::clone(&record),
+        refused_at: AtomicU64::new(0),
     });
     let answer = move |request| {
         let site = Arc::clone(&site);
@@ -228,7 +234,11 @@ impl Site {
                 return failed(&Answer::error(ErrorKind::Permission, text));
             }
             Access::Look => {
-                tracing::warn!("a change from the console was refused: no token, or a wrong one");
+                let now = unix_now();
+                if now.abs_diff(self.refused_at.load(Relaxed)) >= TELL_EVERY_S {
+                    self.refused_at.store(now, Relaxed);
+                    tracing::warn!("a change from the console was refused: no token, or a wrong one");
+                }
                 let text = "a change needs the token of daemon.console.token_file";
                 let error = json!(Answer::error(ErrorKind::Permission, text));
                 let mut response = as_json(StatusCode::UNAUTHORIZED, &error);
