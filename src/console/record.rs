@@ -107,20 +107,19 @@ impl Record {
 
     /// The rates of the last while, oldest first; `None` if there is nothing of that name.
     pub fn rates(&self, of: Of<'_>) -> Option<Vec<Point>> {
-        let series = match of {
-            Of::Gateway(name) => self.gateways.get(name),
-            Of::Tunnel(name) => self.tunnels.get(name),
-        };
-        series.map(|s| s.points.iter().copied().collect())
+        self.series(of).map(|s| s.points.iter().copied().collect())
     }
 
     /// The last rate.
     pub fn rate(&self, of: Of<'_>) -> Option<Point> {
+        self.series(of).and_then(|s| s.points.back().copied())
+    }
+
+    fn series(&self, of: Of<'_>) -> Option<&Series> {
         match of {
             Of::Gateway(name) => self.gateways.get(name),
             Of::Tunnel(name) => self.tunnels.get(name),
         }
-        .and_then(|s| s.points.back().copied())
     }
 
     /// Keeps an event.

@@ -150,7 +150,7 @@ def pages():
     says("Half open", "The wall is in force")
     picture("protection")
 
-    # The daemon ends under it, and that is said.
+    # On a telephone.
     browser.set_window_size(390, 844)
     go("tunnels")
     says("tunnel")
