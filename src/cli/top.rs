@@ -87,7 +87,7 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     if !ips.is_empty() {
         addresses(&ips, args, out)?;
     } else if !now.counts_ips {
-        out.line("\nthe kernel's data plane does not count inner addresses yet")?;
+        out.line("\nthis kernel counts no inner addresses: it has no nf_tables of the family inet")?;
     }
     Ok(0)
 }

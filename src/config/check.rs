@@ -12,7 +12,7 @@ use super::decode::{Spanned, closest};
 use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::health_check::RawHealthCheck;
 use super::model::{
-    Auth, ChildSpec, Config, CustomerGateway, Daemon, Gateway, GatewayAddress, Identity, IpLimit, Limit,
+    Auth, ChildSpec, Config, CustomerGateway, Daemon, Gateway, GatewayAddress, Identity, IpLimit,
     PeerAddress, PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
@@ -37,7 +37,7 @@ pub fn resolve(
     unique("gateway", raw.gateways.good.iter().map(|g| &g.name), sink);
     unique("customer gateway", raw.customers.good.iter().map(|c| &c.name), sink);
     unique("tunnel", raw.tunnels.good.iter().map(|t| &t.name), sink);
-    raw.gateways.good.iter().for_each(|g| check_gateway(g, raw.daemon.data_plane, sink));
+    raw.gateways.good.iter().for_each(|g| check_gateway(g, sink));
     let console = raw.console.take().map(|c| c.resolve(&mut *read_auth).ok_or(())).transpose();
     let book = Book::new(&raw);
     for t in &raw.tunnels.good {
@@ -127,7 +127,7 @@ fn unique<'a>(kind: &str, names: impl Iterator<Item = &'a Option<Spanned<String>
     }
 }
 
-fn check_gateway(g: &RawGateway, plane: PlaneChoice, sink: &Sink) {
+fn check_gateway(g: &RawGateway, sink: &Sink) {
     g.networks.refuse_empty(
         sink,
         "the gateway has no networks",
@@ -151,12 +151,6 @@ fn check_gateway(g: &RawGateway, plane: PlaneChoice, sink: &Sink) {
             let what = format!("{} overlaps with {} ({})", network.value, other.value, other.at.path);
             sink.error(&network.at, wrong(what, "keep the larger one"));
         }
-    }
-    if plane != PlaneChoice::Userspace
-        && let Some((ip, _)) = g.limits.iter().find(|(_, limit)| *limit != Limit::Unlimited)
-    {
-        let fix = "set data_plane: userspace, or cap the gateway as a whole with bandwidth";
-        sink.warning(&ip.at, wrong("this version does not enforce limits with the kernel's data plane", fix));
     }
     let mut limited: BTreeMap<IpAddr, &At> = BTreeMap::new();
     for (ip, _) in &g.limits {

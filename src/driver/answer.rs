@@ -307,7 +307,7 @@ impl Daemon {
             name: "limits".to_owned(),
             verdict: Verdict::Error,
             detail,
-            fix: "set data_plane: userspace, or cap the gateway as a whole with bandwidth".to_owned(),
+            fix: "use a kernel with nf_tables of the family inet, or set data_plane: userspace".to_owned(),
         }));
         findings.extend(self.levels_trouble().map(|detail| Finding {
             name: "bandwidth".to_owned(),

@@ -88,6 +88,11 @@ impl Daemon {
 
     /// Puts levels in force again that others removed or changed, and follows routes that lead elsewhere.
     fn mend_shaping(&mut self) {
+        if self.plane.mend_ips() {
+            let message = "counts and limits of inner addresses, which another program removed or changed, are in force again";
+            tracing::warn!("{message}");
+            self.announce(Kind::LimitChanged, message);
+        }
         if self.bandwidth.values().all(|level| level.bps.is_none()) {
             return;
         }

@@ -165,32 +165,27 @@ impl Daemon {
     pub(super) fn follow_traffic(&mut self) {
         let known: HashSet<GatewayNo> = self.limits.numbers.values().copied().collect();
         self.traffic.retain_gateways(|no| known.contains(&no));
-        let Some(traffic) = self.plane.traffic() else {
-            if let Some(why) = self.limits_trouble() {
-                tracing::error!("{why}");
-            }
-            return;
-        };
-        traffic.publish(self.limits.rules(&self.config, &self.registry, traffic.rules()));
+        self.plane.publish(self.limits.rules(&self.config, &self.registry, self.plane.rules()));
+        if let Some(why) = self.limits_trouble() {
+            tracing::error!("{why}");
+        }
     }
 
     /// How many limits of a gateway are in force.
     pub(super) fn limits_in_force(&self, gateway: &str) -> LimitCount {
-        self.plane.traffic().map_or_else(LimitCount::default, |_| self.limits.count(gateway))
+        if self.plane.ips_trouble().is_some() { LimitCount::default() } else { self.limits.count(gateway) }
     }
 
     /// Why limits are not in force on this host, if there are any.
     pub(super) fn limits_trouble(&self) -> Option<String> {
-        if self.plane.traffic().is_some() {
-            return None;
-        }
+        let why = self.plane.ips_trouble()?;
         let caps = |g: &&Gateway| {
             let count = self.limits.count(&g.name);
             count.rates + count.blocked > 0
         };
         let gateways: Vec<&str> = self.config.gateways.iter().filter(caps).map(|g| g.name.as_str()).collect();
         (!gateways.is_empty()).then(|| {
-            format!("limits of single addresses of {} are not in force: {UNSUPPORTED}", gateways.join(", "))
+            format!("limits of single addresses of {} are not in force: {why}", gateways.join(", "))
         })
     }
 
@@ -217,8 +212,8 @@ impl Daemon {
                 Err(w) => return refuse(format!("{ip}: {}", w.what), &w.fix),
             }
         }
-        if self.plane.traffic().is_none() {
-            return refuse(UNSUPPORTED.to_owned(), "cygnet bandwidth caps the gateway as a whole");
+        if let Some(why) = self.plane.ips_trouble() {
+            return refuse(why.to_owned(), "cygnet bandwidth caps the gateway as a whole");
         }
         let of = self.limits.of.get(gateway);
         let before = of.map_or(0, BTreeMap::len);
@@ -238,12 +233,19 @@ impl Daemon {
     fn put_limits(&mut self, gateway: &str, changes: &[(IpAddr, Limit)], save: bool) -> Response {
         let Some(no) = self.limits.no(gateway) else { return super::answer::unknown("gateway", gateway) };
         let file = self.config.gateway(gateway).map(of_file).unwrap_or_default();
-        if let Some(traffic) = self.plane.traffic() {
-            let mut rules = traffic.rules();
-            for (ip, limit) in changes {
-                rules.set(Inner { gateway: no, ip: *ip }, cap(*limit));
-            }
-            traffic.publish(rules);
+        let before = self.plane.rules();
+        let mut rules = before.clone();
+        for (ip, limit) in changes {
+            rules.set(Inner { gateway: no, ip: *ip }, cap(*limit));
+        }
+        self.plane.publish(rules);
+        if let Some(why) = self.plane.ips_trouble().map(str::to_owned) {
+            self.plane.publish(before);
+            return Response::Error {
+                kind: ErrorKind::Failed,
+                message: format!("no limit was changed: {why}"),
+                hint: "cygnet doctor says what this host lacks".to_owned(),
+            };
         }
         let saved = self.limits.saved.get(gateway);
         let of = self.limits.of.entry(gateway.to_owned()).or_default();
@@ -373,5 +375,3 @@ impl Daemon {
         self.limits.number(new);
     }
 }
-
-const UNSUPPORTED: &str = "the kernel's data plane does not limit single addresses yet";

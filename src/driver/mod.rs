@@ -338,16 +338,12 @@ impl Daemon {
         )?;
         // SAs of an earlier life carry packets as soon as they are taken up, and not beyond the limits.
         let mut limits = Limits::begin(&config);
-        if let Some(traffic) = plane.traffic() {
-            traffic.publish(limits.rules(&config, &registry, traffic.rules()));
-        }
+        plane.publish(limits.rules(&config, &registry, plane.rules()));
         let numbered = kept != Registry::default();
         let (foreign, (keeper, taken_up)) = match occupy(&mut plane, &config, &registry, natt, |plane| {
             Keeper::begin(&config, numbered, plane, |plane, kept| {
                 limits.take_over(&config, kept);
-                if let Some(traffic) = plane.traffic() {
-                    traffic.publish(limits.rules(&config, &registry, traffic.rules()));
-                }
+                plane.publish(limits.rules(&config, &registry, plane.rules()));
             })
         }) {
             Ok(occupied) => occupied,

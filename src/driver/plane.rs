@@ -14,6 +14,7 @@ use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
 use crate::plane::echo::EchoSockets;
+use crate::plane::ips;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::levels::{self, Wanted};
 use crate::plane::near;
@@ -21,7 +22,9 @@ use crate::plane::source::{self, Wish};
 use crate::plane::user::{Answer, IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
 use crate::quality::wire::Seen;
+use crate::traffic::accounts::Counted;
 use crate::traffic::meter::Traffic;
+use crate::traffic::rules::Rules;
 
 /// Answers of each family that are taken in one go.
 const ANSWERS: usize = 256;
@@ -32,6 +35,8 @@ pub struct Plane {
     wall: Wall,
     /// Bandwidth levels that the kernel's plane keeps.
     levels: levels::Table,
+    /// Counts and limits of inner addresses that it keeps.
+    ips: ips::Table,
     /// For questions about addresses; without it nothing is let by.
     routing: Option<Routing>,
     /// Which sources own packets get.
@@ -76,6 +81,7 @@ impl Plane {
             esp,
             wall: Wall::open(protection, own),
             levels: levels::Table::default(),
+            ips: ips::Table::default(),
             routing,
             put_back: 0,
             echo: None,
@@ -171,7 +177,44 @@ impl Plane {
         }
     }
 
-    /// Counts and limits of inner addresses; `None` where there are none, with the kernel's plane.
+    /// Whose packets are whose, and what inner addresses may carry, as was said last.
+    pub fn rules(&self) -> Rules {
+        match &self.esp {
+            Esp::Kernel(_) => self.ips.wanted(),
+            Esp::User(p) => p.traffic().rules(),
+        }
+    }
+
+    /// Puts such rules in force; [`Self::ips_trouble`] says whether they are.
+    pub fn publish(&mut self, rules: Rules) {
+        match &self.esp {
+            Esp::Kernel(_) => self.ips.put(rules),
+            Esp::User(p) => p.traffic().publish(rules),
+        }
+    }
+
+    /// What inner addresses carried since the last call.
+    pub fn take_carried(&mut self) -> Vec<Counted> {
+        match &self.esp {
+            Esp::Kernel(_) => self.ips.take(),
+            Esp::User(p) => p.traffic().take().into(),
+        }
+    }
+
+    /// Why inner addresses are neither counted nor limited on this host.
+    pub fn ips_trouble(&self) -> Option<&str> {
+        match &self.esp {
+            Esp::Kernel(_) => self.ips.trouble(),
+            Esp::User(_) => None,
+        }
+    }
+
+    /// Puts counts and limits of the kernel's plane back if others removed or changed them; says whether they had.
+    pub fn mend_ips(&mut self) -> bool {
+        matches!(self.esp, Esp::Kernel(_)) && self.ips.mend()
+    }
+
+    /// Where our own plane counts and limits; `None` with the kernel's plane.
     pub fn traffic(&self) -> Option<&Traffic> {
         match &self.esp {
             Esp::Kernel(_) => None,
@@ -308,6 +351,7 @@ impl Plane {
             Esp::Kernel(_) => Ok(()),
             Esp::User(p) => {
                 // Of an earlier daemon with the kernel's plane.
+                self.ips.remove();
                 if let Err(e) = self.levels.remove() {
                     tracing::warn!("{e}");
                 }
@@ -370,7 +414,8 @@ impl Plane {
 
     /// Ends the plane: tunnels are closed, and the guards stay in force or go, the wall behind them at last.
     pub fn end(self, guards: Guards) -> Result<(), PlaneError> {
-        let Self { esp, mut wall, mut levels, .. } = self;
+        let Self { esp, mut wall, mut levels, mut ips, .. } = self;
+        ips.remove();
         if let Err(e) = levels.remove() {
             tracing::error!("{e}");
         }

@@ -97,9 +97,8 @@ impl Daemon {
 
     /// Takes what inner addresses carried since the last time.
     pub(super) fn collect_traffic(&mut self) {
-        let Some(traffic) = self.plane.traffic() else { return };
         let now = clock::now().mono;
-        for counted in traffic.take() {
+        for counted in self.plane.take_carried() {
             self.traffic.note(now, counted);
         }
     }
@@ -116,7 +115,7 @@ impl Daemon {
             }
         }
         page.bytes.sort();
-        let in_force = self.plane.traffic().is_some();
+        let in_force = self.plane.ips_trouble().is_none();
         for (no, gateway) in names.iter().filter(|_| in_force) {
             let first = page.bytes.partition_point(|(of, _, _)| of < gateway);
             let shown =

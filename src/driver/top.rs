@@ -33,7 +33,7 @@ impl Daemon {
                 })
                 .collect(),
             ips: self.top_ips(gateway),
-            counts_ips: self.plane.traffic().is_some(),
+            counts_ips: self.plane.ips_trouble().is_none(),
         }
     }
 

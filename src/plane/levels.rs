@@ -21,7 +21,7 @@ use cygnet_xfrm::nft::{Chain, ChainKind, Change, Excess, Expr, Hook, Keeping, Nf
 /// The table's name.
 const TABLE: &str = "cygnet-levels";
 /// `nft`'s numbers of data types, for people who list sets.
-const TYPE_INTEGER: u32 = 4;
+pub(super) const TYPE_INTEGER: u32 = 4;
 const KEY: u32 = 4;
 const ARRIVALS: &str = "arrivals";
 const DEPARTURES: &str = "departures";
@@ -132,7 +132,7 @@ impl OneWay {
             let set = format!("{chain}-tunnels");
             out.push(Change::LimitedSet { name: set.clone(), key_len: KEY, key_type: TYPE_INTEGER });
             let keys: Vec<(Vec<u8>, Excess)> =
-                self.tunnels.iter().filter_map(|(id, rate)| Some((key(*id)?, (*rate).into()))).collect();
+                self.tunnels.iter().filter_map(|(id, rate)| Some((tunnel_key(*id)?, (*rate).into()))).collect();
             let chunks = keys.chunks(LIMITED_PER_MESSAGE);
             out.extend(chunks.map(|keys| Change::LimitedKeys { set: set.clone(), keys: keys.to_vec() }));
             let exprs =
@@ -142,7 +142,7 @@ impl OneWay {
         for (n, (tunnels, rate)) in self.gateways.values().enumerate() {
             let (set, limit) = (format!("{chain}-gateway-{n}"), format!("{chain}-{n}"));
             out.push(Change::Set { name: set.clone(), key_len: KEY, key_type: TYPE_INTEGER });
-            let keys: Vec<Vec<u8>> = tunnels.iter().filter_map(|id| key(*id)).collect();
+            let keys: Vec<Vec<u8>> = tunnels.iter().filter_map(|id| tunnel_key(*id)).collect();
             let chunks = keys.chunks(keys_per_message(KEY as usize));
             out.extend(chunks.map(|keys| Change::Keys { set: set.clone(), keys: keys.to_vec() }));
             out.push(Change::Limit(limit.clone(), (*rate).into()));
@@ -157,12 +157,12 @@ impl OneWay {
 }
 
 /// The bits of a reqid that say which tunnel it is of.
-const fn tunnel_mask() -> u32 {
+pub(super) const fn tunnel_mask() -> u32 {
     !(ChildId::LIMIT as u32 - 1)
 }
 
 /// How the kernel loads the reqids of a tunnel, without the bits of the child; `None` for tunnels that have none.
-fn key(tunnel: TunnelId) -> Option<Vec<u8>> {
+pub(super) fn tunnel_key(tunnel: TunnelId) -> Option<Vec<u8>> {
     let reqid = Reqid::of(ChildId { tunnel, index: 0 })?;
     Some((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec())
 }
@@ -299,9 +299,9 @@ mod tests {
         assert_eq!(rules, 1 + 1 + 4 + 2, "tunnels, a gateway, an address of each family bare and in UDP");
         for (tunnel, index) in [(1, 0), (1, 7), (1, 2047)] {
             let reqid = Reqid::of(ChildId { tunnel: TunnelId(tunnel), index }).unwrap();
-            assert_eq!((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec(), key(TunnelId(1)).unwrap());
+            assert_eq!((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec(), tunnel_key(TunnelId(1)).unwrap());
         }
-        assert_ne!(key(TunnelId(1)), key(TunnelId(2)));
+        assert_ne!(tunnel_key(TunnelId(1)), tunnel_key(TunnelId(2)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod choose;
 pub mod echo;
 mod foreign;
+pub mod ips;
 pub mod kernel;
 pub mod levels;
 pub mod modules;

@@ -47,6 +47,17 @@ impl Capped {
     }
 }
 
+/// A cap that changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CapChange {
+    /// Of which address.
+    pub who: Inner,
+    /// What it was.
+    pub old: Option<Cap>,
+    /// What it is.
+    pub new: Option<Cap>,
+}
+
 /// Caps are split into parts, so that a change copies one part only.
 const PARTS: usize = 64;
 type Part = HashMap<Inner, Arc<Capped>>;
@@ -87,6 +98,11 @@ impl Rules {
         self.gateways.get(&tunnel).copied()
     }
 
+    /// The gateways of all tunnels.
+    pub fn gateways(&self) -> &HashMap<TunnelId, GatewayNo> {
+        &self.gateways
+    }
+
     /// Caps an address, or frees it. What it has used of its rate goes on.
     pub fn set(&mut self, who: Inner, cap: Option<Cap>) {
         let Some(part) = self.caps.get_mut(part_of(&who)) else { return };
@@ -116,6 +132,27 @@ impl Rules {
             return None;
         }
         self.caps.get(part_of(who))?.get(who)
+    }
+
+    /// All caps.
+    pub fn caps(&self) -> impl Iterator<Item = (Inner, Cap)> + '_ {
+        self.caps.iter().flat_map(|part| part.iter()).map(|(who, capped)| (*who, capped.cap))
+    }
+
+    /// Which caps are others than in an earlier value. What both share is not looked at.
+    pub fn caps_since(&self, earlier: &Self) -> Vec<CapChange> {
+        let mut changes = Vec::new();
+        for (new, old) in self.caps.iter().zip(&earlier.caps).filter(|(new, old)| !Arc::ptr_eq(new, old)) {
+            let cap = |part: &Part, who: &Inner| part.get(who).map(|capped| capped.cap);
+            let gone = old.keys().filter(|who| !new.contains_key(who));
+            for who in new.keys().chain(gone) {
+                let (old, new) = (cap(old, who), cap(new, who));
+                if old != new {
+                    changes.push(CapChange { who: *who, old, new });
+                }
+            }
+        }
+        changes
     }
 
     /// Frees all addresses that `keep` does not know.

@@ -3,7 +3,7 @@
 //! A rule is a list of them. Each loads something into registers, compares registers, or acts; a comparison that fails,
 //! and a load that finds nothing (no conntrack entry, another family), end the rule without effect.
 //!
-//! Only what the wall and the bandwidth levels need is here.
+//! Only what the wall, the bandwidth levels and the limits of single addresses need is here.
 
 use crate::codec::Writer;
 
@@ -222,6 +222,17 @@ pub enum Expr {
     Between(Register, Vec<u8>, Vec<u8>),
     /// Goes on if the set has the key that begins in the register.
     InSet(String, Register),
+    /// Loads what a map has for the key that begins in a register; ends the rule if it has nothing.
+    Look {
+        /// The map.
+        map: String,
+        /// Where the key begins.
+        key: Register,
+        /// Where the value shall begin.
+        to: Register,
+    },
+    /// Counts the packet for the key that begins in the register; ends the rule if the set has no room for one more.
+    Tally(String, Register),
     /// Counts in a counter of the table.
     Count(String),
     /// Ends the rule.
@@ -297,6 +308,20 @@ impl Expr {
                 w.attr_text(1, set);
                 number(w, 2, at.wire());
             }),
+            Self::Look { map, key, to } => ("lookup", &move |w| {
+                w.attr_text(1, map);
+                number(w, 2, key.wire());
+                number(w, 3, to.wire());
+            }),
+            Self::Tally(set, at) => ("dynset", &move |w| {
+                w.attr_text(1, set);
+                number(w, 3, NFT_DYNSET_OP_UPDATE);
+                number(w, 4, at.wire());
+                w.nest(7, |w| {
+                    w.attr_text(1, "counter");
+                    w.nest(2, |_| {});
+                });
+            }),
             Self::Count(counter) => ("objref", &move |w| {
                 number(w, 1, super::OBJECT_COUNTER);
                 w.attr_text(2, counter);
@@ -346,6 +371,8 @@ const NFT_XFRM_KEY_REQID: u32 = 5;
 const NFT_LIMIT_PKT_BYTES: u32 = 1;
 /// The expression goes on for what exceeds the rate, not for what keeps it.
 const NFT_LIMIT_F_INV: u32 = 1;
+/// Elements that are there begin their time anew.
+const NFT_DYNSET_OP_UPDATE: u32 = 1;
 const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 

@@ -156,6 +156,15 @@ impl Nft {
         Ok(absent_is_empty(keys)?.into_iter().flatten().collect())
     }
 
+    /// What was counted by key in a set; nothing if there is no such set.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn tallies(&mut self, set: &str) -> Result<Vec<(Vec<u8>, Counted)>, NetlinkError> {
+        let found = self.dump(Message::GetSetElem, Some(set), |payload| Some(object::read_tallies(payload)));
+        Ok(absent_is_empty(found)?.into_iter().flatten().collect())
+    }
+
     fn dump<T>(
         &mut self,
         kind: Message,
@@ -194,6 +203,10 @@ fn describe(change: &Change) -> String {
         Change::RemoveKeys { set, .. } => format!("remove from the set {set}"),
         Change::LimitedSet { name, .. } => format!("make the set {name} of limits"),
         Change::LimitedKeys { set, .. } => format!("add limits to the set {set}"),
+        Change::Map { name, .. } => format!("make the map {name}"),
+        Change::Entries { map, .. } => format!("add to the map {map}"),
+        Change::TallySet { name, .. } => format!("make the set {name} of counts"),
+        Change::Empty(name) => format!("empty the set {name}"),
         Change::Limit(name, _) => format!("make the limit {name}"),
         Change::Counter(name, _) => format!("make the counter {name}"),
         Change::Rule { chain, .. } => format!("add a rule to the chain {chain}"),

@@ -2,6 +2,8 @@
 //!
 //! Everything lives in one table of the family `inet`. Numbers are in network order.
 
+use std::time::Duration;
+
 use super::expr::{Excess, Expr};
 use super::{CREATE, FAMILY_INET, LIST_ELEM, Message, OBJECT_COUNTER, OBJECT_LIMIT, header, message};
 use crate::codec::{self, Writer};
@@ -109,6 +111,37 @@ pub enum Change {
     },
     /// Makes a limit that rules share.
     Limit(String, Excess),
+    /// Makes a map from exact keys to values of four octets, for [`Expr::Look`].
+    Map {
+        /// Its name in the table.
+        name: String,
+        /// Octets of a key.
+        key_len: u32,
+        /// As in [`Change::Set`].
+        key_type: u32,
+    },
+    /// Puts keys and their values into a map. At most [`ENTRIES_PER_MESSAGE`].
+    Entries {
+        /// The map.
+        map: String,
+        /// Keys of the map's length.
+        entries: Vec<(Vec<u8>, [u8; 4])>,
+    },
+    /// Makes a set in which packets are counted by key ([`Expr::Tally`]), each key while its packets come.
+    TallySet {
+        /// Its name in the table.
+        name: String,
+        /// Octets of a key.
+        key_len: u32,
+        /// As in [`Change::Set`].
+        key_type: u32,
+        /// Keys at most.
+        room: u32,
+        /// How long a key stays without packets.
+        idle: Duration,
+    },
+    /// Takes all keys out of a set or map.
+    Empty(String),
     /// Puts keys into a set. At most [`keys_per_message`].
     Keys {
         /// The set.
@@ -145,6 +178,9 @@ pub struct Counted {
 
 /// How many keys of 16 octets at most, with their limits, fit into one message.
 pub const LIMITED_PER_MESSAGE: usize = (Writer::CAPACITY - 600) / 128;
+
+/// How many entries of a map with keys of 16 octets at most fit into one message.
+pub const ENTRIES_PER_MESSAGE: usize = (Writer::CAPACITY - 600) / 48;
 
 /// How many keys of a length fit into one message.
 pub const fn keys_per_message(key_len: usize) -> usize {
@@ -185,20 +221,11 @@ impl Change {
                 (Message::NewChain, CREATE)
             }
             Self::Set { name, key_len, key_type } => {
-                w.attr_text(2, name);
-                number(&mut w, 3, 0);
-                number(&mut w, 4, *key_type);
-                number(&mut w, 5, *key_len);
-                // Sets are told apart by this number within a transaction; rules refer to them by name.
-                number(&mut w, 10, 0);
+                write_set(&mut w, name, 0, *key_len, *key_type);
                 (Message::NewSet, CREATE)
             }
             Self::LimitedSet { name, key_len, key_type } => {
-                w.attr_text(2, name);
-                number(&mut w, 3, 0);
-                number(&mut w, 4, *key_type);
-                number(&mut w, 5, *key_len);
-                number(&mut w, 10, 0);
+                write_set(&mut w, name, 0, *key_len, *key_type);
                 // What kind of expression elements have; its numbers are those of elements that bring none.
                 w.nest(17, |w| Excess { octets_per_second: 1 }.write_expr(w));
                 (Message::NewSet, CREATE)
@@ -214,6 +241,34 @@ impl Change {
                     }
                 });
                 (Message::NewSetElem, CREATE)
+            }
+            Self::Map { name, key_len, key_type } => {
+                write_set(&mut w, name, NFT_SET_MAP, *key_len, *key_type);
+                number(&mut w, 6, TYPE_INTEGER);
+                number(&mut w, 7, 4);
+                (Message::NewSet, CREATE)
+            }
+            Self::Entries { map, entries } => {
+                w.attr_text(2, map);
+                w.nest(3, |w| {
+                    for (key, value) in entries {
+                        w.nest(LIST_ELEM, |w| {
+                            w.nest(1, |w| w.attr(1, key));
+                            w.nest(2, |w| w.attr(1, value));
+                        });
+                    }
+                });
+                (Message::NewSetElem, CREATE)
+            }
+            Self::TallySet { name, key_len, key_type, room, idle } => {
+                write_set(&mut w, name, NFT_SET_TIMEOUT | NFT_SET_EVAL, *key_len, *key_type);
+                w.nest(9, |w| number(w, 1, *room));
+                w.attr(11, &u64::try_from(idle.as_millis()).unwrap_or(u64::MAX).to_be_bytes());
+                (Message::NewSet, CREATE)
+            }
+            Self::Empty(name) => {
+                w.attr_text(2, name);
+                (Message::DelSetElem, 0)
             }
             Self::Limit(name, limit) => {
                 w.attr_text(2, name);
@@ -252,6 +307,21 @@ fn number(w: &mut Writer, kind: u16, value: u32) {
     w.attr(kind, &value.to_be_bytes());
 }
 
+const NFT_SET_MAP: u32 = 0x8;
+const NFT_SET_TIMEOUT: u32 = 0x10;
+const NFT_SET_EVAL: u32 = 0x20;
+/// `nft`'s number of the data type.
+const TYPE_INTEGER: u32 = 4;
+
+fn write_set(w: &mut Writer, name: &str, flags: u32, key_len: u32, key_type: u32) {
+    w.attr_text(2, name);
+    number(w, 3, flags);
+    number(w, 4, key_type);
+    number(w, 5, key_len);
+    // Sets are told apart by this number within a transaction; rules refer to them by name.
+    number(w, 10, 0);
+}
+
 fn write_keys(w: &mut Writer, set: &str, keys: &[Vec<u8>]) {
     w.attr_text(2, set);
     w.nest(3, |w| {
@@ -267,9 +337,7 @@ pub fn read_counter(payload: &[u8]) -> Option<(String, Counted)> {
     if be_u32(codec::find(attributes, 3)?)? != OBJECT_COUNTER {
         return None;
     }
-    let data = codec::find(attributes, 4)?;
-    let counted = Counted { bytes: be_u64(codec::find(data, 1)?)?, packets: be_u64(codec::find(data, 2)?)? };
-    Some((codec::text(codec::find(attributes, 2)?), counted))
+    Some((codec::text(codec::find(attributes, 2)?), read_counted(codec::find(attributes, 4)?)?))
 }
 
 /// The table that an object of a notification or dump belongs to.
@@ -285,11 +353,31 @@ pub fn read_set(payload: &[u8]) -> Option<String> {
 
 /// The keys in an NFT_MSG_NEWSETELEM payload; broken ones are left out.
 pub fn read_keys(payload: &[u8]) -> Vec<Vec<u8>> {
-    let elements = super::attributes(payload).and_then(|a| codec::find(a, 3)).unwrap_or_default();
-    codec::attrs(elements)
-        .filter(|(kind, _)| *kind == LIST_ELEM)
-        .filter_map(|(_, element)| Some(codec::find(codec::find(element, 1)?, 1)?.to_vec()))
-        .collect()
+    elements(payload).filter_map(read_key).collect()
+}
+
+/// Keys with what was counted for them ([`Expr::Tally`]), from such a payload; others are left out.
+pub fn read_tallies(payload: &[u8]) -> Vec<(Vec<u8>, Counted)> {
+    let counted = |element| {
+        let expr = codec::find(element, 7)?;
+        let is_counter = codec::text(codec::find(expr, 1)?) == "counter";
+        read_counted(codec::find(expr, 2)?).filter(|_| is_counter)
+    };
+    elements(payload).filter_map(|element| Some((read_key(element)?, counted(element)?))).collect()
+}
+
+fn elements(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let all = super::attributes(payload).and_then(|a| codec::find(a, 3)).unwrap_or_default();
+    codec::attrs(all).filter(|(kind, _)| *kind == LIST_ELEM).map(|(_, element)| element)
+}
+
+fn read_key(element: &[u8]) -> Option<Vec<u8>> {
+    Some(codec::find(codec::find(element, 1)?, 1)?.to_vec())
+}
+
+/// NFTA_COUNTER_BYTES and NFTA_COUNTER_PACKETS.
+fn read_counted(data: &[u8]) -> Option<Counted> {
+    Some(Counted { bytes: be_u64(codec::find(data, 1)?)?, packets: be_u64(codec::find(data, 2)?)? })
 }
 
 fn be_u32(value: &[u8]) -> Option<u32> {

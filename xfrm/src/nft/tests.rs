@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::expr::{Ip, NatKind, Register};
-use super::object::{read_counter, read_keys, read_set, read_table};
+use super::object::{ENTRIES_PER_MESSAGE, read_counter, read_keys, read_set, read_table, read_tallies};
 use super::*;
 use crate::codec;
 
@@ -49,6 +49,12 @@ fn a_counter_is_read_as_it_was_written() {
     assert_eq!(read_table(&bytes).as_deref(), Some("cygnet"));
 }
 
+#[test]
+fn as_many_entries_as_promised_fit_a_message() {
+    let entries = vec![(vec![0; 16], [0; 4]); ENTRIES_PER_MESSAGE];
+    bytes(&Change::Entries { map: "m".repeat(200), entries });
+}
+
 proptest! {
     #[test]
     fn keys_are_read_as_they_were_written(len in 4usize..64, count in 1usize..40, octet: u8) {
@@ -69,6 +75,7 @@ proptest! {
         read_counter(&payload);
         read_table(&payload);
         read_set(&payload);
+        read_tallies(&payload);
         prop_assert!(read_keys(&payload).len() <= payload.len() / 4);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A token bucket (`net/sched/sch_tbf.c`) that never holds anything back stands in front, because it is the one qdisc in
 //! every kernel that cuts superpackets of segmentation offload into packets: a superpacket of 64 KiB would hold up others
-//! for 100 ms at 5 Mbit/s. Behind it is `fq_codel`, or the bucket's own bfifo where the kernel has none.
+//! for 100 ms at 5 Mbit/s. One that holds nobody up for long passes whole, which is what offload is for. Behind it is `fq_codel`, or the bucket's own bfifo where the kernel has none.
 
 use super::htb::{self, HtbRates, LINKLAYER_ETHERNET};
 use super::{Handle, TCA_KIND, TCA_OPTIONS, Tc, TcMessage};
@@ -21,6 +21,8 @@ const TCA_FQ_CODEL_INTERVAL: u16 = 3;
 const QUEUE_MS: u64 = 20;
 /// And at least so many full packets, or slow links could not be filled.
 const QUEUE_PACKETS: u64 = 4;
+/// The largest superpacket that passes whole, in microseconds of the rate.
+const WHOLE_US: u64 = 1_000;
 /// Ethernet header with two VLAN tags.
 const LINK_HEADER: u32 = 22;
 /// The bucket's rate: none that a class ever has.
@@ -41,7 +43,7 @@ impl Tc {
         let frame = mtu.saturating_add(LINK_HEADER);
         let bucket = Handle(u32::from(class.minor()) << 16);
         let put = NLM_F_CREATE | NLM_F_REPLACE;
-        let w = put_bucket(interface, bucket, class, octets(rates, frame), frame);
+        let w = put_bucket(interface, bucket, class, octets(rates, frame), whole(rates, frame));
         self.socket.request(&Request::new(RTM_NEWQDISC, put, w))?;
         let w = put_fair(interface, Handle(bucket.0 | 1), rates, frame);
         match self.socket.request(&Request::new(RTM_NEWQDISC, put, w)) {
@@ -58,7 +60,12 @@ const fn octets(rates: &HtbRates, frame: u32) -> u32 {
     htb::clamp(rates.ceil_bps / 8 * QUEUE_MS / 1000, htb::clamp(least, 0, u32::MAX), 64 << 20)
 }
 
-fn put_bucket(interface: u32, handle: Handle, parent: Handle, limit: u32, frame: u32) -> Writer {
+/// Octets of the largest packet that is not cut.
+const fn whole(rates: &HtbRates, frame: u32) -> u32 {
+    htb::clamp(rates.ceil_bps / 8 * WHOLE_US / 1_000_000, frame, 1 << 20)
+}
+
+fn put_bucket(interface: u32, handle: Handle, parent: Handle, limit: u32, whole: u32) -> Writer {
     let mut w = TcMessage { interface, handle, parent, info: 0 }.writer();
     let rate = UNHINDERED_BPS / 8;
     w.attr_text(TCA_KIND, "tbf");
@@ -67,13 +74,12 @@ fn put_bucket(interface: u32, handle: Handle, parent: Handle, limit: u32, frame:
         let mut options = vec![0, LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
         options.extend_from_slice(&u32::MAX.to_ne_bytes());
         options.extend_from_slice(&[0; 12]);
-        for field in [limit, htb::ticks(frame, rate), 0] {
+        for field in [limit, htb::ticks(whole, rate), 0] {
             options.extend_from_slice(&field.to_ne_bytes());
         }
         w.attr(TCA_TBF_PARMS, &options);
         w.attr_u64(TCA_TBF_RATE64, rate);
-        // The largest packet that passes whole.
-        w.attr_u32(TCA_TBF_BURST, frame);
+        w.attr_u32(TCA_TBF_BURST, whole);
     });
     w
 }
@@ -101,5 +107,12 @@ mod tests {
         let octets = |mbit: u64| octets(&HtbRates::cap(mbit * 1_000_000), 1522);
         assert_eq!((octets(1), octets(5), octets(100)), (4 * 1522, 12_500, 250_000));
         assert_eq!(octets(1_000), 2_500_000);
+    }
+
+    #[test]
+    fn superpackets_pass_whole_where_they_hold_nobody_up_for_more_than_a_millisecond() {
+        let whole = |mbit: u64| whole(&HtbRates::cap(mbit * 1_000_000), 1522);
+        assert_eq!((whole(1), whole(10), whole(100)), (1522, 1522, 12_500));
+        assert_eq!((whole(1_000), whole(100_000)), (125_000, 1 << 20));
     }
 }
