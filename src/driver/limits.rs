@@ -184,9 +184,8 @@ impl Daemon {
             count.rates + count.blocked > 0
         };
         let gateways: Vec<&str> = self.config.gateways.iter().filter(caps).map(|g| g.name.as_str()).collect();
-        (!gateways.is_empty()).then(|| {
-            format!("limits of single addresses of {} are not in force: {why}", gateways.join(", "))
-        })
+        (!gateways.is_empty())
+            .then(|| format!("limits of single addresses of {} are not in force: {why}", gateways.join(", ")))
     }
 
     /// Changes limits at once: all of them, or none.

@@ -20,7 +20,7 @@ use cygnet_xfrm::nft::expr::{Base, Ip, Meta, Register, Verdict, Way};
 use cygnet_xfrm::nft::object::{ENTRIES_PER_MESSAGE, LIMITED_PER_MESSAGE};
 use cygnet_xfrm::nft::{Chain, ChainKind, Change, Excess, Expr, Hook, Keeping, Nft, keys_per_message};
 
-use super::levels::{TYPE_INTEGER, tunnel_key, tunnel_mask};
+use super::levels::{tunnel_key, tunnel_mask};
 use crate::traffic::accounts::Counted;
 use crate::traffic::rules::{Cap, Rules};
 use crate::traffic::{Carried, GatewayNo, Inner};
@@ -34,7 +34,9 @@ const ROOM: u32 = 16_384;
 const CROWDED: usize = ROOM as usize / 4 * 3;
 /// After so long without packets an address is not counted apart any more. Many times the interval of sampling.
 const IDLE: Duration = Duration::from_secs(120);
-/// `nft`'s numbers of data types.
+/// `nft`'s numbers of data types. Numbers are shown as marks: its integers have no size of their own, and it cannot list
+/// compound keys with them.
+const TYPE_MARK: u32 = 19;
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_BITS: u32 = 6;
@@ -126,7 +128,7 @@ impl Part {
             Ip::V4 => TYPE_IPV4,
             Ip::V6 => TYPE_IPV6,
         };
-        TYPE_INTEGER << TYPE_BITS | address
+        TYPE_MARK << TYPE_BITS | address
     }
 
     const fn has(self, ip: IpAddr) -> bool {
@@ -182,7 +184,7 @@ impl Part {
         }
         // As many as there are gateways; they go with the table.
         let name = self.others();
-        out.push(Change::TallySet { name, key_len: 4, key_type: TYPE_INTEGER, room: ROOM, idle: IDLE });
+        out.push(Change::TallySet { name, key_len: 4, key_type: TYPE_MARK, room: ROOM, idle: IDLE });
         out.push(Change::Branch(self.refuse_chain()));
     }
 
@@ -238,7 +240,7 @@ impl Part {
 
 /// A gateway and an address as the kernel has them in its registers.
 fn key(who: &Inner) -> Vec<u8> {
-    let gateway = who.gateway.0.to_be_bytes();
+    let gateway = who.gateway.0.to_ne_bytes();
     match who.ip {
         IpAddr::V4(ip) => [&gateway[..], &ip.octets()].concat(),
         IpAddr::V6(ip) => [&gateway[..], &ip.octets()].concat(),
@@ -252,7 +254,7 @@ fn read_key(key: &[u8]) -> Option<Inner> {
     } else {
         Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into()
     };
-    Some(Inner { gateway: GatewayNo(u32::from_be_bytes(*gateway)), ip })
+    Some(Inner { gateway: GatewayNo(u32::from_ne_bytes(*gateway)), ip })
 }
 
 /// The transaction that makes the table what it shall be, whatever it was.
@@ -272,9 +274,8 @@ fn all(rules: &Rules) -> Vec<Change> {
     ] {
         out.push(Change::Chain(Chain { name, kind: ChainKind::Filter, hook, priority }));
     }
-    out.push(Change::Map { name: GATEWAYS.to_owned(), key_len: 4, key_type: TYPE_INTEGER });
-    let entry =
-        |(tunnel, no): (&TunnelId, &GatewayNo)| Some((tunnel_key(*tunnel)?, no.0.to_be_bytes()));
+    out.push(Change::Map { name: GATEWAYS.to_owned(), key_len: 4, key_type: TYPE_MARK });
+    let entry = |(tunnel, no): (&TunnelId, &GatewayNo)| Some((tunnel_key(*tunnel)?, no.0.to_ne_bytes()));
     let gateways: Vec<(Vec<u8>, [u8; 4])> = rules.gateways().iter().filter_map(entry).collect();
     for entries in gateways.chunks(ENTRIES_PER_MESSAGE) {
         out.push(Change::Entries { map: GATEWAYS.to_owned(), entries: entries.to_vec() });
@@ -393,7 +394,7 @@ impl Table {
                 let carried = part.carried_by(packets, bytes);
                 // Any one of them may have carried all of it.
                 counted.missed = counted.missed.max(carried.bytes());
-                counted.others.insert(GatewayNo(u32::from_be_bytes(gateway)), carried);
+                counted.others.insert(GatewayNo(u32::from_ne_bytes(gateway)), carried);
             }
         }
         counted.by_address = of.into_iter().collect();

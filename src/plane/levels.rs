@@ -21,7 +21,7 @@ use cygnet_xfrm::nft::{Chain, ChainKind, Change, Excess, Expr, Hook, Keeping, Nf
 /// The table's name.
 const TABLE: &str = "cygnet-levels";
 /// `nft`'s numbers of data types, for people who list sets.
-pub(super) const TYPE_INTEGER: u32 = 4;
+const TYPE_INTEGER: u32 = 4;
 const KEY: u32 = 4;
 const ARRIVALS: &str = "arrivals";
 const DEPARTURES: &str = "departures";
@@ -131,8 +131,11 @@ impl OneWay {
         if !self.tunnels.is_empty() {
             let set = format!("{chain}-tunnels");
             out.push(Change::LimitedSet { name: set.clone(), key_len: KEY, key_type: TYPE_INTEGER });
-            let keys: Vec<(Vec<u8>, Excess)> =
-                self.tunnels.iter().filter_map(|(id, rate)| Some((tunnel_key(*id)?, (*rate).into()))).collect();
+            let keys: Vec<(Vec<u8>, Excess)> = self
+                .tunnels
+                .iter()
+                .filter_map(|(id, rate)| Some((tunnel_key(*id)?, (*rate).into())))
+                .collect();
             let chunks = keys.chunks(LIMITED_PER_MESSAGE);
             out.extend(chunks.map(|keys| Change::LimitedKeys { set: set.clone(), keys: keys.to_vec() }));
             let exprs =

@@ -111,7 +111,7 @@ pub enum Change {
     },
     /// Makes a limit that rules share.
     Limit(String, Excess),
-    /// Makes a map from exact keys to values of four octets, for [`Expr::Look`].
+    /// Makes a map from exact keys to values of four octets in host order, for [`Expr::Look`].
     Map {
         /// Its name in the table.
         name: String,
@@ -244,7 +244,7 @@ impl Change {
             }
             Self::Map { name, key_len, key_type } => {
                 write_set(&mut w, name, NFT_SET_MAP, *key_len, *key_type);
-                number(&mut w, 6, TYPE_INTEGER);
+                number(&mut w, 6, TYPE_MARK);
                 number(&mut w, 7, 4);
                 (Message::NewSet, CREATE)
             }
@@ -311,7 +311,7 @@ const NFT_SET_MAP: u32 = 0x8;
 const NFT_SET_TIMEOUT: u32 = 0x10;
 const NFT_SET_EVAL: u32 = 0x20;
 /// `nft`'s number of the data type.
-const TYPE_INTEGER: u32 = 4;
+const TYPE_MARK: u32 = 19;
 
 fn write_set(w: &mut Writer, name: &str, flags: u32, key_len: u32, key_type: u32) {
     w.attr_text(2, name);
