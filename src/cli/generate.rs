@@ -1,4 +1,4 @@
-//! Verbs that write something new: `psk`, `completions`, `schema`, `man`.
+//! Verbs that write something new: `psk`, `completions`, `schema`, `man`, `reference`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::output::Out;
 use super::{Failure, Outcome, exit};
-use crate::config::schema;
+use crate::config::{reference, schema};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example: (umask 077; cygnet psk > /etc/cygnet/a-b.psk)
@@ -42,6 +42,12 @@ pub struct CompletionsArgs {
 #[derive(Args, Debug)]
 pub struct ManArgs {
     /// Where the directories man5 and man8 are or are to be, as in /usr/local/share/man
+    dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct ReferenceArgs {
+    /// The directory, as in docs/reference
     dir: PathBuf,
 }
 
@@ -119,6 +125,17 @@ pub fn man(args: &ManArgs, command: clap::Command) -> Outcome {
         command.build();
         page(&command, &eight)?;
         std::fs::write(five.join("cygnet.yaml.5"), schema::manual())
+    };
+    write()
+        .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
+    Ok(0)
+}
+
+pub fn references(args: &ReferenceArgs, command: clap::Command) -> Outcome {
+    let write = || {
+        std::fs::create_dir_all(&args.dir)?;
+        std::fs::write(args.dir.join("cli.md"), super::reference::markdown(command))?;
+        std::fs::write(args.dir.join("configuration.md"), reference::markdown())
     };
     write()
         .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;

@@ -15,6 +15,7 @@ mod limit;
 mod output;
 mod plan;
 mod quality;
+mod reference;
 mod run;
 mod status;
 mod top;
@@ -143,6 +144,9 @@ enum Verb {
     /// Write the manual pages into a directory
     #[command(hide = true)]
     Man(generate::ManArgs),
+    /// Write the references of docs/reference into a directory
+    #[command(hide = true)]
+    Reference(generate::ReferenceArgs),
 }
 
 /// Why a command did not do what it was asked for.
@@ -251,6 +255,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Completions(args) => generate::completions(&args, Cli::command(), out),
         Verb::Schema => generate::schema(out),
         Verb::Man(args) => generate::man(&args, Cli::command()),
+        Verb::Reference(args) => generate::references(&args, Cli::command()),
     }
 }
 

@@ -308,7 +308,7 @@ fn text(value: &Value) -> Option<String> {
 }
 
 /// What changing a key costs; `None` for keys that are not known.
-fn impact(object: Object, path: &str) -> Option<Impact> {
+pub(super) fn impact(object: Object, path: &str) -> Option<Impact> {
     use Impact::{InPlace, Rekey, Restart};
     let key = path.split('.').next().unwrap_or(path);
     Some(match (object, path, key) {

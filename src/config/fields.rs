@@ -9,6 +9,8 @@ use super::{preset, quota};
 pub enum Kind {
     /// Text; the pattern is a regular expression for editors.
     Text {
+        /// What it is called, with its units.
+        is: &'static str,
         /// Regular expression, or empty.
         pattern: &'static str,
         /// An example.
@@ -67,24 +69,50 @@ const fn may(key: &'static str, kind: Kind, default: &'static str, doc: &'static
     Field { key, kind, required: false, default, doc }
 }
 
-const NAME: Kind = Kind::Text { pattern: "^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$", example: "a-b" };
-const CIDR: Kind = Kind::Text { pattern: "^[0-9A-Fa-f.:]+(/[0-9]+)?$", example: "10.1.0.0/16" };
-const IP: Kind = Kind::Text { pattern: "^[0-9A-Fa-f.:]+$", example: "192.0.2.1" };
-const HOST: Kind = Kind::Text { pattern: "^[0-9A-Za-z.:-]+$", example: "192.0.2.2" };
-const IDENTITY: Kind = Kind::Text { pattern: "", example: "gw.example.org" };
-const PATH: Kind = Kind::Text { pattern: "", example: "a-b.psk" };
-const DURATION: Kind = Kind::Text { pattern: "^[0-9]+(ms|s|m|h|d)$", example: "1h" };
-const SIZE: Kind = Kind::Text { pattern: "^[0-9]+ ?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$", example: "1GB" };
-const RATE: Kind =
-    Kind::Text { pattern: "^[0-9]+(\\.[0-9]+)?([kKmMgGtT])?[bB][iI][tT]$", example: "100mbit" };
-const LISTEN: Kind = Kind::Text { pattern: "^.+:[0-9]+$|^off$", example: "127.0.0.1:9180" };
-const PROPOSAL: Kind = Kind::Text { pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-prfsha384-x25519" };
-const ESP_PROPOSAL: Kind = Kind::Text { pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-x25519" };
-const MARK: Kind =
-    Kind::Text { pattern: "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$", example: "0x10/0xff" };
+const NAME: Kind = Kind::Text {
+    is: "a name of 1 to 63 letters, digits, `.`, `_` and `-`",
+    pattern: "^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$",
+    example: "a-b",
+};
+const CIDR: Kind =
+    Kind::Text { is: "a CIDR block", pattern: "^[0-9A-Fa-f.:]+(/[0-9]+)?$", example: "10.1.0.0/16" };
+const IP: Kind = Kind::Text { is: "an IP address", pattern: "^[0-9A-Fa-f.:]+$", example: "192.0.2.1" };
+const HOST: Kind =
+    Kind::Text { is: "an IP address or a DNS name", pattern: "^[0-9A-Za-z.:-]+$", example: "192.0.2.2" };
+const IDENTITY: Kind = Kind::Text { is: "an identity", pattern: "", example: "gw.example.org" };
+const PATH: Kind = Kind::Text { is: "a path", pattern: "", example: "a-b.psk" };
+const DURATION: Kind = Kind::Text {
+    is: "a duration in `ms`, `s`, `m`, `h` or `d`",
+    pattern: "^[0-9]+(ms|s|m|h|d)$",
+    example: "1h",
+};
+const SIZE: Kind = Kind::Text {
+    is: "a size in `KB`, `MB`, `GB`, `TB` (decimal) or `KiB`, `MiB`, `GiB`, `TiB`",
+    pattern: "^[0-9]+ ?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$",
+    example: "1GB",
+};
+const RATE: Kind = Kind::Text {
+    is: "a rate from 1kbit to 10tbit in `bit`, `kbit`, `mbit`, `gbit` or `tbit` (decimal)",
+    pattern: "^[0-9]+(\\.[0-9]+)?([kKmMgGtT])?[bB][iI][tT]$",
+    example: "100mbit",
+};
+const LISTEN: Kind = Kind::Text {
+    is: "an address with a port, or `off`",
+    pattern: "^.+:[0-9]+$|^off$",
+    example: "127.0.0.1:9180",
+};
+const PROPOSAL: Kind =
+    Kind::Text { is: "a proposal", pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-prfsha384-x25519" };
+const ESP_PROPOSAL: Kind =
+    Kind::Text { is: "a proposal", pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-x25519" };
+const MARK: Kind = Kind::Text {
+    is: "a mark",
+    pattern: "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$",
+    example: "0x10/0xff",
+};
 const SOURCE: Kind = Kind::AnyOf(&[
     Kind::Words(&["auto", "none"]),
-    Kind::Text { pattern: "^[0-9a-fA-F.:]+$", example: "10.1.0.1" },
+    Kind::Text { is: "an IP address", pattern: "^[0-9a-fA-F.:]+$", example: "10.1.0.1" },
 ]);
 const BYPASS: Kind =
     Kind::AnyOf(&[Kind::Words(BYPASSES), Kind::List(&Kind::AnyOf(&[Kind::Words(&["attached"]), CIDR]))]);
@@ -94,8 +122,8 @@ const LEGACY: Field = may(
     "false",
     "Permits sha1, prfsha1, modp1024, modp1536 and 3des in these proposals, for peers that have nothing better.",
 );
-const URL: Kind = Kind::Text { pattern: "^https?://.+$", example: "https://example.org/hook" };
-const PART: Kind = Kind::Text { pattern: "^[0-9]+%$", example: "20%" };
+const URL: Kind = Kind::Text { is: "a URL", pattern: "^https?://.+$", example: "https://example.org/hook" };
+const PART: Kind = Kind::Text { is: "a part in `%`", pattern: "^[0-9]+%$", example: "20%" };
 const UNLIMITED: Kind = Kind::Words(&["unlimited"]);
 
 /// The whole file.
@@ -204,7 +232,7 @@ pub static ALERTS: Section = Section {
         may("webhook", Kind::Section(&WEBHOOK), "", "Where events are posted to, one JSON object each."),
         may(
             "command",
-            Kind::List(&Kind::Text { pattern: "", example: "/usr/local/bin/alert" }),
+            Kind::List(&Kind::Text { is: "a word", pattern: "", example: "/usr/local/bin/alert" }),
             "",
             "A program by its absolute path and its arguments: run for each event, with the JSON object on its standard input.",
         ),
@@ -325,7 +353,7 @@ pub static INTERFACE: Section = Section {
     secret: false,
     fields: &[must(
         "interface",
-        Kind::Text { pattern: "^[^/\\s]{1,15}$", example: "eth0" },
+        Kind::Text { is: "a name of an interface", pattern: "^[^/\\s]{1,15}$", example: "eth0" },
         "Network interface whose addresses are used.",
     )],
 };
@@ -500,7 +528,7 @@ pub static AUTH: Section = Section {
         ),
         may(
             "psk",
-            Kind::Text { pattern: "", example: "" },
+            Kind::Text { is: "a key", pattern: "", example: "" },
             "",
             "The key itself; this file must then have mode 0600.",
         ),
@@ -529,7 +557,7 @@ pub static IKE: Section = Section {
             "dpd",
             Kind::AnyOf(&[DURATION, Kind::Words(&["off"])]),
             "30s",
-            "Silence after which the peer is asked.",
+            "Silence after which the peer is asked: 5s to 1h.",
         ),
         may("fragmentation", Kind::Bool, "true", "IKE fragmentation (RFC 7383)."),
         may("encap", Kind::Words(ENCAPS), "auto", "ESP in UDP: where there is NAT, or always."),
@@ -545,7 +573,12 @@ pub static RETRANSMIT: Section = Section {
     secret: false,
     fields: &[
         may("first", DURATION, "1s", "Wait before the first repetition; it doubles each time. 100ms to 60s."),
-        may("max", DURATION, "16s", "The wait grows no longer than this."),
+        may(
+            "max",
+            DURATION,
+            "16s",
+            "The wait grows no longer than this: 100ms to 2m, and not less than first.",
+        ),
         may("tries", Kind::Integer { min: 1, max: 20 }, "6", "Repetitions before the peer counts as dead."),
     ],
 };

@@ -27,6 +27,7 @@ pub mod node;
 pub mod preset;
 pub mod quota;
 mod raw;
+pub mod reference;
 pub mod schema;
 pub mod secrets;
 pub mod show;

@@ -39,7 +39,7 @@ fn field(f: &Field) -> Value {
 fn kind(k: &Kind) -> Value {
     match k {
         // YAML reads 0 and 10.0 as numbers although a text is meant.
-        Kind::Text { pattern, example } => {
+        Kind::Text { pattern, example, .. } => {
             let mut out = json!({ "type": ["string", "number"] });
             if !pattern.is_empty() {
                 out["pattern"] = json!(pattern);

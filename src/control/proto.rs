@@ -321,3 +321,42 @@ pub enum ErrorKind {
     #[serde(other)]
     Other,
 }
+
+impl ErrorKind {
+    /// Every kind that this version tells.
+    pub const ALL: &[Self] = &[
+        Self::BadRequest,
+        Self::NotFound,
+        Self::Permission,
+        Self::Busy,
+        Self::Timeout,
+        Self::Failed,
+        Self::Stopping,
+    ];
+
+    /// The word in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::NotFound => "not-found",
+            Self::Permission => "permission",
+            Self::Busy => "busy",
+            Self::Timeout => "timeout",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+            Self::Other => "other",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_failure_are_called_what_they_are_in_json() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
+}

@@ -23,69 +23,90 @@ pub struct Event {
     pub message: String,
 }
 
-/// Kinds of events.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
+/// Declares the kinds with their words in JSON.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        /// Kinds of events.
+        #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+        pub enum Kind {
+            $($(#[$doc])* #[serde(rename = $name)] $kind,)*
+            /// A kind that this version does not know.
+            #[serde(other, rename = "other")]
+            Other,
+        }
+
+        impl Kind {
+            /// Every kind that this version tells.
+            pub const ALL: &[Self] = &[$(Self::$kind,)*];
+
+            /// The word in JSON.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                    Self::Other => "other",
+                }
+            }
+        }
+    };
+}
+
+kinds! {
     /// The daemon is ready.
-    Started,
+    Started = "started",
     /// Tunnels of an earlier life of the daemon go on.
-    Restored,
+    Restored = "restored",
     /// The daemon is about to end.
-    Stopping,
+    Stopping = "stopping",
     /// A configuration took effect.
-    ConfigApplied,
+    ConfigApplied = "config_applied",
     /// A configuration was refused; the old one stays.
-    ConfigRefused,
+    ConfigRefused = "config_refused",
     /// A negotiation began.
-    TunnelConnecting,
+    TunnelConnecting = "tunnel_connecting",
     /// A tunnel came up.
-    TunnelUp,
+    TunnelUp = "tunnel_up",
     /// A tunnel carries more or fewer of its configured pairs of networks than before.
-    Coverage,
+    Coverage = "coverage",
     /// A tunnel went down.
-    TunnelDown,
+    TunnelDown = "tunnel_down",
     /// The tunnel is up, and nothing seems to pass it.
-    TrafficSuspect,
+    TrafficSuspect = "traffic_suspect",
     /// Packets come in again.
-    TrafficPasses,
+    TrafficPasses = "traffic_passes",
     /// Probes through a tunnel say that it is not fit to carry traffic.
-    QualityDegraded,
+    QualityDegraded = "quality_degraded",
     /// They say that it is again.
-    QualityRecovered,
+    QualityRecovered = "quality_recovered",
     /// An attempt failed.
-    TunnelFailed,
+    TunnelFailed = "tunnel_failed",
     /// The IKE SA got new keys.
-    IkeRekeyed,
+    IkeRekeyed = "ike_rekeyed",
     /// A child got new keys.
-    ChildRekeyed,
+    ChildRekeyed = "child_rekeyed",
     /// Something works now and will need attention.
-    Warning,
+    Warning = "warning",
     /// A rekey failed.
-    RekeyFailed,
+    RekeyFailed = "rekey_failed",
     /// The peer does not answer.
-    PeerDead,
+    PeerDead = "peer_dead",
     /// The peer's outer address changed.
-    PeerMoved,
+    PeerMoved = "peer_moved",
     /// A bandwidth changed.
-    BandwidthChanged,
+    BandwidthChanged = "bandwidth_changed",
     /// The limit of an inner address changed.
-    LimitChanged,
+    LimitChanged = "limit_changed",
     /// The data plane refused something, or lost events.
-    DataPlane,
+    DataPlane = "data_plane",
     /// Others had removed guards; they are in force again.
-    GuardRepaired,
+    GuardRepaired = "guard_repaired",
     /// Something of others decides about protected packets before the guards do.
-    GuardObstructed,
+    GuardObstructed = "guard_obstructed",
     /// Somebody was refused before proving to be anybody; a limited number of them is told.
-    PeerRefused,
+    PeerRefused = "peer_refused",
     /// A datagram was dropped; a limited number of them is told.
-    DatagramDropped,
+    DatagramDropped = "datagram_dropped",
     /// Events were lost because the reader was slow.
-    Lost,
-    /// A kind that this version does not know.
-    #[serde(other)]
-    Other,
+    Lost = "lost",
 }
 
 impl Kind {
@@ -113,41 +134,6 @@ impl Kind {
     pub fn of_name(name: &str) -> Option<Self> {
         let word = serde_json::Value::String(name.to_owned());
         serde_json::from_value(word).ok().filter(|kind| *kind != Self::Other)
-    }
-
-    /// The word in JSON.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Started => "started",
-            Self::Restored => "restored",
-            Self::Stopping => "stopping",
-            Self::ConfigApplied => "config_applied",
-            Self::ConfigRefused => "config_refused",
-            Self::TunnelConnecting => "tunnel_connecting",
-            Self::TunnelUp => "tunnel_up",
-            Self::Coverage => "coverage",
-            Self::TunnelDown => "tunnel_down",
-            Self::TrafficSuspect => "traffic_suspect",
-            Self::TrafficPasses => "traffic_passes",
-            Self::QualityDegraded => "quality_degraded",
-            Self::QualityRecovered => "quality_recovered",
-            Self::TunnelFailed => "tunnel_failed",
-            Self::IkeRekeyed => "ike_rekeyed",
-            Self::ChildRekeyed => "child_rekeyed",
-            Self::Warning => "warning",
-            Self::RekeyFailed => "rekey_failed",
-            Self::PeerDead => "peer_dead",
-            Self::PeerMoved => "peer_moved",
-            Self::BandwidthChanged => "bandwidth_changed",
-            Self::LimitChanged => "limit_changed",
-            Self::DataPlane => "data_plane",
-            Self::GuardRepaired => "guard_repaired",
-            Self::GuardObstructed => "guard_obstructed",
-            Self::PeerRefused => "peer_refused",
-            Self::DatagramDropped => "datagram_dropped",
-            Self::Lost => "lost",
-            Self::Other => "other",
-        }
     }
 }
 
