@@ -3,27 +3,24 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cygnet::plane::kernel::KernelPlane;
 use cygnet::plane::near;
 use cygnet::plane::source::{self, Wish};
 use cygnet::shaping::apply::{Gateway, Shaper};
 use cygnet_model::plane::{Acquire, DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
-use cygnet_model::suite::{Encr, EspSuite};
 use cygnet_model::tunnel::{
-    Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaId, SaSpec, Source, TunnelSpec, UdpEncap,
-    VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaSpec, Source, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
 use cygnet_xfrm::routing::Routing;
 use cygnet_xfrm::{probe, sockopt};
 
 mod sites;
-use sites::support::{Netns, is_root, skip};
+use sites::support::skip;
 use sites::*;
 
 #[test]

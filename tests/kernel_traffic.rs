@@ -1,7 +1,12 @@
 //! Bandwidth levels and limits of inner addresses that the kernel's data plane keeps, with real ESP. What needs ESP or nf_tables
 //! skips where the kernel has none; run it in the lab with `scripts/vm-lab qemu -- TESTBINARY`.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tools of tests, outside of test functions")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tools of tests, outside of test functions"
+)]
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::UdpSocket;
