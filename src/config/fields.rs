@@ -72,6 +72,7 @@ const CIDR: Kind = Kind::Text { pattern: "^[0-9A-Fa-f.:]+(/[0-9]+)?$", example: 
 const IP: Kind = Kind::Text { pattern: "^[0-9A-Fa-f.:]+$", example: "192.0.2.1" };
 const HOST: Kind = Kind::Text { pattern: "^[0-9A-Za-z.:-]+$", example: "192.0.2.2" };
 const IDENTITY: Kind = Kind::Text { pattern: "", example: "gw.example.org" };
+const GROUP_NAME: Kind = Kind::Text { pattern: "^[A-Za-z_][A-Za-z0-9._-]{0,31}$", example: "vpn-admins" };
 const PATH: Kind = Kind::Text { pattern: "", example: "a-b.psk" };
 const DURATION: Kind = Kind::Text { pattern: "^[0-9]+(ms|s|m|h|d)$", example: "1h" };
 const SIZE: Kind = Kind::Text { pattern: "^[0-9]+ ?(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB)$", example: "1GB" };
@@ -142,7 +143,14 @@ pub static DAEMON: Section = Section {
             "control_socket",
             PATH,
             "/run/cygnet/control.sock",
-            "Unix socket for the command line, 0660 root:cygnet.",
+            "Unix socket for the command line, 0660 root:cygnet. Members of that group may look, and change nothing.",
+        ),
+        may(
+            "admin_group",
+            GROUP_NAME,
+            "",
+            "Group whose members, being also of group cygnet, may change what runs: tunnels up and down, bandwidth, limits. \
+             Without one, only root may.",
         ),
         may("state_dir", PATH, "/var/lib/cygnet", "Directory for what outlives a restart."),
         may(
