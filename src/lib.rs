@@ -12,6 +12,7 @@ mod http;
 pub mod import;
 pub mod observe;
 pub mod plane;
+pub mod privileges;
 pub mod quality;
 pub mod shaping;
 pub mod store;

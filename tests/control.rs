@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use cygnet::config::lines::{Key, Place};
 use cygnet::control::client::Client;
 use cygnet::control::proto::LimitStatus;
-use cygnet::control::{Ask, ErrorKind, Request, Response, frame, server};
+use cygnet::control::{Access, Ask, ErrorKind, Request, Response, frame, server};
 use cygnet::observe::events::{Event, Kind};
 use cygnet::observe::explain::{Explanation, explain};
 use cygnet::observe::snapshot::{Role as PairRole, *};
@@ -390,13 +390,17 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
 
 impl Fake {
     fn new() -> Self {
+        Self::open_to(Access::default())
+    }
+
+    fn open_to(access: Access) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (tx, rx) = mpsc::channel(8);
         let (events, _) = broadcast::channel(16);
         let (path, sender) = (dir.path().join("control.sock"), events.clone());
-        let socket = runtime.block_on(async { server::bind(&path).unwrap() });
+        let socket = runtime.block_on(async { server::bind(&path, access).unwrap() });
         runtime.spawn(driver(rx));
         runtime.spawn(server::serve(socket, tx, sender));
         Self { dir, events, _runtime: runtime }
@@ -434,16 +438,82 @@ fn the_socket_is_for_its_owner_and_group_only() {
     assert_eq!(mode & 0o777, 0o660);
 }
 
+/// Groups of nobody on this host.
+const READERS: u32 = 54_001;
+const ADMINS: u32 = 54_002;
+
+/// The command line as a user without privileges runs it, with these supplementary groups; exit code and what it says.
+fn as_user(fake: &Fake, groups: &str, args: &[&str]) -> (Option<i32>, String) {
+    // Open before the user changes: the way to the program need not be open to everybody.
+    let script = "exec 9<\"$1\"; groups=$2; shift 2; \
+                  exec setpriv --reuid=54000 --regid=54000 --groups=\"$groups\" /proc/self/fd/9 \"$@\"";
+    let o = Command::new("sh")
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_cygnet"), groups, "--control"])
+        .arg(fake.path())
+        .args(args)
+        .output()
+        .unwrap();
+    (o.status.code(), String::from_utf8(o.stderr).unwrap())
+}
+
+/// A role by groups: some look, some change what runs, and only root names files or ends the daemon.
+#[test]
+fn readers_look_admins_change_and_root_names_files() {
+    if !nix::unistd::geteuid().is_root() {
+        println!(
+            "readers_look_admins_change_and_root_names_files is skipped: it needs root, to become others"
+        );
+        return;
+    }
+    let gid = |g| Some(nix::unistd::Gid::from_raw(g));
+    let fake = Fake::open_to(Access { readers: gid(READERS), admins: gid(ADMINS) });
+    std::fs::set_permissions(fake.dir.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let (reader, admin) = (READERS.to_string(), format!("{ADMINS},{READERS}"));
+    let (code, err) = as_user(&fake, "54000", &["status"]);
+    assert!(code == Some(77) && err.contains("no permission to use"), "{code:?} {err}");
+    for look in [&["status", "a-b"][..], &["explain", "a-b"], &["top", "--json"], &["limit", "vpc-a"]] {
+        let (code, err) = as_user(&fake, &reader, look);
+        assert!(code == Some(0) && err.is_empty(), "{look:?}: {code:?} {err}");
+    }
+    let order: [&[&str]; 7] = [
+        &["up", "a-b"],
+        &["down", "a-b"],
+        &["rekey", "a-b"],
+        &["reset", "a-b"],
+        &["bandwidth", "vpc-a", "10mbit"],
+        &["limit", "vpc-a", "10.1.0.5", "block"],
+        &["plan"],
+    ];
+    for order in order {
+        let (code, err) = as_user(&fake, &reader, order);
+        assert!(
+            code == Some(77) && err.contains("may look") && err.contains("admin_group"),
+            "{order:?}: {code:?} {err}"
+        );
+        let (code, err) = as_user(&fake, &admin, order);
+        assert!(code != Some(77), "{order:?}: {err}");
+    }
+    for (order, why) in [
+        (&["apply"][..], "may look"),
+        (&["plan", "--config", "/etc/hostname"], "only root may name a file"),
+        (&["handover"], "only root may have the daemon end"),
+    ] {
+        let who = if order.len() == 1 && order == ["apply"] { &reader } else { &admin };
+        let (code, err) = as_user(&fake, who, order);
+        assert!(code == Some(77) && err.contains(why), "{order:?}: {code:?} {err}");
+    }
+}
+
 #[test]
 fn a_second_daemon_is_refused_and_a_stale_socket_is_replaced() {
     let fake = Fake::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let error = server::bind(&fake.path()).unwrap_err();
+        let error = server::bind(&fake.path(), Access::default()).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
         let stale = fake.dir.path().join("stale.sock");
         drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-        let socket = server::bind(&stale).unwrap();
+        let socket = server::bind(&stale, Access::default()).unwrap();
         assert!(stale.exists());
         drop(socket);
         assert!(!stale.exists());
@@ -634,7 +704,7 @@ fn a_client_that_hangs_up_stops_waiting_for() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.sock");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let socket = runtime.block_on(async { server::bind(&path).unwrap() });
+    let socket = runtime.block_on(async { server::bind(&path, Access::default()).unwrap() });
     runtime.spawn(server::serve(socket, tx, events));
     let mut client = UnixStream::connect(&path).unwrap();
     let request = Request::Up { tunnel: "a".into(), timeout_s: 600 };
@@ -654,7 +724,7 @@ fn a_daemon_that_ends_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.sock");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let socket = runtime.block_on(async { server::bind(&path).unwrap() });
+    let socket = runtime.block_on(async { server::bind(&path, Access::default()).unwrap() });
     let serving = runtime.spawn(server::serve(socket, tx, events));
     runtime.spawn(async move { drop(rx.recv().await) });
     let answer = Client::connect(Path::new(&path)).unwrap().ask(&Request::Status { name: None }).unwrap();

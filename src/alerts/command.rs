@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use super::{Counts, Work};
+use crate::privileges;
 
 /// Programs that run at once.
 const AT_ONCE: usize = 4;
@@ -23,7 +24,11 @@ pub(super) fn start(command: &[String], work: Work) -> io::Result<()> {
     let (queue, counts) = (Arc::new(Mutex::new(work.queue)), work.counts);
     for n in 0..AT_ONCE {
         let (command, queue, counts) = (Arc::clone(&command), Arc::clone(&queue), Arc::clone(&counts));
-        let body = move || serve(&command, &queue, &counts);
+        let body = move || {
+            // The program has no more than the thread that starts it, since there are no new privileges.
+            privileges::give_up_all();
+            serve(&command, &queue, &counts);
+        };
         thread::Builder::new().name(format!("alert-command-{n}")).spawn(body)?;
     }
     Ok(())

@@ -11,6 +11,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::Work;
 use crate::config::model::Webhook;
+use crate::privileges;
 
 /// Waits between attempts; after the last one the event is given up. Some minutes, as a restart of the other end takes.
 const WAITS: [Duration; 7] = [
@@ -39,7 +40,11 @@ enum Attempt {
 }
 
 pub(super) fn start(hook: Webhook, work: Work) -> io::Result<()> {
-    thread::Builder::new().name("alert-webhook".to_owned()).spawn(move || run(&hook, &work)).map(|_| ())
+    let body = move || {
+        privileges::give_up_all();
+        run(&hook, &work);
+    };
+    thread::Builder::new().name("alert-webhook".to_owned()).spawn(body).map(|_| ())
 }
 
 fn run(hook: &Webhook, work: &Work) {

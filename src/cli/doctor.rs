@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::output::{Out, Tone, safe};
 use super::{Global, Outcome, ask, exit};
-use crate::control::{Request, Response, server};
+use crate::control::{Request, Response, access};
 use crate::observe::snapshot::{Finding, Verdict};
 use crate::plane::choose::{HostReport, Wish};
 
@@ -141,9 +141,9 @@ fn host(status: &str) -> Vec<Finding> {
             "set net.ipv4.conf.all.rp_filter to 2 where tunnels and their answers take different interfaces";
         out.push(finding("rp_filter", Verdict::Warning, "strict reverse path filter", fix));
     }
-    out.push(match Group::from_name(server::GROUP) {
+    out.push(match Group::from_name(access::GROUP) {
         Ok(Some(_)) => {
-            finding("group", Verdict::Ok, "members of group cygnet may use the control socket", "")
+            finding("group", Verdict::Ok, "members of group cygnet may look by the control socket", "")
         }
         _ => finding(
             "group",

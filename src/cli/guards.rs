@@ -8,7 +8,7 @@ use super::output::{Out, safe};
 use super::{CONFIG, Failure, Global, Outcome, exit};
 use crate::control::client::Client;
 use crate::plane::residue;
-use crate::{config, driver};
+use crate::{config, driver, privileges};
 
 #[derive(Args, Debug)]
 #[command(
@@ -31,6 +31,7 @@ pub struct ReleaseArgs {}
 
 pub fn guard(args: &GuardArgs, g: &Global, out: &mut Out) -> Outcome {
     refuse_beside_a_daemon(g, "it guards already")?;
+    privileges::keep_no_traces();
     let loaded = config::load(&args.config).map_err(|errors| {
         let message = format!("the configuration has errors\n{errors}");
         Failure::new(exit::CONFIG, message, "guards that were in force still are; nothing was changed")

@@ -1,10 +1,12 @@
 //! `cygnet handover`: the end of a daemon whose tunnels go on.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 use super::output::Out;
 use super::{Failure, Global, Outcome, exit, refused, unexpected};
@@ -60,19 +62,25 @@ pub fn handover(args: &HandoverArgs, g: &Global, out: &mut Out) -> Outcome {
 /// Whether the process that systemd is about to stop is there. If so it listens elsewhere than we think.
 fn main_process_lives() -> bool {
     let named = std::env::var("MAINPID").ok().and_then(|pid| pid.parse::<u32>().ok());
-    named.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
+    named.is_some_and(lives)
+}
+
+/// Whether there is such a process, which need not be in our /proc: units see what they may trace there (`ProtectProc=`).
+fn lives(process: u32) -> bool {
+    let Ok(pid) = i32::try_from(process) else { return false };
+    if kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
+        return false;
+    }
+    // A zombie holds nothing any more.
+    let state = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    !state.rsplit(") ").next().is_some_and(|s| s.starts_with('Z'))
 }
 
 fn wait_for_end(process: Option<u32>) -> Result<(), Failure> {
     let Some(process) = process else { return Ok(()) };
-    let path = format!("/proc/{process}");
-    let status = Path::new(&path).join("stat");
     let began = Instant::now();
     loop {
-        // A zombie holds nothing any more.
-        let state = std::fs::read_to_string(&status).ok();
-        let alive = state.as_deref().and_then(|s| s.rsplit(") ").next()).is_some_and(|s| !s.starts_with('Z'));
-        if !alive {
+        if !lives(process) {
             return Ok(());
         }
         if began.elapsed() > PATIENCE {

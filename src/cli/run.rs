@@ -7,6 +7,7 @@ use clap::Args;
 use cygnet_model::plane::{PlaneError, PlaneErrorKind};
 
 use super::{CONFIG, Failure, Global, Outcome, exit};
+use crate::privileges::{self, Confinement};
 use crate::{config, driver};
 
 #[derive(Args, Debug)]
@@ -18,13 +19,18 @@ pub struct RunArgs {
     /// The configuration
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
     config: PathBuf,
+    /// Go without Landlock and seccomp, which programs of daemon.alerts inherit; capabilities are dropped all the same
+    #[arg(long)]
+    unconfined: bool,
 }
 
 pub fn run(args: &RunArgs, g: &Global) -> Outcome {
+    privileges::keep_no_traces();
     let loaded = config::load(&args.config).map_err(|errors| {
         Failure::new(exit::CONFIG, format!("the configuration has errors\n{errors}"), "nothing was started")
     })?;
-    match driver::run(&args.config, loaded, g.verbose) {
+    let confinement = if args.unconfined { Confinement::CapabilitiesOnly } else { Confinement::Full };
+    match driver::run(&args.config, loaded, g.verbose, confinement) {
         Ok(()) => Ok(0),
         Err(e) => Err(failure(&e)),
     }
@@ -44,7 +50,7 @@ fn advice(e: &anyhow::Error) -> (u8, &'static str) {
     let exhausted = format!("{e:#}").contains("(os error 24)");
     match (io, plane) {
         (Some(io::ErrorKind::PermissionDenied), _) | (_, Some(PlaneErrorKind::Permission)) => {
-            (exit::PERMISSION, "run as root, or with CAP_NET_ADMIN and CAP_NET_BIND_SERVICE")
+            (exit::PERMISSION, "run as root, or with CAP_NET_ADMIN, CAP_NET_BIND_SERVICE and CAP_NET_RAW")
         }
         (Some(io::ErrorKind::AddrInUse), _) => {
             (exit::UNAVAILABLE, "stop who uses it (ss -lnptu and ss -lnpx name it), or configure another one")

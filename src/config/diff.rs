@@ -312,7 +312,7 @@ pub(super) fn impact(object: Object, path: &str) -> Option<Impact> {
     use Impact::{InPlace, Rekey, Restart};
     let key = path.split('.').next().unwrap_or(path);
     Some(match (object, path, key) {
-        (Object::Daemon, _, "control_socket" | "state_dir" | "data_plane") => Restart,
+        (Object::Daemon, _, "control_socket" | "admin_group" | "state_dir" | "data_plane") => Restart,
         (Object::Daemon, _, "guards" | "metrics" | "console" | "alerts" | "quota") => InPlace,
         (Object::Gateway, _, "name" | "address" | "id" | "networks" | "bandwidth" | "limits") => InPlace,
         (Object::CustomerGateway, _, "name" | "address" | "id" | "preset") => InPlace,

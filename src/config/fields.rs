@@ -80,6 +80,8 @@ const IP: Kind = Kind::Text { is: "an IP address", pattern: "^[0-9A-Fa-f.:]+$", 
 const HOST: Kind =
     Kind::Text { is: "an IP address or a DNS name", pattern: "^[0-9A-Za-z.:-]+$", example: "192.0.2.2" };
 const IDENTITY: Kind = Kind::Text { is: "an identity", pattern: "", example: "gw.example.org" };
+const GROUP_NAME: Kind =
+    Kind::Text { is: "a group's name", pattern: "^[A-Za-z_][A-Za-z0-9._-]{0,31}$", example: "vpn-admins" };
 const PATH: Kind = Kind::Text { is: "a path", pattern: "", example: "a-b.psk" };
 const DURATION: Kind = Kind::Text {
     is: "a duration in `ms`, `s`, `m`, `h` or `d`",
@@ -170,7 +172,14 @@ pub static DAEMON: Section = Section {
             "control_socket",
             PATH,
             "/run/cygnet/control.sock",
-            "Unix socket for the command line, 0660 root:cygnet.",
+            "Unix socket for the command line, 0660 root:cygnet. Members of that group may look, and change nothing.",
+        ),
+        may(
+            "admin_group",
+            GROUP_NAME,
+            "",
+            "Group whose members, being also of group cygnet, may change what runs: tunnels up and down, bandwidth, limits. \
+             Without one, only root may.",
         ),
         may("state_dir", PATH, "/var/lib/cygnet", "Directory for what outlives a restart."),
         may(

@@ -55,6 +55,8 @@ impl Config {
 pub struct Daemon {
     /// Unix socket for the command line.
     pub control_socket: PathBuf,
+    /// Whose members may change what runs; `None`: nobody but root.
+    pub admin_group: Option<String>,
     /// What outlives a restart.
     pub state_dir: PathBuf,
     /// Who handles ESP.

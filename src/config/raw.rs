@@ -202,6 +202,7 @@ pub fn config(root: &Item<'_>, sink: &Sink) -> Option<RawConfig> {
 fn daemon(section: Option<&Reader<'_>>, sink: &Sink) -> Daemon {
     let mut d = Daemon {
         control_socket: "/run/cygnet/control.sock".into(),
+        admin_group: None,
         state_dir: "/var/lib/cygnet".into(),
         data_plane: PlaneChoice::Auto,
         guards: Guards::Keep,
@@ -213,6 +214,7 @@ fn daemon(section: Option<&Reader<'_>>, sink: &Sink) -> Daemon {
     if let Some(p) = r.get("control_socket").and_then(|i| i.parse("a path", socket_path)) {
         d.control_socket = p.value;
     }
+    d.admin_group = r.get("admin_group").and_then(|i| i.parse("a group", group_name)).map(|p| p.value);
     if let Some(p) = r.get("state_dir").and_then(|i| i.parse("a path", absolute_path)) {
         d.state_dir = p.value;
     }
@@ -227,6 +229,19 @@ fn daemon(section: Option<&Reader<'_>>, sink: &Sink) -> Daemon {
         d.metrics = listen;
     }
     d
+}
+
+/// The longest name of a group that `groupadd` makes.
+const MAX_GROUP_NAME: usize = 32;
+
+fn group_name(text: &str) -> Result<String, Wrong> {
+    let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+    let rest = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if text.len() <= MAX_GROUP_NAME && text.starts_with(first) && text.chars().all(rest) {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong(format!("{} is no name of a group", quoted(text)), "name one that getent group lists"))
+    }
 }
 
 fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {

@@ -31,6 +31,7 @@ fn tree(c: &Config, name: fn(&KeyFile) -> &Path) -> Value {
     json!({
         "daemon": without_null(json!({
             "control_socket": c.daemon.control_socket,
+            "admin_group": c.daemon.admin_group,
             "state_dir": c.daemon.state_dir,
             "data_plane": match c.daemon.data_plane {
                 PlaneChoice::Auto => "auto",

@@ -26,6 +26,7 @@ use crate::config::model;
 use crate::control::Ask;
 use crate::observe::Subscriber;
 use crate::observe::events::Event;
+use crate::privileges;
 
 /// Where the console has its knowledge from.
 #[derive(Debug)]
@@ -53,6 +54,7 @@ pub fn spawn(listener: TcpListener, settings: model::Console, sources: Sources) 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let (stop, stopped) = oneshot::channel::<()>();
     std::thread::Builder::new().name("console".into()).spawn(move || {
+        privileges::give_up_all();
         runtime.block_on(async move {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => tokio::select! {

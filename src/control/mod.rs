@@ -7,10 +7,12 @@
 //! A frame is a length (32 bit, big-endian) and that many octets of JSON. One request has one response, except
 //! `events`, after which events follow until the client hangs up.
 
+pub mod access;
 pub mod client;
 pub mod frame;
 pub mod proto;
 pub mod server;
 
-pub use proto::{ErrorKind, Request, Response};
+pub use access::Access;
+pub use proto::{ErrorKind, Request, Response, Role};
 pub use server::Ask;

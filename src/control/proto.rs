@@ -11,7 +11,7 @@ use crate::observe::explain::Explanation;
 use crate::observe::snapshot::{Finding, MinuteStatus, Origin, Snapshot};
 use crate::observe::top::{IpPeak, TopPeers, TopTunnels};
 
-/// A question to the daemon.
+/// A question to the daemon. Who may ask it says [`Request::role`].
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
@@ -80,7 +80,7 @@ pub enum Request {
     },
     /// The difference between what runs and a file. Answered by [`Response::Plan`].
     Plan {
-        /// The file, absolute; null: the one that the daemon was started with. Only root may name one.
+        /// The file, absolute; null: the one that the daemon was started with.
         file: Option<String>,
     },
     /// Makes that difference, or nothing if any of it cannot be made. Answered by [`Response::Plan`].
@@ -131,7 +131,7 @@ pub enum Request {
     },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
-    /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
+    /// Ends the daemon and leaves its tunnels to the next one. Answered when everything is left; the
     /// process ends right after.
     Handover {},
     /// Events from now on. Answered by [`Response::Event`]s until the client hangs up; the driver never sees this.
@@ -166,10 +166,49 @@ pub struct LimitStatus {
     pub dropped: u64,
 }
 
+/// What a client may do; each may what those before it may.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// Looks, and changes nothing.
+    Reader,
+    /// Also changes what runs, within the configuration that the daemon was started with.
+    Admin,
+    /// Also names files, and has the daemon end.
+    Root,
+}
+
 /// How long a client waits for a configuration to be read and applied.
 const CONFIGURATION_S: u64 = 120;
 
 impl Request {
+    /// Who may ask this.
+    pub const fn role(&self) -> Role {
+        match self {
+            Self::Status { .. }
+            | Self::Limits { .. }
+            | Self::Logs { .. }
+            | Self::Quality { .. }
+            | Self::TopTunnels { .. }
+            | Self::TopPeaks { .. }
+            | Self::TopPeers {}
+            | Self::Explain { .. }
+            | Self::Diagnose { .. }
+            | Self::Doctor {}
+            | Self::Events {} => Role::Reader,
+            // What is wrong with a file is said in its own words, and readers need not be able to read it.
+            Self::Plan { file: None }
+            | Self::Apply { file: None }
+            | Self::Up { .. }
+            | Self::Down { .. }
+            | Self::Rekey { .. }
+            | Self::Reset { .. }
+            | Self::Bandwidth { .. }
+            | Self::Limit { .. } => Role::Admin,
+            // A file of any name may be anybody's.
+            Self::Plan { file: Some(_) } | Self::Apply { file: Some(_) } | Self::Handover {} => Role::Root,
+        }
+    }
+
     /// How long the client is ready to wait, if it said so.
     pub const fn timeout_s(&self) -> Option<u64> {
         match self {

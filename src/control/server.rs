@@ -10,23 +10,23 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::unistd::{Group, Uid, User};
+use nix::unistd::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::access::Access;
 use super::frame::{self, FrameError, MAX_REQUEST};
-use super::proto::{ErrorKind, Request, Response};
+use super::proto::{ErrorKind, Request, Response, Role};
 use crate::observe::events::{Event, Kind};
 
-/// The group whose members may use the socket.
-pub const GROUP: &str = "cygnet";
-/// Clients at a time that are not root. One more takes the seat of the one that has been silent longest.
-const MAX_CLIENTS: usize = 64;
-/// Clients of root at a time, whoever else is connected; as above.
-const ROOTS_CLIENTS: usize = 16;
+/// Readers at a time. One more takes the seat of the one that has been silent longest.
+const READERS: usize = 64;
+/// Admins at a time, whoever else is connected; as above.
+const ADMINS: usize = 16;
+/// Clients of root at a time; as above.
+const ROOTS: usize = 16;
 /// A client that says nothing for this long is let go.
 const IDLE: Duration = Duration::from_secs(30);
 /// A frame that has begun must be complete after this long, and a client must take its answer in this time.
@@ -51,7 +51,7 @@ pub struct Ask {
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    group: Option<Group>,
+    access: Access,
 }
 
 impl Drop for Socket {
@@ -60,9 +60,9 @@ impl Drop for Socket {
     }
 }
 
-/// Binds the socket with mode 0660 and the group [`GROUP`] if there is one. A socket that nobody answers on is replaced;
+/// Binds the socket with mode 0660 and the group of the readers if there is one. A socket that nobody answers on is replaced;
 /// one that somebody answers on is an error (`AddrInUse`). Needs a tokio runtime.
-pub fn bind(path: &Path) -> io::Result<Socket> {
+pub fn bind(path: &Path, access: Access) -> io::Result<Socket> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -79,16 +79,15 @@ pub fn bind(path: &Path) -> io::Result<Socket> {
         Err(e) => return Err(e),
     }
     let listener = UnixListener::bind(path)?;
-    let group = Group::from_name(GROUP).ok().flatten();
-    let socket = Socket { listener, path: path.to_owned(), group };
+    let socket = Socket { listener, path: path.to_owned(), access };
     // Until here a connection was possible only by umask; every one is checked by SO_PEERCRED anyway.
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
     // Whoever runs with this group already need not be able to give files away.
-    if let Some(group) = &socket.group
+    if let Some(group) = access.readers
         && Uid::effective().is_root()
-        && fs::metadata(path)?.gid() != group.gid.as_raw()
+        && fs::metadata(path)?.gid() != group.as_raw()
     {
-        chown(path, Some(0), Some(group.gid.as_raw()))?;
+        chown(path, Some(0), Some(group.as_raw()))?;
     }
     Ok(socket)
 }
@@ -108,26 +107,27 @@ pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::S
             },
             () = asks.closed() => return,
         };
-        let uid = stream.peer_cred().map_or(u32::MAX, |cred| cred.uid());
-        let Some(seat) = seats.take(uid) else {
+        let turn_away = |kind, text: &str| {
             // A new socket has room for this; nothing is kept for a client that does not fit.
-            if let Ok(frame) =
-                frame::encode(&Response::error(ErrorKind::Busy, "too many clients are connected"))
-            {
+            if let Ok(frame) = frame::encode(&Response::error(kind, text)) {
                 let _ = stream.try_write(&frame);
             }
+        };
+        let Some(role) = socket.access.role(&stream) else {
+            turn_away(
+                ErrorKind::Permission,
+                "only root and members of group cygnet may use the control socket",
+            );
             continue;
         };
-        let (asks, events, group) = (asks.clone(), events.clone(), socket.group.clone());
+        let Some(seat) = seats.take(role) else {
+            turn_away(ErrorKind::Busy, "too many clients are connected");
+            continue;
+        };
+        let (asks, events) = (asks.clone(), events.clone());
         tokio::spawn(async move {
-            let mut client = Client { stream, seat };
-            let ended = if client.allowed(group).await {
-                client.converse(&asks, &events).await
-            } else {
-                let text = "only root and members of group cygnet may use the control socket";
-                client.send(&Response::error(ErrorKind::Permission, text)).await
-            };
-            if let Err(e) = ended {
+            let mut client = Client { stream, role, seat };
+            if let Err(e) = client.converse(&asks, &events).await {
                 tracing::debug!(error = %e, "a control connection ended early");
             }
         });
@@ -136,22 +136,28 @@ pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::S
     }
 }
 
-/// Room for clients. Members of the group cannot take root's, and whoever says nothing keeps nobody out.
+/// Room for clients. Nobody takes a seat of another role, and whoever says nothing keeps nobody out.
 struct Seats {
     root: Arc<Row>,
-    others: Arc<Row>,
+    admins: Arc<Row>,
+    readers: Arc<Row>,
 }
 
 impl Default for Seats {
     fn default() -> Self {
-        Self { root: Arc::new(Row::new(ROOTS_CLIENTS)), others: Arc::new(Row::new(MAX_CLIENTS)) }
+        let row = |room| Arc::new(Row { room, sitters: Mutex::default() });
+        Self { root: row(ROOTS), admins: row(ADMINS), readers: row(READERS) }
     }
 }
 
 impl Seats {
-    /// A seat for a client of this user, until it is dropped; `None` if all are taken by clients that are being served.
-    fn take(&self, uid: u32) -> Option<Seat> {
-        let row = if uid == 0 { &self.root } else { &self.others };
+    /// A seat for a client of this role, until it is dropped; `None` if all are taken by clients that are being served.
+    fn take(&self, role: Role) -> Option<Seat> {
+        let row = match role {
+            Role::Root => &self.root,
+            Role::Admin => &self.admins,
+            Role::Reader => &self.readers,
+        };
         let mut taken = row.taken();
         if taken.len() >= row.room {
             let silent = taken.iter().position(|s| s.silent.load(Relaxed))?;
@@ -172,10 +178,6 @@ struct Row {
 }
 
 impl Row {
-    fn new(room: usize) -> Self {
-        Self { room, sitters: Mutex::default() }
-    }
-
     fn taken(&self) -> MutexGuard<'_, VecDeque<Arc<Sitter>>> {
         self.sitters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,24 +205,11 @@ impl Drop for Seat {
 
 struct Client {
     stream: UnixStream,
+    role: Role,
     seat: Seat,
 }
 
 impl Client {
-    fn is_root(&self) -> bool {
-        self.stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == Uid::effective().as_raw())
-    }
-
-    async fn allowed(&self, group: Option<Group>) -> bool {
-        if self.is_root() {
-            return true;
-        }
-        let Ok(cred) = self.stream.peer_cred() else { return false };
-        let Some(group) = group else { return false };
-        // Looking up a user may ask a directory service: not on the loop's thread.
-        tokio::task::spawn_blocking(move || member(cred, &group)).await.unwrap_or(false)
-    }
-
     async fn converse(
         &mut self,
         asks: &mpsc::Sender<Ask>,
@@ -236,19 +225,12 @@ impl Client {
                     return Err(e);
                 }
             };
+            if request.role() > self.role {
+                self.send(&refusal(&request)).await?;
+                continue;
+            }
             if request == (Request::Events {}) {
                 return self.stream_events(events.subscribe()).await;
-            }
-            if names_a_file(&request) && !self.is_root() {
-                // What is wrong with a file is said in its own words: it may be anybody's.
-                let text = "only root may name a file; without one, the daemon's own is meant";
-                self.send(&Response::error(ErrorKind::Permission, text)).await?;
-                continue;
-            }
-            if request == (Request::Handover {}) && !self.is_root() {
-                let text = "only root may have the daemon end";
-                self.send(&Response::error(ErrorKind::Permission, text)).await?;
-                continue;
             }
             let response = match self.ask(request, asks).await {
                 Some(response) => response,
@@ -334,8 +316,19 @@ impl Client {
     }
 }
 
-const fn names_a_file(request: &Request) -> bool {
-    matches!(request, Request::Plan { file: Some(_) } | Request::Apply { file: Some(_) })
+/// The answer to who may not ask this.
+fn refusal(request: &Request) -> Response {
+    let (message, hint) = match request {
+        Request::Plan { file: Some(_) } | Request::Apply { file: Some(_) } => {
+            ("only root may name a file", "without one, the daemon's own is meant")
+        }
+        Request::Handover {} => ("only root may have the daemon end", ""),
+        _ => (
+            "members of group cygnet may look, and change nothing",
+            "ask as root, or as a member of the group that daemon.admin_group names",
+        ),
+    };
+    Response::Error { kind: ErrorKind::Permission, message: message.to_owned(), hint: hint.to_owned() }
 }
 
 /// Waits until the client closes its end. A client that talks while it should listen counts as gone, too.
@@ -352,40 +345,33 @@ async fn hung_up(stream: &UnixStream) {
     }
 }
 
-/// Whether a process belongs to the group, by its primary group or by its user's memberships.
-fn member(cred: UCred, group: &Group) -> bool {
-    if cred.gid() == group.gid.as_raw() {
-        return true;
-    }
-    match User::from_uid(Uid::from_raw(cred.uid())) {
-        Ok(Some(user)) => group.mem.contains(&user.name),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Whoever may use the socket may also sit there and say nothing.
     #[test]
-    fn root_finds_a_seat_however_many_members_of_the_group_sit_there() {
+    fn every_role_finds_its_seats_however_many_of_the_others_sit_there() {
         let seats = Seats::default();
-        let taken: Vec<_> = std::iter::from_fn(|| seats.take(1000)).collect();
-        assert_eq!(taken.len(), MAX_CLIENTS);
-        let roots: Vec<_> = std::iter::from_fn(|| seats.take(0)).collect();
-        assert_eq!(roots.len(), ROOTS_CLIENTS);
-        drop(taken);
-        assert!(seats.take(1000).is_some() && seats.take(0).is_none());
+        let fill = |role| std::iter::from_fn(|| seats.take(role)).collect::<Vec<_>>();
+        let readers = fill(Role::Reader);
+        assert_eq!(readers.len(), READERS);
+        let admins = fill(Role::Admin);
+        assert_eq!(admins.len(), ADMINS);
+        let roots = fill(Role::Root);
+        assert_eq!(roots.len(), ROOTS);
+        drop(readers);
+        assert!(seats.take(Role::Reader).is_some());
+        assert!(seats.take(Role::Admin).is_none() && seats.take(Role::Root).is_none());
     }
 
     #[test]
     fn the_one_that_was_silent_longest_gives_its_seat_to_a_new_one() {
         let seats = Seats::default();
-        let taken: Vec<_> = std::iter::from_fn(|| seats.take(0)).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| seats.take(Role::Root)).collect();
         taken[3].sitter.silent.store(true, Relaxed);
         taken[5].sitter.silent.store(true, Relaxed);
-        let new = seats.take(0).unwrap();
+        let new = seats.take(Role::Root).unwrap();
         let sits = |seat: &Seat| seats.root.taken().iter().any(|s| Arc::ptr_eq(s, &seat.sitter));
         assert!(!sits(&taken[3]) && sits(&taken[5]) && sits(&new));
         drop(taken);

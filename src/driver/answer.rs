@@ -264,6 +264,7 @@ impl Daemon {
         report.data_plane = self.choice.plane.name().to_owned();
         report.data_plane_reason.clone_from(&self.choice.reason);
         let mut findings = report.findings();
+        findings.extend(self.privileges.findings());
         findings.extend(self.obstacle_findings());
         findings.extend(self.plane.wall().findings());
         findings.extend(self.causes.findings(clock::now().mono));

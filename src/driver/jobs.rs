@@ -16,6 +16,8 @@ use cygnet_ike::crypto::Random;
 use cygnet_ike::{Asker, Effort, Job, JobId, Output};
 use tokio::sync::mpsc;
 
+use crate::privileges;
+
 /// Jobs that wait for a worker, at most. A key and the peer's public value each: about a kilobyte.
 const QUEUE: usize = 4096;
 
@@ -111,6 +113,7 @@ impl Workers {
         for _ in 0..running {
             let (shared, done, mut random) = (Arc::clone(&workers.shared), done.clone(), random());
             std::thread::Builder::new().name("jobs".to_owned()).spawn(move || {
+                privileges::give_up_all();
                 while let Some((id, job)) = shared.next() {
                     if done.blocking_send((id, job.run(&mut random))).is_err() {
                         return;

@@ -61,7 +61,6 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::alerts::{self, Alerts};
 use crate::config::Loaded;
-use crate::config::lines::Lines;
 use crate::config::model::{Config, CustomerGateway, Guards, PeerAddress, PlaneChoice, Tunnel};
 use crate::console::{self, Console};
 use crate::control::{self, Ask, ErrorKind, Response};
@@ -77,6 +76,7 @@ use crate::observe::strangers::Strangers;
 use crate::observe::{self, Publisher};
 use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::{modules, residue};
+use crate::privileges::{self, Confinement, GivenUp};
 use crate::shaping::apply::Shaper;
 use crate::traffic;
 
@@ -209,20 +209,18 @@ struct Daemon {
     publish_at: Option<tokio::time::Instant>,
     started: Now,
     config_ok: bool,
+    /// What this process has given up.
+    privileges: GivenUp,
 }
 
-/// Runs the daemon until it is told to end.
-pub fn run(path: &Path, loaded: Loaded, verbose: u8) -> anyhow::Result<()> {
+/// Runs the daemon until it is told to end. To be called before there are threads.
+pub fn run(path: &Path, loaded: Loaded, verbose: u8, confinement: Confinement) -> anyhow::Result<()> {
     // Before anything else may have descriptors of these numbers.
     let inherited = sockets::inherited();
     logging::start(verbose);
-    for warning in &loaded.warnings {
-        tracing::warn!("{}", warning.one_line(&path.to_string_lossy()));
-    }
-    harden();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let (mut daemon, inputs) = Daemon::start(path, (loaded.config, loaded.lines), inherited).await?;
+        let (mut daemon, inputs) = Daemon::start(path, loaded, inherited, confinement).await?;
         match daemon.serve(inputs).await {
             End::Farewell => daemon.stop().map(|()| logging::LAST_WORDS),
             End::HandOver(reply) => {
@@ -243,14 +241,6 @@ enum End {
     Farewell,
     /// For the next life to go on; whoever asked waits for it.
     HandOver(oneshot::Sender<Response>),
-}
-
-/// No core dumps and no debugger of other users: memory holds keys.
-fn harden() {
-    if let Err(e) = nix::sys::prctl::set_dumpable(false) {
-        tracing::warn!(error = %e, "core dumps could not be switched off");
-    }
-    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
 }
 
 /// What wakes the loop.
@@ -293,20 +283,40 @@ impl Signals {
 impl Daemon {
     async fn start(
         path: &Path,
-        (config, lines): (Config, Lines),
+        Loaded { config, warnings, lines }: Loaded,
         inherited: sockets::Inherited,
+        confinement: Confinement,
     ) -> anyhow::Result<(Self, Inputs)> {
         SystemRandom::new()
             .fill(&mut [0u8; 8])
             .map_err(|_| anyhow::anyhow!("there are no random numbers"))?;
+        // Asks in a namespace of its own where that is allowed, which it is not any more after the next few lines.
         let choice = choose_plane(&config)?;
-        tracing::info!(plane = choice.plane.name(), "data plane: {}", choice.reason);
 
         // What others may have taken comes before anything that touches the network: a daemon that cannot start leaves
         // the host, and another daemon on it, as they were.
         let signals = Signals::new()?;
-        let control = control::server::bind(&config.daemon.control_socket)
-            .with_context(|| format!("cannot open {}", config.daemon.control_socket.display()))?;
+        let socket = &config.daemon.control_socket;
+        let access = control::Access::of_host(config.daemon.admin_group.as_deref());
+        let control = control::server::bind(socket, access)
+            .with_context(|| format!("cannot open {}", socket.display()))?;
+        // Before the first thread, and so before the first line of the log.
+        let needs = privileges::Needs {
+            config: path,
+            writes: [socket.parent().unwrap_or(Path::new("/")), &config.daemon.state_dir],
+        };
+        let privileges = privileges::confine(&needs, confinement);
+        for warning in &warnings {
+            tracing::warn!("{}", warning.one_line(&path.to_string_lossy()));
+        }
+        if let (Some(name), None) = (&config.daemon.admin_group, access.admins) {
+            tracing::warn!(
+                group = name,
+                "there is no such group as daemon.admin_group names; only root is admin"
+            );
+        }
+        tracing::info!(plane = choice.plane.name(), "data plane: {}", choice.reason);
+        privileges.log();
         let bind = |what: &str, listen: SocketAddr| {
             TcpListener::bind(listen).with_context(|| format!("cannot serve {what} on TCP {listen}"))
         };
@@ -447,6 +457,7 @@ impl Daemon {
             publish_at: None,
             started: now,
             config_ok: true,
+            privileges,
             config,
         };
         daemon.set_levels();

@@ -126,6 +126,7 @@ impl Daemon {
     fn take_over(&mut self, mut new: Config) -> Result<(), Refused> {
         // These wait for a restart; what depends on them goes on with the old ones.
         new.daemon.control_socket.clone_from(&self.config.daemon.control_socket);
+        new.daemon.admin_group.clone_from(&self.config.daemon.admin_group);
         new.daemon.state_dir.clone_from(&self.config.daemon.state_dir);
         new.daemon.data_plane = self.config.daemon.data_plane;
         if self.choice.plane == PlaneKind::Userspace {

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::prometheus::{Format, render};
 use super::{Published, Subscriber};
 use crate::http::{self, Limits};
+use crate::privileges;
 
 /// A scrape is short.
 const LIMITS: Limits = Limits { connections: 64, lifetime: Duration::from_secs(60) };
@@ -32,6 +33,7 @@ pub fn spawn(listener: StdListener, published: Subscriber) -> io::Result<Exporte
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let (stop, stopped) = oneshot::channel::<()>();
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
+        privileges::give_up_all();
         runtime.block_on(async move {
             match TcpListener::from_std(listener) {
                 Ok(listener) => tokio::select! {

@@ -65,6 +65,7 @@ pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
 pub use self::shared::IkeSink;
 use self::shared::{Drops, Events, Shared};
 use self::socket::EspSocket;
+use crate::privileges;
 use crate::sys::tun::{Tun, TunOffload};
 use crate::traffic::meter::Traffic;
 
@@ -158,9 +159,19 @@ impl UserPlane {
         };
         // If one thread cannot be started, dropping `plane` ends those before it.
         let egress = egress::Egress::new(Arc::clone(&shared), config.offload);
-        plane.spawn("esp-egress", move || egress.run()).map_err(io_failed)?;
+        plane
+            .spawn("esp-egress", move || {
+                privileges::give_up_all();
+                egress.run();
+            })
+            .map_err(io_failed)?;
         let ingress = ingress::Ingress::new(Arc::clone(&shared));
-        plane.spawn("esp-ingress", move || ingress.run()).map_err(io_failed)?;
+        plane
+            .spawn("esp-ingress", move || {
+                privileges::give_up_all();
+                ingress.run();
+            })
+            .map_err(io_failed)?;
         let mend = mend::Mend::new(shared, placement, watch);
         plane.spawn("guard-mend", move || mend.run()).map_err(io_failed)?;
         Ok(plane)
