@@ -131,6 +131,20 @@ pub enum Request {
     },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
+    /// How tunnels and gateways are called. Answered by [`Response::Names`].
+    Names {},
+    /// The last events, whatever they are about. Answered by [`Response::Events`].
+    Recent {
+        /// Only those of these tunnels; empty: all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tunnels: Vec<String>,
+        /// Not older than this many seconds; null: all that are kept.
+        since_s: Option<u64>,
+    },
+    /// What metrics would be served, as Prometheus text. Answered by [`Response::Text`].
+    Metrics {},
+    /// Headers of the last IKE messages (docs/recording.md). Answered by [`Response::Text`].
+    Recording {},
     /// Ends the daemon and leaves its tunnels to the next one. Only root may ask. Answered when everything is left; the
     /// process ends right after.
     Handover {},
@@ -191,6 +205,10 @@ impl Request {
             | Self::Explain { .. }
             | Self::Diagnose { .. }
             | Self::Doctor {}
+            | Self::Names {}
+            | Self::Recent { .. }
+            | Self::Metrics {}
+            | Self::Recording {}
             | Self::Handover {}
             | Self::Events {} => None,
         }
@@ -268,12 +286,24 @@ pub enum Response {
         /// What was found.
         findings: Vec<Finding>,
     },
+    /// To `names`.
+    Names {
+        /// Tunnels, in the order of the configuration.
+        tunnels: Vec<String>,
+        /// Gateways, likewise.
+        gateways: Vec<String>,
+    },
+    /// To `metrics` and `recording`.
+    Text {
+        /// Lines.
+        text: String,
+    },
     /// The beginning of a stream of events.
     Streaming {},
     /// One of them.
     Event {
         /// The event.
-        event: Event,
+        event: Box<Event>,
     },
     /// It was not done.
     Error {

@@ -3,4 +3,5 @@
 pub mod icmp;
 pub mod inherited;
 pub mod mmsg;
+pub mod terminal;
 pub mod tun;
