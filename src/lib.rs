@@ -2,6 +2,7 @@
 
 pub mod alerts;
 pub mod cli;
+mod colors;
 pub mod config;
 pub mod console;
 pub mod control;

@@ -170,6 +170,9 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["events", "--json"],
         &["logs", "a-b", "--since", "10m"],
         &["explain", "a-b"],
+        &["status", "--follow", "--timeout", "20s"],
+        &["events", "--since", "1h", "--no-follow"],
+        &["up", "a-b", "--json", "--timeout", "1"],
     ] {
         let t = told(&[&["--control", socket], verb].concat());
         assert_eq!(t.code, 69, "{verb:?}");
@@ -279,6 +282,57 @@ fn colours_are_for_terminals_or_on_demand() {
     assert!(told(&["--color", "always", "check", &path]).out.contains("\x1b[31merror\x1b[0m"));
 }
 
+/// What a shell's script asks with: a line, and which word of it is being typed.
+fn completed(line: &[&str]) -> String {
+    let o = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+        .env("CYGNET_COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", (line.len() - 1).to_string())
+        .env("_CLAP_IFS", "\n")
+        .arg("--")
+        .args(line)
+        .output()
+        .unwrap();
+    assert!(o.status.success() && o.stderr.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
+    String::from_utf8(o.stdout).unwrap()
+}
+
+#[test]
+fn completions_know_commands_and_options_and_are_silent_without_a_daemon() {
+    assert_eq!(completed(&["cygnet", "bandw"]), "bandwidth");
+    assert!(completed(&["cygnet", "status", "--fo"]).contains("--follow"));
+    // Options are there without one.
+    let offered = completed(&["cygnet", "--control", "/nonexistent", "up", ""]);
+    assert!(offered.lines().all(|word| word.starts_with("--")), "{offered}");
+    let (_dir, path) = configuration(GOOD);
+    assert_eq!(completed(&["cygnet", "export-peer", "--config", &path, "a"]), "a-b");
+}
+
+/// The script of bash, in bash.
+#[test]
+fn the_script_of_bash_completes() {
+    let exe = env!("CARGO_BIN_EXE_cygnet");
+    let script = format!(
+        "PATH=$(dirname {exe}):$PATH; source <(cygnet completions bash)
+         COMP_WORDS=(cygnet bandw) COMP_CWORD=1 COMP_TYPE=9
+         _clap_complete_cygnet cygnet bandw cygnet; printf '%s\n' \"${{COMPREPLY[@]}}\""
+    );
+    let o = Command::new("bash").args(["--norc", "-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&o.stdout), "bandwidth\n", "{}", String::from_utf8_lossy(&o.stderr));
+}
+
+#[test]
+fn a_code_that_there_is_not_is_a_wrong_usage_and_the_right_one_is_named() {
+    let t = told(&["events", "--code", "tunel_failed"]);
+    assert!(t.code == 64 && t.err.contains("did you mean tunnel_failed?"), "{}", t.err);
+}
+
+#[test]
+fn a_name_that_there_is_not_is_corrected() {
+    let (_dir, path) = configuration(GOOD);
+    let t = told(&["export-peer", "a-bb", "--format", "junos", "--config", &path]);
+    assert!(t.code == 64 && t.err.contains("did you mean \"a-b\"?"), "{}", t.err);
+}
+
 #[test]
 fn a_bad_configuration_starts_nothing() {
     let (_dir, path) = configuration("gateways: x\n");
@@ -297,11 +351,17 @@ fn generated_things_are_usable() {
     let schema: serde_json::Value = serde_json::from_str(&told(&["schema"]).out).unwrap();
     assert_eq!(schema["properties"]["tunnels"]["items"]["required"][0], "name");
     for shell in ["bash", "zsh", "fish"] {
-        assert!(told(&["completions", shell]).out.contains("bandwidth"));
+        assert!(told(&["completions", shell]).out.contains("CYGNET_COMPLETE"));
     }
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(told(&["man", dir.path().to_str().unwrap()]).code, 0);
     assert!(fs::read_to_string(dir.path().join("man8/cygnet-check.8")).unwrap().contains("cygnet check"));
+    let main = fs::read_to_string(dir.path().join("man8/cygnet.8")).unwrap();
+    let status = main.split(".SH \"EXIT STATUS\"\n").nth(1).unwrap().split(".SH").next().unwrap();
+    for code in [0, 1, 2, 64, 69, 70, 74, 75, 76, 77, 78] {
+        assert!(status.contains(&format!("\\fB{code}\\fR\n")), "{code}: {status}");
+    }
+    assert_eq!(main.matches("Examples:").count(), 1);
     assert!(fs::read_to_string(dir.path().join("man5/cygnet.yaml.5")).unwrap().contains("replay_window"));
 }
 

@@ -288,6 +288,16 @@ fn limits() -> Vec<LimitStatus> {
     vec![status("10.1.0.5", "2mbit", Origin::Saved, 12), status("fd01::9", "block", Origin::Configuration, 0)]
 }
 
+/// The last events: two about a tunnel, one about none.
+fn kept() -> Vec<Event> {
+    let event = |seq, event: Event| Event { seq, ..event };
+    vec![
+        event(1, Event::new(1, Kind::Started, "the daemon is ready")),
+        event(2, Event::new(2, Kind::TunnelUp, "up").tunnel("a-b")),
+        event(3, Event::new(3, Kind::TunnelFailed, "no").tunnel("a-b").code(Some("no_proposal_chosen"))),
+    ]
+}
+
 async fn driver(mut asks: mpsc::Receiver<Ask>) {
     // Holding a reply open is how the driver lets a client wait.
     let mut waiting = Vec::new();
@@ -382,6 +392,14 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             }
             Request::Diagnose { .. } => Response::error(ErrorKind::NotFound, "there is no such tunnel"),
             Request::Doctor {} => Response::Findings { findings: vec![] },
+            Request::Names {} => {
+                Response::Names { tunnels: vec!["a-b".into(), "b-a".into()], gateways: vec!["vpc-a".into()] }
+            }
+            Request::Recent { tunnels, .. } if tunnels.iter().any(|t| t == "nobody") => {
+                Response::error(ErrorKind::NotFound, "there is no such tunnel")
+            }
+            Request::Recent { .. } => Response::Events { events: kept() },
+            Request::Metrics {} | Request::Recording {} => Response::Text { text: "text\n".into() },
             Request::Events {} => panic!("the driver never sees this"),
         };
         let _ = reply.send(answer);
@@ -652,6 +670,153 @@ fn events_are_one_json_object_a_line() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn events_that_were_kept_are_filtered_and_none_comes_twice() {
+    let fake = Fake::new();
+    let seqs = |args: &[&str]| {
+        let (code, out, err) = fake.cli(&[&["events", "--json", "--no-follow"], args].concat());
+        assert_eq!(code, 0, "{err}");
+        let seq = |l: &str| serde_json::from_str::<Event>(l).unwrap().seq;
+        out.lines().map(seq).collect::<Vec<_>>()
+    };
+    assert_eq!(seqs(&[]), [1, 2, 3]);
+    assert_eq!(seqs(&["--code", "no_proposal_chosen"]), [3]);
+    assert_eq!(seqs(&["--code", "tunnel_failed", "--code", "started"]), [1, 3]);
+    assert_eq!(seqs(&["--grep", "READY"]), [1]);
+    assert_eq!(fake.cli(&["events", "--tunnel", "nobody"]).0, 64);
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+        .arg("--control")
+        .arg(fake.path())
+        .args(["events", "--json", "--since", "1h", "--tunnel", "a-b", "--timeout", "60"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut next = || serde_json::from_str::<Event>(&lines.next().unwrap().unwrap()).unwrap().seq;
+    // The fake's answer has one of another tunnel's, too: what was asked for is the daemon's to choose.
+    assert_eq!([next(), next(), next()], [1, 2, 3]);
+    for (seq, tunnel) in [(3, "a-b"), (4, "other"), (5, "a-b")] {
+        fake.events.send(Event { seq, ..Event::new(9, Kind::TunnelUp, "up").tunnel(tunnel) }).unwrap();
+    }
+    assert_eq!(next(), 5);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_stream_ends_when_its_time_is_up() {
+    let fake = Fake::new();
+    assert_eq!(fake.cli(&["events", "--timeout", "200ms"]).0, 0);
+    let (code, out, err) = fake.cli(&["status", "--follow", "--interval", "100ms", "--timeout", "1s"]);
+    assert_eq!((code, &*err), (0, ""));
+    let looks: Vec<Snapshot> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(looks.len() > 1 && looks.iter().all(|s| s.tunnels.len() == 4));
+}
+
+/// A daemon that is there and says nothing: stopped, or busy.
+#[test]
+fn a_daemon_that_does_not_answer_is_not_waited_for_longer_than_was_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("silent.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let o = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+        .arg("--control")
+        .arg(&path)
+        .args(["status", "--timeout", "300ms"])
+        .output()
+        .unwrap();
+    let err = String::from_utf8(o.stderr).unwrap();
+    assert!(o.status.code() == Some(75) && err.contains("has not answered within 300ms"), "{err}");
+}
+
+#[test]
+fn following_ends_with_0_at_ctrl_c_and_outlives_the_daemon() {
+    let fake = Fake::new();
+    let (path, errors) = (fake.path(), fake.dir.path().join("errors"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+        .arg("--control")
+        .arg(&path)
+        .args(["status", "--follow", "--interval", "100ms"])
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(&errors).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    lines.next().unwrap().unwrap();
+    let aside = path.with_extension("away");
+    std::fs::rename(&path, &aside).unwrap();
+    let said = |words: &str| {
+        let began = Instant::now();
+        while !std::fs::read_to_string(&errors).unwrap().contains(words) {
+            assert!(began.elapsed() < Duration::from_secs(30), "{words}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    said("is not reachable");
+    std::fs::rename(&aside, &path).unwrap();
+    said("answers again");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    // Whole lines to the end.
+    for line in lines {
+        serde_json::from_str::<Snapshot>(&line.unwrap()).unwrap();
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_terminal_gets_one_picture_drawn_over_the_other() {
+    let fake = Fake::new();
+    let exe = env!("CARGO_BIN_EXE_cygnet");
+    let line = format!(
+        "stty rows 12 cols 80; {exe} --control {} status --follow --interval 100ms --timeout 1s",
+        fake.path().display()
+    );
+    let o = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
+    let out = String::from_utf8_lossy(&o.stdout);
+    let pages: Vec<&str> = out.split("\x1b[H").skip(1).collect();
+    assert!(o.status.success() && pages.len() > 1, "{out:?}");
+    for page in pages {
+        assert!(page.contains("more lines") && page.matches('\n').count() < 12, "{page:?}");
+        assert!(page.trim_end().ends_with("\x1b[?7h\x1b[J"), "{page:?}");
+    }
+}
+
+#[test]
+fn what_is_done_is_said_in_json_too() {
+    let fake = Fake::new();
+    for args in
+        [&["up", "a-b"][..], &["bandwidth", "vpc-a", "1gbit"], &["limit", "vpc-a", "10.1.0.5", "block"]]
+    {
+        let (code, out, _) = fake.cli(&[args, &["--json"]].concat());
+        let v: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &v["version"], &v["done"]), (0, &1.into(), &true.into()), "{args:?}");
+    }
+}
+
+#[test]
+fn completions_know_the_daemons_names() {
+    let fake = Fake::new();
+    let completed = |line: &[&str]| {
+        let path = fake.path();
+        let line: Vec<&str> = [&["cygnet", "--control", path.to_str().unwrap()], line].concat();
+        let o = Command::new(env!("CARGO_BIN_EXE_cygnet"))
+            .env("CYGNET_COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", (line.len() - 1).to_string())
+            .env("_CLAP_IFS", " ")
+            .arg("--")
+            .args(line)
+            .output()
+            .unwrap();
+        String::from_utf8(o.stdout).unwrap()
+    };
+    assert_eq!(completed(&["up", "a"]), "a-b");
+    assert_eq!(completed(&["limit", ""]).split(' ').next(), Some("vpc-a"));
+    let all = completed(&["status", ""]);
+    assert!(["a-b", "b-a", "vpc-a"].iter().all(|name| all.contains(name)), "{all}");
+    assert_eq!(completed(&["events", "--tunnel", "b"]), "b-a");
 }
 
 /// T101: too large, half, garbage, and what is left for others meanwhile.

@@ -16,6 +16,7 @@ pub mod jobs;
 mod mismatch;
 pub mod policy;
 mod rate;
+pub mod recording;
 mod sa;
 pub mod saved;
 #[cfg(feature = "test-util")]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::output::{Out, Tone};
-use super::{CONFIG, Failure, Outcome, exit};
+use super::{CONFIG, Exit, Failure, Outcome};
 use crate::config::{self, Here, Problem, Secrets, Severity};
 
 #[derive(Args, Debug)]
@@ -59,7 +59,7 @@ pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
     let checked = config::check(&args.file, secrets, Some(&here()));
     let (errors, warnings): (Vec<&Problem>, Vec<&Problem>) =
         checked.problems.iter().partition(|p| p.severity == Severity::Error);
-    let code = if errors.is_empty() { 0 } else { exit::CONFIG };
+    let code = if errors.is_empty() { Exit::Done } else { Exit::Config };
     if args.json {
         // Each entry stands for itself, as a line of the text does.
         let list = |problems: &[&Problem]| -> Vec<_> {
@@ -99,14 +99,14 @@ pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
     }
     let Some(c) = checked.preview else {
         return Err(Failure::new(
-            exit::SOFTWARE,
+            Exit::Software,
             "the configuration has no errors and yet cannot be resolved",
             "",
         ));
     };
     if args.resolved {
         let text = serde_yaml::to_string(&config::show::resolved(&c))
-            .map_err(|e| Failure::new(exit::SOFTWARE, format!("cannot write YAML: {e}"), ""))?;
+            .map_err(|e| Failure::new(Exit::Software, format!("cannot write YAML: {e}"), ""))?;
         out.line(text.trim_end())?;
         return Ok(code);
     }

@@ -6,7 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Out, Tone, safe};
-use super::{CONFIG, Failure, Global, Outcome, ask, exit, unexpected};
+use super::progress::Progress;
+use super::{CONFIG, Exit, Failure, Global, Outcome, ask, names, unexpected};
 use crate::control::{Request, Response};
 use crate::diagnose::facts::DaemonFacts;
 use crate::diagnose::{Found, gather, judge};
@@ -26,6 +27,7 @@ Exit code 0 if nothing was found, else 1."
 )]
 pub struct DiagnoseArgs {
     /// The tunnel; without it, all
+    #[arg(add = names::tunnels())]
     tunnel: Option<String>,
     /// The configuration to look at where no daemon answers
     #[arg(long, value_name = "FILE", default_value = CONFIG)]
@@ -36,11 +38,13 @@ pub struct DiagnoseArgs {
 }
 
 pub fn diagnose(args: &DiagnoseArgs, g: &Global, out: &mut Out) -> Outcome {
+    let progress = Progress::new("looking and probing");
     let daemon = daemon(args, g)?;
     let changed = daemon.is_ok() && differs(g);
     let facts = gather::gather(daemon, changed, &args.config, args.tunnel.as_deref());
     let causes = judge(&facts);
-    let code = if causes.is_empty() { 0 } else { exit::FAILED };
+    drop(progress);
+    let code = if causes.is_empty() { Exit::Done } else { Exit::Failed };
     let names: Vec<&str> = facts.tunnels.iter().map(|t| t.known.name.as_str()).collect();
     if args.json {
         out.json(&json!({ "version": 1, "healthy": causes.is_empty(), "tunnels": names, "causes": causes }))?;
@@ -63,7 +67,7 @@ fn daemon(args: &DiagnoseArgs, g: &Global) -> Result<Result<DaemonFacts, String>
         Ok(Response::Known { facts }) => Ok(Ok(*facts)),
         Ok(_) => Err(unexpected()),
         // Without a daemon there is still the configuration.
-        Err(f) if f.code == exit::UNAVAILABLE => Ok(Err(f.message)),
+        Err(f) if f.code == Exit::Unavailable => Ok(Err(f.message)),
         Err(f) => Err(f),
     }
 }

@@ -9,13 +9,17 @@ use nix::unistd::Group;
 use serde_json::json;
 
 use super::output::{Out, Tone, safe};
-use super::{Global, Outcome, ask, exit};
+use super::{Exit, Global, Outcome, ask};
 use crate::control::{Request, Response, access};
 use crate::observe::snapshot::{Finding, Verdict};
 use crate::plane::choose::{HostReport, Wish};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Exit code 0 if nothing stands in the way, else 1.")]
+#[command(after_help = "Examples:
+  cygnet doctor
+  cygnet doctor --json | jq '.findings[] | select(.verdict != \"ok\")'
+
+Exit code 0 if nothing stands in the way, else 1.")]
 pub struct DoctorArgs {
     /// Answer in JSON
     #[arg(long)]
@@ -56,7 +60,7 @@ pub fn doctor(args: &DoctorArgs, g: &Global, out: &mut Out) -> Outcome {
     findings.push(daemon);
     findings.extend(ports(&read("/proc/net/udp"), &read("/proc/net/udp6"), running));
     let bad = findings.iter().any(|f| f.verdict == Verdict::Error);
-    let code = if bad { exit::FAILED } else { 0 };
+    let code = if bad { Exit::Failed } else { Exit::Done };
     if args.json {
         out.json(&json!({ "version": 1, "healthy": !bad, "findings": findings }))?;
         return Ok(code);

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::output::{Out, Tone, safe, span};
-use super::{Global, Outcome, ask, exit, unexpected};
+use super::{Exit, Global, Outcome, ask, names, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::explain::{Explanation, Negotiation, Point};
 
@@ -11,12 +11,15 @@ use crate::observe::explain::{Explanation, Negotiation, Point};
 #[command(
     after_help = "Lines that begin with - are ours, those that begin with + the peer's; what is chosen has neither.
 
-Example: cygnet explain a-b
+Examples:
+  cygnet explain a-b
+  cygnet explain a-b --all --json | jq '.negotiations[].outcome'
 
 Exit code 0 if the last negotiation succeeded, else 1."
 )]
 pub struct ExplainArgs {
     /// The tunnel
+    #[arg(add = names::tunnels())]
     tunnel: String,
     /// All that is kept: also the last ones of other kinds
     #[arg(long)]
@@ -30,7 +33,7 @@ pub fn explain(args: &ExplainArgs, g: &Global, out: &mut Out) -> Outcome {
     let request = Request::Explain { tunnel: args.tunnel.clone() };
     let Response::Explained { explanation } = ask(g, &request)? else { return Err(unexpected()) };
     let agreed = explanation.negotiations.first().is_some_and(|n| n.outcome == "agreed");
-    let code = if agreed { 0 } else { exit::FAILED };
+    let code = if agreed { Exit::Done } else { Exit::Failed };
     if args.json {
         out.json(&explanation)?;
         return Ok(code);

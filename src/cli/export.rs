@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::output::{self, Out};
-use super::{CONFIG, Failure, Outcome, exit};
+use super::{CONFIG, Exit, Failure, Outcome, names};
 use crate::config::{self, Secrets, Severity};
 use crate::export::{self, Format, Options};
 
@@ -22,6 +22,7 @@ No daemon is needed. Without --with-psk the key is not read, and a place for it 
 say is noted on stderr; if nothing is left that both ends know, the exit code is 78.")]
 pub struct ExportArgs {
     /// Name of the tunnel
+    #[arg(add = names::configured())]
     tunnel: String,
     /// Whose words to use
     #[arg(short, long, value_enum)]
@@ -52,21 +53,22 @@ pub fn export_peer(args: &ExportArgs, out: &mut Out) -> Outcome {
             stderr.write_all(format!("{}\n", p.one_line(&checked.file)).as_bytes())?;
         }
         let message = format!("{} has errors", checked.file);
-        return Err(Failure::new(exit::CONFIG, message, "cygnet check shows where"));
+        return Err(Failure::new(Exit::Config, message, "cygnet check shows where"));
     };
     if config.tunnel(&args.tunnel).is_none() {
         let names: Vec<&str> = config.tunnels.iter().map(|t| t.name.as_str()).take(20).collect();
         let message = format!("{} has no tunnel {}", checked.file, config::error::quoted(&args.tunnel));
-        let hint = if names.is_empty() {
-            "it has none at all".into()
-        } else {
-            format!("it has {}", names.join(", "))
+        let near = config::closest(&args.tunnel, config.tunnels.iter().map(|t| t.name.as_str()));
+        let hint = match near {
+            _ if names.is_empty() => "it has none at all".into(),
+            Some(near) => format!("did you mean \"{near}\"? it has {}", names.join(", ")),
+            None => format!("it has {}", names.join(", ")),
         };
-        return Err(Failure::new(exit::USAGE, message, hint));
+        return Err(Failure::new(Exit::Usage, message, hint));
     }
     let options = Options { with_psk: args.with_psk, address: args.address, peer_address: args.peer_address };
     let made = export::export(&config, &args.tunnel, args.format, &options)
-        .map_err(|e| Failure::new(exit::CONFIG, format!("tunnel {}: {e}", args.tunnel), e.hint()))?;
+        .map_err(|e| Failure::new(Exit::Config, format!("tunnel {}: {e}", args.tunnel), e.hint()))?;
     for note in &made.notes {
         std::io::stderr().write_all(format!("note: {}\n", output::safe(note)).as_bytes())?;
     }
@@ -74,7 +76,7 @@ pub fn export_peer(args: &ExportArgs, out: &mut Out) -> Outcome {
         Some(path) => write_private(path, made.text.as_bytes())?,
         None => out.write_all(made.text.as_bytes())?,
     }
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 /// Writes a new file that only its owner may read.
@@ -92,6 +94,6 @@ pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), Failure> 
             std::io::ErrorKind::AlreadyExists => "remove it, or name another one: nothing is written over",
             _ => "",
         };
-        Failure::new(exit::IO, format!("cannot write {name}: {e}"), hint)
+        Failure::new(Exit::Io, format!("cannot write {name}: {e}"), hint)
     })
 }

@@ -8,11 +8,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use super::output::Out;
-use super::{Failure, Outcome, exit};
+use super::{EXAMPLES, Exit, Failure, Outcome, exit, names};
 use crate::config::{reference, schema};
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example: (umask 077; cygnet psk > /etc/cygnet/a-b.psk)
+#[command(after_help = "Examples:
+  (umask 077; cygnet psk > /etc/cygnet/a-b.psk)
+  cygnet psk --format hex
 
 The key has 256 bits. In text form it consists of letters and digits, which every vendor's gateway takes as they are;
 0x and 0s forms are understood by cygnet, strongSwan and libreswan.")]
@@ -33,7 +35,14 @@ enum Form {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example: cygnet completions bash > /usr/share/bash-completion/completions/cygnet")]
+#[command(after_help = "Examples:
+  cygnet completions bash > /usr/share/bash-completion/completions/cygnet
+  cygnet completions zsh > /usr/share/zsh/vendor-completions/_cygnet
+  cygnet completions fish > /usr/share/fish/vendor_completions.d/cygnet.fish
+  source <(cygnet completions bash)     in this shell only
+
+The script asks cygnet itself, which asks the daemon for the names of tunnels and gateways, and says nothing of it where no
+daemon answers.")]
 pub struct CompletionsArgs {
     /// The shell
     shell: Shell,
@@ -54,9 +63,9 @@ pub struct ReferenceArgs {
 pub fn psk(args: &PskArgs, out: &mut Out) -> Outcome {
     out.line(
         &key(args.format)
-            .ok_or_else(|| Failure::new(exit::SOFTWARE, "the system gives no random numbers", ""))?,
+            .ok_or_else(|| Failure::new(Exit::Software, "the system gives no random numbers", ""))?,
     )?;
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 fn random<const N: usize>() -> Option<Zeroizing<[u8; N]>> {
@@ -104,16 +113,17 @@ fn key(form: Form) -> Option<Zeroizing<String>> {
     Some(text)
 }
 
-pub fn completions(args: &CompletionsArgs, mut command: clap::Command, out: &mut Out) -> Outcome {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, "cygnet", &mut script);
+pub fn completions(args: &CompletionsArgs, out: &mut Out) -> Outcome {
+    let script = names::script(&args.shell.to_string()).map_err(|e| {
+        Failure::new(Exit::Usage, e.to_string(), "bash, elvish, fish, powershell and zsh have some")
+    })?;
     std::io::Write::write_all(out, &script)?;
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 pub fn schema(out: &mut Out) -> Outcome {
     out.json(&schema::schema())?;
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 pub fn man(args: &ManArgs, command: clap::Command) -> Outcome {
@@ -127,8 +137,8 @@ pub fn man(args: &ManArgs, command: clap::Command) -> Outcome {
         std::fs::write(five.join("cygnet.yaml.5"), schema::manual())
     };
     write()
-        .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
-    Ok(0)
+        .map_err(|e| Failure::new(Exit::Io, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
+    Ok(Exit::Done)
 }
 
 pub fn references(args: &ReferenceArgs, command: clap::Command) -> Outcome {
@@ -138,8 +148,8 @@ pub fn references(args: &ReferenceArgs, command: clap::Command) -> Outcome {
         std::fs::write(args.dir.join("configuration.md"), reference::markdown())
     };
     write()
-        .map_err(|e| Failure::new(exit::IO, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
-    Ok(0)
+        .map_err(|e| Failure::new(Exit::Io, format!("cannot write to {}: {e}", args.dir.display()), ""))?;
+    Ok(Exit::Done)
 }
 
 /// The page of a command and those of its subcommands. The program belongs to the administrator: section 8.
@@ -147,7 +157,29 @@ fn page(command: &clap::Command, dir: &Path) -> std::io::Result<()> {
     for verb in command.get_subcommands().filter(|v| !v.is_hide_set()) {
         page(verb, dir)?;
     }
-    clap_mangen::Man::new(command.clone()).section("8").generate_to(dir).map(drop)
+    let whole = command.has_subcommands();
+    // The table of exit codes is a section of its own here.
+    let command = if whole { command.clone().after_help(EXAMPLES) } else { command.clone() };
+    let man = clap_mangen::Man::new(command.clone()).section("8");
+    let mut text = Vec::new();
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    man.render_synopsis_section(&mut text)?;
+    man.render_description_section(&mut text)?;
+    man.render_options_section(&mut text)?;
+    if whole {
+        man.render_subcommands_section(&mut text)?;
+        text.extend_from_slice(exit::roff().as_bytes());
+    } else {
+        text.extend_from_slice(b".SH \"EXIT STATUS\"\nThat of \\fBcygnet\\fR(8).\n");
+    }
+    if command.get_after_help().is_some() {
+        man.render_extra_section(&mut text)?;
+    }
+    if command.get_version().is_some() {
+        man.render_version_section(&mut text)?;
+    }
+    std::fs::write(dir.join(man.get_filename()), text)
 }
 
 #[cfg(test)]

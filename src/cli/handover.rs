@@ -9,7 +9,8 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use super::output::Out;
-use super::{Failure, Global, Outcome, exit, refused, unexpected};
+use super::progress::Progress;
+use super::{Exit, Failure, Global, Outcome, refused, unexpected};
 use crate::control::client::{Client, ClientError};
 use crate::control::{Request, Response};
 
@@ -23,36 +24,44 @@ const LOOK: Duration = Duration::from_millis(5);
     after_help = "The peers are told nothing: SAs, guards and caps stay, and a daemon that is started on this host before \
                   it is booted anew goes on with them, whatever its version, without a new negotiation. With the kernel's \
                   data plane packets pass meanwhile. cygnet.service does this when it is restarted; systemctl stop ends \
-                  the tunnels."
+                  the tunnels.
+
+Examples:
+  cygnet handover && cygnet run     another version goes on with the tunnels
+  cygnet handover --if-restarting cygnet.service"
 )]
 pub struct HandoverArgs {
     /// Do so only if systemd is about to restart this unit; otherwise do nothing
     #[arg(long, value_name = "UNIT")]
     if_restarting: Option<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn handover(args: &HandoverArgs, g: &Global, out: &mut Out) -> Outcome {
     if let Some(unit) = &args.if_restarting
         && !is_restarting(unit)?
     {
-        out.line("no restart is under way; the daemon ends politely")?;
-        return Ok(0);
+        out.done("no restart is under way; the daemon ends politely", args.json)?;
+        return Ok(Exit::Done);
     }
-    let mut client = match Client::connect(&g.control) {
+    let mut client = match Client::connect_within(&g.control, g.timeout) {
         Ok(client) => client,
         // It is gone already; that was no handover, but nothing is left to be done.
         Err(ClientError::Unreachable { .. }) if args.if_restarting.is_some() && !main_process_lives() => {
-            return Ok(0);
+            return Ok(Exit::Done);
         }
         Err(e) => return Err(e.into()),
     };
     let process = client.peer_process();
+    let _progress = Progress::new("handing over");
     match client.ask(&Request::Handover {})? {
         Response::Done { message } => {
             // Whoever starts the next daemon now finds neither socket nor device in use.
-            wait_for_end(process)?;
-            out.line(&message)?;
-            Ok(0)
+            wait_for_end(process, g.timeout.unwrap_or(PATIENCE))?;
+            out.done(&message, args.json)?;
+            Ok(Exit::Done)
         }
         Response::Error { kind, message, hint } => Err(refused(kind, &message, &hint)),
         _ => Err(unexpected()),
@@ -76,16 +85,16 @@ fn lives(process: u32) -> bool {
     !state.rsplit(") ").next().is_some_and(|s| s.starts_with('Z'))
 }
 
-fn wait_for_end(process: Option<u32>) -> Result<(), Failure> {
+fn wait_for_end(process: Option<u32>, patience: Duration) -> Result<(), Failure> {
     let Some(process) = process else { return Ok(()) };
     let began = Instant::now();
     loop {
         if !lives(process) {
             return Ok(());
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > patience {
             let message = format!("the daemon has left its tunnels, but its process {process} does not end");
-            return Err(Failure::new(exit::TEMPORARY, message, "end it before the next one is started"));
+            return Err(Failure::new(Exit::Temporary, message, "end it before the next one is started"));
         }
         std::thread::sleep(LOOK);
     }
@@ -108,7 +117,7 @@ fn is_restarting(unit: &str) -> Result<bool, Failure> {
 
 fn unasked(why: String) -> Failure {
     let message = format!("systemctl does not tell whether the unit is about to be restarted: {why}");
-    Failure::new(exit::UNAVAILABLE, message, "the daemon is told to end politely, and its tunnels begin anew")
+    Failure::new(Exit::Unavailable, message, "the daemon is told to end politely, and its tunnels begin anew")
 }
 
 /// Whether a list of jobs (number, unit, type, state) has a restart of this unit.

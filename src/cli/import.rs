@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::export::write_private;
 use super::output::{self, Out};
-use super::{Failure, Outcome, exit};
+use super::{Exit, Failure, Outcome};
 use crate::config::error::quoted_path;
 use crate::import::{self, Dialect, Imported, Options, Side, Source};
 
@@ -67,13 +67,13 @@ pub fn import(args: &ImportArgs, out: &mut Out) -> Outcome {
     };
     let secrets = secrets.as_ref().map(|(name, text)| Source { name, text });
     let made = import::import(Source { name: &name, text: &text }, secrets, &options)
-        .map_err(|e| Failure::new(exit::CONFIG, output::safe(&e.to_string()), ""))?;
+        .map_err(|e| Failure::new(Exit::Config, output::safe(&e.to_string()), ""))?;
     if let Some(dir) = &secrets_dir {
         // All or none.
         if let Some(there) = made.keys.iter().map(|k| Path::new(dir).join(&k.file)).find(|p| p.exists()) {
             let name = quoted_path(&there.to_string_lossy());
             let hint = "remove it, or name another directory: nothing is written over";
-            return Err(Failure::new(exit::IO, format!("{name} is there already"), hint));
+            return Err(Failure::new(Exit::Io, format!("{name} is there already"), hint));
         }
         for new in &made.keys {
             let mut line = Zeroizing::new(String::with_capacity(new.key.len() + 1));
@@ -85,9 +85,9 @@ pub fn import(args: &ImportArgs, out: &mut Out) -> Outcome {
     tell(args, &name, &made, out)?;
     if made.tunnels == 0 {
         let hint = "the notes say why for each connection";
-        return Err(Failure::new(exit::CONFIG, format!("no tunnel is left of {name}"), hint));
+        return Err(Failure::new(Exit::Config, format!("no tunnel is left of {name}"), hint));
     }
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 fn tell(args: &ImportArgs, name: &str, made: &Imported, out: &mut Out) -> Result<(), Failure> {
@@ -116,8 +116,8 @@ fn text_of(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let name = quoted_path(&path.to_string_lossy());
     let fail = |e: std::io::Error| {
         let code = match e.kind() {
-            std::io::ErrorKind::PermissionDenied => exit::PERMISSION,
-            _ => exit::CONFIG,
+            std::io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::Config,
         };
         Failure::new(code, format!("cannot read {name}: {e}"), "name a readable file")
     };
@@ -152,13 +152,13 @@ fn secrets(args: &ImportArgs, dialect: Dialect) -> Result<Option<(String, Zeroiz
 fn directory(dir: &Path) -> Result<String, Failure> {
     let name = quoted_path(&dir.to_string_lossy());
     let whole = std::path::absolute(dir)
-        .map_err(|e| Failure::new(exit::IO, format!("cannot find {name}: {e}"), ""))?;
+        .map_err(|e| Failure::new(Exit::Io, format!("cannot find {name}: {e}"), ""))?;
     if !whole.is_dir() {
         let hint = format!("make it: mkdir -m 700 {name}");
-        return Err(Failure::new(exit::USAGE, format!("{name} is no directory"), hint));
+        return Err(Failure::new(Exit::Usage, format!("{name} is no directory"), hint));
     }
     whole.to_str().map(str::to_owned).ok_or_else(|| {
-        Failure::new(exit::USAGE, format!("the name {name} is not UTF-8"), "name another directory")
+        Failure::new(Exit::Usage, format!("the name {name} is not UTF-8"), "name another directory")
     })
 }
 

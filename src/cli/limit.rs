@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Out, Tone, safe};
-use super::{Failure, Global, Outcome, ask, exit, unexpected};
+use super::{Exit, Failure, Global, Outcome, ask, names, unexpected};
 use crate::config::limit::{parse, show_limit};
 use crate::control::proto::{LimitAsk, LimitStatus};
 use crate::control::{Request, Response};
@@ -27,6 +27,7 @@ Examples:
 )]
 pub struct LimitArgs {
     /// The gateway
+    #[arg(add = names::gateways())]
     gateway: String,
     /// The inner address, inside the gateway's networks
     #[arg(requires = "rate")]
@@ -41,7 +42,7 @@ pub struct LimitArgs {
     #[arg(long)]
     save: bool,
     /// Answer in JSON
-    #[arg(long, conflicts_with_all = ["ip", "rate", "file", "save"])]
+    #[arg(long)]
     json: bool,
 }
 
@@ -56,7 +57,7 @@ pub fn limit(args: &LimitArgs, g: &Global, out: &mut Out) -> Outcome {
         (_, _, Some(file)) => read(file)?,
         _ if args.save => {
             return Err(Failure::new(
-                exit::USAGE,
+                Exit::Usage,
                 "there is nothing to save",
                 "cygnet limit GATEWAY IP RATE --save",
             ));
@@ -64,11 +65,7 @@ pub fn limit(args: &LimitArgs, g: &Global, out: &mut Out) -> Outcome {
         _ => return list(args, g, out),
     };
     let request = Request::Limit { gateway: args.gateway.clone(), limits, save: args.save };
-    match ask(g, &request)? {
-        Response::Done { message } => out.line(&safe(&message))?,
-        _ => return Err(unexpected()),
-    }
-    Ok(0)
+    super::tunnel::done(&request, args.json, g, out)
 }
 
 /// Longest file: more does not fit one request.
@@ -76,7 +73,7 @@ const MAX_FILE: u64 = 512 * 1024;
 
 fn read(file: &Path) -> Result<Vec<LimitAsk>, Failure> {
     let shown = safe(&file.to_string_lossy());
-    let failed = |e: std::io::Error| Failure::new(exit::IO, format!("cannot read {shown}: {e}"), "");
+    let failed = |e: std::io::Error| Failure::new(Exit::Io, format!("cannot read {shown}: {e}"), "");
     let mut text = String::new();
     let from: &mut dyn Read = match file.to_str() {
         Some("-") => &mut std::io::stdin(),
@@ -84,13 +81,13 @@ fn read(file: &Path) -> Result<Vec<LimitAsk>, Failure> {
     };
     from.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_FILE {
-        return Err(Failure::new(exit::USAGE, format!("{shown} is too long"), "split it: 512 KiB at most"));
+        return Err(Failure::new(Exit::Usage, format!("{shown} is too long"), "split it: 512 KiB at most"));
     }
     let mut limits = Vec::new();
     for (n, line) in text.lines().enumerate() {
         let wrong = |what: String, fix: &str| {
             Failure::new(
-                exit::USAGE,
+                Exit::Usage,
                 format!("{shown}:{}: {}; no limit was changed", n + 1, safe(&what)),
                 fix,
             )
@@ -118,11 +115,11 @@ fn list(args: &LimitArgs, g: &Global, out: &mut Out) -> Outcome {
     };
     if args.json {
         out.json(&json!({ "version": 1, "gateway": args.gateway, "limits": limits }))?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     if limits.is_empty() {
         out.line("no address is limited")?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     let plain = |text: String| (Tone::Plain, text);
     let row = |l: &LimitStatus| {
@@ -140,5 +137,5 @@ fn list(args: &LimitArgs, g: &Global, out: &mut Out) -> Outcome {
     };
     let rows: Vec<_> = limits.iter().map(row).collect();
     out.table(&["ADDRESS", "LIMIT", "SET BY", "DROPPED"], &rows)?;
-    Ok(0)
+    Ok(Exit::Done)
 }

@@ -1,19 +1,25 @@
 //! The command line. One file for each group of verbs; results go to stdout, everything else to stderr, and the exit
 //! code follows sysexits where it says something.
 
+mod bugreport;
 mod check;
 mod diagnose;
 mod doctor;
 mod events;
+mod exit;
 mod explain;
 mod export;
+mod follow;
 mod generate;
 mod guards;
 mod handover;
 mod import;
+mod interrupt;
 mod limit;
+mod names;
 mod output;
 mod plan;
+mod progress;
 mod quality;
 mod reference;
 mod run;
@@ -24,11 +30,13 @@ mod tunnel;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::{ErrorKind, Request, Response};
+use exit::Exit;
 use output::Out;
 
 /// The default configuration.
@@ -36,25 +44,27 @@ pub const CONFIG: &str = "/etc/cygnet/cygnet.yaml";
 /// The default control socket.
 pub const SOCKET: &str = "/run/cygnet/control.sock";
 
+const EXAMPLES: &str = "Examples:
+  cygnet check /etc/cygnet/cygnet.yaml     everything that is wrong, with line and column
+  cygnet run --config ./lab.yaml           the daemon, in the foreground
+  cygnet plan; cygnet apply                what a changed file would do; do it
+  cygnet status                            gateways and tunnels at a glance
+  cygnet status --follow                   the same, drawn anew every two seconds
+  cygnet up a-b --timeout 10s              bring a tunnel up and wait for it
+  cygnet events --tunnel a-b --since 1h    what happened to it, and what happens from now on
+  cygnet export-peer a-b --format swanctl  the configuration of a tunnel's other end
+  cygnet import /etc/ipsec.conf            a configuration from that of strongSwan or libreswan
+  cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
+  cygnet limit vpc-a 10.1.0.5 10mbit       cap one of its inner addresses
+  cygnet bugreport                         what somebody who helps has to see, without keys";
+
 #[derive(Parser, Debug)]
 #[command(
     name = "cygnet",
     version,
     about = "An IKEv2 site-to-site VPN gateway for Linux",
     max_term_width = 100,
-    after_help = "Examples:
-  cygnet check /etc/cygnet/cygnet.yaml     everything that is wrong, with line and column
-  cygnet run --config ./lab.yaml           the daemon, in the foreground
-  cygnet plan; cygnet apply                what a changed file would do; do it
-  cygnet status                            gateways and tunnels at a glance
-  cygnet up a-b --timeout 10s              bring a tunnel up and wait for it
-  cygnet export-peer a-b --format swanctl  the configuration of a tunnel's other end
-  cygnet import /etc/ipsec.conf            a configuration from that of strongSwan or libreswan
-  cygnet bandwidth vpc-a 200mbit           change a gateway's bandwidth, effective at once
-  cygnet limit vpc-a 10.1.0.5 10mbit       cap one of its inner addresses
-
-Exit codes: 0 done, 1 not healthy or failed, 64 usage, 69 daemon not reachable, 75 not done in time,
-77 permission, 78 configuration."
+    after_help = format!("{EXAMPLES}\n\n{}", exit::help().trim_end())
 )]
 struct Cli {
     #[command(flatten)]
@@ -74,6 +84,10 @@ struct Global {
     /// Tell more; twice: even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// How long to wait for the daemon: seconds, or as in 5m. Without it 30s for up, down, rekey and reset, 2m for plan and
+    /// apply, else 15s. A stream ends by itself after this time
+    #[arg(long, global = true, value_name = "DURATION", value_parser = seconds)]
+    timeout: Option<Duration>,
 }
 
 /// When to use colours.
@@ -100,12 +114,23 @@ enum Verb {
     /// Show gateways, tunnels and SAs; exit 1 if a tunnel that should be up is not
     Status(status::StatusArgs),
     /// Bring a tunnel up and wait until it carries traffic
+    #[command(after_help = "Examples:
+  cygnet up a-b
+  cygnet up a-b --timeout 10s && ping -c 1 10.2.0.1")]
     Up(tunnel::TunnelArgs),
     /// Take a tunnel down and keep it down
+    #[command(after_help = "Examples:
+  cygnet down a-b
+  cygnet down a-b --timeout 5s --json")]
     Down(tunnel::TunnelArgs),
     /// Make new keys for a tunnel
+    #[command(after_help = "Examples:
+  cygnet rekey a-b             the keys of its ESP SAs
+  cygnet rekey a-b --ike       those of its IKE SA")]
     Rekey(tunnel::RekeyArgs),
     /// Drop all state of a tunnel and begin anew
+    #[command(after_help = "Examples:
+  cygnet reset a-b")]
     Reset(tunnel::TunnelArgs),
     /// Change the bandwidth of a gateway or a tunnel, effective at once
     Bandwidth(tunnel::BandwidthArgs),
@@ -119,6 +144,8 @@ enum Verb {
     Logs(events::LogsArgs),
     /// Show how well a tunnel carried packets, minute by minute: loss, delay, jitter
     Quality(quality::QualityArgs),
+    /// Pack what somebody who helps has to see into one file, without keys
+    Bugreport(bugreport::BugreportArgs),
     /// Find out why a tunnel is not up, or is up and passes nothing
     Diagnose(diagnose::DiagnoseArgs),
     /// Show the last negotiation of a tunnel: offered, wanted, chosen or refused, and why
@@ -140,6 +167,8 @@ enum Verb {
     /// Write completions for a shell
     Completions(generate::CompletionsArgs),
     /// Write the JSON schema of the configuration
+    #[command(after_help = "Examples:
+  cygnet schema > cygnet.schema.json")]
     Schema,
     /// Write the manual pages into a directory
     #[command(hide = true)]
@@ -152,26 +181,13 @@ enum Verb {
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]
 struct Failure {
-    code: u8,
+    code: Exit,
     message: String,
     hint: String,
 }
 
-/// Exit codes, after sysexits.h.
-mod exit {
-    pub const FAILED: u8 = 1;
-    pub const USAGE: u8 = 64;
-    pub const UNAVAILABLE: u8 = 69;
-    pub const SOFTWARE: u8 = 70;
-    pub const IO: u8 = 74;
-    pub const TEMPORARY: u8 = 75;
-    pub const PROTOCOL: u8 = 76;
-    pub const PERMISSION: u8 = 77;
-    pub const CONFIG: u8 = 78;
-}
-
 impl Failure {
-    fn new(code: u8, message: impl Into<String>, hint: impl Into<String>) -> Self {
+    fn new(code: Exit, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: hint.into() }
     }
 }
@@ -180,9 +196,9 @@ impl From<std::io::Error> for Failure {
     /// Of writing results; a reader that went away wanted no more of them.
     fn from(e: std::io::Error) -> Self {
         if e.kind() == std::io::ErrorKind::BrokenPipe {
-            return Self::new(0, "", "");
+            return Self::new(Exit::Done, "", "");
         }
-        Self::new(exit::IO, format!("cannot write: {e}"), "")
+        Self::new(Exit::Io, format!("cannot write: {e}"), "")
     }
 }
 
@@ -190,37 +206,44 @@ impl From<ClientError> for Failure {
     fn from(e: ClientError) -> Self {
         let (code, hint) = match &e {
             ClientError::Unreachable { .. } => (
-                exit::UNAVAILABLE,
+                Exit::Unavailable,
                 "is it running? See: systemctl status cygnet, or name its socket with --control",
             ),
             ClientError::Permission { .. } => {
-                (exit::PERMISSION, "run as root or as a member of group cygnet")
+                (Exit::Permission, "run as root or as a member of group cygnet")
             }
-            ClientError::Broken(_) => (exit::PROTOCOL, "does the daemon have the version of this command?"),
+            ClientError::Silent { .. } => (
+                Exit::Temporary,
+                "it may be busy, or stopped; see: systemctl status cygnet, and give it more with --timeout",
+            ),
+            ClientError::Broken(_) => (Exit::Protocol, "does the daemon have the version of this command?"),
         };
         Self::new(code, output::safe(&e.to_string()), hint)
     }
 }
 
-/// A command's exit code, 0 or 1 unless it fails.
-type Outcome = Result<u8, Failure>;
+/// How a command ended that did what it was asked for.
+type Outcome = Result<Exit, Failure>;
 
 /// Runs the program with `args` (the first one is its name).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    if names::complete(Cli::command) {
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are results; everything else is a usage error.
             let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { exit::USAGE } else { 0 });
+            return ExitCode::from(if e.use_stderr() { Exit::Usage } else { Exit::Done }.code());
         }
     };
     let mut out = Out::new(cli.global.color);
     match dispatch(cli, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
-        Ok(code) => ExitCode::from(code),
+        Ok(exit) => ExitCode::from(exit.code()),
         Err(failure) => {
             output::complain(&failure.message, &failure.hint);
-            ExitCode::from(failure.code)
+            ExitCode::from(failure.code.code())
         }
     }
 }
@@ -243,6 +266,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::Events(args) => events::events(&args, g, out),
         Verb::Logs(args) => events::logs(args, g, out),
         Verb::Quality(args) => quality::quality(args, g, out),
+        Verb::Bugreport(args) => bugreport::bugreport(&args, g, out),
         Verb::Diagnose(args) => diagnose::diagnose(&args, g, out),
         Verb::Explain(args) => explain::explain(&args, g, out),
         Verb::Handover(args) => handover::handover(&args, g, out),
@@ -252,7 +276,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Verb::ExportPeer(args) => export::export_peer(&args, out),
         Verb::Import(args) => import::import(&args, out),
         Verb::Psk(args) => generate::psk(&args, out),
-        Verb::Completions(args) => generate::completions(&args, Cli::command(), out),
+        Verb::Completions(args) => generate::completions(&args, out),
         Verb::Schema => generate::schema(out),
         Verb::Man(args) => generate::man(&args, Cli::command()),
         Verb::Reference(args) => generate::references(&args, Cli::command()),
@@ -261,7 +285,12 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
 
 /// Asks the daemon; its errors become ours.
 fn ask(g: &Global, request: &Request) -> Result<Response, Failure> {
-    match Client::connect(&g.control)?.ask(request)? {
+    ask_within(g, request, g.timeout)
+}
+
+/// The same, by this time instead of what the user said.
+fn ask_within(g: &Global, request: &Request, patience: Option<Duration>) -> Result<Response, Failure> {
+    match Client::connect_within(&g.control, patience)?.ask(request)? {
         Response::Error { kind, message, hint } => Err(refused(kind, &message, &hint)),
         response => Ok(response),
     }
@@ -269,12 +298,12 @@ fn ask(g: &Global, request: &Request) -> Result<Response, Failure> {
 
 fn refused(kind: ErrorKind, message: &str, hint: &str) -> Failure {
     let code = match kind {
-        ErrorKind::Permission => exit::PERMISSION,
-        ErrorKind::Timeout | ErrorKind::Busy => exit::TEMPORARY,
-        ErrorKind::Stopping => exit::UNAVAILABLE,
-        ErrorKind::NotFound => exit::USAGE,
-        ErrorKind::BadRequest => exit::PROTOCOL,
-        ErrorKind::Failed | ErrorKind::Other => exit::FAILED,
+        ErrorKind::Permission => Exit::Permission,
+        ErrorKind::Timeout | ErrorKind::Busy => Exit::Temporary,
+        ErrorKind::Stopping => Exit::Unavailable,
+        ErrorKind::NotFound => Exit::Usage,
+        ErrorKind::BadRequest => Exit::Protocol,
+        ErrorKind::Failed | ErrorKind::Other => Exit::Failed,
     };
     Failure::new(code, output::safe(message), output::safe(hint))
 }
@@ -282,10 +311,21 @@ fn refused(kind: ErrorKind, message: &str, hint: &str) -> Failure {
 /// The failure of an answer that does not belong to the question.
 fn unexpected() -> Failure {
     let hint = "does the daemon have the version of this command?";
-    Failure::new(exit::PROTOCOL, "the daemon answered something else", hint)
+    Failure::new(Exit::Protocol, "the daemon answered something else", hint)
+}
+
+/// A bare number means seconds here, as with other tools' `--timeout`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(s) => Ok(Duration::from_secs(s)),
+        Err(_) => duration(text),
+    }
 }
 
 /// Reads `30s`, `5m` and the like for a flag.
-fn duration(text: &str) -> Result<std::time::Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     crate::config::units::duration(text).map_err(|w| format!("{}; {}", w.what, w.fix))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ use super::Color;
 pub struct Out {
     to: BufWriter<Stdout>,
     color: bool,
+    /// Lines that a page has room for, and those that found none.
+    page: Option<(usize, usize)>,
 }
 
 /// A meaning that a colour can underline.
@@ -32,9 +34,9 @@ impl Out {
         let color = match color {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+            Color::Auto => crate::colors::wanted(stdout.is_terminal()),
         };
-        Self { to: BufWriter::new(stdout), color }
+        Self { to: BufWriter::new(stdout), color, page: None }
     }
 
     /// `text` in a tone. The text must be safe for a terminal.
@@ -52,7 +54,53 @@ impl Out {
 
     /// Writes a line.
     pub fn line(&mut self, text: &str) -> io::Result<()> {
+        if self.page.is_some() {
+            return text.split('\n').try_for_each(|line| self.page_line(line));
+        }
         self.to.write_all(text.as_bytes())?;
+        self.to.write_all(b"\n")
+    }
+
+    /// Begins to draw over what the terminal shows, which has so many lines. What is too long is cut.
+    pub fn begin_page(&mut self, rows: usize) -> io::Result<()> {
+        // One line is for what found no room, one for the cursor.
+        self.page = Some((rows.saturating_sub(2), 0));
+        // Home, and lines that are too long are not wrapped.
+        self.to.write_all(b"\x1b[H\x1b[?7l")
+    }
+
+    /// What is left of the old page goes.
+    pub fn end_page(&mut self) -> io::Result<()> {
+        if let Some((_, hidden @ 1..)) = self.page.take() {
+            self.to.write_all(format!("… {hidden} more lines\x1b[K\n").as_bytes())?;
+        }
+        self.to.write_all(b"\x1b[?7h\x1b[J")
+    }
+
+    fn page_line(&mut self, line: &str) -> io::Result<()> {
+        match &mut self.page {
+            Some((0, hidden)) => {
+                *hidden += 1;
+                return Ok(());
+            }
+            Some((room, _)) => *room -= 1,
+            None => {}
+        }
+        self.to.write_all(line.as_bytes())?;
+        self.to.write_all(b"\x1b[K\n")
+    }
+
+    /// Writes that something is done: the daemon's sentence, or an object with it.
+    pub fn done(&mut self, message: &str, json: bool) -> io::Result<()> {
+        if json {
+            return self.json(&serde_json::json!({ "version": 1, "done": true, "message": message }));
+        }
+        self.line(&safe(message))
+    }
+
+    /// Writes a value as JSON on one line.
+    pub fn json_line(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.to, value).map_err(io::Error::from)?;
         self.to.write_all(b"\n")
     }
 

@@ -6,12 +6,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Out, Tone, safe};
-use super::{Failure, Global, Outcome, ask, exit, unexpected};
+use super::progress::Progress;
+use super::{Exit, Failure, Global, Outcome, ask, unexpected};
 use crate::config::diff::{Action, Change, Impact, Plan, Step};
 use crate::control::{Request, Response};
-
-/// Exit code of `plan --detailed-exitcode` if there is something to change.
-const CHANGES: u8 = 2;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -49,15 +47,16 @@ pub struct ApplyArgs {
 }
 
 pub fn plan(args: &PlanArgs, g: &Global, out: &mut Out) -> Outcome {
-    let (plan, _) = ask_for(g, &Request::Plan { file: absolute(args.config.as_deref())? })?;
+    let (plan, _) = ask_for("comparing", g, &Request::Plan { file: absolute(args.config.as_deref())? })?;
     show(&plan, false, args.json, out)?;
-    Ok(if args.detailed_exitcode && plan.changes() { CHANGES } else { 0 })
+    Ok(if args.detailed_exitcode && plan.changes() { Exit::Changes } else { Exit::Done })
 }
 
 pub fn apply(args: &ApplyArgs, g: &Global, out: &mut Out) -> Outcome {
-    let (plan, applied) = ask_for(g, &Request::Apply { file: absolute(args.config.as_deref())? })?;
+    let (plan, applied) =
+        ask_for("applying", g, &Request::Apply { file: absolute(args.config.as_deref())? })?;
     show(&plan, applied, args.json, out)?;
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 /// The daemon has another working directory.
@@ -66,17 +65,18 @@ fn absolute(file: Option<&Path>) -> Result<Option<String>, Failure> {
     let path = std::path::absolute(file)?;
     match path.into_os_string().into_string() {
         Ok(text) => Ok(Some(text)),
-        Err(_) => Err(Failure::new(exit::USAGE, "the name of the file is no UTF-8", "")),
+        Err(_) => Err(Failure::new(Exit::Usage, "the name of the file is no UTF-8", "")),
     }
 }
 
-fn ask_for(g: &Global, request: &Request) -> Result<(Plan, bool), Failure> {
+fn ask_for(what: &str, g: &Global, request: &Request) -> Result<(Plan, bool), Failure> {
+    let _progress = Progress::new(what);
     match ask(g, request)? {
         Response::Plan { plan, applied } => Ok((*plan, applied)),
         Response::BadConfig { problems } => {
             let lines: Vec<String> = problems.iter().map(|p| safe(p)).collect();
             let message = format!("the configuration has errors; nothing was changed\n{}", lines.join("\n"));
-            Err(Failure::new(exit::CONFIG, message, "cygnet check shows where"))
+            Err(Failure::new(Exit::Config, message, "cygnet check shows where"))
         }
         _ => Err(unexpected()),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::output::{Out, Tone, safe};
-use super::{Global, Outcome, ask, duration, unexpected};
+use super::{Exit, Global, Outcome, ask, duration, names, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::MinuteStatus;
 
@@ -20,6 +20,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 The tunnel needs a health_check. Of ten thousand tunnels each keeps fewer minutes than a day has.")]
 pub struct QualityArgs {
     /// The tunnel
+    #[arg(add = names::tunnels())]
     tunnel: String,
     /// How far to look back, a day at most
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1h")]
@@ -34,11 +35,11 @@ pub fn quality(args: QualityArgs, g: &Global, out: &mut Out) -> Outcome {
     let Response::Quality { minutes } = ask(g, &request)? else { return Err(unexpected()) };
     if args.json {
         out.json(&minutes)?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     let rows: Vec<_> = minutes.iter().map(row).collect();
     out.table(&["MINUTE", "PROBES", "LOST", "LOSS %", "DELAY ms", "MIN", "MAX", "JITTER ms"], &rows)?;
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 fn row(m: &MinuteStatus) -> Vec<(Tone, String)> {

@@ -6,14 +6,19 @@ use std::path::PathBuf;
 use clap::Args;
 use cygnet_model::plane::{PlaneError, PlaneErrorKind};
 
-use super::{CONFIG, Failure, Global, Outcome, exit};
+use super::{CONFIG, Exit, Failure, Global, Outcome};
 use crate::privileges::{self, Confinement};
 use crate::{config, driver};
 
 #[derive(Args, Debug)]
 #[command(
     after_help = "Ready means: systemd is told so, and the control socket answers. SIGTERM ends the daemon; \
-                  the guards stay in force until it runs again, or until cygnet release."
+                  the guards stay in force until it runs again, or until cygnet release.
+
+Examples:
+  cygnet run
+  cygnet run --config ./lab.yaml -v
+  CYGNET_LOG=cygnet=debug cygnet run     what the log tells, by part of the program"
 )]
 pub struct RunArgs {
     /// The configuration
@@ -27,11 +32,11 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs, g: &Global) -> Outcome {
     privileges::keep_no_traces();
     let loaded = config::load(&args.config).map_err(|errors| {
-        Failure::new(exit::CONFIG, format!("the configuration has errors\n{errors}"), "nothing was started")
+        Failure::new(Exit::Config, format!("the configuration has errors\n{errors}"), "nothing was started")
     })?;
     let confinement = if args.unconfined { Confinement::CapabilitiesOnly } else { Confinement::Full };
     match driver::run(&args.config, loaded, g.verbose, confinement) {
-        Ok(()) => Ok(0),
+        Ok(()) => Ok(Exit::Done),
         Err(e) => Err(failure(&e)),
     }
 }
@@ -43,21 +48,21 @@ pub(super) fn failure(e: &anyhow::Error) -> Failure {
 }
 
 /// Exit code and advice by what the system said.
-fn advice(e: &anyhow::Error) -> (u8, &'static str) {
+fn advice(e: &anyhow::Error) -> (Exit, &'static str) {
     let io = e.chain().find_map(|c| c.downcast_ref::<io::Error>()).map(io::Error::kind);
     let plane = e.chain().find_map(|c| c.downcast_ref::<PlaneError>()).map(|p| p.kind);
     // The planes hand on the system's words only.
     let exhausted = format!("{e:#}").contains("(os error 24)");
     match (io, plane) {
         (Some(io::ErrorKind::PermissionDenied), _) | (_, Some(PlaneErrorKind::Permission)) => {
-            (exit::PERMISSION, "run as root, or with CAP_NET_ADMIN, CAP_NET_BIND_SERVICE and CAP_NET_RAW")
+            (Exit::Permission, "run as root, or with CAP_NET_ADMIN, CAP_NET_BIND_SERVICE and CAP_NET_RAW")
         }
         (Some(io::ErrorKind::AddrInUse), _) => {
-            (exit::UNAVAILABLE, "stop who uses it (ss -lnptu and ss -lnpx name it), or configure another one")
+            (Exit::Unavailable, "stop who uses it (ss -lnptu and ss -lnpx name it), or configure another one")
         }
         _ if exhausted => {
-            (exit::SOFTWARE, "raise the limit of open files: ulimit -n, or LimitNOFILE= of the service")
+            (Exit::Software, "raise the limit of open files: ulimit -n, or LimitNOFILE= of the service")
         }
-        _ => (exit::SOFTWARE, "cygnet doctor shows what this host offers"),
+        _ => (Exit::Software, "cygnet doctor shows what this host offers"),
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::output::{Out, Tone, bytes, rate, safe, span};
-use super::{Global, Outcome, ask, exit, unexpected};
+use super::{Exit, Global, Outcome, ask, names, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
     ChildStatus, GatewayStatus, LevelStatus, MissingStatus, Nat, Origin, QualityStatus, RuleState, Snapshot,
@@ -18,31 +19,58 @@ use crate::observe::snapshot::{
   cygnet status                 everything at a glance
   cygnet status a-b             one tunnel (or gateway) in full
   cygnet status --json | jq '.tunnels[] | select(.state != \"up\")'
+  cygnet status --follow        drawn anew every two seconds, until Ctrl-C
+  cygnet status --follow --interval 10s --timeout 1h >status.jsonl
 
-Exit code 0 if every tunnel that should be up is up and carries all its networks, else 1.")]
+Exit code 0 if every tunnel that should be up is up and carries all its networks, else 1. With --follow it is 0, and what is
+not a terminal gets one JSON object a line; a daemon that is restarted meanwhile is waited for.")]
 pub struct StatusArgs {
     /// Only this gateway or tunnel
-    name: Option<String>,
+    #[arg(add = names::all())]
+    pub name: Option<String>,
     /// Answer in JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
+    /// Show it again and again, until Ctrl-C or the time of --timeout
+    #[arg(short, long)]
+    follow: bool,
+    /// How often, with --follow
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = interval, requires = "follow")]
+    pub interval: Duration,
+}
+
+/// Shortest interval: what is shown shall not cost more than it is worth.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match super::seconds(text)? {
+        d if d < SHORTEST => Err("it is too short; write 100ms or more".to_owned()),
+        d => Ok(d),
+    }
 }
 
 pub fn status(args: &StatusArgs, g: &Global, out: &mut Out) -> Outcome {
+    if args.follow {
+        return super::follow::follow(args, g, out);
+    }
     let request = Request::Status { name: args.name.clone() };
     let Response::Status { snapshot } = ask(g, &request)? else { return Err(unexpected()) };
-    let code = if snapshot.healthy() { 0 } else { exit::FAILED };
+    let code = if snapshot.healthy() { Exit::Done } else { Exit::Failed };
     if args.json {
         out.json(&snapshot)?;
         return Ok(code);
     }
-    overview(&snapshot, g.verbose, out)?;
-    if args.name.is_some() || g.verbose > 0 {
-        for t in &snapshot.tunnels {
-            detail(t, out)?;
-        }
-    }
+    picture(&snapshot, args, g, out)?;
     Ok(code)
+}
+
+/// The overview, and tunnels in full where they were asked for.
+pub fn picture(s: &Snapshot, args: &StatusArgs, g: &Global, out: &mut Out) -> std::io::Result<()> {
+    overview(s, g.verbose, out)?;
+    if args.name.is_some() || g.verbose > 0 {
+        s.tunnels.iter().try_for_each(|t| detail(t, out))?;
+    }
+    Ok(())
 }
 
 /// A gateway's bandwidth, and by whose word if it is not the configuration's.

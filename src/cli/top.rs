@@ -7,7 +7,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::output::{Out, Tone, bytes, rate, safe, span};
-use super::{Failure, Global, Outcome, ask, duration, exit, unexpected};
+use super::progress::Progress;
+use super::{Exit, Failure, Global, Outcome, ask, duration, names, unexpected};
+use crate::config::units::show_duration;
 use crate::control::{Request, Response};
 use crate::observe::top::{self, IpPeak, IpRate, LoudPeer, TopPeers, TopTunnels, TunnelRate};
 
@@ -19,7 +21,7 @@ use crate::observe::top::{self, IpPeak, IpRate, LoudPeer, TopPeers, TopTunnels, 
   cygnet top --peers            whose datagrams were refused the most")]
 pub struct TopArgs {
     /// Only tunnels and inner addresses of this gateway
-    #[arg(conflicts_with = "peers")]
+    #[arg(conflicts_with = "peers", add = names::gateways())]
     gateway: Option<String>,
     /// Strangers whose datagrams were refused, instead of tunnels
     #[arg(long)]
@@ -52,10 +54,13 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
         return busiest(&peaks, args, out);
     }
     if args.span.is_zero() || args.span > LONGEST {
-        return Err(Failure::new(exit::USAGE, "--span is a time up to an hour", "cygnet top --span 10s"));
+        return Err(Failure::new(Exit::Usage, "--span is a time up to an hour", "cygnet top --span 10s"));
     }
     let before = look(args, g)?;
-    std::thread::sleep(args.span);
+    {
+        let _progress = Progress::new(format!("looking for {}", show_duration(args.span)));
+        std::thread::sleep(args.span);
+    }
     let now = look(args, g)?;
     let rates = top::rates(&before, &now);
     let shown = first(&rates, args);
@@ -63,7 +68,7 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     if args.json {
         let seconds = now.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
         out.json(&json!({ "version": 1, "span_s": seconds, "tunnels": shown, "ips": first(&ips, args) }))?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     let plain = |text: String| (Tone::Plain, text);
     let row = |t: &TunnelRate| {
@@ -89,7 +94,7 @@ pub fn top(args: &TopArgs, g: &Global, out: &mut Out) -> Outcome {
     } else if !now.counts_ips {
         out.line("\nthis kernel counts no inner addresses: it has no nf_tables of the family inet")?;
     }
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 /// As many as shall be shown.
@@ -129,11 +134,11 @@ fn busiest(peaks: &[IpPeak], args: &TopArgs, out: &mut Out) -> Outcome {
     let shown = first(peaks, args);
     if args.json {
         out.json(&json!({ "version": 1, "peaks": shown }))?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     if shown.is_empty() {
         out.line("no inner address carried anything in that time")?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     let plain = |text: String| (Tone::Plain, text);
     let row = |p: &IpPeak| {
@@ -149,7 +154,7 @@ fn busiest(peaks: &[IpPeak], args: &TopArgs, out: &mut Out) -> Outcome {
     };
     let rows: Vec<_> = shown.iter().map(row).collect();
     out.table(&["ADDRESS", "GATEWAY", "BUSIEST MINUTE", "AT", "OUT", "IN", "LIMIT"], &rows)?;
-    Ok(0)
+    Ok(Exit::Done)
 }
 
 fn look(args: &TopArgs, g: &Global) -> Result<TopTunnels, Failure> {
@@ -163,11 +168,11 @@ fn peers(top: &TopPeers, args: &TopArgs, out: &mut Out) -> Outcome {
     let shown = first(&top.peers, args);
     if args.json {
         out.json(&json!({ "version": 1, "window_s": top.window_s, "peers": shown }))?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     if shown.is_empty() {
         out.line("no datagram was refused lately")?;
-        return Ok(0);
+        return Ok(Exit::Done);
     }
     out.line(&format!("refused in the last {}; an address proves nothing\n", span(top.window_s)))?;
     let plain = |text: String| (Tone::Plain, text);
@@ -186,5 +191,5 @@ fn peers(top: &TopPeers, args: &TopArgs, out: &mut Out) -> Outcome {
     };
     let rows: Vec<_> = shown.iter().map(row).collect();
     out.table(&["SOURCE", "REFUSED", "LAST", "CUSTOMER GATEWAY", "REASONS"], &rows)?;
-    Ok(0)
+    Ok(Exit::Done)
 }

@@ -5,45 +5,47 @@ use std::time::Duration;
 use clap::Args;
 
 use super::output::{Out, safe};
-use super::{Global, Outcome, ask, duration, unexpected};
+use super::progress::Progress;
+use super::{Exit, Global, Outcome, ask, names, unexpected};
 use crate::config::units;
+use crate::control::client::Client;
 use crate::control::{Request, Response};
 
 #[derive(Args, Debug)]
 pub struct TunnelArgs {
     /// The tunnel
+    #[arg(add = names::tunnels())]
     tunnel: String,
-    #[command(flatten)]
-    wait: Wait,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
 pub struct RekeyArgs {
     /// The tunnel
+    #[arg(add = names::tunnels())]
     tunnel: String,
     /// Rekey the IKE SA instead of the children
     #[arg(long)]
     ike: bool,
-    #[command(flatten)]
-    wait: Wait,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
 }
 
-#[derive(Args, Debug)]
-struct Wait {
-    /// How long to wait for the result
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = seconds)]
-    timeout: Duration,
-}
+/// How long the result is waited for if nobody says otherwise.
+const WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   cygnet bandwidth vpc-a 200mbit
   cygnet bandwidth vpc-a unlimited --save
-  cygnet bandwidth a-b 20mbit            that of a tunnel
-  cygnet bandwidth tunnel:a-b 50mbit --in what it receives")]
+  cygnet bandwidth a-b 20mbit                that of a tunnel
+  cygnet bandwidth tunnel:a-b 50mbit --in    what it receives")]
 pub struct BandwidthArgs {
     /// The gateway, or a tunnel; tunnel:NAME where both have that name
-    #[arg(value_name = "GATEWAY|TUNNEL")]
+    #[arg(value_name = "GATEWAY|TUNNEL", add = names::all())]
     name: String,
     /// The new rate, as in 200mbit, or unlimited
     #[arg(value_parser = rate)]
@@ -54,6 +56,9 @@ pub struct BandwidthArgs {
     /// Keep it also over the end of the daemon
     #[arg(long)]
     save: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// A rate or none, as a type of its own: clap would take an `Option` for an optional argument.
@@ -67,47 +72,53 @@ fn rate(text: &str) -> Result<Rate, String> {
     }
 }
 
-/// A bare number means seconds here, as with other tools' `--timeout`.
-fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<u64>() {
-        Ok(s) => Ok(Duration::from_secs(s)),
-        Err(_) => duration(text),
-    }
-}
-
-fn done(request: &Request, g: &Global, out: &mut Out) -> Outcome {
+/// Asks for something that is done when it is answered, and says so.
+pub(super) fn done(request: &Request, json: bool, g: &Global, out: &mut Out) -> Outcome {
     match ask(g, request)? {
-        Response::Done { message } => out.line(&safe(&message))?,
+        Response::Done { message } => out.done(&message, json)?,
         _ => return Err(unexpected()),
     }
-    Ok(0)
+    Ok(Exit::Done)
 }
 
-fn whole(wait: &Wait) -> u64 {
-    wait.timeout.as_secs().max(1)
+/// The daemon counts whole seconds.
+fn whole(g: &Global) -> u64 {
+    g.timeout.unwrap_or(WAIT).as_secs().max(1)
+}
+
+/// Shows that a tunnel is waited for, and in which state it is.
+fn waiting(what: &str, tunnel: &str, g: &Global) -> Progress {
+    let (control, name) = (g.control.clone(), tunnel.to_owned());
+    Progress::looking(format!("{what} tunnel {}", safe(tunnel)), move || {
+        let mut client = Client::connect_within(&control, Some(Duration::from_secs(1))).ok()?;
+        let request = Request::Status { name: Some(name.clone()) };
+        let Ok(Response::Status { snapshot }) = client.ask(&request) else { return None };
+        let tunnel = snapshot.tunnels.iter().find(|t| t.name == name)?;
+        Some(tunnel.state.name().to_owned())
+    })
 }
 
 pub fn up(a: TunnelArgs, g: &Global, out: &mut Out) -> Outcome {
-    let timeout_s = whole(&a.wait);
-    done(&Request::Up { tunnel: a.tunnel, timeout_s }, g, out)
+    let _progress = waiting("bringing up", &a.tunnel, g);
+    done(&Request::Up { tunnel: a.tunnel, timeout_s: whole(g) }, a.json, g, out)
 }
 
 pub fn down(a: TunnelArgs, g: &Global, out: &mut Out) -> Outcome {
-    let timeout_s = whole(&a.wait);
-    done(&Request::Down { tunnel: a.tunnel, timeout_s }, g, out)
+    let _progress = waiting("taking down", &a.tunnel, g);
+    done(&Request::Down { tunnel: a.tunnel, timeout_s: whole(g) }, a.json, g, out)
 }
 
 pub fn reset(a: TunnelArgs, g: &Global, out: &mut Out) -> Outcome {
-    let timeout_s = whole(&a.wait);
-    done(&Request::Reset { tunnel: a.tunnel, timeout_s }, g, out)
+    let _progress = waiting("resetting", &a.tunnel, g);
+    done(&Request::Reset { tunnel: a.tunnel, timeout_s: whole(g) }, a.json, g, out)
 }
 
 pub fn rekey(a: RekeyArgs, g: &Global, out: &mut Out) -> Outcome {
-    let timeout_s = whole(&a.wait);
-    done(&Request::Rekey { tunnel: a.tunnel, ike: a.ike, timeout_s }, g, out)
+    let _progress = waiting("making new keys for", &a.tunnel, g);
+    done(&Request::Rekey { tunnel: a.tunnel, ike: a.ike, timeout_s: whole(g) }, a.json, g, out)
 }
 
 pub fn bandwidth(a: BandwidthArgs, g: &Global, out: &mut Out) -> Outcome {
     let (bps, inward) = (a.rate.0, a.inward);
-    done(&Request::Bandwidth { gateway: a.name, bps, inward, save: a.save }, g, out)
+    done(&Request::Bandwidth { gateway: a.name, bps, inward, save: a.save }, a.json, g, out)
 }

@@ -44,6 +44,7 @@ use zeroize::Zeroizing;
 
 use alerts::RawAlerts;
 use decode::Item;
+pub use decode::closest;
 use error::{At, Sink, wrong};
 pub use error::{ConfigErrors, Problem, Severity};
 pub use here::Here;

@@ -131,6 +131,20 @@ pub enum Request {
     },
     /// What the daemon knows of its host. Answered by [`Response::Findings`].
     Doctor {},
+    /// How tunnels and gateways are called. Answered by [`Response::Names`].
+    Names {},
+    /// The last events, whatever they are about. Answered by [`Response::Events`].
+    Recent {
+        /// Only those of these tunnels; empty: all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tunnels: Vec<String>,
+        /// Not older than this many seconds; null: all that are kept.
+        since_s: Option<u64>,
+    },
+    /// What metrics would be served, as Prometheus text. Answered by [`Response::Text`].
+    Metrics {},
+    /// Headers of the last IKE messages (docs/recording.md). Answered by [`Response::Text`].
+    Recording {},
     /// Ends the daemon and leaves its tunnels to the next one. Answered when everything is left; the
     /// process ends right after.
     Handover {},
@@ -194,6 +208,10 @@ impl Request {
             | Self::Explain { .. }
             | Self::Diagnose { .. }
             | Self::Doctor {}
+            | Self::Names {}
+            | Self::Recent { .. }
+            | Self::Metrics {}
+            | Self::Recording {}
             | Self::Events {} => Role::Reader,
             // What is wrong with a file is said in its own words, and readers need not be able to read it.
             Self::Plan { file: None }
@@ -230,6 +248,10 @@ impl Request {
             | Self::Explain { .. }
             | Self::Diagnose { .. }
             | Self::Doctor {}
+            | Self::Names {}
+            | Self::Recent { .. }
+            | Self::Metrics {}
+            | Self::Recording {}
             | Self::Handover {}
             | Self::Events {} => None,
         }
@@ -307,12 +329,24 @@ pub enum Response {
         /// What was found.
         findings: Vec<Finding>,
     },
+    /// To `names`.
+    Names {
+        /// Tunnels, in the order of the configuration.
+        tunnels: Vec<String>,
+        /// Gateways, likewise.
+        gateways: Vec<String>,
+    },
+    /// To `metrics` and `recording`.
+    Text {
+        /// Lines.
+        text: String,
+    },
     /// The beginning of a stream of events.
     Streaming {},
     /// One of them.
     Event {
         /// The event.
-        event: Event,
+        event: Box<Event>,
     },
     /// It was not done.
     Error {

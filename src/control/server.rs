@@ -303,7 +303,7 @@ impl Client {
                 },
                 () = hung_up(&self.stream) => return Ok(()),
             };
-            self.send(&Response::Event { event }).await?;
+            self.send(&Response::Event { event: Box::new(event) }).await?;
         }
     }
 

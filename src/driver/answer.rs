@@ -10,8 +10,10 @@ use tokio::sync::oneshot;
 
 use super::tell::missing_words;
 use super::{Daemon, clock};
+use crate::config::closest;
 use crate::config::model::{Config, PlaneChoice};
 use crate::control::{Ask, ErrorKind, Request, Response};
+use crate::observe::prometheus::{self, Format};
 use crate::observe::snapshot::{Finding, Verdict};
 use crate::plane::choose::{HostReport, Wish};
 
@@ -41,7 +43,7 @@ impl Daemon {
             }
             Request::Status { name: Some(name) } => match self.status_of(&name) {
                 Some(snapshot) => Response::Status { snapshot: Box::new(snapshot) },
-                None => unknown("gateway or tunnel", &name),
+                None => self.unknown(Sought::Either, &name),
             },
             Request::Up { tunnel, .. } => {
                 self.command(&tunnel, reply, Command::Up, Wants::Up);
@@ -61,7 +63,7 @@ impl Daemon {
                     self.publish();
                     Response::done(format!("tunnel {tunnel} was reset"))
                 }
-                None => unknown("tunnel", &tunnel),
+                None => self.unknown(Sought::Tunnel, &tunnel),
             },
             Request::Bandwidth { gateway, bps, inward, save } => {
                 let response = self.change_bandwidth(&gateway, bps, inward, save);
@@ -75,7 +77,7 @@ impl Daemon {
             }
             Request::Limits { gateway } => match self.list_limits(&gateway) {
                 Some(limits) => Response::Limits { limits },
-                None => unknown("gateway", &gateway),
+                None => self.unknown(Sought::Gateway, &gateway),
             },
             Request::Plan { file } => match self.plan(file.as_deref().map(Path::new)) {
                 Ok(plan) => Response::Plan { plan: Box::new(plan), applied: false },
@@ -85,14 +87,10 @@ impl Daemon {
                 Ok(plan) => Response::Plan { plan: Box::new(plan), applied: true },
                 Err(refused) => refused.into(),
             },
-            Request::Logs { tunnel, since_s } => {
-                let since = since_s
-                    .map_or(Timestamp::default(), |s| clock::now().mono - std::time::Duration::from_secs(s));
-                match self.history.of(&tunnel, since) {
-                    Some(events) => Response::Events { events },
-                    None => unknown("tunnel", &tunnel),
-                }
-            }
+            Request::Logs { tunnel, since_s } => match self.history.of(&tunnel, ago(since_s)) {
+                Some(events) => Response::Events { events },
+                None => self.unknown(Sought::Tunnel, &tunnel),
+            },
             Request::Quality { tunnel, since_s } => match self.registry.tunnel(&tunnel) {
                 Some(id) if self.places.contains_key(&id) => match self.quality_minutes(id, since_s) {
                     Some(minutes) => Response::Quality { minutes },
@@ -103,25 +101,34 @@ impl Daemon {
                             .to_owned(),
                     },
                 },
-                _ => unknown("tunnel", &tunnel),
+                _ => self.unknown(Sought::Tunnel, &tunnel),
             },
             Request::TopTunnels { gateway } => match gateway {
-                Some(name) if self.config.gateway(&name).is_none() => unknown("gateway", &name),
+                Some(name) if self.config.gateway(&name).is_none() => self.unknown(Sought::Gateway, &name),
                 gateway => Response::TopTunnels { top: self.top_tunnels(gateway.as_deref()) },
             },
             Request::TopPeaks { gateway, since_s } => match gateway {
-                Some(name) if self.config.gateway(&name).is_none() => unknown("gateway", &name),
+                Some(name) if self.config.gateway(&name).is_none() => self.unknown(Sought::Gateway, &name),
                 gateway => Response::TopPeaks { peaks: self.top_peaks(gateway.as_deref(), since_s) },
             },
             Request::TopPeers {} => Response::TopPeers { top: self.top_peers() },
             Request::Explain { tunnel } => match self.explain(&tunnel) {
                 Some(explanation) => Response::Explained { explanation: Box::new(explanation) },
-                None => unknown("tunnel", &tunnel),
+                None => self.unknown(Sought::Tunnel, &tunnel),
             },
             Request::Diagnose { tunnel } => match self.known(tunnel.as_deref()) {
                 Some(facts) => Response::Known { facts: Box::new(facts) },
-                None => unknown("tunnel", tunnel.as_deref().unwrap_or_default()),
+                None => self.unknown(Sought::Tunnel, tunnel.as_deref().unwrap_or_default()),
             },
+            Request::Names {} => Response::Names {
+                tunnels: self.config.tunnels.iter().map(|t| t.name.clone()).collect(),
+                gateways: self.config.gateways.iter().map(|g| g.name.clone()).collect(),
+            },
+            Request::Recent { tunnels, since_s } => self.recent(&tunnels, since_s),
+            Request::Metrics {} => {
+                Response::Text { text: prometheus::render(&self.publisher.borrow(), Format::Text) }
+            }
+            Request::Recording {} => Response::Text { text: self.recorder.text(clock::now()) },
             Request::Doctor {} => Response::Findings { findings: self.findings() },
             Request::Handover {} => match self.keeper.trouble() {
                 None => return Some(reply),
@@ -138,6 +145,18 @@ impl Daemon {
         None
     }
 
+    pub(super) fn unknown(&self, sought: Sought, name: &str) -> Response {
+        unknown(&self.config, sought, name)
+    }
+
+    /// The last events of some tunnels, or of everything.
+    fn recent(&self, tunnels: &[String], since_s: Option<u64>) -> Response {
+        if let Some(stranger) = tunnels.iter().find(|t| self.config.tunnel(t).is_none()) {
+            return self.unknown(Sought::Tunnel, stranger);
+        }
+        Response::Events { events: self.history.recent(tunnels, ago(since_s)) }
+    }
+
     fn tunnel_named(&self, name: &str) -> Option<TunnelId> {
         self.registry.tunnel(name)
     }
@@ -150,7 +169,7 @@ impl Daemon {
         wants: Wants,
     ) {
         let Some(id) = self.tunnel_named(tunnel) else {
-            let _ = reply.send(unknown("tunnel", tunnel));
+            let _ = reply.send(self.unknown(Sought::Tunnel, tunnel));
             return;
         };
         self.input(Input::Command(command(id)));
@@ -159,7 +178,7 @@ impl Daemon {
 
     fn rekey(&mut self, tunnel: &str, ike: bool, reply: oneshot::Sender<Response>) {
         let Some(id) = self.tunnel_named(tunnel) else {
-            let _ = reply.send(unknown("tunnel", tunnel));
+            let _ = reply.send(self.unknown(Sought::Tunnel, tunnel));
             return;
         };
         let view = self.endpoint.view(id);
@@ -186,7 +205,7 @@ impl Daemon {
             let view = self.endpoint.view(w.tunnel);
             let name = &w.name;
             let done = match (&w.wants, &view) {
-                (_, None) => Some(unknown("tunnel", name)),
+                (_, None) => Some(self.unknown(Sought::Tunnel, name)),
                 (Wants::Up, Some(v)) if is_up(v) && v.coverage.is_whole() => {
                     Some(Response::done(format!("tunnel {name} is up")))
                 }
@@ -374,7 +393,35 @@ pub(super) fn unsaved(config: &Config, message: &str, error: &std::io::Error, ke
     }
 }
 
-pub(super) fn unknown(what: &str, name: &str) -> Response {
+/// The moment so many seconds ago; the beginning of all without a number.
+fn ago(seconds: Option<u64>) -> Timestamp {
+    seconds.map_or(Timestamp::default(), |s| clock::now().mono - std::time::Duration::from_secs(s))
+}
+
+/// What somebody named who named nothing that there is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sought {
+    /// A tunnel.
+    Tunnel,
+    /// A gateway.
+    Gateway,
+    /// One of them.
+    Either,
+}
+
+/// The answer to a name that nothing has, with the one that was perhaps meant.
+pub(super) fn unknown(config: &Config, sought: Sought, name: &str) -> Response {
+    let what = match sought {
+        Sought::Tunnel => "tunnel",
+        Sought::Gateway => "gateway",
+        Sought::Either => "gateway or tunnel",
+    };
+    let tunnels = config.tunnels.iter().map(|t| t.name.as_str()).filter(|_| sought != Sought::Gateway);
+    let gateways = config.gateways.iter().map(|g| g.name.as_str()).filter(|_| sought != Sought::Tunnel);
+    let hint = match closest(name, tunnels.chain(gateways)) {
+        Some(near) => format!("did you mean \"{near}\"? cygnet status lists them"),
+        None => "cygnet status lists them".to_owned(),
+    };
     let message = format!("there is no {what} \"{}\"", crate::observe::one_line(name));
-    Response::Error { kind: ErrorKind::NotFound, message, hint: "cygnet status lists them".to_owned() }
+    Response::Error { kind: ErrorKind::NotFound, message, hint }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use cygnet_model::TunnelId;
 use cygnet_model::tunnel::Direction;
 
+use super::answer::Sought;
 pub(super) use super::level_key::{LevelKey, Owner};
 use super::{Daemon, saved};
 use crate::config::bandwidth::{Counts, show_level};
@@ -163,7 +164,7 @@ impl Daemon {
         save: bool,
     ) -> Response {
         let Some(key) = self.level_named(name, inward) else {
-            return super::answer::unknown("gateway or tunnel", name);
+            return self.unknown(Sought::Either, name);
         };
         if let Some(wrong) = bps.filter(|bps| !(units::MIN_RATE..=units::MAX_RATE).contains(bps)) {
             return Response::Error {

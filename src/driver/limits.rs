@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use cygnet_model::registry::Registry;
 
+use super::answer::Sought;
 use super::{Daemon, saved};
 use crate::config::limit::{self, show_limit};
 use crate::config::model::{Config, Gateway, Limit, Tunnel};
@@ -191,7 +192,7 @@ impl Daemon {
     /// Changes limits at once: all of them, or none.
     pub(super) fn change_limits(&mut self, gateway: &str, asked: &[LimitAsk], save: bool) -> Response {
         let Some(config) = self.config.gateway(gateway) else {
-            return super::answer::unknown("gateway", gateway);
+            return self.unknown(Sought::Gateway, gateway);
         };
         let refuse = |message: String, hint: &str| Response::Error {
             kind: ErrorKind::Failed,
@@ -230,7 +231,7 @@ impl Daemon {
     }
 
     fn put_limits(&mut self, gateway: &str, changes: &[(IpAddr, Limit)], save: bool) -> Response {
-        let Some(no) = self.limits.no(gateway) else { return super::answer::unknown("gateway", gateway) };
+        let Some(no) = self.limits.no(gateway) else { return self.unknown(Sought::Gateway, gateway) };
         let file = self.config.gateway(gateway).map(of_file).unwrap_or_default();
         let before = self.plane.rules();
         let mut rules = before.clone();

@@ -1,5 +1,5 @@
-//! Logs go to standard error, from where systemd takes them. A thread writes them, so that a reader that is stuck costs
-//! lines and never holds up the loop.
+//! Logs go to standard error, or to the journal with their fields if that is where standard error leads. A thread writes the
+//! former, so that a reader that is stuck costs lines and never holds up the loop.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -9,6 +9,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use super::journal::{self, Journal};
 
 /// Starts logging: info, debug with `-v`, trace with `-vv`; `CYGNET_LOG` overrides it (`tracing_subscriber` syntax).
 pub fn start(verbose: u8) {
@@ -21,17 +25,18 @@ pub fn start(verbose: u8) {
     let quiet = "netlink_proto=off";
     let filter = std::env::var("CYGNET_LOG").unwrap_or_else(|_| level.to_owned());
     let filter = EnvFilter::try_new(format!("{filter},{quiet}")).unwrap_or_else(|_| EnvFilter::new("info"));
+    let in_journal = journal::is_stderr();
+    if in_journal && let Ok(journal) = Journal::open(|line| drop(Line(line))) {
+        let _ = tracing_subscriber::registry().with(filter).with(journal).try_init();
+        return;
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Line(Vec::new()))
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(crate::colors::wanted(io::stderr().is_terminal()));
     // Under systemd the journal has its own clock.
-    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.without_time().try_init()
-    } else {
-        builder.try_init()
-    };
+    let started = if in_journal { builder.without_time().try_init() } else { builder.try_init() };
     // A second start in one process keeps the first one's settings.
     let _ = started;
 }

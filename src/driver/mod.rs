@@ -19,6 +19,7 @@ mod dns;
 mod explain;
 mod host;
 mod jobs;
+mod journal;
 mod keep;
 mod level_key;
 mod levels;
@@ -48,6 +49,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cygnet_ike::crypto::Random;
+use cygnet_ike::recording::Recorder;
 use cygnet_ike::{Command, DropReason, Endpoint, FailureReason, Flow, Input, JobId, Output};
 use cygnet_model::plane::{Obstacle, PlaneError, PlaneEvent, PlaneKind};
 use cygnet_model::registry::Registry;
@@ -176,6 +178,10 @@ struct Daemon {
     /// What was dropped lately.
     causes: Causes,
     history: History,
+    /// Events told so far.
+    told: u64,
+    /// Headers of the last messages.
+    recorder: Recorder,
     events: broadcast::Sender<Event>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
@@ -433,6 +439,8 @@ impl Daemon {
             accounts: Accounts::default(),
             causes: Causes::default(),
             history: History::default(),
+            told: 0,
+            recorder: Recorder::default(),
             events,
             publisher,
             tunnels: BTreeMap::new(),
@@ -701,6 +709,9 @@ impl Daemon {
 
     /// Feeds one input to the protocol and performs what comes out.
     fn input(&mut self, input: Input<'_>) {
+        if let Input::Datagram { flow, bytes } = &input {
+            self.recorder.received(clock::now().mono, *flow, bytes);
+        }
         let mut actions = Vec::new();
         self.endpoint.handle(clock::now(), input, &mut actions);
         self.perform(actions);

@@ -5,7 +5,7 @@ use cygnet_model::ChildId;
 use cygnet_model::plane::PlaneError;
 
 use super::jobs::is_worth_the_way;
-use super::{Daemon, os_random};
+use super::{Daemon, clock, os_random};
 
 impl Daemon {
     /// Performs a list of actions. After a failure on the data plane the later plane actions of the same child are
@@ -18,6 +18,7 @@ impl Daemon {
             let broken = |child: ChildId| failed.iter().any(|(c, _)| *c == child);
             let result: Result<(), (ChildId, PlaneError)> = match action {
                 Action::Send { flow, bytes } => {
+                    self.recorder.sent(clock::now().mono, flow, &bytes);
                     if let Err(e) = self.sockets.send(&flow, &bytes) {
                         tracing::debug!(local = %flow.local, remote = %flow.remote, error = %e, "send");
                     }

@@ -1,6 +1,7 @@
 //! Makes the snapshot that everybody else reads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ impl Pages {
 
 /// What is remembered of a tunnel between snapshots.
 pub(super) struct TunnelMemory {
+    /// The other end of its last IKE SA.
+    pub(super) peer: Option<SocketAddr>,
     state: TunnelState,
     since: Now,
     /// Pairs of networks that are carried.
@@ -66,6 +69,7 @@ pub(super) struct TunnelMemory {
 impl TunnelMemory {
     pub fn new(now: Now) -> Self {
         Self {
+            peer: None,
             state: TunnelState::Connecting,
             since: now,
             covered: 0,

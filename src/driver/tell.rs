@@ -10,6 +10,7 @@ use cygnet_ike::{DropReason, FailureReason};
 use cygnet_model::TunnelId;
 
 use super::{Daemon, clock};
+use crate::config::model::PeerAddress;
 use crate::observe::counters;
 use crate::observe::events::{Event, Kind};
 
@@ -49,23 +50,24 @@ impl Daemon {
 
     /// Tells of the daemon as a whole.
     pub(super) fn announce(&mut self, kind: Kind, message: &str) {
-        tracing::info!("{message}");
-        self.publish_event(Event::new(clock::now().unix, kind, message));
+        self.publish_event(Event::new(clock::now().unix, kind, message), false);
     }
 
     /// Tells of a gateway.
     pub(super) fn announce_gateway(&mut self, kind: Kind, gateway: &str, message: &str) {
-        tracing::info!(gateway, "{message}");
-        self.publish_event(Event::new(clock::now().unix, kind, message).gateway(gateway));
+        self.publish_event(Event::new(clock::now().unix, kind, message).gateway(gateway), false);
     }
 
     /// Tells of a tunnel what somebody asked for: each time.
     pub(super) fn announce_tunnel(&mut self, kind: Kind, tunnel: &str, message: &str) {
-        tracing::info!(tunnel, "{message}");
-        self.publish_event(Event::new(clock::now().unix, kind, message).tunnel(tunnel));
+        self.publish_event(Event::new(clock::now().unix, kind, message).tunnel(tunnel), false);
     }
 
-    fn publish_event(&mut self, event: Event) {
+    /// An event goes to the log, odd ones as a warning, and to whoever wants to know.
+    fn publish_event(&mut self, mut event: Event, odd: bool) {
+        self.told += 1;
+        event.seq = self.told;
+        log(&event, odd);
         self.history.record(clock::now().mono, &event);
         if let Some(alerts) = &self.alerts {
             alerts.tell(&event);
@@ -76,16 +78,51 @@ impl Daemon {
 
     /// Tells of a tunnel, at a level that fits the kind.
     pub(super) fn tell_tunnel(&mut self, id: TunnelId, kind: Kind, message: &str) {
-        self.tell_tunnel_as(id, kind, Subject::Kind(kind.name()), message, kind.is_bad());
+        self.tell_tunnel_about(id, kind, &About::default(), message);
+    }
+
+    fn tell_tunnel_about(&mut self, id: TunnelId, kind: Kind, about: &About, message: &str) {
+        self.tell_tunnel_as(id, kind, Subject::Kind(kind.name()), about, message, kind.is_bad());
     }
 
     /// Tells that something of a tunnel ended; when we ended it nobody has to look.
-    fn tell_ending(&mut self, id: TunnelId, ending: Ending, message: &str) {
+    fn tell_ending(&mut self, id: TunnelId, ending: Ending, child: Option<String>, message: &str) {
         let subject = Subject::Kind(Kind::TunnelDown.name());
-        self.tell_tunnel_as(id, Kind::TunnelDown, subject, message, ending != Ending::Local);
+        let code = match ending {
+            Ending::Failed(reason) => Some(reason.name()),
+            Ending::Local | Ending::Peer | Ending::Replaced => None,
+        };
+        let about = About { child, code, ..About::default() };
+        self.tell_tunnel_as(id, Kind::TunnelDown, subject, &about, message, ending != Ending::Local);
     }
 
-    fn tell_tunnel_as(&mut self, id: TunnelId, kind: Kind, subject: Subject, message: &str, odd: bool) {
+    /// The other end of a tunnel: as it was seen last, else as it is configured.
+    fn peer_of(&self, id: TunnelId) -> Option<String> {
+        if let Some(seen) = self.tunnels.get(&id).and_then(|memory| memory.peer) {
+            return Some(seen.to_string());
+        }
+        let customer = &self.tunnel(id)?.customer_gateway;
+        Some(match &self.config.customer_gateway(customer)?.address {
+            PeerAddress::Ip(ip) => ip.to_string(),
+            PeerAddress::Dns(name) => name.clone(),
+        })
+    }
+
+    fn note_peer(&mut self, id: TunnelId, peer: SocketAddr) {
+        if let Some(memory) = self.tunnels.get_mut(&id) {
+            memory.peer = Some(peer);
+        }
+    }
+
+    fn tell_tunnel_as(
+        &mut self,
+        id: TunnelId,
+        kind: Kind,
+        subject: Subject,
+        about: &About,
+        message: &str,
+        odd: bool,
+    ) {
         self.changed(id);
         let Some(name) = self.tunnel_name(id) else { return };
         let unix = clock::now().unix;
@@ -94,13 +131,13 @@ impl Daemon {
             Subject::Failure(_) => &mut self.failure_lines,
         };
         let Some(missed) = limits.admit((id, subject), unix) else { return };
-        let event = Event::new(unix, kind, &format!("{message}{}", missed_words(missed))).tunnel(&name);
-        if odd {
-            tracing::warn!(tunnel = %name, "{}", event.message);
-        } else {
-            tracing::info!(tunnel = %name, "{}", event.message);
-        }
-        self.publish_event(event);
+        let peer = about.peer.map(|peer| peer.to_string()).or_else(|| self.peer_of(id));
+        let event = Event::new(unix, kind, &format!("{message}{}", missed_words(missed)))
+            .tunnel(&name)
+            .child(about.child.as_deref())
+            .peer(peer.as_deref())
+            .code(about.code);
+        self.publish_event(event, odd);
     }
 
     /// Tells how much of a tunnel's configured pairs of networks is carried, which has changed.
@@ -113,20 +150,18 @@ impl Daemon {
             let more = if c.pairs - c.covered > missing.len() { ", …" } else { "" };
             message.push_str(&format!("; missing: {}{more}", missing.join(", ")));
         }
-        let event = Event::new(clock::now().unix, Kind::Coverage, &message).tunnel(&name);
+        let peer = self.peer_of(id);
+        let event =
+            Event::new(clock::now().unix, Kind::Coverage, &message).tunnel(&name).peer(peer.as_deref());
         // On its way up a tunnel is incomplete as a matter of course.
-        if c.covered < c.pairs && view.ike.is_some() && view.is_settled() {
-            tracing::warn!(tunnel = %name, "{}", event.message);
-        } else {
-            tracing::info!(tunnel = %name, "{}", event.message);
-        }
-        self.publish_event(event);
+        self.publish_event(event, c.covered < c.pairs && view.ike.is_some() && view.is_settled());
     }
 
     /// Takes an event of the protocol.
     pub(super) fn tell(&mut self, event: IkeEvent) {
         match event {
             IkeEvent::IkeUp { tunnel, spi, role, suite, flow } => {
+                self.note_peer(tunnel, flow.remote);
                 let message =
                     format!("IKE SA {spi} with {} established as {}: {suite}", flow.remote, role.name());
                 self.tell_tunnel(tunnel, Kind::TunnelConnecting, &message);
@@ -139,14 +174,15 @@ impl Daemon {
                 let why = ending_words(ending);
                 match ending {
                     Ending::Replaced => tracing::debug!(%spi, "IKE SA {why}"),
-                    _ => self.tell_ending(tunnel, ending, &format!("IKE SA {spi} {why}")),
+                    _ => self.tell_ending(tunnel, ending, None, &format!("IKE SA {spi} {why}")),
                 }
             }
             IkeEvent::ChildUp { child, inbound, outbound, suite, local, remote } => {
                 let view = self.endpoint.view(child.tunnel);
                 let nets = format!("{local:?} === {remote:?}");
                 let message = format!("up: SPIs {inbound} in, {outbound} out, {suite}: {nets}");
-                self.tell_tunnel(child.tunnel, Kind::TunnelUp, &message);
+                let about = About { child: Some(networks(&local, &remote)), ..About::default() };
+                self.tell_tunnel_about(child.tunnel, Kind::TunnelUp, &about, &message);
                 // While something is missing, why it is missing stays to be read.
                 let whole = view.is_some_and(|v| v.ike.is_some() && v.coverage.is_whole());
                 if whole && let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
@@ -156,7 +192,7 @@ impl Daemon {
             IkeEvent::ChildDown { child, inbound, local, remote, ending } => {
                 let nets = networks(&local, &remote);
                 let message = format!("child {nets} (SPI {inbound}) {}", ending_words(ending));
-                self.tell_ending(child.tunnel, ending, &message);
+                self.tell_ending(child.tunnel, ending, Some(nets), &message);
             }
             IkeEvent::Rekeyed { tunnel, kind, failure } => self.tell_rekeyed(tunnel, kind, failure),
             IkeEvent::Lesson { tunnel, trouble } => {
@@ -181,7 +217,8 @@ impl Daemon {
                     let error = format!("{reason}: {detail}; {hint}");
                     memory.last_error = Some(crate::observe::one_line(&error));
                 }
-                self.tell_tunnel_as(id, Kind::TunnelFailed, Subject::Failure(reason), &line, true);
+                let about = About { peer: Some(peer), code: Some(reason.name()), child: None };
+                self.tell_tunnel_as(id, Kind::TunnelFailed, Subject::Failure(reason), &about, &line, true);
                 self.waiters_failed(id, None, &format!("{reason}: {detail}{again}"), hint);
             }
             IkeEvent::Negotiated { tunnel, account } => {
@@ -223,9 +260,9 @@ impl Daemon {
         let unix = clock::now().unix;
         let Some(missed) = self.stranger_lines.admit(reason, unix) else { return };
         let message = format!("{peer} was refused: {line}{}", missed_words(missed));
-        let event = Event::new(unix, Kind::PeerRefused, &message);
-        tracing::warn!(%peer, suppressed = missed, "{}", event.message);
-        self.publish_event(event);
+        let peer = peer.to_string();
+        let event = Event::new(unix, Kind::PeerRefused, &message).peer(Some(&peer)).code(Some(reason.name()));
+        self.publish_event(event, true);
     }
 
     /// Tells of a dropped datagram, within a limit: anybody can send as many as they like.
@@ -236,9 +273,11 @@ impl Daemon {
             tracing::debug!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
             return;
         }
-        tracing::warn!(%peer, reason = reason.name(), suppressed = missed, "datagram dropped");
         let message = format!("{reason}: a datagram of {peer} was dropped{}", missed_words(missed));
-        self.publish_event(Event::new(unix, Kind::DatagramDropped, &message));
+        let peer = peer.to_string();
+        let event =
+            Event::new(unix, Kind::DatagramDropped, &message).peer(Some(&peer)).code(Some(reason.name()));
+        self.publish_event(event, true);
     }
 
     fn tell_rekeyed(
@@ -264,10 +303,30 @@ impl Daemon {
             }
             Some(reason) => {
                 let message = format!("{} not rekeyed: {reason}", kind_words(kind));
-                self.tell_tunnel(tunnel, Kind::RekeyFailed, &message);
+                let about = About { code: Some(reason.name()), ..About::default() };
+                self.tell_tunnel_about(tunnel, Kind::RekeyFailed, &about, &message);
                 self.waiters_failed(tunnel, Some(kind), &message, reason.hint());
             }
         }
+    }
+}
+
+/// What an event is about, beside its tunnel; who the peer is, is known without.
+#[derive(Default)]
+struct About {
+    child: Option<String>,
+    peer: Option<SocketAddr>,
+    code: Option<&'static str>,
+}
+
+/// A line of the log with the event's fields.
+fn log(event: &Event, odd: bool) {
+    let (tunnel, gateway) = (event.tunnel.as_deref(), event.gateway.as_deref());
+    let (child, peer, code) = (event.child.as_deref(), event.peer.as_deref(), event.code.as_str());
+    if odd {
+        tracing::warn!(tunnel, gateway, child, peer, code, "{}", event.message);
+    } else {
+        tracing::info!(tunnel, gateway, child, peer, code, "{}", event.message);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Events: what happened, for people and for programs. One JSON object a line.
 
+use cygnet_ike::{DropReason, FailureReason};
 use serde::{Deserialize, Serialize};
 
 use super::{one_line, rfc3339};
@@ -19,8 +20,25 @@ pub struct Event {
     /// The gateway it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
+    /// The pair of networks, or the pairs, that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<String>,
+    /// The other end that it is about: address and port, or how the configuration names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// The reason, if there is one, else the kind: what to search for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub code: String,
+    /// Counts the events of a life of the daemon from 1; 0 where nobody counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seq: u64,
     /// A sentence; escaped, so that it stays one line.
     pub message: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Declares the kinds with their words in JSON.
@@ -109,6 +127,13 @@ kinds! {
     Lost = "lost",
 }
 
+/// Every code that an event of this version can have: kinds, and reasons for failures and drops.
+pub fn codes() -> impl Iterator<Item = &'static str> {
+    let kinds = Kind::ALL.iter().map(|kind| kind.name());
+    let failures = FailureReason::ALL.iter().map(|reason| reason.name());
+    kinds.chain(failures).chain(DropReason::ALL.iter().map(|reason| reason.name()))
+}
+
 impl Kind {
     /// Whether somebody should look.
     pub const fn is_bad(self) -> bool {
@@ -140,7 +165,18 @@ impl Kind {
 impl Event {
     /// An event about the daemon as a whole. `message` may hold text of strangers: it is escaped here.
     pub fn new(unix: u64, event: Kind, message: &str) -> Self {
-        Self { time: rfc3339(unix), unix, event, tunnel: None, gateway: None, message: one_line(message) }
+        Self {
+            time: rfc3339(unix),
+            unix,
+            event,
+            tunnel: None,
+            gateway: None,
+            child: None,
+            peer: None,
+            code: event.name().to_owned(),
+            seq: 0,
+            message: one_line(message),
+        }
     }
 
     /// The same about a tunnel.
@@ -153,6 +189,27 @@ impl Event {
     #[must_use]
     pub fn gateway(self, name: &str) -> Self {
         Self { gateway: Some(name.to_owned()), ..self }
+    }
+
+    /// The same about some pairs of networks.
+    #[must_use]
+    pub fn child(self, networks: Option<&str>) -> Self {
+        Self { child: networks.map(one_line), ..self }
+    }
+
+    /// The same about another end.
+    #[must_use]
+    pub fn peer(self, peer: Option<&str>) -> Self {
+        Self { peer: peer.map(one_line), ..self }
+    }
+
+    /// The same for a reason.
+    #[must_use]
+    pub fn code(self, reason: Option<&str>) -> Self {
+        match reason {
+            Some(reason) => Self { code: reason.to_owned(), ..self },
+            None => self,
+        }
     }
 }
 
@@ -169,6 +226,11 @@ mod tests {
         assert!(!event.message.chars().any(char::is_control));
         assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event);
         assert_eq!(Kind::of_name("moon_phase"), None);
+        for kind in Kind::ALL {
+            assert_eq!(Kind::of_name(kind.name()), Some(*kind));
+        }
+        let all: Vec<&str> = codes().collect();
+        assert!(all.contains(&"tunnel_up") && all.contains(&"no_proposal_chosen"), "{all:?}");
         for word in crate::config::fields::ALERT_EVENTS {
             assert_eq!(Kind::of_name(word).map(Kind::name), Some(*word));
         }

@@ -1,6 +1,7 @@
-//! The last events of each tunnel, for `cygnet logs`. Bounded by the configuration: a ring for each configured tunnel.
+//! The last events of each tunnel, for `cygnet logs`, and of everything, for `cygnet events --since`. Bounded by the
+//! configuration: a ring for each configured tunnel, and one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cygnet_model::Timestamp;
 
@@ -9,10 +10,14 @@ use super::events::Event;
 /// Events kept for a tunnel.
 pub const PER_TUNNEL: usize = 200;
 
+/// Events kept of everything.
+pub const OF_ALL: usize = 2000;
+
 /// A ring of events for each tunnel. How old an event is does not depend on the wall clock, which may have been set since.
 #[derive(Clone, Default, Debug)]
 pub struct History {
     rings: BTreeMap<String, VecDeque<(Timestamp, Event)>>,
+    all: VecDeque<(Timestamp, Event)>,
 }
 
 impl History {
@@ -24,13 +29,34 @@ impl History {
         }
     }
 
-    /// Keeps an event of this moment that is about a configured tunnel.
+    /// Keeps an event of this moment; longer if it is about a configured tunnel.
     pub fn record(&mut self, at: Timestamp, event: &Event) {
+        if self.all.len() == OF_ALL {
+            self.all.pop_front();
+        }
+        self.all.push_back((at, event.clone()));
         let Some(ring) = event.tunnel.as_ref().and_then(|name| self.rings.get_mut(name)) else { return };
         if ring.len() == PER_TUNNEL {
             ring.pop_front();
         }
         ring.push_back((at, event.clone()));
+    }
+
+    /// Events of some tunnels, or with no name those of everything, from `since` on, oldest first.
+    pub fn recent(&self, tunnels: &[String], since: Timestamp) -> Vec<Event> {
+        if tunnels.is_empty() {
+            return self.all.iter().filter(|(at, _)| *at >= since).map(|(_, event)| event.clone()).collect();
+        }
+        let names: BTreeSet<&String> = tunnels.iter().collect();
+        let mut events: Vec<&(Timestamp, Event)> = names
+            .into_iter()
+            .filter_map(|t| self.rings.get(t))
+            .flatten()
+            .filter(|(at, _)| *at >= since)
+            .collect();
+        // What happened in the same moment keeps its order.
+        events.sort_by_key(|(at, event)| (*at, event.seq));
+        events.into_iter().map(|(_, event)| event.clone()).collect()
     }
 
     /// A tunnel's events from `since` on, oldest first; `None` if there is no such tunnel.
@@ -59,6 +85,8 @@ mod tests {
         assert_eq!(h.of("a", at(990)).unwrap().len(), 10);
         assert_eq!(h.of("b", at(0)), None);
         assert_eq!(h.of("stranger", at(0)), None);
+        assert_eq!(h.recent(&[], at(0)).len(), OF_ALL);
+        assert_eq!(h.recent(&["a".into(), "a".into()], at(990)).len(), 10);
     }
 
     #[test]

@@ -4,4 +4,5 @@ pub mod icmp;
 pub mod inherited;
 pub mod mmsg;
 pub mod peer;
+pub mod terminal;
 pub mod tun;

@@ -6,6 +6,7 @@
 
 mod jobs;
 mod restart;
+mod weather;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -18,10 +19,12 @@ pub use jobs::Pace;
 use jobs::Waiting;
 pub use restart::Back;
 use restart::{Ivs, Records};
+pub use weather::{Begun, Fate, Weather};
 
 use cygnet_ike::account::Account;
 use cygnet_ike::crypto::Random;
 use cygnet_ike::policy::{ChildPolicy, Encap, Retransmit, Start, TunnelPolicy};
+use cygnet_ike::recording::Recorder;
 use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::wire::{Exchange, Identity, Payloads};
 use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
@@ -170,6 +173,10 @@ pub struct Lab {
     /// A man in the middle: sees every IKE datagram as (sender, octets) and may change or swallow it.
     #[allow(clippy::type_complexity, reason = "a hook that tests write as a closure")]
     pub tap: Option<Box<dyn FnMut(usize, Vec<u8>) -> Option<Vec<u8>>>>,
+    /// Weather of a recording, which goes before that of the link.
+    pub weather: Option<Weather>,
+    /// A gateway that records, and its recording.
+    pub recording: Option<(usize, Recorder)>,
     now: Timestamp,
     random: Seeded,
     wire: BinaryHeap<Reverse<InFlight>>,
@@ -287,6 +294,8 @@ impl Lab {
             link,
             nat: Nat { next: 20_000, ..Nat::default() },
             tap: None,
+            weather: None,
+            recording: None,
             now: Timestamp::from_nanos(1_000_000_000_000),
             random: Seeded::new(seed),
             wire: BinaryHeap::new(),
@@ -463,6 +472,9 @@ impl Lab {
     fn transmit(&mut self, side: usize, flow: Flow, bytes: Vec<u8>) {
         self.sent[side] += 1;
         self.ivs.see(&bytes);
+        if let Some((_, recorder)) = self.recording.as_mut().filter(|(of, _)| *of == side) {
+            recorder.sent(self.now, flow, &bytes);
+        }
         let bytes = match &mut self.tap {
             Some(tap) => match tap(side, bytes) {
                 Some(bytes) => bytes,
@@ -470,10 +482,21 @@ impl Lab {
             },
             None => bytes,
         };
-        self.launch(side, flow.local, flow.remote, || Payload::Ike { natt: flow.natt, bytes: bytes.clone() });
+        let fate = self.weather.as_mut().and_then(|weather| weather.fate(side, &bytes));
+        self.launch(side, flow.local, flow.remote, fate, || Payload::Ike {
+            natt: flow.natt,
+            bytes: bytes.clone(),
+        });
     }
 
-    fn launch(&mut self, side: usize, from: SocketAddr, to: SocketAddr, payload: impl Fn() -> Payload) {
+    fn launch(
+        &mut self,
+        side: usize,
+        from: SocketAddr,
+        to: SocketAddr,
+        fate: Option<Fate>,
+        payload: impl Fn() -> Payload,
+    ) {
         let (mut source, mut destination) = (from, to);
         if let Some(public) = self.nat.public {
             if side == 0 {
@@ -491,14 +514,20 @@ impl Lab {
                 destination = (self.gateways[0].addr, *private).into();
             }
         }
-        if self.random.below(1000) < self.link.loss {
-            return;
-        }
-        let copies = if self.random.below(1000) < self.link.duplication { 2 } else { 1 };
+        let (copies, after) = match fate {
+            Some(Fate::Lost) => return,
+            Some(Fate::Arrives { after, copies }) => (copies, after),
+            None if self.random.below(1000) < self.link.loss => return,
+            None if self.random.below(1000) < self.link.duplication => (2, None),
+            None => (1, None),
+        };
         for _ in 0..copies {
             let (low, high) = self.link.delay;
             let span = u64::try_from((high - low).as_nanos()).expect("a short delay");
-            let at = self.now + low + Duration::from_nanos(self.random.below(span + 1));
+            let at = match after {
+                Some(after) => self.now + after,
+                None => self.now + low + Duration::from_nanos(self.random.below(span + 1)),
+            };
             self.order += 1;
             let datagram =
                 InFlight { at, order: self.order, to: 1 - side, source, destination, payload: payload() };
@@ -553,7 +582,7 @@ impl Lab {
         // Probes suffer the delay of the link but not its losses: those would not be ours.
         let keep = (self.link.loss, self.link.duplication);
         (self.link.loss, self.link.duplication) = (0, 0);
-        self.launch(side, from, to, || Payload::Probe { child, spi, key: key.clone() });
+        self.launch(side, from, to, None, || Payload::Probe { child, spi, key: key.clone() });
         (self.link.loss, self.link.duplication) = keep;
     }
 
@@ -561,6 +590,9 @@ impl Lab {
         match d.payload {
             Payload::Ike { natt, bytes } => {
                 let flow = Flow { local: d.destination, remote: d.source, natt };
+                if let Some((_, recorder)) = self.recording.as_mut().filter(|(of, _)| *of == d.to) {
+                    recorder.received(self.now, flow, &bytes);
+                }
                 self.input(d.to, Input::Datagram { flow, bytes: &bytes });
             }
             Payload::Probe { child, spi, key } => {

@@ -259,7 +259,7 @@ pub fn control() {
         ("events", Response::Events { events: vec![event(), event()] }),
         ("findings", Response::Findings { findings: vec![] }),
         ("streaming", Response::Streaming {}),
-        ("event", Response::Event { event: event() }),
+        ("event", Response::Event { event: Box::new(event()) }),
         ("error", Response::error(ErrorKind::NotFound, "there is no tunnel \"x\"")),
     ] {
         seed("control_response", name, frame::encode(&response).unwrap());
