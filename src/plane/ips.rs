@@ -182,7 +182,7 @@ impl Part {
         for name in [self.carried(), self.dropped()] {
             out.push(Change::TallySet { name, key_len, key_type, room: ROOM, idle: IDLE });
         }
-        // As many as there are gateways; they go with the table.
+        // One key for each gateway, so that this one is never full.
         let name = self.others();
         out.push(Change::TallySet { name, key_len: 4, key_type: TYPE_MARK, room: ROOM, idle: IDLE });
         out.push(Change::Branch(self.refuse_chain()));
