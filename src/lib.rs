@@ -9,6 +9,9 @@ pub mod control;
 pub mod diagnose;
 pub mod driver;
 pub mod export;
+#[cfg(test)]
+#[path = "../tests/common/growth.rs"]
+mod growth;
 mod http;
 pub mod import;
 pub mod observe;

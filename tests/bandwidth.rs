@@ -7,16 +7,14 @@ mod host;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use host::{Daemon, Host, told, until};
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 const US: &str = "10.1.0.1";
@@ -37,21 +35,10 @@ struct Pair {
 impl Pair {
     /// `gateway` and `tunnel` are what the file says of `own` and of `a-b` besides.
     fn up(test: &str, gateway: &str, tunnel: &str) -> Option<Self> {
-        let (ours, theirs) = (Host::new(test)?, Host::new(test)?);
-        let (a, b) = (ours.holder.id(), theirs.holder.id());
-        let wire = format!("ip link add wire netns {a} type veth peer name wire netns {b}");
-        assert!(Command::new("sh").args(["-c", &wire]).status().unwrap().success());
-        ours.sh(
-            "ip address add 192.0.2.1/24 dev wire; ip link set wire up; ip address add 10.1.0.1/16 dev far",
-        );
-        theirs.sh(
-            "ip address add 192.0.2.2/24 dev wire; ip address add 192.0.2.3/24 dev wire; ip link set wire up",
-        );
-        theirs.sh("ip address add 10.2.0.1/16 dev far; ip address add 10.3.0.1/16 dev far");
+        let (ours, theirs) = Host::wired(test)?;
+        theirs.sh("ip address add 192.0.2.3/24 dev wire; ip address add 10.3.0.1/16 dev far");
         let dir = |host: &Host, name: &str| {
-            let key = host.path("a-b.psk");
-            fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
-            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+            host.keep_key();
             let dir = host.dir.path().display();
             format!(
                 "daemon: {{ control_socket: {dir}/{name}.sock, state_dir: {dir}/{name}, data_plane: userspace }}"
@@ -82,7 +69,7 @@ tunnels:
             dir(&theirs, "b")
         );
         fs::write(theirs.path("b.yaml"), other).unwrap();
-        let (peer, daemon) = (started(&theirs, "b"), started(&ours, "a"));
+        let (peer, daemon) = (theirs.running("b"), ours.running("a"));
         let pair = Self { ours, theirs, daemon, _peer: peer };
         for to in [FIRST, SECOND] {
             until(|| pair.ping(to, 2).contains(" 0% packet loss"));
@@ -124,11 +111,7 @@ tunnels:
     }
 
     fn metric(&self, series: &str) -> Option<f64> {
-        self.ours.ask("a", &["status"]);
-        let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-        let page =
-            String::from_utf8(self.ours.inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap();
-        page.lines().find_map(|l| l.strip_prefix(series)?.trim().parse().ok())
+        self.ours.metrics("a").lines().find_map(|l| l.strip_prefix(series)?.trim().parse().ok())
     }
 
     fn outwards(&self, to: &str, offered: f64) -> Flood {
@@ -138,13 +121,6 @@ tunnels:
     fn inwards(&self, from: &str, offered: f64) -> Flood {
         Flood::open((&self.theirs, from), (&self.ours, US), offered)
     }
-}
-
-fn started(host: &Host, name: &str) -> Daemon {
-    let config = host.path(&format!("{name}.yaml"));
-    let daemon = Daemon(host.run(&config).stderr(Stdio::null()).spawn().unwrap());
-    until(|| host.ask(name, &["status"]).status.code() != Some(69));
-    daemon
 }
 
 /// Datagrams at a rate, until it is dropped.
@@ -164,7 +140,7 @@ impl Flood {
         let (sent, came) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let (source, sink): (SocketAddr, SocketAddr) =
             (format!("{source}:0").parse().unwrap(), format!("{sink}:0").parse().unwrap());
-        let receiver = inside(to, move || UdpSocket::bind(sink).unwrap()).join().unwrap();
+        let receiver = to.thread(move || UdpSocket::bind(sink).unwrap()).join().unwrap();
         let target = receiver.local_addr().unwrap();
         receiver.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&came));
@@ -177,7 +153,7 @@ impl Flood {
             }
         });
         let (stopped, count) = (Arc::clone(&quiet), Arc::clone(&sent));
-        let sending = inside(from, move || {
+        let sending = from.thread(move || {
             let socket = UdpSocket::bind(source).unwrap();
             socket.connect(target).unwrap();
             let (began, data) = (Instant::now(), [7; PACKET - 28]);
@@ -209,14 +185,6 @@ impl Drop for Flood {
             let _ = thread.join();
         }
     }
-}
-
-fn inside<T: Send + 'static>(host: &Host, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    let ns = fs::File::open(format!("/proc/{}/ns/net", host.holder.id())).unwrap();
-    std::thread::spawn(move || {
-        setns(ns, CloneFlags::CLONE_NEWNET).unwrap();
-        work()
-    })
 }
 
 const SECOND_LONG: Duration = Duration::from_secs(1);
@@ -401,10 +369,10 @@ fn levels_of_tunnels_outlive_the_daemon_and_follow_the_file() {
     assert_eq!(all(&pair), [is(7_000_000, "saved"), is(9_000_000, "command")]);
     pair.daemon.0.kill().unwrap();
     pair.daemon.0.wait().unwrap();
-    pair.daemon = started(&pair.ours, "a");
+    pair.daemon = pair.ours.running("a");
     assert_eq!(all(&pair), [is(7_000_000, "saved"), is(9_000_000, "command")]);
     assert_eq!(pair.daemon.end(), Some(0));
-    pair.daemon = started(&pair.ours, "a");
+    pair.daemon = pair.ours.running("a");
     assert_eq!(all(&pair), [is(7_000_000, "saved"), is(0, "none")]);
     assert!(
         pair.says(&["status", "a-b"]).contains("out 7 Mbit/s (saved)"),

@@ -5,9 +5,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 fn cygnet(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cygnet")).args(args).env_remove("NO_COLOR").output().unwrap()
@@ -385,17 +383,4 @@ fn a_reader_that_goes_away_is_no_error() {
         format!("{} schema | head -c 1 > /dev/null; exit ${{PIPESTATUS[0]}}", env!("CARGO_BIN_EXE_cygnet"));
     let o = Command::new("bash").args(["-c", &script]).output().unwrap();
     assert!(o.stderr.is_empty(), "{}", String::from_utf8_lossy(&o.stderr));
-}
-
-/// `cygnet check` takes less than 50 ms; the bound here leaves room for a busy machine and a debug build.
-#[test]
-fn check_is_quick() {
-    let (_dir, path) = configuration(GOOD);
-    let best = (0..5).map(|_| {
-        let started = Instant::now();
-        assert_eq!(told(&["check", &path]).code, 0);
-        started.elapsed()
-    });
-    assert!(best.min().unwrap() < Duration::from_millis(50));
-    assert!(Path::new(&path).exists());
 }

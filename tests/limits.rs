@@ -7,15 +7,12 @@ mod host;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use host::{Daemon, Host, told, until};
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -33,17 +30,8 @@ const NEIGHBOUR: &str = "10.1.0.6";
 
 impl Pair {
     fn up(test: &str, limits: &str) -> Option<Self> {
-        let (ours, theirs) = (Host::new(test)?, Host::new(test)?);
-        let (a, b) = (ours.holder.id(), theirs.holder.id());
-        let wire = format!("ip link add wire netns {a} type veth peer name wire netns {b}");
-        assert!(Command::new("sh").args(["-c", &wire]).status().unwrap().success());
-        ours.sh(
-            "ip address add 192.0.2.1/24 dev wire; ip link set wire up; ip address add 10.1.0.1/16 dev far",
-        );
+        let (ours, theirs) = Host::wired(test)?;
         ours.sh("ip address add 10.1.0.5/16 dev far; ip address add 10.1.0.6/16 dev far");
-        theirs.sh(
-            "ip address add 192.0.2.2/24 dev wire; ip link set wire up; ip address add 10.2.0.1/16 dev far",
-        );
         configure(&ours, "a", ("192.0.2.1", "10.1.0.0/16"), ("192.0.2.2", "10.2.0.0/16"), ("active", limits));
         configure(
             &theirs,
@@ -52,7 +40,7 @@ impl Pair {
             ("192.0.2.1", "10.1.0.0/16"),
             ("passive", "[]"),
         );
-        let (peer, daemon) = (started(&theirs, "b"), started(&ours, "a"));
+        let (peer, daemon) = (theirs.running("b"), ours.running("a"));
         let pair = Self { ours, theirs, daemon, _peer: peer };
         until(|| pair.pings(NEIGHBOUR));
         Some(pair)
@@ -86,19 +74,10 @@ impl Pair {
         let all = answer["limits"].as_array().unwrap().iter();
         all.map(|l| (word(l, "ip"), word(l, "rate"), word(l, "origin"))).collect()
     }
-
-    fn metrics(&self) -> String {
-        // What was counted meanwhile is on the page after a question for all.
-        self.ours.ask("a", &["status"]);
-        let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-        String::from_utf8(self.ours.inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap()
-    }
 }
 
 fn configure(host: &Host, name: &str, own: (&str, &str), other: (&str, &str), what: (&str, &str)) {
-    let key = host.path("a-b.psk");
-    fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    host.keep_key();
     let dir = host.dir.path().display();
     let ((address, network), (peer, remote), (start, limits)) = (own, other, what);
     let text = format!(
@@ -113,13 +92,6 @@ tunnels:
     fs::write(host.path(&format!("{name}.yaml")), text).unwrap();
 }
 
-fn started(host: &Host, name: &str) -> Daemon {
-    let config = host.path(&format!("{name}.yaml"));
-    let daemon = Daemon(host.run(&config).stderr(Stdio::null()).spawn().unwrap());
-    until(|| host.ask(name, &["status"]).status.code() != Some(69));
-    daemon
-}
-
 /// A TCP connection that carries as much as it can, until it is dropped.
 struct Stream {
     stop: Arc<AtomicBool>,
@@ -132,7 +104,7 @@ impl Stream {
         let (stop, carried) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let source: SocketAddr = format!("{source}:0").parse().unwrap();
         let sink: SocketAddr = format!("{sink}:0").parse().unwrap();
-        let listener = inside(to, move || TcpListener::bind(sink).unwrap()).join().unwrap();
+        let listener = to.thread(move || TcpListener::bind(sink).unwrap()).join().unwrap();
         let target = listener.local_addr().unwrap();
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&carried));
         let receiver = std::thread::spawn(move || {
@@ -154,7 +126,7 @@ impl Stream {
             }
         });
         let stopped = Arc::clone(&stop);
-        let sender = inside(from, move || {
+        let sender = from.thread(move || {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&source.into()).unwrap();
             socket.connect_timeout(&target.into(), Duration::from_secs(10)).unwrap();
@@ -183,14 +155,6 @@ impl Drop for Stream {
             let _ = thread.join();
         }
     }
-}
-
-fn inside<T: Send + 'static>(host: &Host, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    let ns = fs::File::open(format!("/proc/{}/ns/net", host.holder.id())).unwrap();
-    std::thread::spawn(move || {
-        setns(ns, CloneFlags::CLONE_NEWNET).unwrap();
-        work()
-    })
 }
 
 /// The story: somebody downloads at night, is found, and is capped; the others have their room back, and nothing else has
@@ -239,7 +203,7 @@ fn one_address_is_found_and_capped_and_the_rest_is_not_touched() {
         );
         until(|| greedy.rate(second) > 25e6);
     }
-    let metrics = pair.metrics();
+    let metrics = pair.ours.metrics("a");
     for series in [
         "cygnet_ip_bytes_total{gateway=\"own\",ip=\"10.1.0.5\"} ",
         "cygnet_ip_bytes_total{gateway=\"own\",ip=\"10.1.0.6\"} ",
@@ -263,7 +227,7 @@ fn a_blocked_address_passes_nothing_either_way_and_others_pass() {
     let from_peer = |to: &str| pair.theirs.sh(&format!("ping -c 2 -i 0.2 -W 1 -I {PEER} {to}"));
     assert!(!pair.pings(GREEDY) && from_peer(GREEDY).contains("100% packet loss"));
     assert!(pair.pings(NEIGHBOUR) && from_peer(NEIGHBOUR).contains(" 0% packet loss"));
-    let metrics = pair.metrics();
+    let metrics = pair.ours.metrics("a");
     assert!(
         metrics.contains("cygnet_ip_limit_bits_per_second{gateway=\"own\",ip=\"10.1.0.5\"} 0\n"),
         "{metrics}"
@@ -304,7 +268,7 @@ fn limits_outlive_the_daemon_and_follow_the_file() {
     // A crash: all of it goes on.
     pair.daemon.0.kill().unwrap();
     pair.daemon.0.wait().unwrap();
-    pair.daemon = started(&pair.ours, "a");
+    pair.daemon = pair.ours.running("a");
     assert_eq!(pair.limits(), all);
     until(|| pair.pings(GREEDY));
     assert!(!pair.pings(NEIGHBOUR));
@@ -329,12 +293,12 @@ fn limits_outlive_the_daemon_and_follow_the_file() {
 
     // The end, and another beginning.
     assert_eq!(pair.daemon.end(), Some(0));
-    pair.daemon = started(&pair.ours, "a");
+    pair.daemon = pair.ours.running("a");
     assert_eq!(pair.limits(), [is(GREEDY, "5mbit", "saved"), is("10.1.0.7", "8mbit", "configuration")]);
     // A file that was changed while nobody looked has the last word as well.
     assert_eq!(pair.daemon.end(), Some(0));
     fs::write(&config, text.replace("7mbit }", "8mbit }, { ip: 10.1.0.5, rate: block }")).unwrap();
-    pair.daemon = started(&pair.ours, "a");
+    pair.daemon = pair.ours.running("a");
     let file = [is(GREEDY, "block", "configuration"), is("10.1.0.7", "8mbit", "configuration")];
     assert_eq!(pair.limits(), file);
     pair.says(&["limit", "own", GREEDY, "unlimited", "--save"]);
@@ -390,6 +354,6 @@ fn ten_thousand_limits_come_at_once_and_one_changes_at_once() {
     assert!(changed < Duration::from_secs(2), "{changed:?}");
     assert_eq!(pair.limits().len(), 10_000);
     assert!(pair.pings(NEIGHBOUR));
-    let metrics = pair.metrics();
+    let metrics = pair.ours.metrics("a");
     assert_eq!(metrics.matches("\ncygnet_ip_limit_bits_per_second{").count(), 100, "bounded");
 }

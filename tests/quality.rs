@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc;
@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use cygnet_model::SecretBytes;
 use host::{Daemon, Host, told, until};
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 const SECRET: &str = "tJ4mVq8wLx2zRn6kYs0p";
@@ -75,19 +74,16 @@ tunnels:
 
     fn write(&self, side: usize, text: &str) {
         let host = &self.hosts[side];
-        for (name, key) in [("a-b.psk", "pL7v0y2QxNf8sKd3RwZtB5\n"), ("hook.secret", SECRET)] {
-            let path = host.path(name);
-            fs::write(&path, key).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        }
+        host.keep_key();
+        let secret = host.path("hook.secret");
+        fs::write(&secret, SECRET).unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(host.path("x.yaml"), text).unwrap();
     }
 
     fn start(&mut self, side: usize, text: &str) {
         self.write(side, text);
-        let host = &self.hosts[side];
-        self.daemons.push(Daemon(host.run(&host.path("x.yaml")).stderr(Stdio::null()).spawn().unwrap()));
-        until(|| host.ask("x", &["status"]).status.code() != Some(69));
+        self.daemons.push(self.hosts[side].running("x"));
     }
 
     fn json(&self, side: usize, args: &[&str]) -> Value {
@@ -139,14 +135,6 @@ tunnels:
     }
 }
 
-fn inside<T: Send + 'static>(host: &Host, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    let ns = fs::File::open(format!("/proc/{}/ns/net", host.holder.id())).unwrap();
-    std::thread::spawn(move || {
-        setns(ns, CloneFlags::CLONE_NEWNET).unwrap();
-        work()
-    })
-}
-
 /// Datagrams from one gateway to the other, a hundred a second, until it is stopped.
 struct Stream {
     stop: Arc<AtomicBool>,
@@ -160,7 +148,7 @@ impl Stream {
         let (source, target) = (INNER[from], INNER[1 - from]);
         let stopped = Arc::clone(&stop);
         let (ready, is_ready) = mpsc::channel();
-        let receiver = inside(&pair.hosts[1 - from], move || {
+        let receiver = pair.hosts[1 - from].thread(move || {
             let socket = UdpSocket::bind((target, 7100)).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
             ready.send(()).unwrap();
@@ -174,7 +162,7 @@ impl Stream {
         });
         is_ready.recv().unwrap();
         let stopped = Arc::clone(&stop);
-        let sender = inside(&pair.hosts[from], move || {
+        let sender = pair.hosts[from].thread(move || {
             let socket = UdpSocket::bind((source, 0)).unwrap();
             let mut n = 0u32;
             while !stopped.load(Relaxed) {
@@ -335,7 +323,7 @@ fn health_checks_follow_the_configuration() {
 
 /// A small HTTP server: gives back the requests' signatures and bodies, and answers the first one with an error.
 fn hook(host: &Host) -> (u16, mpsc::Receiver<(String, String)>) {
-    let listener = inside(host, || TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
+    let listener = host.thread(|| TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
     let port = listener.local_addr().unwrap().port();
     let (tx, rx) = mpsc::channel();
     std::thread::spawn(move || {

@@ -9,7 +9,7 @@ use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use host::{Daemon, Host, told, until};
 use nix::sched::{CloneFlags, setns};
@@ -29,8 +29,8 @@ const THEIRS: &str = "192.0.2.2";
 impl Pair {
     fn up(test: &str) -> Option<Self> {
         let (ours, theirs) = Self::hosts(test)?;
-        let peer = started(&theirs, "b");
-        let daemon = started(&ours, "a");
+        let peer = theirs.running("b");
+        let daemon = ours.running("a");
         let pair = Self { ours, theirs, daemon, _peer: peer };
         until(|| pair.is_up());
         Some(pair)
@@ -38,16 +38,7 @@ impl Pair {
 
     /// Two hosts with a network each, and a wire between them.
     fn hosts(test: &str) -> Option<(Host, Host)> {
-        let (ours, theirs) = (Host::new(test)?, Host::new(test)?);
-        let (a, b) = (ours.holder.id(), theirs.holder.id());
-        let wire = format!("ip link add wire netns {a} type veth peer name wire netns {b}");
-        assert!(Command::new("sh").args(["-c", &wire]).status().unwrap().success());
-        ours.sh(
-            "ip address add 192.0.2.1/24 dev wire; ip link set wire up; ip address add 10.1.0.1/16 dev far",
-        );
-        theirs.sh(
-            "ip address add 192.0.2.2/24 dev wire; ip link set wire up; ip address add 10.2.0.1/16 dev far",
-        );
+        let (ours, theirs) = Host::wired(test)?;
         ours.sh("ip route add default via 192.0.2.2");
         theirs.sh("ip route add default via 192.0.2.1");
         configure(&ours, "a", (OURS, "10.1.0.0/16"), (THEIRS, "10.2.0.0/16"), "active");
@@ -87,7 +78,7 @@ impl Pair {
     }
 
     fn start(&mut self) {
-        self.daemon = started(&self.ours, "a");
+        self.daemon = self.ours.running("a");
     }
 
     fn events(&self) -> String {
@@ -96,9 +87,7 @@ impl Pair {
 }
 
 fn configure(host: &Host, name: &str, own: (&str, &str), other: (&str, &str), start: &str) {
-    let key = host.path("a-b.psk");
-    fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    host.keep_key();
     let dir = host.dir.path().display();
     let (address, network) = own;
     let (peer, remote) = other;
@@ -112,13 +101,6 @@ tunnels:
 "
     );
     fs::write(host.path(&format!("{name}.yaml")), text).unwrap();
-}
-
-fn started(host: &Host, name: &str) -> Daemon {
-    let log = fs::File::options().create(true).append(true).open(host.path("log")).unwrap();
-    let daemon = Daemon(host.run(&host.path(&format!("{name}.yaml"))).stderr(log).spawn().unwrap());
-    until(|| host.ask(name, &["status"]).status.code() != Some(69));
-    daemon
 }
 
 fn log(host: &Host) -> String {
@@ -346,7 +328,7 @@ fn sockets_that_the_service_manager_kept_are_used_again_and_others_let_go() {
     // One that fits, and one of an address that the configuration does not have.
     let natt = bound(&ours, "192.0.2.1:4500");
     let other = bound(&ours, "10.1.0.1:4500");
-    let peer = started(&theirs, "b");
+    let peer = theirs.running("b");
     let daemon = started_with(&ours, &[&natt, &other], &notify);
     let all = said();
     assert!(all.contains("FDSTORE=1\nFDNAME=192.0.2.1_4500\nFDPOLL=0"), "{all}");

@@ -5,7 +5,7 @@
 //! never got beyond IKE_SA_INIT give way first. Nothing of a payload is kept but its type, and of encrypted ones none but the
 //! outer one and the first inner one, which stand in clear.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -58,10 +58,16 @@ struct Ring {
     /// Ways that messages took; of an IKE SA there are few.
     flows: Vec<Flow>,
     messages: VecDeque<Kept>,
-    /// Counts touches of all rings.
-    touched: u64,
+    turn: Turn,
+}
+
+/// When an IKE SA gives way to others: the least goes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Turn {
     /// It got beyond IKE_SA_INIT.
     established: bool,
+    /// How many messages had been kept when it was touched last.
+    touched: u64,
 }
 
 /// What the last messages were.
@@ -69,6 +75,8 @@ struct Ring {
 pub struct Recorder {
     /// By the initiator's SPI, which an IKE SA has from its first message on.
     sas: BTreeMap<u64, Ring>,
+    /// The same in the order in which they give way.
+    turns: BTreeSet<(Turn, u64)>,
     strangers: VecDeque<(Flow, Kept)>,
     touches: u64,
 }
@@ -85,12 +93,9 @@ impl Recorder {
         let Some(kept) = kept(at, false, bytes) else { return };
         if self.sas.contains_key(&kept.header.spi_i) {
             self.keep(flow, kept);
-            return;
+        } else {
+            self.keep_of_stranger(flow, kept);
         }
-        if self.strangers.len() == OF_STRANGERS {
-            self.strangers.pop_front();
-        }
-        self.strangers.push_back((flow, kept));
     }
 
     /// Takes a message that goes out.
@@ -99,13 +104,17 @@ impl Recorder {
         let h = &kept.header;
         // A stranger who is asked for a cookie, or for another group, or who is told to go away, is nobody yet.
         if h.response && h.spi_r == 0 && !self.sas.contains_key(&h.spi_i) {
-            if self.strangers.len() == OF_STRANGERS {
-                self.strangers.pop_front();
-            }
-            self.strangers.push_back((flow, kept));
-            return;
+            self.keep_of_stranger(flow, kept);
+        } else {
+            self.keep(flow, kept);
         }
-        self.keep(flow, kept);
+    }
+
+    fn keep_of_stranger(&mut self, flow: Flow, kept: Kept) {
+        if self.strangers.len() == OF_STRANGERS {
+            self.strangers.pop_front();
+        }
+        self.strangers.push_back((flow, kept));
     }
 
     fn keep(&mut self, flow: Flow, kept: Kept) {
@@ -125,8 +134,10 @@ impl Recorder {
             self.sas.insert(spi, ring);
         }
         if let Some(ring) = self.sas.get_mut(&spi) {
-            ring.touched = self.touches;
-            ring.established |= kept.header.exchange != Exchange::IKE_SA_INIT;
+            self.turns.remove(&(ring.turn, spi));
+            ring.turn.touched = self.touches;
+            ring.turn.established |= kept.header.exchange != Exchange::IKE_SA_INIT;
+            self.turns.insert((ring.turn, spi));
             ring.push(flow, kept);
         }
     }
@@ -135,8 +146,7 @@ impl Recorder {
         if self.sas.len() < SAS {
             return;
         }
-        let first = self.sas.iter().min_by_key(|(_, ring)| (ring.established, ring.touched));
-        if let Some(spi) = first.map(|(spi, _)| *spi) {
+        if let Some((_, spi)) = self.turns.pop_first() {
             self.sas.remove(&spi);
         }
     }
@@ -195,11 +205,9 @@ fn kept(at: Timestamp, sent: bool, bytes: &[u8]) -> Option<Kept> {
     let (header, chain) = Header::decode(bytes).ok()?;
     let mut payloads = [0; PAYLOADS];
     // Of a chain that is broken the header tells the first type.
-    let mut kinds = vec![header.next];
-    if let Ok(all) = split(header.next, chain) {
-        kinds = all.iter().map(|raw| raw.kind).collect();
-        kinds.extend(all.last().map(|raw| raw.next).filter(|_| header.next != PayloadType::NONE));
-    }
+    let all = split(header.next, chain).unwrap_or_default();
+    let behind = all.last().map_or(header.next, |raw| raw.next);
+    let kinds = all.iter().map(|raw| raw.kind).chain([behind]);
     for (slot, kind) in payloads.iter_mut().zip(kinds) {
         *slot = kind.0;
     }
@@ -373,7 +381,7 @@ mod tests {
         for spi in 100..100 + 2 * SAS as u64 {
             r.sent(at, flow(), &message(spi, spi, Exchange::IKE_SA_INIT, 0, true));
         }
-        assert!(r.sas.len() == SAS && r.sas.contains_key(&1));
+        assert!(r.sas.len() == SAS && r.turns.len() == SAS && r.sas.contains_key(&1));
     }
 
     #[test]

@@ -1,71 +1,58 @@
 //! Exit codes: one table for the commands, their help, the manual and the documentation.
 
-/// How a command ended; after sysexits.h where that says something.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Exit {
+/// The enumeration, the list of its values and what they mean, from one table.
+macro_rules! exits {
+    ($($(#[$doc:meta])* $name:ident = $code:literal: $meaning:literal,)*) => {
+        /// How a command ended; after sysexits.h where that says something.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum Exit {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl Exit {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// What it says, for people.
+            pub const fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => $meaning,)*
+                }
+            }
+        }
+    };
+}
+
+exits! {
     /// What was asked for is done.
-    Done = 0,
+    Done = 0: "done, or healthy",
     /// It failed, or something is not as it should be.
-    Failed = 1,
+    Failed = 1: "failed, or not healthy: a tunnel that should be up is not, a cause was found",
     /// There is something to change.
-    Changes = 2,
+    Changes = 2: "plan --detailed-exitcode: there is something to change",
     /// The command line makes no sense.
-    Usage = 64,
+    Usage = 64: "wrong usage, or there is no object of that name",
     /// Nobody answers.
-    Unavailable = 69,
+    Unavailable = 69: "the daemon is not reachable or about to end, or what it needs is in use",
     /// The system gives no more.
-    Software = 70,
+    Software = 70: "the system did not give what is needed; cygnet doctor shows what it offers",
     /// A file is at fault.
-    Io = 74,
+    Io = 74: "a file cannot be read or written",
     /// Later, perhaps.
-    Temporary = 75,
+    Temporary = 75: "not done in time, or too many clients; the daemon goes on, and it may be tried again",
     /// The daemon speaks something else.
-    Protocol = 76,
+    Protocol = 76: "the daemon gave no usable answer; it has perhaps another version",
     /// Not for this user.
-    Permission = 77,
+    Permission = 77: "no permission",
     /// The configuration is at fault.
-    Config = 78,
+    Config = 78: "the configuration has errors",
 }
 
 impl Exit {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
-        Self::Done,
-        Self::Failed,
-        Self::Changes,
-        Self::Usage,
-        Self::Unavailable,
-        Self::Software,
-        Self::Io,
-        Self::Temporary,
-        Self::Protocol,
-        Self::Permission,
-        Self::Config,
-    ];
-
     /// The number.
     pub const fn code(self) -> u8 {
         self as u8
-    }
-
-    /// What it says, for people.
-    pub const fn meaning(self) -> &'static str {
-        match self {
-            Self::Done => "done, or healthy",
-            Self::Failed => "failed, or not healthy: a tunnel that should be up is not, a cause was found",
-            Self::Changes => "plan --detailed-exitcode: there is something to change",
-            Self::Usage => "wrong usage, or there is no object of that name",
-            Self::Unavailable => "the daemon is not reachable or about to end, or what it needs is in use",
-            Self::Software => "the system did not give what is needed; cygnet doctor shows what it offers",
-            Self::Io => "a file cannot be read or written",
-            Self::Temporary => {
-                "not done in time, or too many clients; the daemon goes on, and it may be tried again"
-            }
-            Self::Protocol => "the daemon gave no usable answer; it has perhaps another version",
-            Self::Permission => "no permission",
-            Self::Config => "the configuration has errors",
-        }
     }
 }
 
@@ -94,7 +81,7 @@ mod tests {
     /// Scripts rely on the numbers: they stay, and the documentation says the same.
     #[test]
     fn exit_codes_are_those_of_the_documentation() {
-        let codes: Vec<u8> = Exit::ALL.into_iter().map(Exit::code).collect();
+        let codes: Vec<u8> = Exit::ALL.iter().map(|e| e.code()).collect();
         assert_eq!(codes, [0, 1, 2, 64, 69, 70, 74, 75, 76, 77, 78]);
         let rows: Vec<String> =
             Exit::ALL.iter().map(|e| format!("| {} | {} |", e.code(), e.meaning())).collect();

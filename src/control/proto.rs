@@ -197,6 +197,15 @@ const CONFIGURATION_S: u64 = 120;
 impl Request {
     /// Who may ask this.
     pub const fn role(&self) -> Role {
+        self.manners().0
+    }
+
+    /// How long the client is ready to wait, in seconds, if it said so.
+    pub const fn timeout_s(&self) -> Option<u64> {
+        self.manners().1
+    }
+
+    const fn manners(&self) -> (Role, Option<u64>) {
         match self {
             Self::Status { .. }
             | Self::Limits { .. }
@@ -212,48 +221,19 @@ impl Request {
             | Self::Recent { .. }
             | Self::Metrics {}
             | Self::Recording {}
-            | Self::Events {} => Role::Reader,
-            // What is wrong with a file is said in its own words, and readers need not be able to read it.
-            Self::Plan { file: None }
-            | Self::Apply { file: None }
-            | Self::Up { .. }
-            | Self::Down { .. }
-            | Self::Rekey { .. }
-            | Self::Reset { .. }
-            | Self::Bandwidth { .. }
-            | Self::Limit { .. } => Role::Admin,
-            // A file of any name may be anybody's.
-            Self::Plan { file: Some(_) } | Self::Apply { file: Some(_) } | Self::Handover {} => Role::Root,
-        }
-    }
-
-    /// How long the client is ready to wait, if it said so.
-    pub const fn timeout_s(&self) -> Option<u64> {
-        match self {
+            | Self::Events {} => (Role::Reader, None),
             Self::Up { timeout_s, .. }
             | Self::Down { timeout_s, .. }
             | Self::Rekey { timeout_s, .. }
-            | Self::Reset { timeout_s, .. } => Some(*timeout_s),
-            // Ten thousand tunnels take a while.
-            Self::Plan { .. } | Self::Apply { .. } => Some(CONFIGURATION_S),
-            Self::Status { .. }
-            | Self::Bandwidth { .. }
-            | Self::Limit { .. }
-            | Self::Limits { .. }
-            | Self::TopPeaks { .. }
-            | Self::Logs { .. }
-            | Self::Quality { .. }
-            | Self::TopTunnels { .. }
-            | Self::TopPeers {}
-            | Self::Explain { .. }
-            | Self::Diagnose { .. }
-            | Self::Doctor {}
-            | Self::Names {}
-            | Self::Recent { .. }
-            | Self::Metrics {}
-            | Self::Recording {}
-            | Self::Handover {}
-            | Self::Events {} => None,
+            | Self::Reset { timeout_s, .. } => (Role::Admin, Some(*timeout_s)),
+            Self::Bandwidth { .. } | Self::Limit { .. } => (Role::Admin, None),
+            // What is wrong with a file is said in its own words, and readers need not be able to read it.
+            Self::Plan { file: None } | Self::Apply { file: None } => (Role::Admin, Some(CONFIGURATION_S)),
+            // A file of any name may be anybody's.
+            Self::Plan { file: Some(_) } | Self::Apply { file: Some(_) } => {
+                (Role::Root, Some(CONFIGURATION_S))
+            }
+            Self::Handover {} => (Role::Root, None),
         }
     }
 }

@@ -240,6 +240,7 @@ fn rules(conn: &Conn) -> Result<Vec<SpdRule>, String> {
         list => Some(list.to_vec()),
     };
     let mut out: Vec<SpdRule> = Vec::new();
+    let mut known = BTreeSet::new();
     for Child { near, far } in &conn.children {
         let (Some(near), Some(far)) = (side(near, &conn.near), side(far, &conn.far)) else {
             return Err("it protects the ends themselves, whose addresses are not known".into());
@@ -252,7 +253,8 @@ fn rules(conn: &Conn) -> Result<Vec<SpdRule>, String> {
         for local in near {
             let remote: Vec<IpRange> = far.iter().copied().filter(|f| f.same_family(&local)).collect();
             let rule = SpdRule { local, remote };
-            if !rule.remote.is_empty() && !out.contains(&rule) {
+            let said = (local, rule.remote.clone());
+            if !rule.remote.is_empty() && known.insert(said) {
                 out.push(rule);
             }
         }

@@ -8,7 +8,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
 
 /// A network namespace and a directory for configurations.
 pub struct Host {
@@ -77,11 +80,16 @@ impl Host {
         self.dir.path().join(name)
     }
 
-    /// A configuration with a control socket, state directory and exporter of its own.
-    pub fn config(&self, name: &str, port: u16, address: &str) -> PathBuf {
+    /// Writes the key of `psk_file: a-b.psk`.
+    pub fn keep_key(&self) {
         let key = self.path("a-b.psk");
         fs::write(&key, "pL7v0y2QxNf8sKd3RwZtB5\n").unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// A configuration with a control socket, state directory and exporter of its own.
+    pub fn config(&self, name: &str, port: u16, address: &str) -> PathBuf {
+        self.keep_key();
         let dir = self.dir.path().display();
         let text = format!(
             "daemon: {{ control_socket: {dir}/{name}.sock, state_dir: {dir}/{name}, metrics: {{ listen: \"127.0.0.1:{port}\" }} }}
@@ -105,12 +113,50 @@ tunnels:
         command
     }
 
-    /// A daemon that is ready.
+    /// A daemon of [`Self::config`] that is ready.
     pub fn started(&self, name: &str, port: u16, address: &str) -> Daemon {
-        let config = self.config(name, port, address);
-        let daemon = Daemon(self.run(&config).stderr(Stdio::null()).spawn().unwrap());
+        self.config(name, port, address);
+        self.running(name)
+    }
+
+    /// A daemon of the configuration `NAME.yaml` that is ready. Its log goes to the end of the file `log`.
+    pub fn running(&self, name: &str) -> Daemon {
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let config = self.path(&format!("{name}.yaml"));
+        let daemon = Daemon(self.run(&config).stderr(log).spawn().unwrap());
         until(|| self.ask(name, &["status"]).status.code() != Some(69));
         daemon
+    }
+
+    /// Two hosts on one wire, 192.0.2.1 with 10.1.0.0/16 behind it and 192.0.2.2 with 10.2.0.0/16.
+    pub fn wired(test: &str) -> Option<(Self, Self)> {
+        let (ours, theirs) = (Self::new(test)?, Self::new(test)?);
+        let (a, b) = (ours.holder.id(), theirs.holder.id());
+        let wire = format!("ip link add wire netns {a} type veth peer name wire netns {b}");
+        assert!(Command::new("sh").args(["-c", &wire]).status().unwrap().success());
+        for (host, n) in [(&ours, 1), (&theirs, 2)] {
+            host.sh(&format!(
+                "ip address add 192.0.2.{n}/24 dev wire; ip link set wire up; ip address add 10.{n}.0.1/16 dev far"
+            ));
+        }
+        Some((ours, theirs))
+    }
+
+    /// Does something in this namespace, on a thread of its own.
+    pub fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let ns = fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        std::thread::spawn(move || {
+            setns(ns, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+
+    /// The exporter's page, with what was counted until now.
+    pub fn metrics(&self, name: &str) -> String {
+        // A question for all of them has the counters read.
+        self.ask(name, &["status"]);
+        let get = "exec 3<>/dev/tcp/127.0.0.1/9180; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        String::from_utf8(self.inside("bash").args(["-c", get]).output().unwrap().stdout).unwrap()
     }
 
     pub fn ask(&self, name: &str, args: &[&str]) -> Output {

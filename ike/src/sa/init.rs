@@ -361,7 +361,14 @@ impl InitSent {
         this.out.answered(ctx, &this.policy);
         let answers = |a: &Attempt| a.group == suite.group;
         let attempt = std::iter::once(this.current).chain(this.earlier).find(answers);
-        let Some(Attempt { key, message, .. }) = attempt else { return State::placeholder() };
+        let Some(Attempt { key, message, .. }) = attempt else {
+            // `accept` takes none that we did not try.
+            return closed(
+                this.policy,
+                FailureReason::InvalidKe,
+                "no key of ours for the chosen group".into(),
+            );
+        };
         let wants_natt = nat.is_some_and(|n| n.local || n.remote || this.policy.encap == Encap::Force);
         if wants_natt {
             // Port float (RFC 7296 §2.23): everything after IKE_SA_INIT goes through 4500.

@@ -10,6 +10,7 @@ mod esp;
 mod ike;
 mod input;
 mod offload;
+mod recording;
 mod saved;
 mod sealed;
 mod tc;
@@ -21,6 +22,7 @@ pub use endpoint::endpoint;
 pub use esp::{esp_inner, esp_natt, esp_open, esp_replay, esp_seal};
 pub use ike::{ike_header, ike_identity, ike_narrow, ike_payloads, ike_selectors};
 pub use offload::{esp_coalesce, esp_segment};
+pub use recording::recording;
 pub use saved::ike_saved;
 pub use sealed::{ike_open, ike_seal};
 pub use tc::{tc_class, tc_filter, tc_qdisc};
@@ -38,7 +40,7 @@ pub mod fixed {
 pub type Target = fn(&[u8]);
 
 /// Every target under its name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 34] = [
+pub const TARGETS: [(&str, Target); 35] = [
     ("bandwidth_saved", bandwidth_saved),
     ("config", config),
     ("control_request", control_request),
@@ -66,6 +68,7 @@ pub const TARGETS: [(&str, Target); 34] = [
     ("netlink_messages", netlink_messages),
     ("proposal", proposal),
     ("psk", psk),
+    ("recording", recording),
     ("tc_class", tc_class),
     ("tc_filter", tc_filter),
     ("tc_qdisc", tc_qdisc),

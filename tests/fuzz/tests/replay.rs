@@ -53,6 +53,7 @@ replay! {
     netlink_messages 100_000,
     proposal 100_000,
     psk 100_000,
+    recording 100_000,
     tc_class 100_000,
     tc_filter 100_000,
     tc_qdisc 100_000,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cygnet_fuzz::fixed::{channel, ike_suites};
 use cygnet_ike::Command;
 use cygnet_ike::io::Role;
+use cygnet_ike::recording::Recorder;
 use cygnet_ike::wire::{
     Auth, AuthMethod, Delete, Exchange, HEADER_LEN, Header, Identity, Notify, NotifyType, PayloadType,
     Payloads, Proposal, Protocol, Transform, TransformType, Writer, ts,
@@ -16,13 +17,14 @@ use cygnet_sim::{Lab, Link, Seeded, TUNNEL};
 
 use super::{seed, unhex};
 
-/// Every datagram of a handshake, both rekeys and a deletion.
-fn recording() -> Vec<Vec<u8>> {
+/// Every datagram of a handshake, both rekeys and a deletion, and what gateway 0 recorded of them.
+fn story() -> (Vec<Vec<u8>>, String) {
     let log: Rc<RefCell<Vec<Vec<u8>>>> = Rc::default();
     let tapped = Rc::clone(&log);
     // The first request is sent before anybody can listen, and again a second later.
     let mut lab = Lab::pair(7, Link { loss: 1000, ..Link::GOOD });
     lab.link = Link::GOOD;
+    lab.recording = Some((0, Recorder::default()));
     lab.tap = Some(Box::new(move |_, octets| {
         tapped.borrow_mut().push(octets.clone());
         Some(octets)
@@ -34,14 +36,25 @@ fn recording() -> Vec<Vec<u8>> {
     lab.run(Duration::from_secs(1));
     lab.command(1, Command::Down(TUNNEL));
     lab.run(Duration::from_secs(1));
+    let (_, recorder) = lab.recording.take().unwrap();
+    let text = recorder.text(lab.now());
     drop(lab);
-    log.take()
+    (log.take(), text)
+}
+
+/// What a gateway hands in: as it was written, without its first line, and with one line cut.
+pub fn recording() {
+    let (_, text) = story();
+    seed("recording", "story", &text);
+    seed("recording", "no-title", text.split_once('\n').unwrap().1);
+    seed("recording", "cut", text.trim_end().trim_end_matches(|c| c != ' '));
+    seed("recording", "empty", format!("{}\n", cygnet_ike::recording::TITLE));
 }
 
 /// Recorded datagrams, each exchange and direction once, under names such as `03-create_child_sa-response`.
 fn recorded() -> Vec<(String, Vec<u8>)> {
     let mut out: Vec<(String, Vec<u8>)> = Vec::new();
-    for octets in recording() {
+    for octets in story().0 {
         if out.iter().any(|(_, o)| *o == octets) {
             continue;
         }

@@ -37,6 +37,7 @@ fn write_the_seeds() {
     ike::sealed();
     ike::endpoint();
     ike::saved();
+    ike::recording();
     esp::packets();
     esp::offloads();
     esp::replay();
