@@ -71,6 +71,16 @@ fn guards_outlive_the_daemon_until_they_are_released() {
     let mut daemon = host.started("a", 9180, "192.0.2.1");
     let (code, err) = guard("release");
     assert!(code == Some(1) && err.contains("a daemon answers"), "{err}");
+    // Nor does it help to name another control socket, or to start a daemon that has one.
+    let other = host.path("b.sock");
+    let o = host.ask("b", &["release"]);
+    let (code, err) = told(&o);
+    assert!(code == Some(1) && err.contains("a daemon with another control socket"), "{err}");
+    host.sh("ip address add 192.0.2.9/24 dev out");
+    let (code, err) = told(&host.run(&host.config("b", 9181, "192.0.2.9")).output().unwrap());
+    assert!(code == Some(69) && err.contains("the one daemon of this network namespace"), "{err}");
+    assert!(!other.exists());
+    blocked();
     assert_eq!(daemon.end(), Some(0));
     blocked();
 

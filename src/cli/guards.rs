@@ -9,6 +9,7 @@ use super::output::{Out, safe};
 use super::{CONFIG, Exit, Failure, Global, Outcome};
 use crate::control::client::Client;
 use crate::plane::residue;
+use crate::sys::seat;
 use crate::{config, driver, privileges};
 
 #[derive(Args, Debug)]
@@ -84,9 +85,12 @@ pub fn release(args: &ReleaseArgs, g: &Global, out: &mut Out) -> Outcome {
 }
 
 fn refuse_beside_a_daemon(g: &Global, hint: &str) -> Result<(), Failure> {
-    if Client::connect_within(&g.control, g.timeout).is_err() {
+    let message = if Client::connect_within(&g.control, g.timeout).is_ok() {
+        format!("a daemon answers on {}", safe(&g.control.to_string_lossy()))
+    } else if seat::is_taken() {
+        "a daemon with another control socket runs in this network namespace".to_owned()
+    } else {
         return Ok(());
-    }
-    let message = format!("a daemon answers on {}", safe(&g.control.to_string_lossy()));
+    };
     Err(Failure::new(Exit::Failed, message, hint))
 }

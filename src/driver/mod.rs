@@ -80,6 +80,7 @@ use crate::plane::choose::{self, Choice, Wish};
 use crate::plane::{modules, residue};
 use crate::privileges::{self, Confinement, GivenUp};
 use crate::shaping::apply::Shaper;
+use crate::sys::seat::{self, Seat};
 use crate::traffic;
 
 use self::addresses::{HostAddresses, Outer};
@@ -122,6 +123,7 @@ fn os_random() -> OsRandom {
 
 /// Everything the loop owns.
 struct Daemon {
+    _seat: Seat,
     config: Config,
     path: PathBuf,
     /// Where that configuration stands.
@@ -339,6 +341,8 @@ impl Daemon {
             natt.push((address, socket));
         }
         sockets.close_inherited();
+        // Behind what names its reason better, and before anything of the kernel's is taken up or swept away.
+        let seat = seat::take().context("cannot be the one daemon of this network namespace")?;
         let kept = saved::registry(&config);
         let registry = registered(&config, kept.clone())?;
         // A start that fails must not open what an earlier life of the daemon left guarded.
@@ -403,6 +407,7 @@ impl Daemon {
         };
 
         let mut daemon = Self {
+            _seat: seat,
             path: path.to_owned(),
             written: Written { file: path.to_owned(), lines },
             choice,
