@@ -633,7 +633,7 @@ fn ike(item: Option<Item<'_>>, default: IkeParams) -> IkeParams {
         lifetime: duration(&r, "lifetime", SECOND * 60, WEEK).unwrap_or(default.lifetime),
         dpd: dpd.map_or(default.dpd, |d| d.value),
         fragmentation: r.get("fragmentation").and_then(|i| i.bool()).unwrap_or(true),
-        encap: [Encap::Auto, Encap::Force][encap],
+        encap: [Encap::Auto, Encap::Force, Encap::FromStart][encap],
         retransmit: retransmit(r.get("retransmit")),
         proposals: proposals(&r, default.proposals),
     }

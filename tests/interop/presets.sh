@@ -13,6 +13,8 @@
 #   TS           its selectors: any (0.0.0.0/0 on both sides), one (the networks, one of each), list (all of them in a child),
 #                pairs (a child for each pair)
 #   OUR, THEIR   identities, if they are not the addresses; as cygnet writes them
+#   SAYS         what an operator has to write besides, as YAML for the tunnel
+#   IDLE         if set, its own dead peer detection is waited for, once
 #   REKEYS       "ours" for a gateway that leaves new keys to us
 #   MORE         more lines for its connection
 #   WEAK         what it offers where nobody has changed its defaults, or has chosen badly: "IKE ESP", which must be refused
@@ -79,6 +81,13 @@ gateway_cloudflare() {
     OUR=tunnel1.0123456789abcdef.ipsec.cloudflare.com
     WEAK='aes256-sha256-modp1536 aes128-sha1-modp1536'
 }
+gateway_cloudflare_nat() {
+    gateway_cloudflare
+    PRESET=cloudflare TITLE='we are behind NAT: nothing but UDP 4500 is answered' SAYS='    ike: { encap: from-start }' WEAK=''
+    ns wan nft add table ip only4500 && ns wan nft 'add chain ip only4500 f { type filter hook forward priority 0 ; }' &&
+        ns wan nft add rule ip only4500 f udp dport 500 drop && ns wan nft add rule ip only4500 f ip protocol esp drop ||
+        fail "the filter"
+}
 gateway_strongswan() {
     TITLE='no proposals of its own, its own lifetimes'
     IKE=default ESP=default
@@ -135,7 +144,7 @@ gateway_paloalto() {
     TITLE='its profile Suite-B-GCM-256 in both phases, a proxy ID in each child'
     IKE=aes256-sha384-ecp384 ESP=aes256gcm16-ecp384
     WE='aes256-sha384-prfsha384-ecp384 aes256gcm16-ecp384' THEY=$WE LIFE='28800 3600' DPD=5 TS=pairs
-    THEIR=keyid-text:pan-0471
+    THEIR=keyid-text:pan-0471 IDLE=yes
     WEAK='aes128-3des-sha1-modp1024 aes128-3des-sha1-modp1024'
 }
 gateway_bsi() {
@@ -167,6 +176,7 @@ tunnels:
     customer_gateway: peer
     auth: { psk_file: psk }
     spd: [ { local: 10.1.0.0/16, remote: [$(selectors gwb | paste -sd,)] } ]
+${SAYS:-}
 ${2:-}
 YAML
 }
@@ -350,7 +360,7 @@ refused() { # IKE ESP
 }
 
 against_preset() { # NAME
-    V4ONLY=1 PRESET=$1 TS=one OUR='' THEIR='' REKEYS='' MORE='' WEAK=''
+    V4ONLY=1 PRESET=$1 TS=one OUR='' THEIR='' REKEYS='' MORE='' WEAK='' IDLE='' SAYS=''
     "gateway_${1//-/_}"
     echo "    $PRESET: $TITLE"
     PAIRS_OF_NETWORKS=1
@@ -377,6 +387,12 @@ against_preset() { # NAME
     preset_config gwa
     cygnet_start gwa || fail "cygnet does not start"
     comes_up "$WE" || return
+    if [[ -n $IDLE ]]; then
+        asked() { grep -q 'sending DPD request' "$LAB_DIR/gwb.swan/log"; }
+        wait_for $((DPD + 5)) asked || fail "the gateway's dead peer detection is silent"
+        sleep 0.2
+        if says 'retransmit' cat "$LAB_DIR/gwb.swan/log"; then fail "we do not answer dead peer detection"; fi
+    fi
     new_keys
     # Who answers chooses, but the PRF stays.
     wait_for "$PATIENCE" suites $WE "${THEY#* }" || fail "after new keys expected $WE, have $(told_suites)"
@@ -394,6 +410,7 @@ case_preset-gcp-nat() { NAT=1; lab_nat || { SKIPPED='the kernel has no NAT'; ret
 case_preset-aliyun() { against_preset aliyun; }
 case_preset-tencent() { against_preset tencent; }
 case_preset-cloudflare() { against_preset cloudflare; }
+case_preset-cloudflare-nat() { NAT=1; lab_nat || { SKIPPED='the kernel has no NAT'; return; }; against_preset cloudflare-nat; }
 case_preset-strongswan() { against_preset strongswan; }
 case_preset-libreswan() { against_preset libreswan; }
 case_preset-cisco() { against_preset cisco; }
