@@ -245,6 +245,30 @@ fn the_resolved_form_resolves_to_itself() {
     }
 }
 
+/// What each preset puts in the place of the defaults is what `--resolved` says.
+#[test]
+fn the_resolved_form_shows_what_a_preset_fixes() {
+    let mut all = String::new();
+    for name in cygnet::config::preset::NAMES {
+        let text = GOOD.replace("192.0.2.2 }", &format!("192.0.2.2, preset: {name} }}"));
+        let (_dir, path) = configuration(&text);
+        let t = told(&["check", "--no-secrets", "--resolved", &path]);
+        assert_eq!(t.code, 0, "{}", t.err);
+        all.push_str(&format!("preset {name}\n"));
+        let mut of_preset = false;
+        for line in t.out.lines() {
+            // A section of a tunnel begins at the third column.
+            if !line.starts_with("   ") && !line.starts_with("  - ") {
+                of_preset = matches!(line, "  ike:" | "  esp:");
+            }
+            if of_preset {
+                all.push_str(&format!("{line}\n"));
+            }
+        }
+    }
+    common::golden("tests/golden/presets.txt", &all);
+}
+
 /// What is accepted for the sake of later versions must not look as if it were in force.
 #[test]
 fn keys_without_effect_are_named() {

@@ -293,6 +293,18 @@ pub(crate) fn offer_ike(proposals: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> 
     }))
 }
 
+/// What we offer and take for the successor of an IKE SA with this PRF: the proposals that have it, with it alone; all of them if
+/// none has it any more.
+///
+/// The keys of a successor come from the PRF that it has itself, its SKEYSEED from the PRF of the SA before (RFC 7296 §2.18).
+/// strongSwan, 5.9.8 and later, takes the older one for both, so a PRF that changes leaves two ends that cannot read each other.
+pub(crate) fn keeping(proposals: &[IkeProposal], prf: Prf) -> Vec<IkeProposal> {
+    let kept: Vec<IkeProposal> = (proposals.iter().filter(|p| p.prfs.contains(&prf)))
+        .map(|p| IkeProposal { prfs: vec![prf], ..p.clone() })
+        .collect();
+    if kept.is_empty() { proposals.to_vec() } else { kept }
+}
+
 /// Our ESP proposals as they go on the wire. In IKE_AUTH there is no key exchange to propose (RFC 7296 §1.2).
 pub(crate) fn offer_esp(proposals: &[EspProposal], spi: [u8; 4], with_ke: bool) -> Vec<Proposal> {
     number(proposals.iter().map(|p| {
@@ -502,6 +514,17 @@ mod tests {
         let ours = esp("aes256gcm16-x25519-ecp384");
         let theirs = offer_esp(&esp("aes256gcm16-ecp384-x25519"), [0, 0, 1, 1], true);
         assert_eq!(choose_esp(&ours, &theirs, true).unwrap().0.group, Some(Group::X25519));
+    }
+
+    #[test]
+    fn the_successor_of_an_ike_sa_keeps_its_prf_as_long_as_it_is_allowed() {
+        let ours = ike("aes256gcm16-prfsha384-prfsha256-ecp384,aes256-sha256-modp2048");
+        assert_eq!(
+            keeping(&ours, Prf::HmacSha256),
+            ike("aes256gcm16-prfsha256-ecp384,aes256-sha256-modp2048")
+        );
+        assert_eq!(keeping(&ours, Prf::HmacSha384), ike("aes256gcm16-prfsha384-ecp384"));
+        assert_eq!(keeping(&ours, Prf::HmacSha512), ours);
     }
 
     #[test]

@@ -29,6 +29,24 @@ pub enum Encap {
     Auto,
     /// Always: we pretend to be behind a NAT (RFC 7296 §2.23 lets either side encapsulate).
     Force,
+    /// The same, and what we begin we begin on UDP 4500, so that nothing goes by UDP 500 (RFC 7296 §2.23 allows it).
+    FromStart,
+}
+
+impl Encap {
+    /// The word of the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Force => "force",
+            Self::FromStart => "from-start",
+        }
+    }
+
+    /// Whether ESP travels in UDP also where no NAT is detected.
+    pub const fn is_forced(self) -> bool {
+        matches!(self, Self::Force | Self::FromStart)
+    }
 }
 
 /// Our part in an IKE SA.

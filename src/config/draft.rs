@@ -212,8 +212,8 @@ fn ike(p: &IkeParams, defaults: Defaults) -> Vec<String> {
     if !p.fragmentation {
         lines.push("fragmentation: false".into());
     }
-    if p.encap == Encap::Force {
-        lines.push("encap: force".into());
+    if p.encap != Encap::Auto {
+        lines.push(format!("encap: {}", p.encap.name()));
     }
     if p.retransmit != Retransmit::default() {
         let r = p.retransmit;

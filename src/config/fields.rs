@@ -569,12 +569,17 @@ pub static IKE: Section = Section {
             "Silence after which the peer is asked: 5s to 1h.",
         ),
         may("fragmentation", Kind::Bool, "true", "IKE fragmentation (RFC 7383)."),
-        may("encap", Kind::Words(ENCAPS), "auto", "ESP in UDP: where there is NAT, or always."),
+        may(
+            "encap",
+            Kind::Words(ENCAPS),
+            "auto",
+            "ESP in UDP: where there is NAT, or always; or IKE on UDP 4500 from the start, too.",
+        ),
         may("retransmit", Kind::Section(&RETRANSMIT), "", "How long an answer is waited for."),
     ],
 };
 /// Values of `tunnels[].ike.encap`.
-pub const ENCAPS: &[&str] = &["auto", "force"];
+pub const ENCAPS: &[&str] = &["auto", "force", "from-start"];
 
 /// `tunnels[].ike.retransmit`.
 pub static RETRANSMIT: Section = Section {

@@ -379,7 +379,16 @@ fn customer(item: &Item<'_>) -> Option<RawCustomer> {
 }
 
 fn preset(r: &Reader<'_>) -> Option<&'static Preset> {
-    preset::PRESETS.get(r.get("preset")?.word(preset::NAMES)?)
+    let item = r.get("preset")?;
+    let unmet = preset::UNMET.iter().find(|(name, _)| item.is_word(name));
+    if let Some((name, lack)) = unmet {
+        item.error(wrong(
+            format!("there is no preset {name}: {lack}"),
+            "bsi is the strictest that there is, and something else",
+        ));
+        return None;
+    }
+    preset::PRESETS.get(item.word(preset::NAMES)?)
 }
 
 fn peer_address(text: &str) -> Result<PeerAddress, Wrong> {
@@ -624,7 +633,7 @@ fn ike(item: Option<Item<'_>>, default: IkeParams) -> IkeParams {
         lifetime: duration(&r, "lifetime", SECOND * 60, WEEK).unwrap_or(default.lifetime),
         dpd: dpd.map_or(default.dpd, |d| d.value),
         fragmentation: r.get("fragmentation").and_then(|i| i.bool()).unwrap_or(true),
-        encap: [Encap::Auto, Encap::Force][encap],
+        encap: [Encap::Auto, Encap::Force, Encap::FromStart][encap],
         retransmit: retransmit(r.get("retransmit")),
         proposals: proposals(&r, default.proposals),
     }

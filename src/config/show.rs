@@ -10,8 +10,8 @@ use super::bandwidth::{Bandwidth, show_level};
 use super::health_check::show_percent;
 use super::limit::show_limit;
 use super::model::{
-    Alerts, Auth, Config, Console, DpdAction, Encap, GatewayAddress, Guards, HealthCheck, KeyFile,
-    PlaneChoice, Quota, Tunnel,
+    Alerts, Auth, Config, Console, DpdAction, GatewayAddress, Guards, HealthCheck, KeyFile, PlaneChoice,
+    Quota, Tunnel,
 };
 use super::units::{show_duration, show_size};
 
@@ -149,7 +149,7 @@ fn tunnel(t: &Tunnel, name: fn(&KeyFile) -> &Path) -> Value {
             "lifetime": show_duration(t.ike.lifetime),
             "dpd": t.ike.dpd.map_or("off".into(), show_duration),
             "fragmentation": t.ike.fragmentation,
-            "encap": match t.ike.encap { Encap::Auto => "auto", Encap::Force => "force" },
+            "encap": t.ike.encap.name(),
             "retransmit": {
                 "first": show_duration(retransmit.first),
                 "max": show_duration(retransmit.max),

@@ -104,8 +104,8 @@ pub fn policies(
             lifetime: t.ike.lifetime,
             dpd: t.ike.dpd,
             encap: match (plane, t.ike.encap) {
-                (PlaneKind::Userspace, _) => Encap::Force,
-                (PlaneKind::Kernel, encap) => encap,
+                (PlaneKind::Userspace, Encap::Auto) => Encap::Force,
+                (_, encap) => encap,
             },
             fragmentation: t.ike.fragmentation,
             retransmit: Retransmit {

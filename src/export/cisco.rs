@@ -10,7 +10,7 @@ use super::ExportError;
 use super::fit::{self, Words, number};
 use super::mirror::{Key, Mirror};
 use super::text::{Lines, PLACEHOLDER, is_word, key_id_text, line, refuse_id, within};
-use crate::config::{Encap, Identity, Start};
+use crate::config::{Identity, Start};
 
 fn ike(e: Encr) -> Option<&'static str> {
     Some(match e {
@@ -172,7 +172,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         "interface: write the number of a free tunnel interface for Tunnel1, and the public interface for GigabitEthernet1"
             .into(),
     );
-    if m.ike.encap == Encap::Force {
+    if m.ike.encap.is_forced() {
         notes.push("encap: IOS-XE puts ESP into UDP where it detects NAT, which our end makes it do".into());
     }
     match m.start {

@@ -10,7 +10,7 @@ use super::ExportError;
 use super::fit::{self, Fit, Words, number};
 use super::mirror::{Mirror, Place};
 use super::text::{Lines, in_quotes, is_word, key_id_text, line, refuse_id, within};
-use crate::config::{Encap, Identity, Start};
+use crate::config::{Identity, Start};
 
 fn encr(e: Encr) -> Option<&'static str> {
     Some(match e {
@@ -115,7 +115,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         }
         None => line!(out, "        set dpd disable"),
     }
-    line!(out, "        set nattraversal {}", if m.ike.encap == Encap::Force { "forced" } else { "enable" });
+    line!(out, "        set nattraversal {}", if m.ike.encap.is_forced() { "forced" } else { "enable" });
     line!(out, "        set fragmentation {}", if m.ike.fragmentation { "enable" } else { "disable" });
     line!(out, "        set passive-mode {}", if m.start == Start::Passive { "enable" } else { "disable" });
     line!(out, "        set psksecret \"{}\"", m.key.with_0x().as_str());

@@ -7,7 +7,7 @@ use super::ExportError;
 use super::fit::{self, Fit, Words};
 use super::mirror::{Key, Mirror, Place};
 use super::text::{Lines, is_word, line, refuse_id};
-use crate::config::{Encap, Identity, Start};
+use crate::config::{Identity, Start};
 
 fn ike(e: Encr) -> Option<&'static str> {
     Some(match e {
@@ -62,7 +62,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     let far = m.far.id.as_ref().map(|id| identity(m, "our gateway", id)).transpose()?;
     let mut out = Lines::new("#");
     out.head(m);
-    if m.ike.encap == Encap::Force {
+    if m.ike.encap.is_forced() {
         notes.push("encap: iked puts ESP into UDP where it detects NAT, which our end makes it do".into());
     }
     let mode = match m.start {

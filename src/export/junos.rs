@@ -9,7 +9,7 @@ use super::ExportError;
 use super::fit::{self, Words};
 use super::mirror::{Key, Mirror, Place};
 use super::text::{Lines, PLACEHOLDER, is_word, key_id_text, line, refuse_id, within};
-use crate::config::{Encap, Identity, Start};
+use crate::config::{Identity, Start};
 
 /// Without GCM in IKE: which PRF Junos takes with it depends on its version.
 fn ike(e: Encr) -> Option<&'static str> {
@@ -179,7 +179,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
          security policies pass the networks; routes come with the traffic selectors"
             .into(),
     );
-    if m.ike.encap == Encap::Force {
+    if m.ike.encap.is_forced() {
         notes.push("encap: Junos puts ESP into UDP where it detects NAT, which our end makes it do".into());
     }
     Ok(out.finish())

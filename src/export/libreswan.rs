@@ -8,7 +8,7 @@ use super::ExportError;
 use super::fit::{self, Fit, Words};
 use super::mirror::{Mirror, Place};
 use super::text::{Lines, hex, is_word, line, plain_dn, refuse_id, within};
-use crate::config::{Encap, Identity, Start};
+use crate::config::{Identity, Start};
 
 fn encr(e: Encr) -> Option<&'static str> {
     Some(match e {
@@ -115,7 +115,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     }
     line!(out, "\treplay-window={}", m.esp.replay_window);
     line!(out, "\tfragmentation={}", if m.ike.fragmentation { "yes" } else { "no" });
-    line!(out, "\tencapsulation={}", if m.ike.encap == Encap::Force { "yes" } else { "auto" });
+    line!(out, "\tencapsulation={}", if m.ike.encap.is_forced() { "yes" } else { "auto" });
     for (n, child) in m.children.iter().enumerate() {
         if !single {
             line!(out, "");

@@ -7,7 +7,7 @@ use super::ExportError;
 use super::fit::{self, Fit, Words};
 use super::mirror::{Mirror, Place};
 use super::text::{Lines, is_word, key_id_text, line, refuse_id};
-use crate::config::{Encap, Identity, Start};
+use crate::config::{Identity, Start};
 
 fn ike(e: Encr) -> Option<&'static str> {
     Some(match e {
@@ -144,7 +144,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         notes
             .push("esp.bytes: RouterOS counts no volume in a proposal; our own limit renews the keys".into());
     }
-    if m.ike.encap == Encap::Force {
+    if m.ike.encap.is_forced() {
         notes
             .push("encap: RouterOS puts ESP into UDP where it detects NAT, which our end makes it do".into());
     }

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use super::ExportError;
 use super::mirror::{Mirror, Place};
 use super::text::{Lines, hex, in_quotes, is_word, line, plain_dn};
-use crate::config::{DpdAction, Encap, Identity, Start};
+use crate::config::{DpdAction, Identity, Start};
 
 /// Longest retry interval that means "as long as it takes".
 const FOREVER: u8 = 0;
@@ -36,7 +36,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     if !m.ike.fragmentation {
         line!(out, "    fragmentation = no");
     }
-    if m.ike.encap == Encap::Force {
+    if m.ike.encap.is_forced() {
         line!(out, "    encap = yes");
     }
     let near = m.near.id.as_ref().map(identity);

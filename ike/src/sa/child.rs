@@ -17,7 +17,7 @@ use crate::crypto::keymat::ChildKeys;
 use crate::error::FailureReason;
 use crate::io::{Action, Ending, Event, Role};
 use crate::mismatch::{self, Differs, Mismatch};
-use crate::policy::{self, Encap, TunnelPolicy};
+use crate::policy::{self, TunnelPolicy};
 use crate::wire::{NotifyType, Payloads};
 
 /// Most selectors of one side of a child that we negotiate.
@@ -376,7 +376,7 @@ impl Live {
             VolumeLimits { soft_bytes: soft_volume(bytes), hard_bytes: bytes, soft_packets, hard_packets };
         let flow = core.flow;
         // Not every peer on port 4500 encapsulates: with MOBIKE it goes there without any NAT (RFC 4555 §3.3).
-        let behind_nat = self.nat.local || self.nat.remote || self.policy.encap == Encap::Force;
+        let behind_nat = self.nat.local || self.nat.remote || self.policy.encap.is_forced();
         let spec = |direction, spi, (encr_key, integ_key)| SaSpec {
             id: SaId { child: id, direction, spi },
             reqid,

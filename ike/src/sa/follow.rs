@@ -32,7 +32,8 @@ fn step(old: &ChildPolicy, new: &ChildPolicy) -> Follow {
 /// Whether an established SA proves less than the policy asks for, or was set up for another kind of path: only a new
 /// authentication helps.
 pub(crate) fn is_another_peer(old: &TunnelPolicy, new: &TunnelPolicy) -> bool {
-    (&old.local_id, &old.remote_id, old.encap) != (&new.local_id, &new.remote_id, new.encap)
+    (&old.local_id, &old.remote_id, old.encap.is_forced())
+        != (&new.local_id, &new.remote_id, new.encap.is_forced())
 }
 
 impl IkeSa {

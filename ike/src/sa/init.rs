@@ -124,8 +124,10 @@ pub(crate) fn initiate(
     begin: Begin,
 ) -> Result<IkeSa, FailureReason> {
     let (local, remote) = policy.addresses().ok_or(FailureReason::NoPeerAddress)?;
-    let port = ctx.config.ike_port;
-    let flow = Flow { local: (local, port).into(), remote: (remote, port).into(), natt: false };
+    // RFC 7296 §2.23: whoever begins may do so on port 4500.
+    let natt = policy.encap == Encap::FromStart;
+    let port = if natt { ctx.config.natt_port } else { ctx.config.ike_port };
+    let flow = Flow { local: (local, port).into(), remote: (remote, port).into(), natt };
     let group = *policy.proposals.first().and_then(|p| p.groups.first()).ok_or(FailureReason::InvalidKe)?;
     let spi = ctx.spis.new_ike(ctx.random);
     let core = Core { spi, role: Role::Initiator, flow, created: ctx.now.mono };
@@ -369,7 +371,7 @@ impl InitSent {
                 "no key of ours for the chosen group".into(),
             );
         };
-        let wants_natt = nat.is_some_and(|n| n.local || n.remote || this.policy.encap == Encap::Force);
+        let wants_natt = nat.is_some_and(|n| n.local || n.remote || this.policy.encap.is_forced());
         if wants_natt {
             // Port float (RFC 7296 §2.23): everything after IKE_SA_INIT goes through 4500.
             core.flow.local.set_port(ctx.config.natt_port);

@@ -30,12 +30,12 @@ fn hash(spi_i: u64, spi_r: u64, addr: SocketAddr) -> Vec<u8> {
     ctx.finish().as_ref().to_vec()
 }
 
-/// The two notifications of an IKE_SA_INIT message. With [`Encap::Force`] the source hash is one that no address has,
+/// The two notifications of an IKE_SA_INIT message. Where encapsulation is forced the source hash is one that no address has,
 /// which makes the peer believe in a NAT and encapsulate.
 pub(crate) fn notifies(spi_i: u64, spi_r: u64, flow: &Flow, encap: Encap) -> [Notify; 2] {
     let source = match encap {
         Encap::Auto => hash(spi_i, spi_r, flow.local),
-        Encap::Force => hash(!spi_i, spi_r, flow.local),
+        Encap::Force | Encap::FromStart => hash(!spi_i, spi_r, flow.local),
     };
     [
         Notify::new(NotifyType::NAT_DETECTION_SOURCE_IP, source),

@@ -2,6 +2,7 @@
 //!
 //! The new IKE SA inherits the children. If both sides rekey at once the nonces decide which new SA does.
 
+use cygnet_model::proposal::IkeProposal;
 use cygnet_model::suite::{Group, IkeSuite};
 use cygnet_model::{IkeSpi, SecretBytes};
 
@@ -71,7 +72,7 @@ impl Live {
         let spi = ctx.spis.new_ike(ctx.random);
         let nonce = ctx.nonce();
         let payloads = Payloads {
-            sa: Some(policy::offer_ike(&self.policy.proposals, &spi.to_be_bytes())),
+            sa: Some(policy::offer_ike(&self.for_successor(), &spi.to_be_bytes())),
             ke: Some(KeyExchange { group: group.transform(), data: public }),
             nonce: Some(nonce.clone()),
             ..Payloads::default()
@@ -85,8 +86,13 @@ impl Live {
     /// The group of the key exchange in a request for a new IKE SA; `asked` answers an INVALID_KE_PAYLOAD.
     pub(super) fn group_for_ike(&self, asked: Option<Group>) -> Option<Group> {
         // Not the one in use: somebody may have made us choose it.
-        let first = self.policy.proposals.first().and_then(|p| p.groups.first()).copied();
+        let first = self.for_successor().first().and_then(|p| p.groups.first()).copied();
         asked.or(first)
+    }
+
+    /// What we offer for the next IKE SA.
+    fn for_successor(&self) -> Vec<IkeProposal> {
+        policy::keeping(&self.policy.proposals, self.suite.prf)
     }
 
     /// The keys of the new SA from the old SA's SK_d, and an empty SA around them.
@@ -246,8 +252,8 @@ impl Live {
         let (Some(proposals), Some(ke), Some(_)) = (&answer.sa, &answer.ke, &answer.nonce) else {
             return Err(FailureReason::InvalidSyntax);
         };
-        let (suite, peer_spi) = policy::accept_ike(&self.policy.proposals, proposals, 8)
-            .ok_or(FailureReason::NoProposalChosen)?;
+        let (suite, peer_spi) =
+            policy::accept_ike(&self.for_successor(), proposals, 8).ok_or(FailureReason::NoProposalChosen)?;
         let peer_spi = <[u8; 8]>::try_from(peer_spi.as_slice()).map_err(|_| FailureReason::InvalidSyntax)?;
         let peer_spi = u64::from_be_bytes(peer_spi);
         if suite.group != group || ke.group != group.transform() {
@@ -283,7 +289,7 @@ impl Live {
         let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, nonce, nonce_r);
         let spis = (spi.value(), peer_spi);
         let draft = Draft::authenticated(Stage::RekeyIke, Role::Initiator, core.flow.remote);
-        ctx.tell(draft.ike_chosen(&self.policy.proposals, None, suite).agreed(self.policy.id));
+        ctx.tell(draft.ike_chosen(&self.for_successor(), None, suite).agreed(self.policy.id));
         self.successor(core, ctx, spi, Role::Initiator, suite, spis, &seed, (nonce, nonce_r))
             .ok_or(FailureReason::Internal)
     }
@@ -300,7 +306,7 @@ impl Live {
             && !second_try
             && let Ok(data) = <[u8; 2]>::try_from(n.data.as_slice())
             && let Some(group) = Group::from_transform(u16::from_be_bytes(data))
-            && self.policy.proposals.iter().any(|p| p.groups.contains(&group))
+            && self.for_successor().iter().any(|p| p.groups.contains(&group))
         {
             self.queue.push_front(Task::RekeyIke { group: Some(group) });
             return Next::Stay;
@@ -311,16 +317,16 @@ impl Live {
         let wait = busy.unwrap_or(left / 4);
         self.enqueue_at(ctx.now.mono + wait.max(BUSY_RETRY.0), Task::RekeyIke { group: None });
         if busy.is_none() {
-            let offered =
-                self.policy.proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let ours = self.for_successor();
+            let offered = ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let detail =
                 format!("{} refuses to rekey the IKE SA: {reason}; we offered {offered}", core.flow.remote);
             let by = if answer.error().is_some() { Party::Peer } else { Party::We };
             let group = answer.notify(NotifyType::INVALID_KE_PAYLOAD);
             let group = group.and_then(|n| <[u8; 2]>::try_from(n.data.as_slice()).ok());
-            let (ours, sa) = (&self.policy.proposals, answer.sa.as_deref());
+            let sa = answer.sa.as_deref();
             let draft = Draft::authenticated(Stage::RekeyIke, Role::Initiator, core.flow.remote)
-                .ike_answered(ours, by, reason, sa, group.map(u16::from_be_bytes));
+                .ike_answered(&ours, by, reason, sa, group.map(u16::from_be_bytes));
             ctx.tell(draft.refused(self.policy.id, by, reason, &detail));
             if answer.error().is_some() && reason.spares_ike_auth() {
                 self.outdated = true;
@@ -351,8 +357,12 @@ impl Live {
         let (Some(proposals), Some(ke), Some(ni)) = (&offer.sa, &offer.ke, &offer.nonce) else {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
         };
-        let chosen = policy::choose_ike(&self.policy.proposals, proposals, 8);
-        let Some((suite, number, peer_spi)) = chosen else {
+        // A peer that offers other PRFs only gets one of them.
+        let kept = self.for_successor();
+        let chosen = [kept.as_slice(), self.policy.proposals.as_slice()];
+        let chosen =
+            chosen.into_iter().find_map(|ours| Some((ours, policy::choose_ike(ours, proposals, 8)?)));
+        let Some((ours, (suite, number, peer_spi))) = chosen else {
             let (tunnel, peer) = (Some(self.policy.id), core.flow.remote);
             let reason = FailureReason::NoProposalChosen;
             let differs = mismatch::words(&mismatch::ike(&self.policy.proposals, proposals));
@@ -390,7 +400,7 @@ impl Live {
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
         };
         let draft = Draft::authenticated(Stage::RekeyIke, Role::Responder, core.flow.remote);
-        let draft = draft.ike_chosen(&self.policy.proposals, Some(proposals), suite);
+        let draft = draft.ike_chosen(ours, Some(proposals), suite);
         ctx.tell(draft.agreed(self.policy.id));
         // <- CREATE_CHILD_SA { SA, Nr, KEr }
         let mut reply = Reply::with(Payloads {

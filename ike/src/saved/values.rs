@@ -263,7 +263,7 @@ impl<'a> From<&'a TunnelPolicy> for form::Policy<'a> {
                 RemoteId::Any => None,
                 RemoteId::Is(remote) => Some(id(remote)),
             },
-            force_encap: p.encap == Encap::Force,
+            force_encap: p.encap.is_forced(),
             remote: p.remote.iter().copied().map(Ip).collect(),
             proposals: p.proposals.iter().map(ike_proposal).collect(),
             lifetime: nanos(p.lifetime),

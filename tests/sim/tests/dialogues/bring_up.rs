@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use cygnet_ike::Command;
+use cygnet_ike::policy::Encap;
+use cygnet_ike::recording::Recorder;
 use cygnet_sim::{Lab, Link, TUNNEL, policy};
 
 use crate::secs;
@@ -14,6 +16,20 @@ fn a_tunnel_comes_up_in_two_exchanges() {
     lab.run(Duration::from_millis(100));
     lab.assert_settled(1);
     assert_eq!(lab.sent, [2, 2]);
+}
+
+/// RFC 7296 §2.23: whoever begins may begin on port 4500. A filter that lets nothing else pass is no obstacle then.
+#[test]
+fn who_begins_on_port_4500_uses_no_other() {
+    let mut both = [policy(0, 1), policy(1, 1)];
+    both[0].encap = Encap::FromStart;
+    let mut lab = Lab::new(1, Link::GOOD, both);
+    lab.recording = Some((0, Recorder::default()));
+    lab.run(Duration::from_millis(100));
+    lab.assert_settled(1);
+    let (_, recorder) = lab.recording.as_ref().unwrap();
+    let text = recorder.text(lab.now());
+    assert!(text.contains(":4500 ") && !text.contains(":500 "), "{text}");
 }
 
 #[test]

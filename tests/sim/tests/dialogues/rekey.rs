@@ -56,6 +56,28 @@ fn the_ike_sa_is_rekeyed_and_children_stay() {
     }
 }
 
+/// The two ends prefer different PRFs, and whoever answers chooses. A PRF that changed with each rekey would be one that some
+/// peers cannot follow.
+#[test]
+fn the_successor_of_an_ike_sa_has_its_prf() {
+    let mut both = [policy(0, 1), policy(1, 1)];
+    let read = |text: &str| text.split(',').map(|p| p.parse().unwrap()).collect();
+    both[0].proposals = read("aes256gcm16-prfsha256-x25519,aes256gcm16-prfsha384-ecp384");
+    both[1].proposals = read("aes256gcm16-prfsha384-ecp384,aes256gcm16-prfsha256-x25519");
+    let mut lab = Lab::new(4, Link::GOOD, both);
+    lab.run(secs(1));
+    let before = lab.view(0).ike.unwrap();
+    for side in [1, 0, 1] {
+        lab.command(side, Command::RekeyIke(TUNNEL));
+        lab.run(secs(8));
+        lab.assert_settled(1);
+        let after = lab.view(0).ike.unwrap();
+        assert_ne!(after.spi_i, before.spi_i);
+        assert_eq!(after.suite, before.suite, "side {side}");
+    }
+    assert!(lab.failures(0).is_empty() && lab.failures(1).is_empty());
+}
+
 #[test]
 fn t61_both_sides_rekey_the_same_child_at_once() {
     for seed in 0..50 {
