@@ -1,0 +1,336 @@
+//! Several gateways with several tunnels between them, to which everything happens in one history: bad weather, ways that
+//! are cut, jobs that are slow or lost, data planes that refuse, processes that die and come back from what was kept now,
+//! before, or not at all, and configurations that change at one end or both.
+//!
+//! [`plan`] says what a seed is about, [`reference`] what must be up in the end and what must hold at any moment,
+//! [`traffic`] sends packets through it.
+//!
+//! What it does not have: NAT, addresses that change (both are in other tests, of two gateways), two files that are rolled
+//! back at both ends of one tunnel (decision 0110).
+
+mod plan;
+mod reference;
+mod traffic;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cygnet_ike::{Command, Input, TunnelPolicy};
+use cygnet_model::TunnelId;
+use cygnet_model::registry::Registry;
+use cygnet_model::tunnel::SaId;
+
+use self::plan::{Entry, Plan, Tunnel, address, child_name};
+use self::reference::Shall;
+use crate::version::Version;
+use crate::{Back, Lab, Link, Pace, Seeded, copy};
+
+/// See the [module](self).
+pub struct Fleet {
+    lab: Lab,
+    seed: u64,
+    plan: Plan,
+    /// What the configurations of both ends say of each tunnel; `None`: nothing.
+    entries: Vec<[Option<Entry>; 2]>,
+    /// Each gateway's numbers, which outlive its processes.
+    registries: Vec<Registry>,
+    /// What each gateway follows, or followed when it died.
+    running: Vec<Vec<TunnelPolicy>>,
+    /// Which tunnel a gateway's number means, or has meant.
+    numbers: BTreeMap<(usize, TunnelId), usize>,
+    /// Most IKE SAs and SAs of one tunnel at one end so far.
+    most: (usize, usize),
+}
+
+/// What a history came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    /// How long the weather had to be fair.
+    pub settled: Duration,
+    /// How many tunnels there may have been, and how many were up in the end.
+    pub tunnels: (usize, usize),
+    /// Most IKE SAs and SAs of one tunnel at one end.
+    pub most: (usize, usize),
+}
+
+/// Pauses between events.
+const PAUSE: Duration = Duration::from_secs(4);
+/// How long the weather is fair before it is asked what is up, and how much longer it may take: a peer that is silent is
+/// found out after a minute, and what failed is tried again after up to five.
+const FAIR: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(900));
+
+impl Fleet {
+    fn new(seed: u64) -> Self {
+        let plan = Plan::random(&mut Seeded::new(seed ^ 0x0f1e_e700_0000_0000));
+        let mut lab = Lab::of(seed, Link::BAD, (0..plan.gateways).map(address));
+        lab.set_pace(plan.pace);
+        let mut fleet = Self {
+            seed,
+            entries: vec![[None; 2]; plan.tunnels.len()],
+            registries: vec![Registry::default(); plan.gateways],
+            running: (0..plan.gateways).map(|_| Vec::new()).collect(),
+            numbers: BTreeMap::new(),
+            most: (0, 0),
+            plan,
+            lab,
+        };
+        for tunnel in 0..fleet.entries.len() {
+            let entry = Entry::random(&mut fleet.lab.random);
+            fleet.entries[tunnel] = [Some(entry); 2];
+            if fleet.lab.below(8) == 0 {
+                let end = fleet.lab.below(2) as usize;
+                fleet.entries[tunnel][end] = None;
+            }
+        }
+        (0..fleet.plan.gateways).for_each(|gateway| fleet.reload(gateway));
+        fleet
+    }
+
+    /// Lives through one seed.
+    ///
+    /// # Panics
+    /// If anything is not as it must be.
+    pub fn live(seed: u64) -> Told {
+        let mut fleet = Self::new(seed);
+        fleet.run(Duration::from_secs(8));
+        for _ in 0..4 + fleet.lab.below(8) {
+            fleet.happen();
+            let pause = fleet.lab.below(PAUSE.as_nanos() as u64);
+            fleet.run(Duration::from_nanos(pause));
+        }
+        fleet.clear_up();
+        let settled = fleet.settle();
+        let up = fleet.plan.tunnels.iter().filter(|t| fleet.shall(t) == Shall::BeUp).count();
+        fleet.end();
+        Told { settled, tunnels: (fleet.plan.tunnels.len(), up), most: fleet.most }
+    }
+
+    /// Lets time pass, and packets, and looks at what must always hold.
+    fn run(&mut self, span: Duration) {
+        self.lab.run(span);
+        self.traffic();
+        self.assert_bounds();
+    }
+
+    /// Something happens to one of them.
+    fn happen(&mut self) {
+        let gateway = self.lab.below(self.plan.gateways as u64) as usize;
+        match self.lab.below(32) {
+            0..=5 => self.change_one_end(),
+            6..=8 => self.change_both_ends(),
+            9..=11 => {
+                // Now, or in the middle of what comes next.
+                if self.lab.below(2) == 0 {
+                    self.lab.kill(gateway);
+                } else {
+                    self.lab.gateways[gateway].dies_after = Some(self.lab.below(6) as usize);
+                }
+            }
+            12..=15 => (0..self.plan.gateways).for_each(|gateway| self.revive(gateway)),
+            16 => {
+                self.lab.kill(gateway);
+                self.come_back(gateway, Back::default());
+            }
+            17 => {
+                let policies = self.policies(gateway);
+                self.lab.remark(gateway, "loses its power");
+                self.lab.restart_all(gateway, policies);
+            }
+            18..=20 => {
+                self.lab.gateways[gateway].plane.unsure = self.lab.below(2) == 0;
+                self.lab.gateways[gateway].plane.fail_next = 1 + self.lab.below(3) as u32;
+            }
+            21 | 22 => {
+                let other = (gateway + 1 + self.lab.below(self.plan.gateways as u64 - 1) as usize)
+                    % self.plan.gateways;
+                self.lab.cut.insert((gateway, other));
+                if self.lab.below(2) == 0 {
+                    self.lab.cut.insert((other, gateway));
+                }
+            }
+            23 | 24 => self.lab.cut.clear(),
+            25 => self.lab.lose_jobs(gateway),
+            26 => {
+                let sas: Vec<SaId> = self.lab.gateways[gateway].plane.sas.keys().copied().collect();
+                let pick = self.lab.below(sas.len().max(1) as u64) as usize;
+                let hard = self.lab.below(2) == 0;
+                if let Some(sa) = sas.get(pick) {
+                    self.lab.input(gateway, Input::Expired { sa: *sa, hard });
+                }
+            }
+            _ => {
+                let ids: Vec<TunnelId> = self.running[gateway].iter().map(|p| p.id).collect();
+                let pick = self.lab.below(ids.len().max(1) as u64) as usize;
+                let kind = self.lab.below(5);
+                let Some(id) = ids.get(pick).copied() else { return };
+                let command = match kind {
+                    0 | 1 => Command::RekeyChildren(id),
+                    2 | 3 => Command::RekeyIke(id),
+                    _ => Command::Reset(id),
+                };
+                self.lab.command(gateway, command);
+            }
+        }
+    }
+
+    /// An operator changes, removes or adds a tunnel at one end.
+    fn change_one_end(&mut self) {
+        let (tunnel, end) = (self.any_tunnel(), self.lab.below(2) as usize);
+        let [here, there] = [self.entries[tunnel][end], self.entries[tunnel][1 - end]];
+        self.entries[tunnel][end] = match (here, self.lab.below(4)) {
+            (Some(_), 0) => None,
+            (Some(_), 1) => there,
+            (Some(entry), _) => Some(entry.neighbour(&mut self.lab.random)),
+            (None, _) => there.or_else(|| Some(Entry::random(&mut self.lab.random))),
+        };
+        self.reload(self.plan.tunnels[tunnel].ends[end]);
+    }
+
+    /// The same at both ends, one after the other.
+    fn change_both_ends(&mut self) {
+        let tunnel = self.any_tunnel();
+        let entry = self.entries[tunnel].into_iter().flatten().next();
+        let entry = match (entry, self.lab.below(4)) {
+            (Some(_), 0) => None,
+            (Some(entry), _) => Some(entry.neighbour(&mut self.lab.random)),
+            (None, _) => Some(Entry::random(&mut self.lab.random)),
+        };
+        self.entries[tunnel] = [entry; 2];
+        for end in 0..2 {
+            self.reload(self.plan.tunnels[tunnel].ends[end]);
+            if self.lab.below(2) == 0 {
+                let pause = self.lab.below(1_000_000_000);
+                self.lab.run(Duration::from_nanos(pause));
+            }
+        }
+    }
+
+    fn any_tunnel(&mut self) -> usize {
+        self.lab.below(self.plan.tunnels.len() as u64) as usize
+    }
+
+    /// What a gateway's configuration says by now, with its numbers.
+    fn policies(&mut self, gateway: usize) -> Vec<TunnelPolicy> {
+        let mut all = Vec::new();
+        for t in &self.plan.tunnels {
+            let end = t.end(gateway);
+            let entry = end.and_then(|end| Some((end, self.entries[t.number][end]?)));
+            all.extend(entry.map(|(end, entry)| (t.number, t.policy(end, entry))));
+        }
+        let registry = &mut self.registries[gateway];
+        let names = |p: &TunnelPolicy| p.children.iter().map(|(_, c)| child_name(c)).collect();
+        registry.follow(all.iter().map(|(_, p)| (p.name.as_str(), names(p)))).expect("enough numbers");
+        let mut numbered = Vec::new();
+        for (number, mut p) in all {
+            p.id = registry.tunnel(&p.name).expect("it was registered");
+            let child = |c: &_| registry.child(&p.name, &child_name(c)).expect("it was registered").index;
+            p.children = p.children.iter().map(|(_, c)| (child(c), c.clone())).collect();
+            self.numbers.insert((gateway, p.id), number);
+            numbered.push(p);
+        }
+        numbered
+    }
+
+    /// A gateway follows its configuration, if its process runs.
+    fn reload(&mut self, gateway: usize) {
+        if !self.lab.gateways[gateway].alive {
+            return;
+        }
+        let policies = self.policies(gateway);
+        self.lab.remark(gateway, "reloads");
+        self.running[gateway] = policies.iter().map(copy).collect();
+        self.lab.configure_all(gateway, policies);
+    }
+
+    /// The process of a gateway is started, if it does not run.
+    fn revive(&mut self, gateway: usize) {
+        if self.lab.gateways[gateway].alive {
+            return;
+        }
+        let stale = self.plan.stale.contains(&gateway) && self.lab.below(2) == 0;
+        let behind = if stale { 1 + self.lab.below(8) as usize } else { 0 };
+        let gone = if self.lab.below(4) == 0 { self.lab.below(1000) } else { 0 };
+        let sas: Vec<SaId> = self.lab.gateways[gateway].plane.sas.keys().copied().collect();
+        let lost: BTreeSet<SaId> = sas.into_iter().filter(|_| self.lab.below(1000) < gone).collect();
+        let renew = self.lab.below(4) == 0;
+        let forgotten = self.lab.below(8) == 0;
+        self.come_back(gateway, Back { behind, forgotten, lost, renew });
+    }
+
+    fn come_back(&mut self, gateway: usize, back: Back) {
+        let policies = self.policies(gateway);
+        self.running[gateway] = policies.iter().map(copy).collect();
+        self.lab.come_back(gateway, policies, back);
+    }
+
+    /// The weather clears, whoever is dead comes back but perhaps one, and the ends of most tunnels say the same.
+    fn clear_up(&mut self) {
+        self.lab.link = Link::GOOD;
+        self.lab.cut.clear();
+        self.lab.set_pace(Pace { loss: 0, ..self.plan.pace });
+        for g in &mut self.lab.gateways {
+            g.plane.fail_next = 0;
+            g.dies_after = None;
+        }
+        let dead = self.lab.below(8 * self.plan.gateways as u64) as usize;
+        if dead < self.plan.gateways {
+            self.lab.kill(dead);
+        }
+        for tunnel in 0..self.entries.len() {
+            let from = self.lab.below(2) as usize;
+            let same = self.lab.below(4) > 0;
+            let said = self.entries[tunnel][from];
+            match (said, &mut self.entries[tunnel][1 - from]) {
+                (_, other) if same => *other = said,
+                // An end with another name goes on with what was negotiated before, for as long as that lives.
+                (Some(said), Some(other)) if !said.version.agrees(other.version, Version::NAMES) => {
+                    other.version = other.version.but(u64::from(Version::NAMES));
+                }
+                _ => {}
+            }
+        }
+        for gateway in (0..self.plan.gateways).filter(|gateway| *gateway != dead) {
+            self.revive(gateway);
+            self.reload(gateway);
+        }
+    }
+
+    /// Everything becomes as it must be. How long it took.
+    fn settle(&mut self) -> Duration {
+        let mut passed = Duration::ZERO;
+        loop {
+            let step = if passed < FAIR.0 { Duration::from_secs(30) } else { Duration::from_secs(45) };
+            self.run(step);
+            passed += step;
+            if passed >= FAIR.0 {
+                match self.is_as_it_must_be() {
+                    Ok(()) => return passed,
+                    Err(e) => assert!(passed < FAIR.1, "seed {}: {e}", self.seed),
+                }
+            }
+        }
+    }
+
+    /// And everything can be taken down again.
+    fn end(&mut self) {
+        let alive: Vec<usize> = (0..self.plan.gateways).filter(|g| self.lab.gateways[*g].alive).collect();
+        alive.iter().for_each(|gateway| self.lab.command(*gateway, Command::Shutdown));
+        self.lab.run(Duration::from_secs(120));
+        for gateway in alive {
+            self.lab.assert_gone(gateway);
+            let jobs = self.lab.gateways[gateway].endpoint.jobs();
+            assert_eq!(jobs, 0, "seed {}: jobs of gateway {gateway}", self.seed);
+        }
+    }
+
+    /// The policy that a gateway follows for a tunnel.
+    fn policy(&self, gateway: usize, tunnel: &Tunnel) -> Option<&TunnelPolicy> {
+        let mine = |p: &&TunnelPolicy| self.numbers.get(&(gateway, p.id)) == Some(&tunnel.number);
+        self.running[gateway].iter().find(mine)
+    }
+
+    /// Which tunnel of the plan a gateway's number means, or has meant.
+    fn number(&self, gateway: usize, tunnel: TunnelId) -> usize {
+        *self.numbers.get(&(gateway, tunnel)).expect("a number that was given")
+    }
+}

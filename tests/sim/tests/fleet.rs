@@ -1,0 +1,45 @@
+//! Many seeds of several gateways with several tunnels between them, to which everything happens in one history: whatever
+//! the order, in the end that is up which both ends have configured, and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use cygnet_sim::fleet::Fleet;
+use cygnet_sim::{failures, seeds};
+
+#[test]
+fn fleets_to_which_everything_happens_end_in_agreement() {
+    let failed = failures(seeds(20_000), |seed| {
+        Fleet::live(seed);
+    });
+    assert!(
+        failed.is_empty(),
+        "{} seeds failed: {failed:?}; CYGNET_SIM_TELL=1 CYGNET_SIM_FIRST=SEED cargo test --workspace --test fleet -- \
+         --ignored --nocapture tells one",
+        failed.len()
+    );
+}
+
+/// Prints what histories come to: how long it took, how much was up, how much piled up at most.
+#[test]
+#[ignore = "a tool for people: measures"]
+fn figures() {
+    let mut told: Vec<_> = seeds(1000).map(Fleet::live).collect();
+    let sum = |of: fn(&cygnet_sim::fleet::Told) -> usize| told.iter().map(of).sum::<usize>();
+    println!("{} tunnels, {} up", sum(|t| t.tunnels.0), sum(|t| t.tunnels.1));
+    let most = |of: fn(&cygnet_sim::fleet::Told) -> usize| told.iter().map(of).max();
+    println!("at most {:?} IKE SAs and {:?} SAs of one tunnel", most(|t| t.most.0), most(|t| t.most.1));
+    told.sort_by_key(|t| t.settled);
+    for part in [50, 90, 99, 100] {
+        println!("{part} % settled in {:?}", told[(told.len() * part / 100).saturating_sub(1)].settled);
+    }
+}
+
+/// Prints what happened under one seed:
+/// `CYGNET_SIM_TELL=1 CYGNET_SIM_FIRST=24 cargo test --workspace --test fleet -- --ignored --nocapture`.
+#[test]
+#[ignore = "a tool for people: tells the story of one seed"]
+fn story() {
+    let seed = seeds(1).start;
+    let told = std::panic::catch_unwind(|| Fleet::live(seed));
+    println!("seed {seed}: {told:?}");
+    assert!(told.is_ok(), "seed {seed}");
+}
