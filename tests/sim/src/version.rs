@@ -29,6 +29,9 @@ impl Version {
     /// How many choices there are.
     pub const CHOICES: u32 = 9;
 
+    /// Whether one more IKE proposal is preferred.
+    pub const PROPOSALS: u32 = 3;
+
     /// Whether the ends have other names.
     pub const NAMES: u32 = 8;
 
@@ -59,7 +62,7 @@ impl Version {
         if self.chose(2) {
             p.lifetime = choices.ike;
         }
-        if self.chose(3) {
+        if self.chose(Self::PROPOSALS) {
             p.proposals.insert(0, "aes128gcm16-prfsha256-ecp384".parse().expect("a proposal"));
         }
         let last = p.children.len().saturating_sub(1) as u16;

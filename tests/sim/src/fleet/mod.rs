@@ -22,7 +22,6 @@ use cygnet_model::tunnel::SaId;
 
 use self::plan::{Entry, Plan, Tunnel, address, child_name};
 use self::reference::Shall;
-use crate::version::Version;
 use crate::{Back, Lab, Link, Pace, Seeded, copy};
 
 /// See the [module](self).
@@ -132,7 +131,7 @@ impl Fleet {
                 self.come_back(gateway, Back::default());
             }
             17 => {
-                let policies = self.policies(gateway);
+                let policies = self.next(gateway);
                 self.lab.remark(gateway, "loses its power");
                 self.lab.restart_all(gateway, policies);
             }
@@ -231,14 +230,20 @@ impl Fleet {
         numbered
     }
 
+    /// The same, for a process that is about to follow it.
+    fn next(&mut self, gateway: usize) -> Vec<TunnelPolicy> {
+        let policies = self.policies(gateway);
+        self.running[gateway] = policies.iter().map(copy).collect();
+        policies
+    }
+
     /// A gateway follows its configuration, if its process runs.
     fn reload(&mut self, gateway: usize) {
         if !self.lab.gateways[gateway].alive {
             return;
         }
-        let policies = self.policies(gateway);
+        let policies = self.next(gateway);
         self.lab.remark(gateway, "reloads");
-        self.running[gateway] = policies.iter().map(copy).collect();
         self.lab.configure_all(gateway, policies);
     }
 
@@ -258,8 +263,7 @@ impl Fleet {
     }
 
     fn come_back(&mut self, gateway: usize, back: Back) {
-        let policies = self.policies(gateway);
-        self.running[gateway] = policies.iter().map(copy).collect();
+        let policies = self.next(gateway);
         self.lab.come_back(gateway, policies, back);
     }
 
@@ -282,9 +286,10 @@ impl Fleet {
             let said = self.entries[tunnel][from];
             match (said, &mut self.entries[tunnel][1 - from]) {
                 (_, other) if same => *other = said,
-                // An end with another name goes on with what was negotiated before, for as long as that lives.
-                (Some(said), Some(other)) if !said.version.agrees(other.version, Version::NAMES) => {
-                    other.version = other.version.but(u64::from(Version::NAMES));
+                (Some(said), Some(other)) => {
+                    let differ = |choice: &u32| !said.version.agrees(other.version, *choice);
+                    let common = self.plan.common_choices(tunnel).filter(differ);
+                    other.version = common.fold(other.version, |v, choice| v.but(u64::from(choice)));
                 }
                 _ => {}
             }

@@ -173,6 +173,18 @@ impl Plan {
         let pace = [Pace::AT_ONCE, Pace::AT_ONCE, Pace::SLOW, Pace::LOSSY][random.below(4) as usize];
         Self { gateways, tunnels, stale, pace }
     }
+
+    /// What both ends of a tunnel must choose alike in the end, if anybody is to say what becomes of it.
+    ///
+    /// Names, since an end with another name goes on with what was negotiated before, for as long as that lives. Where
+    /// there are other tunnels between the same addresses, IKE proposals too: they are chosen before the peer has said
+    /// who it is, and by the list of another tunnel (docs/peers.md).
+    pub fn common_choices(&self, tunnel: usize) -> impl Iterator<Item = u32> + use<> {
+        let [a, b] = self.tunnels[tunnel].ends;
+        let beside = |t: &Tunnel| t.number != tunnel && t.end(a).is_some() && t.end(b).is_some();
+        let beside = self.tunnels.iter().any(beside).then_some(Version::PROPOSALS);
+        [Version::NAMES].into_iter().chain(beside)
+    }
 }
 
 /// Outer address of a gateway.
