@@ -5,8 +5,9 @@
 //! [`plan`] says what a seed is about, [`reference`] what must be up in the end and what must hold at any moment,
 //! [`traffic`] sends packets through it.
 //!
-//! What it does not have: NAT, addresses that change (both are in other tests, of two gateways), two files that are rolled
-//! back at both ends of one tunnel (decision 0110).
+//! What it does not have: NAT and addresses that change (both are in other tests, of two gateways); files that are rolled
+//! back at both ends of one tunnel (decision 0110); data planes that tell of a failure after something else has come in
+//! (the driver calls them and waits).
 
 mod plan;
 mod reference;
@@ -37,8 +38,26 @@ pub struct Fleet {
     running: Vec<Vec<TunnelPolicy>>,
     /// Which tunnel a gateway's number means, or has meant.
     numbers: BTreeMap<(usize, TunnelId), usize>,
+    /// What operators have told running gateways of their tunnels.
+    told: BTreeMap<(usize, TunnelId), Word>,
+    /// Tunnels that were ever taken up by command.
+    roused: BTreeSet<usize>,
     /// Most IKE SAs and SAs of one tunnel at one end so far.
     most: (usize, usize),
+}
+
+/// The last word of an operator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Word {
+    Up,
+    Down,
+}
+
+/// Who follows a configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Process {
+    Runs,
+    Begins,
 }
 
 /// What a history came to.
@@ -52,8 +71,8 @@ pub struct Told {
     pub most: (usize, usize),
 }
 
-/// Pauses between events.
-const PAUSE: Duration = Duration::from_secs(4);
+/// Pauses between events: shorter than an exchange, and longer.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(4));
 /// How long the weather is fair before it is asked what is up, and how much longer it may take: a peer that is silent is
 /// found out after a minute, and what failed is tried again after up to five.
 const FAIR: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(900));
@@ -69,6 +88,8 @@ impl Fleet {
             registries: vec![Registry::default(); plan.gateways],
             running: (0..plan.gateways).map(|_| Vec::new()).collect(),
             numbers: BTreeMap::new(),
+            told: BTreeMap::new(),
+            roused: BTreeSet::new(),
             most: (0, 0),
             plan,
             lab,
@@ -92,9 +113,11 @@ impl Fleet {
     pub fn live(seed: u64) -> Told {
         let mut fleet = Self::new(seed);
         fleet.run(Duration::from_secs(8));
-        for _ in 0..4 + fleet.lab.below(8) {
+        for _ in 0..8 + fleet.lab.below(12) {
             fleet.happen();
-            let pause = fleet.lab.below(PAUSE.as_nanos() as u64);
+            // Many things happen while an exchange is on its way.
+            let longest = if fleet.lab.below(2) == 0 { PAUSE.0 } else { PAUSE.1 };
+            let pause = fleet.lab.below(longest.as_nanos() as u64);
             fleet.run(Duration::from_nanos(pause));
         }
         fleet.clear_up();
@@ -131,7 +154,7 @@ impl Fleet {
                 self.come_back(gateway, Back::default());
             }
             17 => {
-                let policies = self.next(gateway);
+                let policies = self.next(gateway, Process::Begins);
                 self.lab.remark(gateway, "loses its power");
                 self.lab.restart_all(gateway, policies);
             }
@@ -160,15 +183,33 @@ impl Fleet {
             _ => {
                 let ids: Vec<TunnelId> = self.running[gateway].iter().map(|p| p.id).collect();
                 let pick = self.lab.below(ids.len().max(1) as u64) as usize;
-                let kind = self.lab.below(5);
-                let Some(id) = ids.get(pick).copied() else { return };
-                let command = match kind {
-                    0 | 1 => Command::RekeyChildren(id),
-                    2 | 3 => Command::RekeyIke(id),
-                    _ => Command::Reset(id),
-                };
-                self.lab.command(gateway, command);
+                let kind = self.lab.below(8);
+                if let Some(id) = ids.get(pick).copied() {
+                    self.command(gateway, id, kind);
+                }
             }
+        }
+    }
+
+    fn command(&mut self, gateway: usize, id: TunnelId, kind: u64) {
+        let command = match kind {
+            0..=2 => Command::RekeyChildren(id),
+            3 | 4 => Command::RekeyIke(id),
+            5 => Command::Reset(id),
+            6 => Command::Up(id),
+            _ => Command::Down(id),
+        };
+        let word = match command {
+            Command::Up(_) => Some(Word::Up),
+            Command::Down(_) => Some(Word::Down),
+            _ => None,
+        };
+        if self.lab.gateways[gateway].alive {
+            if word == Some(Word::Up) {
+                self.roused.insert(self.number(gateway, id));
+            }
+            self.told.extend(word.map(|word| ((gateway, id), word)));
+            self.lab.command(gateway, command);
         }
     }
 
@@ -231,9 +272,15 @@ impl Fleet {
     }
 
     /// The same, for a process that is about to follow it.
-    fn next(&mut self, gateway: usize) -> Vec<TunnelPolicy> {
+    fn next(&mut self, gateway: usize, process: Process) -> Vec<TunnelPolicy> {
         let policies = self.policies(gateway);
-        self.running[gateway] = policies.iter().map(copy).collect();
+        let before = std::mem::replace(&mut self.running[gateway], policies.iter().map(copy).collect());
+        let start = |of: &[TunnelPolicy], id| of.iter().find(|p| p.id == id).map(|p| p.start);
+        self.told.retain(|(of, id), word| {
+            // What "up" has begun another choice of who begins ends; what is "down" stays so. A new process knows neither.
+            let same = start(&before, *id) == start(&policies, *id) || *word == Word::Down;
+            *of != gateway || (process == Process::Runs && same && start(&policies, *id).is_some())
+        });
         policies
     }
 
@@ -242,7 +289,7 @@ impl Fleet {
         if !self.lab.gateways[gateway].alive {
             return;
         }
-        let policies = self.next(gateway);
+        let policies = self.next(gateway, Process::Runs);
         self.lab.remark(gateway, "reloads");
         self.lab.configure_all(gateway, policies);
     }
@@ -263,7 +310,7 @@ impl Fleet {
     }
 
     fn come_back(&mut self, gateway: usize, back: Back) {
-        let policies = self.next(gateway);
+        let policies = self.next(gateway, Process::Begins);
         self.lab.come_back(gateway, policies, back);
     }
 

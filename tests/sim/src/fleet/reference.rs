@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use cygnet_ike::policy::{Start, TunnelPolicy};
 use cygnet_model::{ChildId, TunnelId};
 
-use super::Fleet;
 use super::plan::{Kind, Tunnel};
+use super::{Fleet, Word};
 use crate::agree::{End, common, ensure};
 
 /// What becomes of a tunnel in fair weather.
@@ -24,10 +24,16 @@ impl Fleet {
     /// What must become of a tunnel.
     pub(super) fn shall(&self, t: &Tunnel) -> Shall {
         let [Some(a), Some(b)] = self.entries[t.number] else { return Shall::BeDown };
-        let begins = |end: usize, entry| t.start(end, entry) != Start::Passive;
+        let word = |end: usize| {
+            let id = self.policy(t.ends[end], t)?.id;
+            self.told.get(&(t.ends[end], id)).copied()
+        };
+        let begins = |end: usize, entry| t.start(end, entry) != Start::Passive || word(end) == Some(Word::Up);
+        let held = (0..2).any(|end| word(end) == Some(Word::Down));
         match () {
-            () if t.kind != Kind::Usual => Shall::BeDown,
+            () if t.kind == Kind::WrongKey || held => Shall::BeDown,
             () if t.ends.iter().any(|end| !self.lab.gateways[*end].alive) => Shall::BeDown,
+            () if t.kind == Kind::BothWait && !self.roused.contains(&t.number) => Shall::BeDown,
             () if begins(0, a) || begins(1, b) => Shall::BeUp,
             () => Shall::StayAsItIs,
         }
