@@ -113,7 +113,7 @@ impl Fleet {
     pub fn live(seed: u64) -> Told {
         let mut fleet = Self::new(seed);
         fleet.run(Duration::from_secs(8));
-        for _ in 0..8 + fleet.lab.below(12) {
+        for _ in 0..8 + fleet.lab.below(32) {
             fleet.happen();
             // Many things happen while an exchange is on its way.
             let longest = if fleet.lab.below(2) == 0 { PAUSE.0 } else { PAUSE.1 };
