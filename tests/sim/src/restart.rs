@@ -113,7 +113,7 @@ impl Lab {
     }
 
     /// For whoever follows one seed.
-    pub(crate) fn remark(&self, side: usize, what: &str) {
+    pub(crate) fn remark(&self, side: usize, what: impl std::fmt::Display) {
         if self.tells {
             eprintln!("{:?} gateway {side} {what}", self.now);
         }

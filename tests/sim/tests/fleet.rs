@@ -2,7 +2,7 @@
 //! the order, in the end that is up which both ends have configured, and nothing else.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use cygnet_sim::fleet::Fleet;
+use cygnet_sim::fleet::{Fleet, Outcome};
 use cygnet_sim::{failures, seeds};
 
 #[test]
@@ -23,9 +23,11 @@ fn fleets_to_which_everything_happens_end_in_agreement() {
 #[ignore = "a tool for people: measures"]
 fn figures() {
     let mut told: Vec<_> = seeds(1000).map(Fleet::live).collect();
-    let sum = |of: fn(&cygnet_sim::fleet::Told) -> usize| told.iter().map(of).sum::<usize>();
+    let slowest = seeds(1000).zip(&told).max_by_key(|(_, t)| t.settled);
+    println!("the slowest seed: {slowest:?}");
+    let sum = |of: fn(&Outcome) -> usize| told.iter().map(of).sum::<usize>();
     println!("{} tunnels, {} up", sum(|t| t.tunnels.0), sum(|t| t.tunnels.1));
-    let most = |of: fn(&cygnet_sim::fleet::Told) -> usize| told.iter().map(of).max();
+    let most = |of: fn(&Outcome) -> usize| told.iter().map(of).max();
     println!("at most {:?} IKE SAs and {:?} SAs of one tunnel", most(|t| t.most.0), most(|t| t.most.1));
     told.sort_by_key(|t| t.settled);
     for part in [50, 90, 99, 100] {

@@ -2,13 +2,14 @@
 //! are cut, jobs that are slow or lost, data planes that refuse, processes that die and come back from what was kept now,
 //! before, or not at all, and configurations that change at one end or both.
 //!
-//! [`plan`] says what a seed is about, [`reference`] what must be up in the end and what must hold at any moment,
-//! [`traffic`] sends packets through it.
+//! [`plan`] says what a seed is about, [`events`] what happens, [`reference`] what must be up in the end and what must hold
+//! at any moment, [`traffic`] sends packets through it.
 //!
 //! What it does not have: NAT and addresses that change (both are in other tests, of two gateways); files that are rolled
 //! back at both ends of one tunnel (decision 0110); data planes that tell of a failure after something else has come in
 //! (the driver calls them and waits).
 
+mod events;
 mod plan;
 mod reference;
 mod traffic;
@@ -16,7 +17,7 @@ mod traffic;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cygnet_ike::{Command, Input, TunnelPolicy};
+use cygnet_ike::{Command, TunnelPolicy};
 use cygnet_model::TunnelId;
 use cygnet_model::registry::Registry;
 use cygnet_model::tunnel::SaId;
@@ -39,7 +40,7 @@ pub struct Fleet {
     /// Which tunnel a gateway's number means, or has meant.
     numbers: BTreeMap<(usize, TunnelId), usize>,
     /// What operators have told running gateways of their tunnels.
-    told: BTreeMap<(usize, TunnelId), Word>,
+    words: BTreeMap<(usize, TunnelId), Word>,
     /// Tunnels that were ever taken up by command.
     roused: BTreeSet<usize>,
     /// Most IKE SAs and SAs of one tunnel at one end so far.
@@ -62,7 +63,7 @@ enum Process {
 
 /// What a history came to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Told {
+pub struct Outcome {
     /// How long the weather had to be fair.
     pub settled: Duration,
     /// How many tunnels there may have been, and how many were up in the end.
@@ -88,7 +89,7 @@ impl Fleet {
             registries: vec![Registry::default(); plan.gateways],
             running: (0..plan.gateways).map(|_| Vec::new()).collect(),
             numbers: BTreeMap::new(),
-            told: BTreeMap::new(),
+            words: BTreeMap::new(),
             roused: BTreeSet::new(),
             most: (0, 0),
             plan,
@@ -102,6 +103,9 @@ impl Fleet {
                 fleet.entries[tunnel][end] = None;
             }
         }
+        if fleet.lab.tells {
+            eprintln!("{:#?}", fleet.plan);
+        }
         (0..fleet.plan.gateways).for_each(|gateway| fleet.reload(gateway));
         fleet
     }
@@ -110,7 +114,7 @@ impl Fleet {
     ///
     /// # Panics
     /// If anything is not as it must be.
-    pub fn live(seed: u64) -> Told {
+    pub fn live(seed: u64) -> Outcome {
         let mut fleet = Self::new(seed);
         fleet.run(Duration::from_secs(8));
         for _ in 0..8 + fleet.lab.below(32) {
@@ -124,7 +128,7 @@ impl Fleet {
         let settled = fleet.settle();
         let up = fleet.plan.tunnels.iter().filter(|t| fleet.shall(t) == Shall::BeUp).count();
         fleet.end();
-        Told { settled, tunnels: (fleet.plan.tunnels.len(), up), most: fleet.most }
+        Outcome { settled, tunnels: (fleet.plan.tunnels.len(), up), most: fleet.most }
     }
 
     /// Lets time pass, and packets, and looks at what must always hold.
@@ -132,121 +136,6 @@ impl Fleet {
         self.lab.run(span);
         self.traffic();
         self.assert_bounds();
-    }
-
-    /// Something happens to one of them.
-    fn happen(&mut self) {
-        let gateway = self.lab.below(self.plan.gateways as u64) as usize;
-        match self.lab.below(32) {
-            0..=5 => self.change_one_end(),
-            6..=8 => self.change_both_ends(),
-            9..=11 => {
-                // Now, or in the middle of what comes next.
-                if self.lab.below(2) == 0 {
-                    self.lab.kill(gateway);
-                } else {
-                    self.lab.gateways[gateway].dies_after = Some(self.lab.below(6) as usize);
-                }
-            }
-            12..=15 => (0..self.plan.gateways).for_each(|gateway| self.revive(gateway)),
-            16 => {
-                self.lab.kill(gateway);
-                self.come_back(gateway, Back::default());
-            }
-            17 => {
-                let policies = self.next(gateway, Process::Begins);
-                self.lab.remark(gateway, "loses its power");
-                self.lab.restart_all(gateway, policies);
-            }
-            18..=20 => {
-                self.lab.gateways[gateway].plane.unsure = self.lab.below(2) == 0;
-                self.lab.gateways[gateway].plane.fail_next = 1 + self.lab.below(3) as u32;
-            }
-            21 | 22 => {
-                let other = (gateway + 1 + self.lab.below(self.plan.gateways as u64 - 1) as usize)
-                    % self.plan.gateways;
-                self.lab.cut.insert((gateway, other));
-                if self.lab.below(2) == 0 {
-                    self.lab.cut.insert((other, gateway));
-                }
-            }
-            23 | 24 => self.lab.cut.clear(),
-            25 => self.lab.lose_jobs(gateway),
-            26 => {
-                let sas: Vec<SaId> = self.lab.gateways[gateway].plane.sas.keys().copied().collect();
-                let pick = self.lab.below(sas.len().max(1) as u64) as usize;
-                let hard = self.lab.below(2) == 0;
-                if let Some(sa) = sas.get(pick) {
-                    self.lab.input(gateway, Input::Expired { sa: *sa, hard });
-                }
-            }
-            _ => {
-                let ids: Vec<TunnelId> = self.running[gateway].iter().map(|p| p.id).collect();
-                let pick = self.lab.below(ids.len().max(1) as u64) as usize;
-                let kind = self.lab.below(8);
-                if let Some(id) = ids.get(pick).copied() {
-                    self.command(gateway, id, kind);
-                }
-            }
-        }
-    }
-
-    fn command(&mut self, gateway: usize, id: TunnelId, kind: u64) {
-        let command = match kind {
-            0..=2 => Command::RekeyChildren(id),
-            3 | 4 => Command::RekeyIke(id),
-            5 => Command::Reset(id),
-            6 => Command::Up(id),
-            _ => Command::Down(id),
-        };
-        let word = match command {
-            Command::Up(_) => Some(Word::Up),
-            Command::Down(_) => Some(Word::Down),
-            _ => None,
-        };
-        if self.lab.gateways[gateway].alive {
-            if word == Some(Word::Up) {
-                self.roused.insert(self.number(gateway, id));
-            }
-            self.told.extend(word.map(|word| ((gateway, id), word)));
-            self.lab.command(gateway, command);
-        }
-    }
-
-    /// An operator changes, removes or adds a tunnel at one end.
-    fn change_one_end(&mut self) {
-        let (tunnel, end) = (self.any_tunnel(), self.lab.below(2) as usize);
-        let [here, there] = [self.entries[tunnel][end], self.entries[tunnel][1 - end]];
-        self.entries[tunnel][end] = match (here, self.lab.below(4)) {
-            (Some(_), 0) => None,
-            (Some(_), 1) => there,
-            (Some(entry), _) => Some(entry.neighbour(&mut self.lab.random)),
-            (None, _) => there.or_else(|| Some(Entry::random(&mut self.lab.random))),
-        };
-        self.reload(self.plan.tunnels[tunnel].ends[end]);
-    }
-
-    /// The same at both ends, one after the other.
-    fn change_both_ends(&mut self) {
-        let tunnel = self.any_tunnel();
-        let entry = self.entries[tunnel].into_iter().flatten().next();
-        let entry = match (entry, self.lab.below(4)) {
-            (Some(_), 0) => None,
-            (Some(entry), _) => Some(entry.neighbour(&mut self.lab.random)),
-            (None, _) => Some(Entry::random(&mut self.lab.random)),
-        };
-        self.entries[tunnel] = [entry; 2];
-        for end in 0..2 {
-            self.reload(self.plan.tunnels[tunnel].ends[end]);
-            if self.lab.below(2) == 0 {
-                let pause = self.lab.below(1_000_000_000);
-                self.lab.run(Duration::from_nanos(pause));
-            }
-        }
-    }
-
-    fn any_tunnel(&mut self) -> usize {
-        self.lab.below(self.plan.tunnels.len() as u64) as usize
     }
 
     /// What a gateway's configuration says by now, with its numbers.
@@ -276,7 +165,7 @@ impl Fleet {
         let policies = self.policies(gateway);
         let before = std::mem::replace(&mut self.running[gateway], policies.iter().map(copy).collect());
         let start = |of: &[TunnelPolicy], id| of.iter().find(|p| p.id == id).map(|p| p.start);
-        self.told.retain(|(of, id), word| {
+        self.words.retain(|(of, id), word| {
             // What "up" has begun another choice of who begins ends; what is "down" stays so. A new process knows neither.
             let same = start(&before, *id) == start(&policies, *id) || *word == Word::Down;
             *of != gateway || (process == Process::Runs && same && start(&policies, *id).is_some())
@@ -290,7 +179,8 @@ impl Fleet {
             return;
         }
         let policies = self.next(gateway, Process::Runs);
-        self.lab.remark(gateway, "reloads");
+        let names = || policies.iter().map(|p| (&p.name, p.id.0, p.start)).collect::<Vec<_>>();
+        self.lab.remark(gateway, format_args!("reloads {:?}", names()));
         self.lab.configure_all(gateway, policies);
     }
 
@@ -316,6 +206,7 @@ impl Fleet {
 
     /// The weather clears, whoever is dead comes back but perhaps one, and the ends of most tunnels say the same.
     fn clear_up(&mut self) {
+        self.lab.remark(0, "has fair weather");
         self.lab.link = Link::GOOD;
         self.lab.cut.clear();
         self.lab.set_pace(Pace { loss: 0, ..self.plan.pace });

@@ -13,6 +13,7 @@ use crate::version::{Choices, Version};
 use crate::{Pace, net, policy, single_pairs};
 
 /// A tunnel that may be configured, at both ends or at one.
+#[derive(Debug)]
 pub(crate) struct Tunnel {
     /// Its place among all of them.
     pub number: usize,
@@ -147,6 +148,7 @@ impl Tunnel {
 }
 
 /// See the [module](self).
+#[derive(Debug)]
 pub(crate) struct Plan {
     pub gateways: usize,
     pub tunnels: Vec<Tunnel>,

@@ -1,4 +1,5 @@
-//! The reference: what must be up, from the configurations and from who is alive, without a look at the protocol.
+//! The reference: what must be up, from the configurations, from who is alive and from what operators said, without a look
+//! at the protocol.
 
 use std::collections::BTreeSet;
 
@@ -26,16 +27,24 @@ impl Fleet {
         let [Some(a), Some(b)] = self.entries[t.number] else { return Shall::BeDown };
         let word = |end: usize| {
             let id = self.policy(t.ends[end], t)?.id;
-            self.told.get(&(t.ends[end], id)).copied()
+            self.words.get(&(t.ends[end], id)).copied()
         };
         let begins = |end: usize, entry| t.start(end, entry) != Start::Passive || word(end) == Some(Word::Up);
         let held = (0..2).any(|end| word(end) == Some(Word::Down));
         match () {
-            () if t.kind == Kind::WrongKey || held => Shall::BeDown,
+            () if self.never(t) || held => Shall::BeDown,
             () if t.ends.iter().any(|end| !self.lab.gateways[*end].alive) => Shall::BeDown,
-            () if t.kind == Kind::BothWait && !self.roused.contains(&t.number) => Shall::BeDown,
             () if begins(0, a) || begins(1, b) => Shall::BeUp,
             () => Shall::StayAsItIs,
+        }
+    }
+
+    /// Whether nothing of it may be up at any moment, whatever happens.
+    fn never(&self, t: &Tunnel) -> bool {
+        match t.kind {
+            Kind::Usual => false,
+            Kind::BothWait => !self.roused.contains(&t.number),
+            Kind::WrongKey => true,
         }
     }
 
@@ -128,6 +137,10 @@ impl Fleet {
                 assert!(ike <= MOST_IKE_SAS, "seed {seed}: {ike} IKE SAs of {} at gateway {gateway}", p.name);
                 assert!(sas <= MOST_SAS, "seed {seed}: {sas} SAs of {} at gateway {gateway}", p.name);
             }
+            for sa in g.plane.sas.keys() {
+                let t = &self.plan.tunnels[self.number(gateway, sa.child.tunnel)];
+                assert!(!self.never(t), "seed {seed}: {sa:?} of gateway {gateway}, which never may be");
+            }
             for child in g.plane.tunnels.keys() {
                 let known = g.plane.guards.keys().any(|c| c.tunnel == child.tunnel);
                 assert!(known, "seed {seed}: {child:?} of gateway {gateway} is open without a guard");
@@ -136,7 +149,7 @@ impl Fleet {
     }
 }
 
-/// IKE SAs of one tunnel at one end, in any state.
-const MOST_IKE_SAS: usize = 64;
-/// SAs of one tunnel in one data plane.
-const MOST_SAS: usize = 128;
+/// IKE SAs of one tunnel at one end, in any state: four that are established, and as many that begin or end.
+const MOST_IKE_SAS: usize = 8;
+/// SAs of one tunnel in one data plane: six pairs, the old ones among them, for each of the four pairs of networks.
+const MOST_SAS: usize = 48;
