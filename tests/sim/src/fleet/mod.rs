@@ -242,13 +242,16 @@ impl Fleet {
     fn settle(&mut self) -> Duration {
         let mut passed = Duration::ZERO;
         loop {
-            let step = if passed < FAIR.0 { Duration::from_secs(30) } else { Duration::from_secs(45) };
+            let step = if passed < FAIR.0 { Duration::from_secs(30) } else { Duration::from_secs(7) };
             self.run(step);
             passed += step;
             if passed >= FAIR.0 {
                 match self.is_as_it_must_be() {
                     Ok(()) => return passed,
-                    Err(e) => assert!(passed < FAIR.1, "seed {}: {e}", self.seed),
+                    Err(e) => {
+                        self.lab.remark(0, format_args!("and the others: {e}"));
+                        assert!(passed < FAIR.1, "seed {}: {e}", self.seed);
+                    }
                 }
             }
         }
