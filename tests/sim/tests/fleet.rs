@@ -26,6 +26,21 @@ fn a_redundant_pair_goes_though_the_peer_sends_on_it() {
     Fleet::live(18_745);
 }
 
+/// What is left of 100,000 other seeds (1,000,000 to 1,099,999), by what is wrong in the end: a pair of SAs that one end does
+/// not have; traffic of a rule that one end has no more; the guard of a rule that is gone; an IKE SA too many, or none.
+const OPEN: [u64; 10] = [
+    1_000_607, 1_088_667, 1_006_694, 1_054_159, 1_010_075, 1_020_091, 1_063_888, 1_003_761, 1_078_537,
+    1_013_604,
+];
+
+#[test]
+#[ignore = "known, and not understood yet; one of 10,000 fleets"]
+fn fleets_of_rare_orders_end_in_agreement() {
+    let failed: Vec<u64> =
+        OPEN.into_iter().filter(|seed| std::panic::catch_unwind(|| Fleet::live(*seed)).is_err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
 /// Prints what histories come to: how long it took, how much was up, how much piled up at most.
 #[test]
 #[ignore = "a tool for people: measures"]
