@@ -584,9 +584,14 @@ impl Live {
         {
             old.state = ChildState::Active;
         }
-        // What was redundant beside it as well.
+        // What was redundant beside it as well, unless both end since the configuration has their rule no more.
         if let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == child.closes) {
-            c.state = ChildState::Active;
+            if self.policy.children.get(c.of).is_some() {
+                c.state = ChildState::Active;
+            } else {
+                let inbound = c.inbound;
+                self.enqueue(Task::DeleteChild { inbound });
+            }
         }
         Some(child)
     }

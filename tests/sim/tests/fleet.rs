@@ -28,10 +28,17 @@ fn a_redundant_pair_goes_though_the_peer_sends_on_it() {
 
 /// What is left of 100,000 other seeds (1,000,000 to 1,099,999), by what is wrong in the end: a pair of SAs that one end does
 /// not have; traffic of a rule that one end has no more; the guard of a rule that is gone; an IKE SA too many, or none.
-const OPEN: [u64; 10] = [
-    1_000_607, 1_088_667, 1_006_694, 1_054_159, 1_010_075, 1_020_091, 1_063_888, 1_003_761, 1_078_537,
-    1_013_604,
-];
+const OPEN: [u64; 8] =
+    [1_000_607, 1_088_667, 1_006_694, 1_054_159, 1_020_091, 1_003_761, 1_078_537, 1_013_604];
+
+/// A rule goes while two pairs of it have crossed: with the pair that was to stay goes the redundant one beside it, and then
+/// its guard.
+#[test]
+fn a_redundant_pair_goes_with_its_rule() {
+    [1_010_075, 1_063_888, 1_097_425].into_iter().for_each(|seed| {
+        Fleet::live(seed);
+    });
+}
 
 #[test]
 #[ignore = "known, and not understood yet; one of 10,000 fleets"]
