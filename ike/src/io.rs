@@ -2,7 +2,8 @@
 //!
 //! The driver feeds [`Input`]s to [`crate::Endpoint::handle`] and performs the [`Action`]s that come out, in order. If
 //! an action on the data plane fails it skips the later plane actions of the same child in that list and feeds
-//! [`Input::PlaneFailed`] back; the protocol then deletes the child at the peer and tries again later.
+//! [`Input::PlaneFailed`] back before it takes anything else in; the protocol then deletes the child at the peer and tries
+//! again later.
 
 use std::net::SocketAddr;
 use std::time::Duration;

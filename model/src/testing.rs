@@ -24,6 +24,8 @@ pub struct MemoryPlane {
     pub foreign: Vec<Spi>,
     /// The next so many `install` and `open_tunnel` calls fail.
     pub fail_next: u32,
+    /// What fails was done nevertheless, as with an answer that got lost.
+    pub unsure: bool,
     installed: u64,
 }
 
@@ -90,9 +92,11 @@ impl DataPlane for MemoryPlane {
     }
 
     fn open_tunnel(&mut self, spec: &TunnelSpec) -> Result<(), PlaneError> {
-        self.fault("open tunnel")?;
-        self.tunnels.insert(spec.child, spec.clone());
-        Ok(())
+        let fault = self.fault("open tunnel");
+        if fault.is_ok() || self.unsure {
+            self.tunnels.insert(spec.child, spec.clone());
+        }
+        fault
     }
 
     fn close_tunnel(&mut self, child: ChildId) -> Result<(), PlaneError> {
@@ -102,7 +106,10 @@ impl DataPlane for MemoryPlane {
     }
 
     fn install(&mut self, spec: &SaSpec) -> Result<(), PlaneError> {
-        self.fault("install SA")?;
+        let fault = self.fault("install SA");
+        if fault.is_err() && !self.unsure {
+            return fault;
+        }
         if spec.id.direction == Direction::Out {
             let inbound = self.sas.keys().any(|i| i.child == spec.id.child && i.direction == Direction::In);
             assert!(inbound, "outbound SA {:?} before any inbound one", spec.id);
@@ -111,7 +118,7 @@ impl DataPlane for MemoryPlane {
         self.installed += 1;
         let order = self.installed;
         self.sas.entry(spec.id).or_insert_with(|| (order, spec.duplicate()));
-        Ok(())
+        fault
     }
 
     fn restore(&mut self, spec: &SaSpec, _used: &SaCounters) -> Result<bool, PlaneError> {

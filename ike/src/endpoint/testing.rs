@@ -1,6 +1,6 @@
 //! What tests may look at and say in an endpoint's name. Not part of the daemon.
 
-use cygnet_model::IkeSpi;
+use cygnet_model::{IkeSpi, TunnelId};
 
 use super::Endpoint;
 use crate::sa::{Channel, IkeSa, State};
@@ -12,6 +12,11 @@ impl Endpoint {
         let mut all: Vec<_> = self.sas.values().map(|sa| (sa.core.created, sa.core.spi)).collect();
         all.sort_unstable();
         all.into_iter().map(|(_, spi)| spi).collect()
+    }
+
+    /// Our SPIs of one tunnel's IKE SAs, in any state.
+    pub fn spis_of(&self, tunnel: TunnelId) -> Vec<IkeSpi> {
+        self.by_tunnel.get(&tunnel).into_iter().flatten().copied().collect()
     }
 
     /// How many jobs are waited for.

@@ -39,6 +39,10 @@ pub(super) const LINGER: Duration = Duration::from_secs(5);
 /// to arrive, and for the request to be repeated if it does not.
 const SWITCH: Duration = Duration::from_secs(1);
 
+/// How long a pair that the peer asked for has to be there until it is taken for known at the peer: longer than peers wait
+/// before they repeat a request.
+const PRESUMED: Duration = Duration::from_secs(60);
+
 /// Without extended sequence numbers an SA ends at 2³² packets (RFC 4303 §3.3.3); it is rekeyed at three quarters.
 const SEQUENCE_LIMIT: u64 = u32::MAX as u64;
 
@@ -515,6 +519,16 @@ impl Live {
         }
     }
 
+    /// Closes what is redundant beside pairs that the peer must have by now: it would have asked again without our response. It
+    /// need not send on them, since it may know of no collision and take the redundant one, as the newest.
+    pub fn close_by_time(&mut self, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.mono;
+        let due = self.children.iter_mut().filter(|c| c.presumed_at().is_some_and(|at| at <= now));
+        for spi in due.filter_map(|c| c.closes.take()).collect::<Vec<_>>() {
+            self.close_redundant(ctx, spi);
+        }
+    }
+
     fn close_redundant(&mut self, ctx: &mut Ctx<'_>, inbound: Spi) {
         let Some(c) = self.children.iter_mut().find(|c| c.inbound == inbound) else { return };
         c.state = ChildState::Deleting;
@@ -570,9 +584,14 @@ impl Live {
         {
             old.state = ChildState::Active;
         }
-        // What was redundant beside it as well.
+        // What was redundant beside it as well, unless both end since the configuration has their rule no more.
         if let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == child.closes) {
-            c.state = ChildState::Active;
+            if self.policy.children.get(c.of).is_some() {
+                c.state = ChildState::Active;
+            } else {
+                let inbound = c.inbound;
+                self.enqueue(Task::DeleteChild { inbound });
+            }
         }
         Some(child)
     }
@@ -626,6 +645,11 @@ impl Live {
 }
 
 impl Child {
+    /// When what is redundant beside it is closed even if the peer has not shown that it has this one.
+    pub fn presumed_at(&self) -> Option<Timestamp> {
+        self.closes.map(|_| self.made + PRESUMED)
+    }
+
     /// Starts to send on it, if that waited. One that lost a contest is never sent on, nor is one that the data plane
     /// refused: it only waits to be known, to be deleted.
     fn switch(&mut self, ctx: &mut Ctx<'_>) {

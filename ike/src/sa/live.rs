@@ -598,6 +598,7 @@ impl Live {
             .flatten()
             .chain(children)
             .chain(self.children.iter().filter(|c| c.pending.is_some()).filter_map(|c| c.switch_at))
+            .chain(self.children.iter().filter(|_| stays).filter_map(Child::presumed_at))
             .chain(self.retire_at)
             .chain(self.window.outstanding.as_ref().and_then(Outstanding::next_repetition))
             .chain(self.delayed.iter().map(|(at, _)| *at))
@@ -631,6 +632,9 @@ impl Live {
         for (_, sa) in self.lingering.extract_if(.., |(at, _)| *at <= now) {
             ctx.out.push(Action::RemoveSa(sa));
             ctx.spis.esp.remove(&sa.spi);
+        }
+        if phase == Phase::Established {
+            self.close_by_time(ctx);
         }
         if now >= self.expire_at || self.window.exhausted() {
             if phase != Phase::Established {

@@ -1,11 +1,16 @@
-//! Two gateways in memory, with a virtual clock between them and a link that loses, repeats, delays and reorders.
+//! Gateways in memory, two of them in most scenarios, with a virtual clock and links that lose, repeat, delay and reorder.
 //!
 //! Everything random comes from one seed, so a failure is repeated by its seed. The data plane is
 //! [`MemoryPlane`]; probe packets are sent through whatever it holds, and counted if they would have been lost. Jobs are
 //! done at once, unless [`Pace`] says otherwise.
 
+mod agree;
+pub mod fleet;
+mod guards;
 mod jobs;
 mod restart;
+mod seeds;
+pub mod version;
 mod weather;
 
 use std::cmp::Reverse;
@@ -19,6 +24,7 @@ pub use jobs::Pace;
 use jobs::Waiting;
 pub use restart::Back;
 use restart::{Ivs, Records};
+pub use seeds::{failures, seeds};
 pub use weather::{Begun, Fate, Weather};
 
 use cygnet_ike::account::Account;
@@ -29,7 +35,7 @@ use cygnet_ike::view::{TunnelState, TunnelView};
 use cygnet_ike::wire::{Exchange, Identity, Payloads};
 use cygnet_ike::{Action, Command, Config, Endpoint, Event, Flow, Input};
 use cygnet_model::plane::DataPlane;
-use cygnet_model::selector::{PacketEnd, TrafficSelector, narrow, within};
+use cygnet_model::selector::TrafficSelector;
 use cygnet_model::testing::MemoryPlane;
 use cygnet_model::tunnel::Direction;
 use cygnet_model::{ChildId, Now, SecretBytes, Timestamp, TunnelId};
@@ -116,6 +122,10 @@ pub struct Gateway {
     pub dies_after: Option<usize>,
     /// Outbound keys that its data plane had, to see that none comes twice and counts from the beginning again.
     pub(crate) outbound_keys: BTreeSet<Vec<u8>>,
+    /// How many processes it has had before.
+    lives: u64,
+    /// Children that the configuration has no more and whose guards go when they have no SA any more.
+    leaving: BTreeSet<ChildId>,
     /// It came back with records that were too old, which may hold an SA that came and went since (decision 0110).
     pub(crate) rolled_back: bool,
 }
@@ -164,10 +174,12 @@ pub struct Nat {
 
 /// The laboratory.
 pub struct Lab {
-    /// Gateways 0 and 1.
+    /// Gateways 0 and 1, and more where a scenario has more.
     pub gateways: Vec<Gateway>,
-    /// The link between them.
+    /// The links between them.
     pub link: Link,
+    /// Ways on which nothing arrives at all: from, to.
+    pub cut: BTreeSet<(usize, usize)>,
     /// The NAT in front of gateway 0, if it has a public address.
     pub nat: Nat,
     /// A man in the middle: sees every IKE datagram as (sender, octets) and may change or swallow it.
@@ -183,11 +195,13 @@ pub struct Lab {
     order: u64,
     seed: u64,
     /// IKE datagrams sent by each gateway.
-    pub sent: [u64; 2],
+    pub sent: Vec<u64>,
     /// NAT keepalives sent by each gateway.
-    pub keepalives: [u64; 2],
+    pub keepalives: Vec<u64>,
     /// Timers that fired at each gateway.
-    pub wakes: [u64; 2],
+    pub wakes: Vec<u64>,
+    /// Somebody follows this seed: everything is printed.
+    tells: bool,
     ivs: Ivs,
     /// Probes sent and probes that would have been lost for lack of an SA.
     pub probes: (u64, u64),
@@ -289,9 +303,19 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
 impl Lab {
     /// Two gateways with these policies, started at once.
     pub fn new(seed: u64, link: Link, policies: [TunnelPolicy; 2]) -> Self {
+        let mut lab = Self::of(seed, link, policies.each_ref().map(|p| p.local[0]));
+        for (side, policy) in policies.into_iter().enumerate() {
+            lab.configure(side, policy);
+        }
+        lab
+    }
+
+    /// Gateways with these addresses, and nothing configured yet.
+    pub fn of(seed: u64, link: Link, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut lab = Self {
             gateways: Vec::new(),
             link,
+            cut: BTreeSet::new(),
             nat: Nat { next: 20_000, ..Nat::default() },
             tap: None,
             weather: None,
@@ -301,14 +325,14 @@ impl Lab {
             wire: BinaryHeap::new(),
             order: 0,
             seed,
-            sent: [0; 2],
-            keepalives: [0; 2],
-            wakes: [0; 2],
+            sent: Vec::new(),
+            keepalives: Vec::new(),
+            wakes: Vec::new(),
+            tells: std::env::var_os("CYGNET_SIM_TELL").is_some(),
             ivs: Ivs::default(),
             probes: (0, 0),
         };
-        for (side, policy) in policies.into_iter().enumerate() {
-            let addr = policy.local[0];
+        for (side, addr) in addresses.into_iter().enumerate() {
             let secrets = Arc::new(AtomicU64::new(0));
             let (endpoint, random) = lab.endpoint(side, 0);
             lab.gateways.push(Gateway {
@@ -327,9 +351,13 @@ impl Lab {
                 alive: true,
                 dies_after: None,
                 outbound_keys: BTreeSet::new(),
+                lives: 0,
+                leaving: BTreeSet::new(),
                 rolled_back: false,
             });
-            lab.configure(side, policy);
+            for counts in [&mut lab.sent, &mut lab.keepalives, &mut lab.wakes] {
+                counts.push(0);
+            }
         }
         lab
     }
@@ -340,14 +368,15 @@ impl Lab {
     }
 
     fn endpoint(&self, side: usize, generation: u64) -> (Endpoint, Shared) {
-        let seed = self.seed ^ (side as u64 + 1) << 60 ^ generation << 40;
+        let seed = self.seed ^ (side as u64 + 1) << 60 ^ generation << 32;
         let random = Shared(Arc::new(Mutex::new(Seeded::new(seed))));
         (Endpoint::new(Config::default(), self.now(), Box::new(random.clone())), random)
     }
 
     /// Begins another process of a gateway, which knows nothing yet.
     fn begin_process(&mut self, side: usize) {
-        let (endpoint, random) = self.endpoint(side, self.now.as_nanos());
+        self.gateways[side].lives += 1;
+        let (endpoint, random) = self.endpoint(side, self.gateways[side].lives);
         let g = &mut self.gateways[side];
         (g.endpoint, g.random, g.waiting) = (endpoint, random, Waiting::default());
     }
@@ -361,16 +390,23 @@ impl Lab {
     pub fn configure_all(&mut self, side: usize, policies: Vec<TunnelPolicy>) {
         let mut out = Vec::new();
         let now = self.now();
+        self.guard(side, &policies);
         self.gateways[side].endpoint.set_policies(now, policies, &mut out);
         self.keep_and_perform(side, out);
     }
 
     /// The gateway forgets everything, as after a power failure.
     pub fn restart(&mut self, side: usize, policy: TunnelPolicy) {
+        self.restart_all(side, vec![policy]);
+    }
+
+    /// The same of a gateway with several tunnels.
+    pub fn restart_all(&mut self, side: usize, policies: Vec<TunnelPolicy>) {
         self.begin_process(side);
-        self.gateways[side].plane = MemoryPlane::default();
-        self.gateways[side].records = Records::default();
-        self.configure(side, policy);
+        let g = &mut self.gateways[side];
+        (g.plane, g.records, g.leaving) = (MemoryPlane::default(), Records::default(), BTreeSet::new());
+        (g.alive, g.dies_after) = (true, None);
+        self.configure_all(side, policies);
     }
 
     /// Both clocks.
@@ -403,7 +439,7 @@ impl Lab {
         let mut failed: Vec<(ChildId, String)> = Vec::new();
         let mut jobs = Vec::new();
         for action in actions {
-            if std::env::var_os("CYGNET_SIM_TELL").is_some() {
+            if self.tells {
                 self.tell(side, &action);
             }
             let broken = |c: ChildId| failed.iter().any(|(f, _)| *f == c);
@@ -419,7 +455,8 @@ impl Lab {
                 Action::InstallSa(spec) if !broken(spec.id.child) => {
                     if let Err(e) = g.plane.install(&spec) {
                         failed.push((spec.id.child, e.to_string()));
-                    } else if spec.id.direction == Direction::Out {
+                    }
+                    if spec.id.direction == Direction::Out && g.plane.sas.contains_key(&spec.id) {
                         let fresh = g.outbound_keys.insert(spec.encr_key.expose().to_vec());
                         assert!(fresh || g.rolled_back, "seed {}: {:?} comes again", self.seed, spec.id);
                     }
@@ -443,6 +480,7 @@ impl Lab {
                 Action::Run(id, job) => jobs.push((id, job)),
             }
         }
+        self.release_left(side);
         for (child, detail) in failed {
             self.input(side, Input::PlaneFailed { child, detail });
         }
@@ -514,6 +552,12 @@ impl Lab {
                 destination = (self.gateways[0].addr, *private).into();
             }
         }
+        // Of two, the other one, whatever it is called by then.
+        let to = match self.gateways.len() {
+            2 => Some(1 - side),
+            _ => self.gateways.iter().position(|g| g.addr == destination.ip()),
+        };
+        let Some(to) = to.filter(|to| !self.cut.contains(&(side, *to))) else { return };
         let (copies, after) = match fate {
             Some(Fate::Lost) => return,
             Some(Fate::Arrives { after, copies }) => (copies, after),
@@ -529,8 +573,7 @@ impl Lab {
                 None => self.now + low + Duration::from_nanos(self.random.below(span + 1)),
             };
             self.order += 1;
-            let datagram =
-                InFlight { at, order: self.order, to: 1 - side, source, destination, payload: payload() };
+            let datagram = InFlight { at, order: self.order, to, source, destination, payload: payload() };
             self.wire.push(Reverse(datagram));
         }
     }
@@ -629,6 +672,9 @@ impl Lab {
                 if g.alive && g.endpoint.next_wakeup().is_some_and(|t| t <= self.now) {
                     self.wakes[side] += 1;
                     self.input(side, Input::Tick);
+                    let g = &self.gateways[side];
+                    let due = g.alive && g.endpoint.next_wakeup().is_some_and(|t| t <= self.now);
+                    assert!(!due, "seed {}: a timer of gateway {side} stays due", self.seed);
                 }
             }
         }
@@ -655,119 +701,5 @@ impl Lab {
                 _ => None,
             })
             .collect()
-    }
-
-    /// What must hold whenever it has been quiet for a while: both ends hold the same SAs, each child once, and nothing
-    /// else.
-    pub fn assert_settled(&self, children: usize) {
-        for side in 0..2 {
-            let view = self.view(side);
-            assert_eq!(view.children.len(), children, "seed {}: children of gateway {side}", self.seed);
-            let open = self.gateways[side].plane.tunnels.len();
-            assert_eq!(open, children, "seed {}: open tunnels of gateway {side}", self.seed);
-        }
-        self.assert_consistent();
-    }
-
-    /// The same, however many children there are: parts of one that crossed may stay beside it.
-    pub fn assert_consistent(&self) {
-        let seed = self.seed;
-        for side in 0..2 {
-            let (own, peer) = (&self.gateways[side], &self.gateways[1 - side]);
-            let view = self.view(side);
-            let children = view.children.len();
-            assert_eq!(view.state, TunnelState::Up, "seed {seed}: gateway {side} is {:?}", view.state);
-            assert_eq!(own.endpoint.sa_count(), 1, "seed {seed}: IKE SAs of gateway {side}");
-            assert_eq!(own.plane.sas.len(), 2 * children, "seed {seed}: {:?}", own.plane.sas.keys());
-            let ids: BTreeSet<ChildId> = view.children.iter().map(|c| c.id).collect();
-            let open: BTreeSet<ChildId> = own.plane.tunnels.keys().copied().collect();
-            assert_eq!(open, ids, "seed {seed}: open tunnels of gateway {side}");
-            assert_eq!(own.endpoint.reserved(), (1, children), "seed {seed}: leaked SPIs at gateway {side}");
-            for c in &view.children {
-                let out = own.plane.outbound(c.id).expect("an outbound SA");
-                let inbound = peer.plane.inbound(out.id.spi).expect("the peer's inbound SA");
-                assert!(inbound.encr_key.ct_eq(out.encr_key.expose()), "seed {seed}: keys differ");
-                assert_eq!(inbound.inner_remote, out.inner_local, "seed {seed}");
-                assert_eq!(inbound.suite, out.suite, "seed {seed}");
-            }
-        }
-    }
-
-    /// Whether a packet from the first address of `local` to that of `remote` gets from a gateway to the other one.
-    pub fn passes(&self, side: usize, local: &TrafficSelector, remote: &TrafficSelector) -> bool {
-        let end = |s: &TrafficSelector| PacketEnd {
-            addr: s.range.start(),
-            protocol: if s.protocol == 0 { 17 } else { s.protocol },
-            port: Some(s.ports.0),
-        };
-        let (source, destination) = (end(local), end(remote));
-        let Some(out) = self.gateways[side].plane.carrier(&source, &destination) else { return false };
-        let Some(inbound) = self.gateways[1 - side].plane.inbound(out.id.spi) else { return false };
-        let inside = inbound.inner_remote.iter().any(|s| s.matches(&source))
-            && inbound.inner_local.iter().any(|s| s.matches(&destination));
-        inside && inbound.encr_key.ct_eq(out.encr_key.expose())
-    }
-
-    /// The reference: what two policies have in common passes, each pair of networks both ways, and nothing else is open.
-    /// Each gateway's own account of its coverage says the same. To be asked when it has been quiet for a while.
-    pub fn assert_coverage(&self, policies: &[TunnelPolicy; 2]) {
-        let seed = self.seed;
-        for side in 0..2 {
-            let (ours, theirs) = (&policies[side].children, &policies[1 - side].children);
-            let (mut whole, mut all) = (0, 0);
-            for (_, own) in ours.iter() {
-                all += own.local.len() * own.remote.len();
-                let mut common: Vec<(TrafficSelector, TrafficSelector)> = Vec::new();
-                for (_, peer) in theirs.iter() {
-                    let (l, r) = (
-                        narrow(&own.local, &peer.remote, usize::MAX),
-                        narrow(&own.remote, &peer.local, usize::MAX),
-                    );
-                    common.extend(l.iter().flat_map(|l| r.iter().map(|r| (*l, *r))));
-                }
-                let configured = |(l, r): &&(_, _)| own.local.contains(l) && own.remote.contains(r);
-                whole += common.iter().filter(configured).count();
-                // Of thousands of pairs that look alike a few tell as much as all.
-                for (l, r) in common.iter().step_by(1 + common.len() / 64) {
-                    assert!(self.passes(side, l, r), "seed {seed}: {l} -> {r} does not pass at {side}");
-                }
-                for (l, r) in
-                    own.local.iter().take(8).flat_map(|l| own.remote.iter().take(8).map(move |r| (l, r)))
-                {
-                    let agreed =
-                        common.iter().any(|(a, b)| l.intersect(a).is_some() && r.intersect(b).is_some());
-                    assert!(
-                        agreed || !self.passes(side, l, r),
-                        "seed {seed}: {l} -> {r} passes at {side}, which the other end does not allow"
-                    );
-                }
-            }
-            let coverage = self.view(side).coverage;
-            assert_eq!((coverage.covered, coverage.pairs), (whole, all), "seed {seed}: {coverage:?}");
-        }
-        self.assert_inside(policies);
-    }
-
-    /// At any moment: no tunnel is open for more than its gateway's configuration protects.
-    pub fn assert_inside(&self, policies: &[TunnelPolicy; 2]) {
-        for (g, policy) in self.gateways.iter().zip(policies) {
-            for t in g.plane.tunnels.values() {
-                let fits = |c: &ChildPolicy| within(&t.local, &c.local) && within(&t.remote, &c.remote);
-                assert!(
-                    policy.children.iter().any(|(_, c)| fits(c)),
-                    "seed {}: {t:?} is wider than its rules",
-                    self.seed
-                );
-            }
-        }
-    }
-
-    /// What must hold when nothing is up: no SA, no timer that keeps one, nothing in the data plane.
-    pub fn assert_gone(&self, side: usize) {
-        let g = &self.gateways[side];
-        assert_eq!(g.endpoint.sa_count(), 0, "seed {}: IKE SAs of gateway {side}", self.seed);
-        assert_eq!(g.endpoint.reserved(), (0, 0), "seed {}: SPIs of gateway {side}", self.seed);
-        assert_eq!(g.endpoint.parts(), 0, "seed {}: numbers of parts at gateway {side}", self.seed);
-        assert!(g.plane.sas.is_empty() && g.plane.tunnels.is_empty(), "seed {}: {side}", self.seed);
     }
 }

@@ -64,6 +64,8 @@ impl Records {
 pub struct Back {
     /// Its records are older than they should be, by so many changes.
     pub behind: usize,
+    /// It has none at all.
+    pub forgotten: bool,
     /// SAs that the data plane has lost.
     pub lost: BTreeSet<SaId>,
     /// The data plane does not know what it had received.
@@ -111,8 +113,8 @@ impl Lab {
     }
 
     /// For whoever follows one seed.
-    fn remark(&self, side: usize, what: &str) {
-        if std::env::var_os("CYGNET_SIM_TELL").is_some() {
+    pub(crate) fn remark(&self, side: usize, what: impl std::fmt::Display) {
+        if self.tells {
             eprintln!("{:?} gateway {side} {what}", self.now);
         }
     }
@@ -132,6 +134,9 @@ impl Lab {
         (g.alive, g.dies_after) = (true, None);
         g.records.roll_back(back.behind);
         g.rolled_back |= back.behind > 0;
+        if back.forgotten {
+            g.records = Records::default();
+        }
         for sa in &back.lost {
             g.plane.remove(*sa).expect("removing never fails");
         }
@@ -143,6 +148,8 @@ impl Lab {
         // What a data plane takes up again it has as octets.
         let again = |spec| parse_sa(show_sa(spec).expose()).expect("its own record");
         let present: BTreeSet<SaId> = g.plane.sas.values().map(|(_, spec)| again(spec).id).collect();
+        self.guard(side, &policies);
+        let g = &mut self.gateways[side];
         let mut out = Vec::new();
         let refused = g.endpoint.restore(now, policies, saved, &present, back.renew, &mut out);
         self.keep_and_perform(side, out);

@@ -9,14 +9,7 @@ use cygnet_ike::policy::Start;
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_model::ChildId;
 use cygnet_model::tunnel::SaId;
-use cygnet_sim::{Back, Lab, Link, Pace, TUNNEL, net, policy, single_pairs};
-
-/// How many seeds. `CYGNET_SIM_SEEDS=n` overrides it, `CYGNET_SIM_FIRST=n` starts elsewhere.
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let first = number("CYGNET_SIM_FIRST").unwrap_or(0);
-    first..first + number("CYGNET_SIM_SEEDS").unwrap_or(default)
-}
+use cygnet_sim::{Back, Lab, Link, Pace, TUNNEL, failures, net, policy, seeds, single_pairs};
 
 /// What a seed is about, beside the weather.
 #[derive(Clone, Copy)]
@@ -99,7 +92,7 @@ impl Plan {
         let gone = if self.lossy && lab.below(2) == 0 { lab.below(1000) } else { 0 };
         let lost: BTreeSet<SaId> = sas.into_iter().filter(|_| lab.below(1000) < gone).collect();
         let renew = lab.below(4) == 0;
-        lab.come_back(side, vec![self.policy(side)], Back { behind, lost, renew });
+        lab.come_back(side, vec![self.policy(side)], Back { behind, lost, renew, ..Back::default() });
     }
 
     fn happen(self, lab: &mut Lab) {
@@ -162,7 +155,7 @@ fn storm_at(plan: Plan, seed: u64, pace: Pace) {
         plan.revive(&mut lab, side);
     }
     lab.run(Duration::from_secs(600));
-    let wakes = lab.wakes;
+    let wakes = lab.wakes.clone();
     lab.run(Duration::from_secs(300));
     for (side, before) in wakes.into_iter().enumerate() {
         let woken = lab.wakes[side] - before;
@@ -217,18 +210,6 @@ fn calm(seed: u64) {
         lab.run(Duration::from_millis(1));
         assert_eq!(lab.probes.1, 0, "seed {seed}: packets were lost");
     }
-}
-
-fn failures(range: std::ops::Range<u64>, run: fn(u64)) -> Vec<u64> {
-    let half = range.start + (range.end - range.start) / 2;
-    let (first, second) = (range.start..half, half..range.end);
-    let of = move |range: std::ops::Range<u64>| -> Vec<u64> {
-        range.filter(|seed| std::panic::catch_unwind(|| run(*seed)).is_err()).collect()
-    };
-    let other = std::thread::spawn(move || of(second));
-    let mut failed = of(first);
-    failed.extend(other.join().expect("panics are caught above"));
-    failed
 }
 
 #[test]

@@ -6,14 +6,7 @@ use std::time::Duration;
 use cygnet_ike::policy::Start;
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_model::{ChildId, SecretBytes};
-use cygnet_sim::{Lab, Link, Pace, TUNNEL, net, policy, single_pairs};
-
-/// How many seeds. `CYGNET_SIM_SEEDS=n` overrides it, `CYGNET_SIM_FIRST=n` starts elsewhere.
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let first = number("CYGNET_SIM_FIRST").unwrap_or(0);
-    first..first + number("CYGNET_SIM_SEEDS").unwrap_or(default)
-}
+use cygnet_sim::{Lab, Link, Pace, TUNNEL, failures, net, policy, seeds, single_pairs};
 
 /// Where the gateways are wrongly configured, failing cleanly is the right ending.
 #[derive(Clone, Copy, Debug)]
@@ -199,7 +192,7 @@ fn storm(seed: u64, pace: Pace) {
     lab.set_pace(Pace { loss: 0, ..pace });
     lab.gateways.iter_mut().for_each(|g| g.plane.fail_next = 0);
     lab.run(Duration::from_secs(600));
-    let wakes = lab.wakes;
+    let wakes = lab.wakes.clone();
     lab.run(Duration::from_secs(300));
     for (side, before) in wakes.into_iter().enumerate() {
         let woken = lab.wakes[side] - before;
@@ -265,14 +258,7 @@ fn handshakes_and_rekeys_of_gateways_that_lose_results_end_in_agreement() {
 }
 
 fn weather(all: std::ops::Range<u64>, pace: Pace) {
-    let half = all.start + (all.end - all.start) / 2;
-    let (first, second) = (all.start..half, half..all.end);
-    let weather = move |range: std::ops::Range<u64>| -> Vec<u64> {
-        range.filter(|seed| std::panic::catch_unwind(|| storm(*seed, pace)).is_err()).collect()
-    };
-    let other = std::thread::spawn(move || weather(second));
-    let mut failed = weather(first);
-    failed.extend(other.join().expect("panics are caught above"));
+    let failed = failures(all, |seed| storm(seed, pace));
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
 }
 

@@ -43,7 +43,7 @@ fn nothing_is_sent_before_the_key_is_there_and_a_late_key_is_dropped() {
     lab.command(0, Command::Down(TUNNEL));
     lab.run(secs(1));
     lab.set_pace(Pace::HELD);
-    let before = lab.sent;
+    let before = lab.sent.clone();
     lab.command(0, Command::Up(TUNNEL));
     lab.run(secs(3));
     assert_eq!(lab.sent, before);

@@ -46,7 +46,7 @@ fn up(children: u8) -> (Lab, [Policy; 2]) {
 #[test]
 fn the_same_configuration_again_changes_nothing_and_sends_nothing() {
     let (mut lab, both) = up(2);
-    let (before, sent) = (keys(&lab), lab.sent);
+    let (before, sent) = (keys(&lab), lab.sent.clone());
     for side in [0, 1] {
         lab.configure(side, copy(&both[side]));
     }

@@ -23,7 +23,7 @@ fn who_is_behind_a_nat_keeps_its_mapping_alive_and_nobody_else_does() {
     lab.nat.public = Some("198.51.100.9".parse().unwrap());
     lab.run(secs(10));
     lab.assert_settled(1);
-    let before = lab.keepalives;
+    let before = lab.keepalives.clone();
     lab.run(secs(200));
     assert_eq!(lab.keepalives, [before[0] + 10, 0], "one in 20 s");
 }

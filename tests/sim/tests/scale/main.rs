@@ -39,7 +39,7 @@ struct Cost {
 
 impl Cost {
     fn of(lab: &mut Lab, work: impl FnOnce(&mut Lab)) -> Self {
-        let (sent, wakes) = (lab.sent, lab.wakes);
+        let (sent, wakes) = (lab.sent.clone(), lab.wakes.clone());
         let octets = allocations::of(|| work(lab));
         Self {
             octets,

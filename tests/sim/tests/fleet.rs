@@ -1,0 +1,77 @@
+//! Many seeds of several gateways with several tunnels between them, to which everything happens in one history: whatever
+//! the order, in the end that is up which both ends have configured, and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use cygnet_sim::fleet::{Fleet, Outcome};
+use cygnet_sim::{failures, seeds};
+
+#[test]
+fn fleets_to_which_everything_happens_end_in_agreement() {
+    let failed = failures(seeds(20_000), |seed| {
+        Fleet::live(seed);
+    });
+    assert!(
+        failed.is_empty(),
+        "{} seeds failed: {failed:?}; CYGNET_SIM_TELL=1 CYGNET_SIM_FIRST=SEED cargo test --workspace --test fleet -- \
+         --ignored --nocapture tells one",
+        failed.len()
+    );
+}
+
+/// Both ends ask for one child at once, and one of the two requests is answered before the other one arrives: only the end
+/// whose request was the later one knows that its pair is redundant. Its peer, which knows of no collision, sends on the
+/// redundant one, as the newest, so that the other one is never seen in use.
+#[test]
+fn a_redundant_pair_goes_though_the_peer_sends_on_it() {
+    Fleet::live(18_745);
+}
+
+/// What is left of 100,000 other seeds (1,000,000 to 1,099,999), by what is wrong in the end: a pair of SAs that one end does
+/// not have; traffic of a rule that one end has no more; the guard of a rule that is gone; an IKE SA too many, or none.
+const OPEN: [u64; 8] =
+    [1_000_607, 1_088_667, 1_006_694, 1_054_159, 1_020_091, 1_003_761, 1_078_537, 1_013_604];
+
+/// A rule goes while two pairs of it have crossed: with the pair that was to stay goes the redundant one beside it, and then
+/// its guard.
+#[test]
+fn a_redundant_pair_goes_with_its_rule() {
+    [1_010_075, 1_063_888, 1_097_425].into_iter().for_each(|seed| {
+        Fleet::live(seed);
+    });
+}
+
+#[test]
+#[ignore = "known, and not understood yet; one of 10,000 fleets"]
+fn fleets_of_rare_orders_end_in_agreement() {
+    let failed: Vec<u64> =
+        OPEN.into_iter().filter(|seed| std::panic::catch_unwind(|| Fleet::live(*seed)).is_err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Prints what histories come to: how long it took, how much was up, how much piled up at most.
+#[test]
+#[ignore = "a tool for people: measures"]
+fn figures() {
+    let mut told: Vec<_> = seeds(1000).map(Fleet::live).collect();
+    let slowest = seeds(1000).zip(&told).max_by_key(|(_, t)| t.settled);
+    println!("the slowest seed: {slowest:?}");
+    let sum = |of: fn(&Outcome) -> usize| told.iter().map(of).sum::<usize>();
+    println!("{} tunnels, {} up", sum(|t| t.tunnels.0), sum(|t| t.tunnels.1));
+    let most = |of: fn(&Outcome) -> usize| told.iter().map(of).max();
+    println!("at most {:?} IKE SAs and {:?} SAs of one tunnel", most(|t| t.most.0), most(|t| t.most.1));
+    told.sort_by_key(|t| t.settled);
+    for part in [50, 90, 99, 100] {
+        println!("{part} % settled in {:?}", told[(told.len() * part / 100).saturating_sub(1)].settled);
+    }
+}
+
+/// Prints what happened under one seed:
+/// `CYGNET_SIM_TELL=1 CYGNET_SIM_FIRST=24 cargo test --workspace --test fleet -- --ignored --nocapture`.
+#[test]
+#[ignore = "a tool for people: tells the story of one seed"]
+fn story() {
+    let seed = seeds(1).start;
+    let told = std::panic::catch_unwind(|| Fleet::live(seed));
+    println!("seed {seed}: {told:?}");
+    assert!(told.is_ok(), "seed {seed}");
+}
