@@ -2,8 +2,8 @@
 //! are cut, jobs that are slow or lost, data planes that refuse, processes that die and come back from what was kept now,
 //! before, or not at all, and configurations that change at one end or both.
 //!
-//! [`plan`] says what a seed is about, [`events`] what happens, [`reference`] what must be up in the end and what must hold
-//! at any moment, [`traffic`] sends packets through it.
+//! `plan` says what a seed is about, `events` what happens, `reference` what must be up in the end and what must hold
+//! at any moment, `traffic` sends packets through it.
 //!
 //! What it does not have: NAT and addresses that change (both are in other tests, of two gateways); files that are rolled
 //! back at both ends of one tunnel (decision 0110); data planes that tell of a failure after something else has come in
