@@ -188,7 +188,7 @@ impl Endpoint {
         let Some(mut sa) = kept.resume(now, &policy, self.random.as_mut()) else { return Err(Reason::Keys) };
         self.spis.ike.extend(ike);
         self.spis.esp.extend(esp);
-        self.place_children(&mut sa, present);
+        self.place_children(&mut sa, present, fits.is_ok());
         self.put(now, sa, out);
         if fits.is_err() {
             self.with_sa(now, spi, out, |sa, ctx| sa.take_down(ctx));
@@ -196,16 +196,18 @@ impl Endpoint {
         fits
     }
 
-    /// Notes the parts and the installed SAs of the children. What has no place among them is left out.
-    fn place_children(&mut self, sa: &mut IkeSa, present: &BTreeSet<SaId>) {
+    /// Notes the parts and the installed SAs of the children. What has no place among them is left out. Of an SA that does not
+    /// go on nothing more is taken into use: its tunnels are closed.
+    fn place_children(&mut self, sa: &mut IkeSa, present: &BTreeSet<SaId>, goes_on: bool) {
         let (State::Established(live) | State::Rekeyed(live) | State::Deleting(live)) = &mut sa.state else {
             return;
         };
         for c in &mut live.children {
             self.parts.restore(c.id, c.of, &c.local, &c.remote);
             let (inbound, outbound) = (c.sa(Direction::In), c.sa(Direction::Out));
-            // It was taken into use after this was kept.
-            c.pending.take_if(|_| present.contains(&outbound));
+            // It was taken into use after this was kept, or answers would find nobody who receives them.
+            let waits = !present.contains(&outbound) && present.contains(&inbound);
+            c.pending.take_if(|_| !(waits && goes_on));
             for id in [inbound, outbound].into_iter().filter(|id| present.contains(id)) {
                 self.installed.entry(id.child).or_default().insert(id);
             }
@@ -292,9 +294,8 @@ impl Live {
             }
         }
         for of in ended {
-            if !self.has_child(of) {
-                self.enqueue(Task::CreateChild { index: of, group: None });
-            }
+            // Other pairs of the same rule may be whole, and do not carry what this one did.
+            self.seek(of);
         }
     }
 

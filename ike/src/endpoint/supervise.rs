@@ -288,6 +288,13 @@ impl Endpoint {
             .any(|sa| sa.is_beginning() || matches!(sa.state, State::Established(_)))
     }
 
+    /// Whether packets ask for a tunnel by themselves when there is any need of it. While an IKE SA that the configuration has
+    /// left behind carries them, none does.
+    fn is_asked_for(&self, id: TunnelId) -> bool {
+        let on_demand = self.policies.get(&id).is_some_and(|p| p.start == Start::OnDemand);
+        on_demand && self.established_of(id).next().is_none()
+    }
+
     /// Notes a failure and when the tunnel is tried again.
     pub(super) fn failed(
         &mut self,
@@ -299,13 +306,12 @@ impl Endpoint {
         out: &mut Actions,
     ) {
         let (first, longest) = self.config.retry;
-        let on_demand = self.policies.get(&id).is_some_and(|p| p.start == Start::OnDemand);
-        let others = self.is_served(id);
+        let begins = !self.is_served(id) && !self.is_asked_for(id);
         let mut retry_in = None;
         if let Some(mut s) = self.supervision.get_mut(&id) {
             let wait = first.saturating_mul(1 << s.failures.min(10)).min(longest);
             s.failures = s.failures.saturating_add(1);
-            if s.wanted && !others && !on_demand {
+            if s.wanted && begins {
                 // 75 % to 125 %, so that many gateways do not come at once.
                 let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) / 2 + 1);
                 let wait = wait.mul_f64(0.75) + Duration::from_millis(spread);
@@ -339,21 +345,20 @@ impl Endpoint {
         match closed.ending {
             Ending::Failed(reason) => self.failed(now, tunnel, flow.remote, reason, closed.detail, out),
             Ending::Peer => {
-                let others = self.is_served(tunnel);
+                // What waits for traffic goes on waiting for it; "up" said by command is as good as "active".
+                let begins = !self.is_served(tunnel) && !self.is_asked_for(tunnel);
                 let wait = self.config.retry.0;
                 let spread = self.random.below(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) + 1);
-                // What waits for traffic goes on waiting for it; "up" said by command is as good as "active".
-                let restart = policy.start != Start::OnDemand && !others;
                 if let Some(mut s) = self.supervision.get_mut(&tunnel)
                     && s.wanted
-                    && restart
+                    && begins
                 {
                     s.retry_at = Some(now.mono + wait + Duration::from_millis(spread));
                 }
             }
             // One that was superfluous goes, and in the same moment the peer ends the one that was to stay.
             Ending::Local | Ending::Replaced => {
-                let lost = policy.start != Start::OnDemand && !self.is_served(tunnel);
+                let lost = !self.is_served(tunnel) && !self.is_asked_for(tunnel);
                 if let Some(mut s) = self.supervision.get_mut(&tunnel)
                     && s.wanted
                     && lost

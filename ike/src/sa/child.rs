@@ -578,22 +578,24 @@ impl Live {
         self.lingering.push((ctx.now.mono + LINGER, child.sa(Direction::In)));
         // What it was to replace is needed after all: the peer could not take the new keys.
         let again = self.children.iter().any(|c| child.replaces.is_some() && c.replaces == child.replaces);
-        if !again
-            && let Some(old) = self.children.iter_mut().find(|c| Some(c.inbound) == child.replaces)
-            && old.state == ChildState::Replaced
-        {
-            old.state = ChildState::Active;
+        let replaced = |c: &Child| Some(c.inbound) == child.replaces && c.state == ChildState::Replaced;
+        if !again && self.children.iter().any(replaced) {
+            self.revive(child.replaces);
         }
-        // What was redundant beside it as well, unless both end since the configuration has their rule no more.
-        if let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == child.closes) {
-            if self.policy.children.get(c.of).is_some() {
-                c.state = ChildState::Active;
-            } else {
-                let inbound = c.inbound;
-                self.enqueue(Task::DeleteChild { inbound });
-            }
-        }
+        // What was redundant beside it as well.
+        self.revive(child.closes);
         Some(child)
+    }
+
+    /// A pair that was about to end is needed after all, unless the configuration has its rule no more: when it lost that, only
+    /// pairs that were there to stay were told to end.
+    fn revive(&mut self, inbound: Option<Spi>) {
+        let Some(c) = self.children.iter_mut().find(|c| Some(c.inbound) == inbound) else { return };
+        c.state = ChildState::Active;
+        let (inbound, of) = (c.inbound, c.of);
+        if self.policy.children.get(of).is_none() {
+            self.enqueue(Task::DeleteChild { inbound });
+        }
     }
 
     /// Whether the peer receives on this SPI already.

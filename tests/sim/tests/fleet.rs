@@ -26,10 +26,36 @@ fn a_redundant_pair_goes_though_the_peer_sends_on_it() {
     Fleet::live(18_745);
 }
 
-/// What is left of 100,000 other seeds (1,000,000 to 1,099,999), by what is wrong in the end: a pair of SAs that one end does
-/// not have; traffic of a rule that one end has no more; the guard of a rule that is gone; an IKE SA too many, or none.
-const OPEN: [u64; 8] =
-    [1_000_607, 1_088_667, 1_006_694, 1_054_159, 1_020_091, 1_003_761, 1_078_537, 1_013_604];
+/// What is left of 100,000 other seeds (1,000,000 to 1,099,999): a process goes on from records of before, of which a pair of
+/// SAs is not part that its peer has. It answers the peer's repeated request anew, and the peer has the first answer.
+const OPEN: [u64; 1] = [1_088_667];
+
+/// A restart finds half of a pair gone that carried one of two pairs of networks of a rule: it is made anew.
+#[test]
+fn a_lost_part_of_a_rule_is_sought_beside_the_other() {
+    Fleet::live(1_000_607);
+}
+
+/// A pair that was replaced comes back to life when its successor ends, after its rule went: it ends as well.
+#[test]
+fn a_replaced_pair_goes_with_its_rule() {
+    [1_006_694, 1_054_159, 1_020_091, 1_003_761].into_iter().for_each(|seed| {
+        Fleet::live(seed);
+    });
+}
+
+/// The configuration has left an IKE SA behind, which goes on to carry packets, so that none asks for its successor; the first
+/// try to make one was refused.
+#[test]
+fn what_the_configuration_left_behind_is_replaced_though_no_packet_asks() {
+    Fleet::live(1_078_537);
+}
+
+/// An IKE SA that is not taken up, since its tunnel has another peer now, takes nothing into use while it is deleted.
+#[test]
+fn what_is_not_taken_up_is_not_taken_into_use() {
+    Fleet::live(1_013_604);
+}
 
 /// A rule goes while two pairs of it have crossed: with the pair that was to stay goes the redundant one beside it, and then
 /// its guard.
@@ -41,7 +67,7 @@ fn a_redundant_pair_goes_with_its_rule() {
 }
 
 #[test]
-#[ignore = "known, and not understood yet; one of 10,000 fleets"]
+#[ignore = "known: what follows from records that were rolled back (decision 0110); one of 100,000 fleets"]
 fn fleets_of_rare_orders_end_in_agreement() {
     let failed: Vec<u64> =
         OPEN.into_iter().filter(|seed| std::panic::catch_unwind(|| Fleet::live(*seed)).is_err()).collect();
