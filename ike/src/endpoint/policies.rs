@@ -84,9 +84,16 @@ impl Endpoint {
                 }
             });
         }
+        // What goes on to carry packets, though the configuration has left it behind, keeps them from asking for its successor.
+        let asks = self.policies.get(&id).is_some_and(|new| {
+            new.start == Start::OnDemand
+                && !self.held.contains(&id)
+                && self.established_of(id).any(|(_, sa)| is_unfit(sa, new))
+        });
         if let Some(mut s) = self.supervision.get_mut(&id)
-            && s.wanted
+            && (s.wanted || asks)
         {
+            s.wanted = true;
             // What was wrong before says nothing of now.
             (s.failures, s.retry_at, s.lesson) = (0, Some(now.mono), None);
         }
