@@ -26,8 +26,9 @@ fn a_redundant_pair_goes_though_the_peer_sends_on_it() {
     Fleet::live(18_745);
 }
 
-/// What is left of 200,000 other seeds (100,000 each from 1,000,000 and 2,000,000 on): a process goes on from records of before, of which a pair of
-/// SAs is not part that its peer has. It answers the peer's repeated request anew, and the peer has the first answer.
+/// What is left of 200,000 other seeds (100,000 each from 1,000,000 and 2,000,000 on): a process goes on from records of
+/// before, which lack a pair of SAs that its peer has. It answers the peer's repeated request anew, and the peer has the
+/// first answer.
 const OPEN: [u64; 2] = [1_088_667, 2_077_803];
 
 /// A restart finds half of a pair gone that carried one of two pairs of networks of a rule: it is made anew.
