@@ -159,7 +159,7 @@ fn rules_and_routes_that_others_removed_come_back_at_once() {
         "ip rule flush proto 201",
     ] {
         while plane.next_event().is_some() {}
-        gw.run(damage);
+        gw.take_away(damage);
         let begin = Instant::now();
         let event = loop {
             match plane.next_event() {
