@@ -348,6 +348,7 @@ impl Engine {
 
     /// Appends the counters of every SA.
     pub fn counters(&self, out: &mut Vec<(SaId, SaCounters)>) {
+        out.reserve(self.inbound.len() + self.outbound.len());
         self.counters_within(.., .., out);
     }
 

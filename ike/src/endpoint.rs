@@ -157,7 +157,7 @@ impl Endpoint {
                     Next::Stay
                 });
             }
-            Input::Carried { sa, bytes } => self.on_carried(now, sa, bytes, out),
+            Input::Carried { sa, bytes, grown, span } => self.on_carried(now, sa, bytes, (grown, span), out),
             Input::Acquire(acquire) => self.on_acquire(now, acquire, out),
             Input::Inbound(sa) => self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
                 if let Some(c) = live.children.iter().find(|c| c.inbound == sa.spi) {
@@ -497,14 +497,12 @@ impl Endpoint {
     }
 
     /// What an SA carries is told often, and seldom has consequences.
-    fn on_carried(&mut self, now: Now, sa: SaId, bytes: u64, out: &mut Actions) {
-        let mut is_due = false;
-        for spi in self.by_tunnel.get(&sa.child.tunnel).into_iter().flatten() {
-            if let Some(State::Established(live)) = self.sas.get_mut(spi).map(|sa| &mut sa.state) {
-                is_due |= live.note_carried(now.mono, sa, bytes);
-            }
-        }
-        if is_due {
+    fn on_carried(&mut self, now: Now, sa: SaId, bytes: u64, lately: (u64, Duration), out: &mut Actions) {
+        let is_due = |spi: &IkeSpi| match self.sas.get(spi).map(|sa| &sa.state) {
+            Some(State::Established(live)) => live.is_nearly_used_up(now.mono, sa, bytes, lately),
+            _ => false,
+        };
+        if self.by_tunnel.get(&sa.child.tunnel).into_iter().flatten().any(is_due) {
             self.each_established(now, sa.child.tunnel, out, |live, _, ctx, _| {
                 live.on_volume(ctx, sa, false);
                 Next::Stay

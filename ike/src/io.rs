@@ -59,12 +59,16 @@ pub enum Input<'a> {
         /// It carries nothing more.
         hard: bool,
     },
-    /// What an SA has carried so far, as read from its counters every few seconds.
+    /// What an SA has carried, as read from its counters every few seconds; nothing is told of one that stands still.
     Carried {
         /// Which.
         sa: SaId,
-        /// Octets of inner packets.
+        /// Octets of inner packets so far.
         bytes: u64,
+        /// How many of them since its counters were read before.
+        grown: u64,
+        /// How long ago that was.
+        span: Duration,
     },
     /// A guarded packet wants a tunnel.
     Acquire(Acquire),

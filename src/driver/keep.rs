@@ -355,7 +355,7 @@ impl Daemon {
 
     /// Notes what SAs of our own plane have counted, and reserves sequence numbers for those that have used up half of
     /// theirs. The kernel's count by themselves.
-    pub(super) fn keep_counts(&mut self) {
+    pub(super) fn keep_counts(&mut self, all: &[(SaId, SaCounters)]) {
         if let Some(store) = &mut self.keeper.store
             && !store.is_written()
             && store.mend()
@@ -365,13 +365,9 @@ impl Daemon {
         if self.keeper.plane == PlaneKind::Kernel {
             return;
         }
-        let mut all = Vec::new();
-        if self.plane.port().counters(&mut all).is_err() {
-            return;
-        }
         let keeper = &mut self.keeper;
         let mut records = Vec::new();
-        for (sa, counted) in all {
+        for &(sa, counted) in all {
             let Some(noted) = keeper.noted.get_mut(&sa) else { continue };
             if sa.direction == Direction::Out && counted.sequence >= noted.sequence {
                 tracing::warn!(

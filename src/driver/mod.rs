@@ -639,8 +639,8 @@ impl Daemon {
                     self.look_for_addresses();
                     self.follow_probe_sources();
                     self.audit();
-                    self.sample();
-                    self.keep_counts();
+                    let counted = self.sample();
+                    self.keep_counts(&counted);
                 }
                 () = sleep_until(self.publish_at) => self.publish(),
                 _ = inputs.signals.hup.recv() => {

@@ -8,6 +8,7 @@ use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, Timestamp, TunnelId};
 
 use super::Daemon;
+use super::publish::counted;
 use crate::observe::events::Kind;
 use crate::observe::passage::{Carried, Change};
 
@@ -42,7 +43,7 @@ impl Daemon {
 
     /// Keeps what an SA carried that is removed, so that new keys are no sign of life.
     pub(super) fn note_retired(&mut self, sa: SaId, last: SaCounters) {
-        let seen = self.tunnels.get(&sa.child.tunnel).and_then(|m| m.sas.get(&sa)).map_or(0, |c| c.packets);
+        let seen = self.tunnels.get(&sa.child.tunnel).map_or(0, |m| counted(&m.sas, sa).packets);
         // A plane that has already lost the SA answers with zeros.
         self.retired.entry(sa.child).or_default().add(sa.direction, last.packets.max(seen));
     }
@@ -70,7 +71,7 @@ impl Daemon {
     /// For how many seconds packets have left by a tunnel without any coming in, if that is suspicious.
     pub(super) fn unanswered(&self, tunnel: TunnelId, now: Timestamp) -> Option<u64> {
         let memory = self.tunnels.get(&tunnel)?;
-        let children = memory.sas.keys().map(|sa| sa.child);
+        let children = memory.sas.iter().map(|(sa, _)| sa.child);
         let since = children.filter_map(|child| self.passage.suspect_since(child)).min()?;
         Some(now.since(since).as_secs())
     }

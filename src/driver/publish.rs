@@ -28,6 +28,9 @@ const PUBLISH_DELAY: Duration = Duration::from_millis(500);
 /// Answered commands are published at once, but for no larger part of the time than one in so many.
 const PUBLISH_PART: u32 = 20;
 
+/// A page on which nothing changes is made anew once in so many samples: in a minute.
+const TURNS: usize = 12;
+
 /// What was published of tunnels, to be published again as far as nothing has changed.
 #[derive(Default)]
 pub(super) struct Pages {
@@ -37,6 +40,8 @@ pub(super) struct Pages {
     stale: BTreeSet<TunnelId>,
     /// From when on there may be another snapshot before its time.
     free_at: Option<tokio::time::Instant>,
+    /// Whose turn it is to be made anew, of so many as [`TURNS`].
+    turn: usize,
 }
 
 impl Pages {
@@ -60,10 +65,10 @@ pub(super) struct TunnelMemory {
     /// Pairs of networks that are carried.
     covered: usize,
     pub last_error: Option<String>,
-    /// Packets received per inbound SA at the last sample.
-    pub received: BTreeMap<SaId, u64>,
-    /// Counters of each SA at the last sample.
-    pub sas: BTreeMap<SaId, SaCounters>,
+    /// Counters of each SA when they were last read, in the order of their ids.
+    pub sas: Box<[(SaId, SaCounters)]>,
+    /// When that was.
+    pub counted_at: Timestamp,
 }
 
 impl TunnelMemory {
@@ -74,8 +79,8 @@ impl TunnelMemory {
             since: now,
             covered: 0,
             last_error: None,
-            received: BTreeMap::new(),
-            sas: BTreeMap::new(),
+            sas: Box::default(),
+            counted_at: now.mono,
         }
     }
 }
@@ -151,6 +156,16 @@ impl Daemon {
         self.in_change.insert(id);
         self.pages.note(id);
         self.publish_at.get_or_insert_with(|| tokio::time::Instant::now() + PUBLISH_DELAY);
+    }
+
+    /// Has the pages made anew that say what changes by itself: of tunnels that are probed or suspected, and of some others
+    /// in turn. Ages, and what is left of lifetimes, count from when a page was made.
+    pub(super) fn age_pages(&mut self) {
+        let turn = (self.pages.turn + 1) % TURNS;
+        self.pages.turn = turn;
+        let in_turn = self.places.iter().filter(|(_, place)| *place % TURNS == turn).map(|(id, _)| *id);
+        let suspects = self.passage.suspects().map(|child| child.tunnel);
+        self.pages.stale.extend(in_turn.chain(suspects).chain(self.quality.watched()));
     }
 
     /// Everything at this moment.
@@ -254,17 +269,18 @@ impl Daemon {
                 all.filter_map(|t| self.registry.tunnel(&t.name)).collect()
             }
         };
-        let mut counted = Vec::new();
+        let (mut counted, mut told) = (Vec::new(), Vec::new());
         for id in &ids {
-            if let Err(e) = self.plane.port().counters_of(*id, &mut counted) {
-                tracing::warn!(error = %e, "counters");
+            counted.clear();
+            match self.plane.port().counters_of(*id, &mut counted) {
+                Ok(()) => {
+                    counted.sort_unstable_by_key(|(sa, _)| *sa);
+                    self.note_counted(*id, &counted, now, &mut told);
+                }
+                Err(e) => tracing::warn!(error = %e, "counters"),
             }
         }
-        for (sa, counters) in counted {
-            if let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) {
-                memory.sas.insert(sa, counters);
-            }
-        }
+        told.into_iter().for_each(|told| self.input(told));
         let mut tunnels = Vec::new();
         for id in ids {
             self.note_state(id);
@@ -431,14 +447,19 @@ fn ike_status(i: &IkeView, now: Timestamp) -> IkeStatus {
     }
 }
 
+/// What an SA had counted; nothing if it was not there.
+pub(super) fn counted(sas: &[(SaId, SaCounters)], sa: SaId) -> SaCounters {
+    sas.iter().find(|(id, _)| *id == sa).map(|(_, counted)| *counted).unwrap_or_default()
+}
+
 fn child_status(
     c: &ChildView,
     rules: &[ConfiguredView],
-    sas: &BTreeMap<SaId, SaCounters>,
+    sas: &[(SaId, SaCounters)],
     now: Timestamp,
 ) -> ChildStatus {
     let rule = rules.iter().position(|rule| rule.index == c.of);
-    let of = |direction, spi| sas.get(&SaId { child: c.id, direction, spi }).copied().unwrap_or_default();
+    let of = |direction, spi| counted(sas, SaId { child: c.id, direction, spi });
     let (inbound, outbound) = (of(Direction::In, c.inbound), of(Direction::Out, c.outbound));
     ChildStatus {
         local: c.local.iter().map(ToString::to_string).collect(),

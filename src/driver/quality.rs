@@ -94,6 +94,11 @@ impl Quality {
         Some(tokio::time::Instant::now() + (*at).max(self.free_at).since(now))
     }
 
+    /// The tunnels that are probed.
+    pub fn watched(&self) -> impl Iterator<Item = TunnelId> {
+        self.watched.keys().copied()
+    }
+
     /// How fit each tunnel is to carry packets that others could carry as well, if less than fully; see [`Health::rank`].
     pub fn ranks(&self) -> BTreeMap<TunnelId, u8> {
         let rank =
@@ -227,7 +232,7 @@ impl Daemon {
                     let probe = ticked.send.map(|seq| Probe { token: self.quality.token, tunnel: id, seq });
                     if let Some(packet) = probe.and_then(|p| wire::request(&p, source, w.check.target)) {
                         // Where several parts carry a child, the one that the packet fits.
-                        let parts = memory.into_iter().flat_map(|m| m.sas.keys());
+                        let parts = memory.into_iter().flat_map(|m| m.sas.iter().map(|(sa, _)| sa));
                         let parts = parts.filter(|sa| sa.direction == Direction::Out && sa.child != child);
                         let children = std::iter::once(child).chain(parts.map(|sa| sa.child)).collect();
                         packets.push(Outgoing { children, packet });

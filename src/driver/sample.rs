@@ -9,7 +9,7 @@ use cygnet_model::plane::{PlaneKind, SaCounters};
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Timestamp, TunnelId};
 
-use super::publish::TunnelMemory;
+use super::publish::counted as counted_of;
 use super::{Daemon, clock};
 use crate::config::model::Limit;
 use crate::observe::TrafficPage;
@@ -30,43 +30,26 @@ pub(super) struct Rates {
 }
 
 impl Daemon {
-    /// Reads the counters of all SAs, tells the protocol which peers are alive, and publishes a snapshot.
-    pub(super) fn sample(&mut self) {
+    /// Reads the counters of all SAs, tells the protocol what follows from them, and publishes a snapshot.
+    pub(super) fn sample(&mut self) -> Vec<(SaId, SaCounters)> {
         let now = clock::now();
         let mut all = Vec::new();
         if let Err(e) = self.plane.port().counters(&mut all) {
             tracing::warn!(error = %e, "counters");
         }
-        let (mut alive, mut carried) = (Vec::new(), Vec::new());
-        let mut before: BTreeMap<TunnelId, BTreeMap<SaId, SaCounters>> = BTreeMap::new();
-        for (id, memory) in &mut self.tunnels {
-            before.insert(*id, std::mem::take(&mut memory.sas));
+        // By tunnel, as the tunnels are.
+        all.sort_unstable_by_key(|(sa, _)| *sa);
+        let mut told = Vec::new();
+        let mut rest = all.as_slice();
+        let ids: Vec<TunnelId> = self.tunnels.keys().copied().collect();
+        for id in ids {
+            let first = rest.partition_point(|(sa, _)| sa.child.tunnel < id);
+            let (own, others) =
+                rest[first..].split_at(rest[first..].partition_point(|(sa, _)| sa.child.tunnel == id));
+            rest = others;
+            self.note_counted(id, own, now.mono, &mut told);
         }
-        for (sa, counters) in all {
-            if let Some(name) = self.registry.name(sa.child.tunnel) {
-                self.counters.sample(name, sa, counters);
-            }
-            let Some(memory) = self.tunnels.get_mut(&sa.child.tunnel) else { continue };
-            memory.sas.insert(sa, counters);
-            carried.push(Input::Carried { sa, bytes: counters.bytes });
-            if sa.direction == Direction::In {
-                let before = memory.received.insert(sa, counters.packets).unwrap_or(0);
-                if counters.packets > before {
-                    alive.push(sa);
-                }
-            }
-        }
-        for (id, memory) in &mut self.tunnels {
-            let TunnelMemory { received, sas, .. } = memory;
-            received.retain(|sa, _| sas.contains_key(sa));
-            if before.get(id) != Some(sas) {
-                self.pages.note(*id);
-            }
-        }
-        for sa in alive {
-            self.input(Input::Inbound(sa));
-        }
-        for told in carried {
+        for told in told {
             self.input(told);
         }
         self.counters.sampled_at = now.mono;
@@ -77,9 +60,42 @@ impl Daemon {
         self.sample_drops(now.mono);
         self.sample_traffic();
         self.counters.alerts = self.alert_counts.all().collect();
-        // Ages and what is left of lifetimes are other ones for each tunnel.
-        self.pages.begin_anew();
+        self.age_pages();
         self.publish();
+        all
+    }
+
+    /// Notes what the SAs of a tunnel have counted by now; they are all that it has. What the protocol is to be told of it
+    /// goes to `told`.
+    pub(super) fn note_counted(
+        &mut self,
+        id: TunnelId,
+        all: &[(SaId, SaCounters)],
+        now: Timestamp,
+        told: &mut Vec<Input<'static>>,
+    ) {
+        let Some(memory) = self.tunnels.get_mut(&id) else { return };
+        let span = now.since(std::mem::replace(&mut memory.counted_at, now));
+        // Most are idle.
+        if *memory.sas == *all {
+            return;
+        }
+        let before = std::mem::replace(&mut memory.sas, all.into());
+        let name = self.registry.name(id);
+        for (sa, counted) in all {
+            if let Some(name) = name {
+                self.counters.sample(name, *sa, *counted);
+            }
+            let before = counted_of(&before, *sa);
+            if sa.direction == Direction::In && counted.packets > before.packets {
+                told.push(Input::Inbound(*sa));
+            }
+            if counted.bytes > before.bytes {
+                let grown = counted.bytes - before.bytes;
+                told.push(Input::Carried { sa: *sa, bytes: counted.bytes, grown, span });
+            }
+        }
+        self.pages.note(id);
     }
 
     /// Reads the counters of all SAs for somebody who asks what was carried.

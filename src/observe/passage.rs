@@ -114,6 +114,11 @@ impl Passage {
         self.watches.get(&child)?.suspect_since
     }
 
+    /// The children that nothing seems to pass.
+    pub fn suspects(&self) -> impl Iterator<Item = ChildId> {
+        self.watches.iter().filter(|(_, w)| w.suspect_since.is_some()).map(|(child, _)| *child)
+    }
+
     /// Forgets all children but those that are up.
     pub fn retain(&mut self, is_up: impl Fn(ChildId) -> bool) {
         self.watches.retain(|child, _| is_up(*child));

@@ -22,8 +22,8 @@ const ASK: Duration = Duration::from_secs(3);
 pub(super) struct Keeping {
     /// IKE SAs that may have changed since.
     dirty: BTreeSet<IkeSpi>,
-    /// SHA-256 of what was given out last: as good as the octets, and nothing to be kept secret.
-    given: BTreeMap<IkeSpi, [u8; 32]>,
+    /// Whose it is, and SHA-256 of what was given out last: as good as the octets, and nothing to be kept secret.
+    given: BTreeMap<IkeSpi, (TunnelId, [u8; 32])>,
     /// The kept form of each tunnel's policy, which is the same most of the time.
     policies: BTreeMap<TunnelId, (Arc<TunnelPolicy>, SecretBytes)>,
 }
@@ -59,25 +59,23 @@ impl Endpoint {
     /// Costs nothing for SAs that were not handled since, and some microseconds for those that were.
     pub fn take_changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        let mut ended = false;
         for spi in std::mem::take(&mut self.keeping.dirty) {
             let sa = self.sas.get(&spi);
             let saved = sa.and_then(|sa| sa.keep(self.keeping.policy(&sa.live()?.policy)));
             let Some(saved) = saved else {
-                ended = true;
-                if self.keeping.given.remove(&spi).is_some() {
+                if let Some((tunnel, _)) = self.keeping.given.remove(&spi) {
                     changes.push(Change { spi, saved: None });
+                    if self.by_tunnel.get(&tunnel).is_none_or(BTreeSet::is_empty) {
+                        self.keeping.policies.remove(&tunnel);
+                    }
                 }
                 continue;
             };
-            let digest = digest(&saved);
-            if self.keeping.given.insert(spi, digest) != Some(digest) {
+            let Some(tunnel) = sa.and_then(IkeSa::tunnel) else { continue };
+            let given = (tunnel, digest(&saved));
+            if self.keeping.given.insert(spi, given) != Some(given) {
                 changes.push(Change { spi, saved: Some(saved) });
             }
-        }
-        if ended {
-            let served = |id: &TunnelId| self.by_tunnel.get(id).is_some_and(|set| !set.is_empty());
-            self.keeping.policies.retain(|id, _| served(id));
         }
         changes
     }
@@ -117,7 +115,7 @@ impl Endpoint {
             let (tunnel, spi) = (kept.policy.id, kept.core.spi);
             touched.extend(kept.children.iter().map(|c| c.id));
             // Whatever becomes of it, what was kept under its name has to go.
-            self.keeping.given.entry(spi).or_insert([0; 32]);
+            self.keeping.given.entry(spi).or_insert((tunnel, [0; 32]));
             self.keeping.dirty.insert(spi);
             match self.take_up(now, kept, present, out) {
                 Ok(()) => back.push(spi),

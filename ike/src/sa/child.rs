@@ -1,6 +1,5 @@
 //! Child SAs of an IKE SA: finding the configured child that fits, installing and removing pairs of ESP SAs.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -92,8 +91,6 @@ pub(crate) struct Child {
     pub state: ChildState,
     /// When it was negotiated.
     pub made: Timestamp,
-    /// Octets that each SA of it had carried, as last told.
-    pub carried: BTreeMap<Direction, (Timestamp, u64)>,
     pub rekey_at: Timestamp,
     pub expire_at: Timestamp,
     /// The outbound SA, while the peer may not have the inbound half of it yet.
@@ -452,7 +449,6 @@ impl Live {
             id,
             of: n.of,
             made: ctx.now.mono,
-            carried: BTreeMap::new(),
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,

@@ -1,6 +1,5 @@
 //! CREATE_CHILD_SA for ESP: new children and new keys for them (RFC 7296 §1.3.1, §1.3.3, §2.8), in both roles.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cygnet_model::selector::TrafficSelector;
@@ -607,7 +606,6 @@ impl Live {
             id,
             of: n.of,
             made: ctx.now.mono,
-            carried: BTreeMap::new(),
             inbound: n.inbound,
             outbound: n.outbound,
             suite: n.suite,

@@ -1,5 +1,7 @@
 //! INFORMATIONAL exchanges (RFC 7296 §1.4): deletion of children and IKE SAs, errors, and signs of life.
 
+use std::time::Duration;
+
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Spi, Timestamp};
 
@@ -13,10 +15,10 @@ use crate::policy::Start;
 use crate::wire::{Delete, NotifyType, Payloads};
 
 /// Wait before a child that the peer deleted is made again.
-const RECREATE: std::time::Duration = std::time::Duration::from_secs(1);
+const RECREATE: Duration = Duration::from_secs(1);
 
 /// How long what is left of a pair's volume must last at the rate of the moment: a rekey may meet loss.
-const VOLUME_MARGIN: std::time::Duration = std::time::Duration::from_secs(30);
+const VOLUME_MARGIN: Duration = Duration::from_secs(30);
 
 // -> INFORMATIONAL { D(inbound SPI) }
 pub(super) fn begin_disown_child(inbound: Spi) -> (Payloads, Request) {
@@ -106,17 +108,21 @@ impl Live {
         }
     }
 
-    /// The data plane tells what an SA has carried. Says whether what is left of the volume will not last long at this rate,
-    /// so that new keys are to be asked for as at the soft limit.
-    pub fn note_carried(&mut self, now: Timestamp, sa: SaId, bytes: u64) -> bool {
+    /// Whether what is left of an SA's volume will not last long at the rate of late, octets in a time, so that new keys
+    /// are to be asked for as at the soft limit.
+    pub fn is_nearly_used_up(
+        &self,
+        now: Timestamp,
+        sa: SaId,
+        bytes: u64,
+        (grown, span): (u64, Duration),
+    ) -> bool {
         let outbound = sa.direction == Direction::Out;
-        let named = |c: &&mut super::Child| if outbound { c.outbound == sa.spi } else { c.inbound == sa.spi };
-        let Some(child) = self.children.iter_mut().find(named) else { return false };
+        let named = |c: &&super::Child| if outbound { c.outbound == sa.spi } else { c.inbound == sa.spi };
+        let Some(child) = self.children.iter().find(named) else { return false };
         let limit = self.policy.children.get(child.of).map_or(0, |c| volume(c.bytes, child.suite));
-        let before = child.carried.entry(sa.direction).or_insert((child.made, 0));
-        let (at, earlier) = std::mem::replace(before, (now, bytes));
-        let (span, grown) = (now.since(at).as_millis(), u128::from(bytes.saturating_sub(earlier)));
-        let soon = grown.saturating_mul(VOLUME_MARGIN.as_millis()).checked_div(span).unwrap_or(0);
+        let span = span.min(now.since(child.made)).as_millis();
+        let soon = u128::from(grown).saturating_mul(VOLUME_MARGIN.as_millis()).checked_div(span).unwrap_or(0);
         let left = u128::from(limit.saturating_sub(bytes));
         // A pair that lasts no longer than that by nature gets new keys after a quarter of its volume.
         limit > 0 && left < soon && bytes > limit / 4 && child.state == ChildState::Active

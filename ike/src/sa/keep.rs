@@ -335,7 +335,6 @@ impl form::Child<'_> {
                 form::ChildState::Deleting => ChildState::Deleting,
             },
             made: Timestamp::from_nanos(self.made),
-            carried: BTreeMap::new(),
             rekey_at: Timestamp::from_nanos(self.rekey_at),
             expire_at: Timestamp::from_nanos(self.expire_at),
             pending: opt(self.pending, form::Sa::open)?.map(Box::new),

@@ -268,7 +268,7 @@ fn new_keys_are_asked_for_when_what_is_left_lasts_less_than_half_a_minute() {
             let sa = *lab.gateways[0].plane.sas.keys().find(|id| id.direction == direction).unwrap();
             let old = lab.view(0).children[0].inbound;
             for n in 1.. {
-                lab.input(0, Input::Carried { sa, bytes: n * grown });
+                lab.input(0, Input::Carried { sa, bytes: n * grown, grown, span: secs(5) });
                 lab.run(secs(5));
                 let rekeyed = lab.view(0).children.iter().all(|c| c.inbound != old);
                 assert_eq!(rekeyed, n * grown > due, "{n} times {grown} octets of {direction:?}");
