@@ -262,15 +262,15 @@ fn next_attempt(t: &TunnelStatus) -> Option<String> {
 
 /// What probes told in the last minute.
 fn figures(q: &QualityStatus) -> String {
-    let Some(loss) = q.loss_ratio else { return format!("no answer of {} is known yet", q.target) };
+    let target = q.port.map_or_else(|| q.target.clone(), |port| format!("UDP port {port} of {}", q.target));
+    let Some(loss) = q.loss_ratio else { return format!("no answer of {target} is known yet") };
     let there = match q.lost_there {
         Some(there) if q.lost > 0 => format!(" ({there} on the way there)"),
         _ => String::new(),
     };
     let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
     format!(
-        "{}: {} of {} probes lost{there}, {:.1} %, delay {} ms ({} to {}), jitter {} ms",
-        q.target,
+        "{target}: {} of {} probes lost{there}, {:.1} %, delay {} ms ({} to {}), jitter {} ms",
         q.lost,
         q.probes,
         loss * 100.0,

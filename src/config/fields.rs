@@ -478,6 +478,9 @@ pub const BYPASSES: &[&str] = &["attached", "none"];
 /// Values of `tunnels[].start`.
 pub const STARTS: &[&str] = &["active", "passive", "on-demand"];
 
+/// Values of `tunnels[].health_check.probe`.
+pub const PROBES: &[&str] = &["icmp", "udp"];
+
 /// `tunnels[].health_check`.
 pub static HEALTH_CHECK: Section = Section {
     name: "health_check",
@@ -487,6 +490,19 @@ pub static HEALTH_CHECK: Section = Section {
             "target",
             IP,
             "A host inside the remote networks that answers pings; best the peer's gateway itself.",
+        ),
+        may(
+            "probe",
+            Kind::Words(PROBES),
+            "icmp",
+            "An echo request of ICMP, or a UDP datagram to an Echo service of the target (RFC 862), for hosts that \
+             answer no pings.",
+        ),
+        may(
+            "port",
+            Kind::Integer { min: 1, max: 65_535 },
+            "7",
+            "UDP port of the target's Echo service, with `probe: udp` alone.",
         ),
         may("source", IP, "an own address", "Source of the probes, inside the local networks."),
         may("interval", DURATION, "1s", "Time between two probes: 1s to 5s."),

@@ -8,13 +8,15 @@ use super::error::{Sink, Wrong, quoted, wrong};
 use super::model::PlaneChoice;
 use super::raw::{RawRule, RawTunnel};
 use super::{fields, identity, units};
-use crate::quality::Settings;
+use crate::quality::{Method, Settings};
 
 /// What is probed through a tunnel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HealthCheck {
-    /// A host inside the remote networks that answers ICMP echo requests.
+    /// A host inside the remote networks that answers probes.
     pub target: IpAddr,
+    /// What a probe is.
+    pub probe: Method,
     /// The source of the probes inside the local networks; `None`: an own address there.
     pub source: Option<IpAddr>,
     /// When the tunnel is degraded.
@@ -25,6 +27,7 @@ pub struct HealthCheck {
 #[derive(Clone, Debug)]
 pub(super) struct RawHealthCheck {
     pub target: Spanned<IpAddr>,
+    pub probe: Method,
     pub source: Option<Spanned<IpAddr>>,
     pub settings: Settings,
 }
@@ -35,10 +38,12 @@ impl RawHealthCheck {
             Some(source) => Some(source.value),
             None => None,
         };
-        HealthCheck { target: self.target.value, source, settings: self.settings }
+        HealthCheck { target: self.target.value, probe: self.probe, source, settings: self.settings }
     }
 }
 
+/// The Echo service (RFC 862).
+const ECHO_PORT: u16 = 7;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reads the section; `None` where it has no target, which is noted then.
@@ -46,6 +51,7 @@ pub(super) fn read(item: &Item<'_>) -> Option<RawHealthCheck> {
     let r = item.map(&fields::HEALTH_CHECK)?;
     let address = |key| r.get(key).and_then(|i: Item<'_>| i.parse("an IP address", identity::unicast));
     let (target, source) = (address("target"), address("source"));
+    let probe = probe(&r);
     let default = Settings::default();
     let interval = r.get("interval").and_then(|i| {
         i.parse("a duration from 1s to 5s", units::duration_within(SECOND, SECOND * 5)).map(|d| d.value)
@@ -68,7 +74,24 @@ pub(super) fn read(item: &Item<'_>) -> Option<RawHealthCheck> {
         failures: number(&r, "failures", 10).unwrap_or(default.failures),
         successes: number(&r, "successes", 100).unwrap_or(default.successes),
     };
-    Some(RawHealthCheck { target: target?, source, settings })
+    Some(RawHealthCheck { target: target?, probe, source, settings })
+}
+
+/// What a probe is.
+fn probe(r: &Reader<'_>) -> Method {
+    let word = r.get("probe").map(|i| i.word(fields::PROBES));
+    let item = r.get("port");
+    let port =
+        item.as_ref().and_then(|i| i.integer(1, i64::from(u16::MAX))).and_then(|n| u16::try_from(n).ok());
+    match (word, item) {
+        (Some(Some(1)), _) => Method::Udp { port: port.unwrap_or(ECHO_PORT) },
+        (None | Some(Some(_)), Some(item)) => {
+            item.error(wrong("an ICMP probe has no port", "add probe: udp, or drop the key"));
+            Method::Icmp
+        }
+        // An unknown word is noted.
+        _ => Method::Icmp,
+    }
 }
 
 fn percent(text: &str) -> Result<u8, Wrong> {

@@ -95,6 +95,8 @@ fn health_check(h: &HealthCheck) -> Value {
     let s = &h.settings;
     without_null(json!({
         "target": h.target,
+        "probe": h.probe.name(),
+        "port": h.probe.port(),
         "source": h.source,
         "interval": show_duration(s.interval),
         "loss": show_percent(s.loss),

@@ -45,6 +45,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -261,8 +262,8 @@ struct Inputs {
     plane: Option<AsyncFd<OwnedFd>>,
     host: Option<AsyncFd<OwnedFd>>,
     wall: Option<AsyncFd<OwnedFd>>,
-    /// Answers to probes, of both families, with the kernel's plane.
-    echo: [Option<AsyncFd<OwnedFd>>; 2],
+    /// Answers to probes, of each protocol, with the kernel's plane.
+    echo: Vec<AsyncFd<OwnedFd>>,
     signals: Signals,
     /// Where metrics are asked for, until they are served.
     metrics: Option<TcpListener>,
@@ -400,11 +401,9 @@ impl Daemon {
             .ok();
         let host_fd = host.as_ref().map(|h| watched(h.fd())).transpose()?;
         let wall_fd = plane.wall_fd().map(watched).transpose()?;
-        plane.open_probing();
-        let echo = {
-            let mut fds = plane.echo_fds().map(watched);
-            [fds.next().transpose()?, fds.next().transpose()?]
-        };
+        let quality = Quality::new(answers_tx);
+        plane.open_probing(quality.token());
+        let echo = plane.echo_fds().map(watched).collect::<std::io::Result<Vec<_>>>()?;
 
         let mut daemon = Self {
             _seat: seat,
@@ -453,7 +452,7 @@ impl Daemon {
             rates: BTreeMap::new(),
             waiters: Vec::new(),
             passage: Passage::default(),
-            quality: Quality::new(answers_tx),
+            quality,
             alerts: None,
             alert_counts: alerts::AllCounts::default(),
             retired: BTreeMap::new(),
@@ -630,8 +629,7 @@ impl Daemon {
                     let more = std::iter::from_fn(|| inputs.answers.try_recv().ok()).take(quality::ANSWER_QUEUE);
                     self.on_answers(std::iter::once(first).chain(more));
                 }
-                () = readable(inputs.echo.first().and_then(Option::as_ref)) => self.take_echoes(),
-                () = readable(inputs.echo.last().and_then(Option::as_ref)) => self.take_echoes(),
+                () = any_readable(&inputs.echo) => self.take_echoes(),
                 () = sleep_until(self.quality.wakeup(clock::now().mono)) => self.probe(),
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
@@ -844,6 +842,22 @@ fn watched(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
     // An owned descriptor that nothing else closes is what the deprecated constructor cannot check for.
     #[allow(deprecated, reason = "the replacement is unsafe, and an OwnedFd meets its condition")]
     AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
+}
+
+/// Waits until one of these descriptors has something to read; for ever if there is none.
+async fn any_readable(fds: &[AsyncFd<OwnedFd>]) {
+    std::future::poll_fn(|cx| {
+        let mut ready = Poll::Pending;
+        for fd in fds {
+            // As below.
+            if let Poll::Ready(Ok(mut guard)) = fd.poll_read_ready(cx) {
+                guard.clear_ready();
+                ready = Poll::Ready(());
+            }
+        }
+        ready
+    })
+    .await;
 }
 
 /// Waits until a descriptor has something to read; for ever if there is none.

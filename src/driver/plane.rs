@@ -19,9 +19,8 @@ use crate::plane::kernel::KernelPlane;
 use crate::plane::levels::{self, Wanted};
 use crate::plane::near;
 use crate::plane::source::{self, Wish};
-use crate::plane::user::{Answer, IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
+use crate::plane::user::{IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
-use crate::quality::wire::Seen;
 use crate::traffic::accounts::Counted;
 use crate::traffic::meter::Traffic;
 use crate::traffic::rules::Rules;
@@ -239,10 +238,10 @@ impl Plane {
     }
 
     /// Opens what probes go by, if that is not the plane itself.
-    pub fn open_probing(&mut self) {
+    pub fn open_probing(&mut self, token: u64) {
         if matches!(self.esp, Esp::Kernel(_)) {
             let opened =
-                EchoSockets::open().inspect_err(|e| tracing::warn!(error = %e, "no probes can be sent"));
+                EchoSockets::open(token).inspect_err(|e| tracing::warn!(error = %e, "no probes can be sent"));
             self.echo = opened.ok();
         }
     }
@@ -281,15 +280,9 @@ impl Plane {
     /// Takes answers of the kernel's plane. Says whether there may be more.
     pub fn take_answers(&self) -> bool {
         let (Some(echo), Some(probing)) = (&self.echo, &self.probing) else { return false };
-        let seen = echo.receive(ANSWERS);
-        let more = seen.len() >= ANSWERS;
-        for seen in seen {
-            if let Seen::Answer(probe, received) = seen
-                && probe.token == probing.token
-            {
-                (probing.sink)(Answer { tunnel: probe.tunnel, seq: probe.seq, received });
-            }
-        }
+        let answers = echo.receive(ANSWERS);
+        let more = answers.len() >= ANSWERS;
+        answers.into_iter().for_each(|answer| (probing.sink)(answer));
         more
     }
 

@@ -17,11 +17,11 @@ use crate::config::model::{Config, HealthCheck, Tunnel};
 use crate::observe::events::Kind;
 use crate::observe::rfc3339;
 use crate::observe::snapshot::{MinuteStatus, QualityStatus};
-use crate::plane::user::{Answer, Outgoing, Probing};
+use crate::plane::user::{Answer, By, Outgoing, Probing};
 use crate::quality::health::{Cause, Change, Health};
 use crate::quality::prober::Prober;
 use crate::quality::wire::{self, Probe};
-use crate::quality::{Figures, history};
+use crate::quality::{Figures, Method, history};
 
 /// Answers on their way to the loop.
 pub(super) const ANSWER_QUEUE: usize = 16_384;
@@ -73,6 +73,29 @@ const SHARED: &str = "another tunnel has the same networks, and with the kernel'
 const NOT_OWN: &str =
     "health_check.source is no address of this host, which it must be with the kernel's data plane";
 
+impl Watched {
+    /// Whether an answer is one to the probes that are sent, by addresses and port.
+    fn asked_for(&self, by: &By) -> bool {
+        match (self.check.probe, by) {
+            (Method::Icmp, By::Icmp) => true,
+            (Method::Udp { port }, By::Udp { from, to }) => {
+                (from.ip(), from.port()) == (self.check.target, port)
+                    && matches!(self.way, Way::By(source, _) if source == *to)
+            }
+            (Method::Icmp, By::Udp { .. }) | (Method::Udp { .. }, By::Icmp) => false,
+        }
+    }
+
+    /// Who is probed, for people.
+    fn target(&self) -> String {
+        let target = self.check.target;
+        self.check
+            .probe
+            .port()
+            .map_or_else(|| target.to_string(), |port| format!("UDP port {port} of {target}"))
+    }
+}
+
 impl Quality {
     pub fn new(answers: mpsc::Sender<Answered>) -> Self {
         let mut token = [0; 8];
@@ -86,6 +109,11 @@ impl Quality {
             own: BTreeSet::new(),
             answers,
         }
+    }
+
+    /// By this answers are known as ours.
+    pub const fn token(&self) -> u64 {
+        self.token
     }
 
     /// When the loop has to look at it.
@@ -126,8 +154,8 @@ impl Daemon {
         let room = history::room(checked.len());
         for (id, check) in checked {
             match quality.watched.get_mut(&id) {
-                // What is known of another host says nothing of this one.
-                Some(w) if w.check.target == check.target => {
+                // What is known of another host, or by other probes, says nothing of this one.
+                Some(w) if (w.check.target, w.check.probe) == (check.target, check.probe) => {
                     w.prober.set(check.settings, now.mono);
                     w.check = check;
                 }
@@ -230,7 +258,8 @@ impl Daemon {
                     let ticked = w.prober.on_tick(now);
                     changes.extend(ticked.change.map(|change| (id, change)));
                     let probe = ticked.send.map(|seq| Probe { token: self.quality.token, tunnel: id, seq });
-                    if let Some(packet) = probe.and_then(|p| wire::request(&p, source, w.check.target)) {
+                    let HealthCheck { target, probe: method, .. } = w.check;
+                    if let Some(packet) = probe.and_then(|p| wire::request(&p, method, source, target)) {
                         // Where several parts carry a child, the one that the packet fits.
                         let parts = memory.into_iter().flat_map(|m| m.sas.iter().map(|(sa, _)| sa));
                         let parts = parts.filter(|sa| sa.direction == Direction::Out && sa.child != child);
@@ -263,8 +292,10 @@ impl Daemon {
     /// Takes answers to probes.
     pub(super) fn on_answers(&mut self, answers: impl IntoIterator<Item = Answered>) {
         let mut changes = Vec::new();
-        for (at, Answer { tunnel, seq, received }) in answers {
-            let Some(w) = self.quality.watched.get_mut(&tunnel) else { continue };
+        for (at, Answer { tunnel, seq, received, by }) in answers {
+            let Some(w) = self.quality.watched.get_mut(&tunnel).filter(|w| w.asked_for(&by)) else {
+                continue;
+            };
             changes.extend(w.prober.on_answer(at, seq, received).map(|change| (tunnel, change)));
             let next = w.prober.next_wakeup();
             self.quality.plan(tunnel, next);
@@ -297,7 +328,7 @@ impl Daemon {
                         if shared { "; it carries its packets again if its weight says so" } else { "" };
                     (
                         Kind::QualityRecovered,
-                        format!("{} answers as it should: {}{back}", w.check.target, words(&figures)),
+                        format!("{} answers as it should: {}{back}", w.target(), words(&figures)),
                     )
                 }
                 // It was told that it is degraded.
@@ -324,7 +355,9 @@ impl Daemon {
                 Health::Unknown | Health::Good => None,
             },
             since: rfc3339(clock::unix_of(w.since, clock::now())),
+            probe: w.check.probe.name().to_owned(),
             target: w.check.target.to_string(),
+            port: w.check.probe.port(),
             source,
             problem,
             probes: figures.probes,
@@ -375,7 +408,7 @@ fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>) -> BTreeSet<Tunne
 }
 
 fn degraded(w: &Watched, cause: Cause, figures: &Figures, shared: bool) -> String {
-    let target = w.check.target;
+    let target = w.target();
     let settings = &w.check.settings;
     let what = match cause {
         Cause::NoAnswer => format!("{target} has not answered {} probes in a row", settings.failures),
@@ -420,6 +453,30 @@ mod tests {
     use cygnet_model::registry::Registry;
 
     use super::*;
+
+    #[test]
+    fn an_answer_to_a_datagram_comes_from_where_it_was_sent() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let udp = |from: &str, to: &str| By::Udp { from: from.parse().unwrap(), to: ip(to) };
+        let (settings, now) = (crate::quality::Settings::default(), clock::now());
+        let child = ChildId { tunnel: TunnelId(1), index: 0 };
+        let watched = |probe| Watched {
+            check: HealthCheck { target: ip("10.2.0.1"), probe, source: None, settings },
+            prober: Prober::new(settings, now.mono),
+            at: now.mono,
+            since: now,
+            way: Way::By(ip("10.1.0.1"), child),
+        };
+        let w = watched(Method::Udp { port: 7 });
+        assert!(w.asked_for(&udp("10.2.0.1:7", "10.1.0.1")));
+        for (from, to) in [("10.2.0.2:7", "10.1.0.1"), ("10.2.0.1:8", "10.1.0.1"), ("10.2.0.1:7", "10.1.0.2")]
+        {
+            assert!(!w.asked_for(&udp(from, to)), "from {from} to {to}");
+        }
+        assert!(!w.asked_for(&By::Icmp));
+        let pinged = watched(Method::Icmp);
+        assert!(pinged.asked_for(&By::Icmp) && !pinged.asked_for(&udp("10.2.0.1:7", "10.1.0.1")));
+    }
 
     #[test]
     fn rivals_have_a_child_in_common() {

@@ -81,11 +81,11 @@ families! {
     IKE_FAILURES = Counter "cygnet_ike_failures" ["tunnel", "reason"]
         "Negotiations that failed.";
     PROBE_LOSS = Gauge "cygnet_probe_loss_ratio" ["gateway", "tunnel", "probe"]
-        "Lost requests as a part of the last ones; probe ike: IKE requests that had to be sent again, of which keepalives are most; probe icmp: the health check through the tunnel, in the last minute.";
+        "Lost requests as a part of the last ones; probe ike: IKE requests that had to be sent again, of which keepalives are most; probe icmp or udp: the health check through the tunnel, in the last minute.";
     PROBE_DELAY = Gauge "cygnet_probe_delay_seconds" ["gateway", "tunnel", "probe"]
-        "Mean round trip of the last requests; probe ike: IKE requests, of which keepalives are most; probe icmp: the health check through the tunnel, in the last minute.";
+        "Mean round trip of the last requests; probe ike: IKE requests, of which keepalives are most; probe icmp or udp: the health check through the tunnel, in the last minute.";
     PROBE_JITTER = Gauge "cygnet_probe_jitter_seconds" ["gateway", "tunnel", "probe"]
-        "Smoothed difference of successive round trips (RFC 3550); probe icmp: the health check through the tunnel.";
+        "Smoothed difference of successive round trips (RFC 3550); probe icmp or udp: the health check through the tunnel.";
     TUNNEL_DEGRADED = Gauge "cygnet_tunnel_degraded" ["gateway", "tunnel"]
         "1 if the health check says that the tunnel is not fit to carry traffic; not there without a health check.";
     ALERTS = Counter "cygnet_alerts" ["channel", "result"]

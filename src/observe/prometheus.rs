@@ -121,8 +121,8 @@ fn counts(w: &mut Writer, p: &Published) {
         })
         .collect();
     let gauge = |value: fn(&QualityStatus) -> Option<f64>, w: &mut Writer| {
-        for (subject, value) in probed.iter().filter_map(|(subject, q)| Some((subject, value(q)?))) {
-            w.sample_of(subject, &["icmp"], value);
+        for (subject, q, value) in probed.iter().filter_map(|(subject, q)| Some((subject, q, value(q)?))) {
+            w.sample_of(subject, &[&q.probe], value);
         }
     };
     gauge(|q| q.loss_ratio, w);

@@ -430,8 +430,14 @@ pub struct QualityStatus {
     pub cause: Option<String>,
     /// Since when, RFC 3339.
     pub since: String,
+    /// By what: `icmp` or `udp`.
+    #[serde(default)]
+    pub probe: String,
     /// Who is probed.
     pub target: String,
+    /// At which UDP port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     /// From where; null: no probes are sent.
     pub source: Option<String>,
     /// Why none are sent.

@@ -17,6 +17,37 @@ pub mod wire;
 
 use std::time::Duration;
 
+/// What a probe is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Method {
+    /// An ICMP or ICMPv6 echo request.
+    #[default]
+    Icmp,
+    /// A datagram to an Echo service (RFC 862).
+    Udp {
+        /// Where it listens.
+        port: u16,
+    },
+}
+
+impl Method {
+    /// The word of the configuration and of the metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Icmp => "icmp",
+            Self::Udp { .. } => "udp",
+        }
+    }
+
+    /// The port that is probed.
+    pub const fn port(self) -> Option<u16> {
+        match self {
+            Self::Icmp => None,
+            Self::Udp { port } => Some(port),
+        }
+    }
+}
+
 /// When a tunnel counts as degraded, and when as recovered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {

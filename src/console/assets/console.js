@@ -271,7 +271,7 @@ function quality(name) {
     if (!q) return;
     const ms = (v) => (v === null || v === undefined ? "–" : `${v.toFixed(1)} ms`);
     now.replaceChildren(list([["Health", el("span", { className: `state ${{ good: "up", degraded: "failed" }[q.health] ?? "waiting"}` },
-      q.cause ? `${q.health} (${q.cause.replaceAll("_", " ")})` : q.health)], ["Probes", q.source ? `${q.source} to ${q.target}` : q.problem],
+      q.cause ? `${q.health} (${q.cause.replaceAll("_", " ")})` : q.health)], ["Probes", q.source ? `${q.source} to ${q.target}${q.port ? `, UDP port ${q.port}` : ""}` : q.problem],
     ["Lost", `${q.lost} of ${q.probes} in the last minute`], ["Delay", `${ms(q.delay_ms)}, jitter ${ms(q.jitter_ms)}`]]));
     const points = minutes.map((m) => ({ ...m, at: Date.parse(m.time) / 1000 + 60 }));
     delays.set(points);

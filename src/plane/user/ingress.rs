@@ -23,6 +23,7 @@ use super::early::Early;
 use super::probes::{self, Verdict};
 use super::shared::Shared;
 use super::socket::EspSocket;
+use crate::quality::wire;
 use crate::sys::mmsg::{Received, Receiver};
 use crate::sys::tun::TunOffload;
 use crate::traffic::level::Size;
@@ -256,7 +257,7 @@ impl Opener {
             self.shared.events.push(PlaneEvent::Expired { sa: inbound.sa.id(), hard });
         }
         let opened = authentic.content?;
-        if opened.header.is_icmp_echo() && self.take_probe(inbound.sa.id().child, datagram, &opened) {
+        if wire::may_be(&opened.header) && self.take_probe(inbound.sa.id().child, datagram, &opened) {
             return Ok(());
         }
         if let Some(mut flow) = self.meter.flow(inbound.sa.id().child.tunnel, opened.header.dst) {

@@ -59,7 +59,7 @@ use nix::errno::Errno;
 pub use self::apart::indistinguishable;
 use self::device::Device;
 use self::placement::Placement;
-pub use self::probes::{Answer, AnswerSink, Outgoing, Probing};
+pub use self::probes::{Answer, AnswerSink, By, Outgoing, Probing};
 use self::rules::Rules;
 pub use self::rules::{FIRST_PRIORITY, LAST_PRIORITY};
 pub use self::shared::IkeSink;

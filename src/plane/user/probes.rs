@@ -8,14 +8,15 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use cygnet_esp::inner::InnerHeader;
 use cygnet_model::{ChildId, TunnelId};
 
-use crate::quality::wire::{self, Seen};
+use crate::quality::Method;
+use crate::quality::wire::{self, Reply, Seen};
 
 /// Probes that wait for the egress thread at most; those beyond are lost, as by a full link.
 const QUEUE: usize = 16_384;
@@ -29,6 +30,33 @@ pub struct Answer {
     pub seq: u32,
     /// How many the other end has received, if it tells.
     pub received: Option<u32>,
+    /// By what it came.
+    pub by: By,
+}
+
+impl Answer {
+    /// What a packet between these addresses says.
+    pub const fn new(reply: &Reply, from: IpAddr, to: IpAddr) -> Self {
+        let by = match reply.method {
+            Method::Icmp => By::Icmp,
+            Method::Udp { port } => By::Udp { from: SocketAddr::new(from, port), to },
+        };
+        Self { tunnel: reply.probe.tunnel, seq: reply.probe.seq, received: reply.received, by }
+    }
+}
+
+/// By what an answer came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum By {
+    /// An echo reply.
+    Icmp,
+    /// A datagram to the port from which probes of its port are sent.
+    Udp {
+        /// Who sent it.
+        from: SocketAddr,
+        /// To which address.
+        to: IpAddr,
+    },
 }
 
 /// Receives answers. It is called on the plane's thread and must be quick.
@@ -100,9 +128,10 @@ impl Received {
         packet: &[u8],
         header: &InnerHeader,
     ) -> Verdict {
-        match wire::read(packet, header.protocol, header.header_len) {
-            Some(Seen::Answer(probe, received)) if probe.token == probing.token => {
-                (probing.sink)(Answer { tunnel: probe.tunnel, seq: probe.seq, received });
+        let upper = packet.get(header.header_len..).unwrap_or_default();
+        match wire::read(header.protocol, upper) {
+            Some(Seen::Answer(reply)) if reply.probe.token == probing.token => {
+                (probing.sink)(Answer::new(&reply, header.src, header.dst));
                 Verdict::Taken
             }
             Some(Seen::Request(probe)) if probing.own.contains(&header.dst) => {
@@ -112,8 +141,7 @@ impl Received {
                     (*token, *tunnel, *count) = (probe.token, probe.tunnel, 0);
                 }
                 *count = count.saturating_add(1);
-                let answer = wire::answer(packet, header.header_len, header.dst, header.src, *count);
-                match answer {
+                match wire::answer(packet, header, *count) {
                     Some(packet) => Verdict::Answered(Outgoing { children: vec![child], packet }),
                     None => Verdict::Pass,
                 }
@@ -141,24 +169,32 @@ mod tests {
         received.look(probing, CHILD, packet, &header)
     }
 
+    const METHODS: [Method; 2] = [Method::Icmp, Method::Udp { port: 7 }];
+
     #[test]
     fn a_peers_probe_is_answered_where_it_came_and_counted() {
-        let (tx, answers) = mpsc::channel();
-        let own = BTreeSet::from([ip("10.2.0.1")]);
-        let theirs = Probing { token: 2, own, sink: Box::new(|_| ()) };
-        let sink = Box::new(move |answer| tx.send(answer).unwrap());
-        let ours = Probing { token: 1, own: BTreeSet::new(), sink };
-        let (mut there, mut here) = (Received::default(), Received::default());
-        for n in 1..=3 {
-            let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 100 + n };
-            let packet = wire::request(&probe, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
-            let Verdict::Answered(answer) = look(&mut there, &theirs, &packet) else {
-                panic!("not answered")
-            };
-            assert_eq!(answer.children, [CHILD]);
-            assert!(matches!(look(&mut here, &ours, &answer.packet), Verdict::Taken));
-            let expected = Answer { tunnel: TunnelId(9), seq: 100 + n, received: Some(n) };
-            assert_eq!(answers.try_recv().unwrap(), expected);
+        for (method, by) in METHODS
+            .into_iter()
+            .zip([By::Icmp, By::Udp { from: "10.2.0.1:7".parse().unwrap(), to: ip("10.1.0.1") }])
+        {
+            let (tx, answers) = mpsc::channel();
+            let own = BTreeSet::from([ip("10.2.0.1")]);
+            let theirs = Probing { token: 2, own, sink: Box::new(|_| ()) };
+            let sink = Box::new(move |answer| tx.send(answer).unwrap());
+            // An answer is none of the probes that are answered for this address.
+            let ours = Probing { token: 1, own: BTreeSet::from([ip("10.1.0.1")]), sink };
+            let (mut there, mut here) = (Received::default(), Received::default());
+            for n in 1..=3 {
+                let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 100 + n };
+                let packet = wire::request(&probe, method, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
+                let Verdict::Answered(answer) = look(&mut there, &theirs, &packet) else {
+                    panic!("not answered")
+                };
+                assert_eq!(answer.children, [CHILD]);
+                assert!(matches!(look(&mut here, &ours, &answer.packet), Verdict::Taken));
+                let expected = Answer { tunnel: TunnelId(9), seq: 100 + n, received: Some(n), by };
+                assert_eq!(answers.try_recv().unwrap(), expected);
+            }
         }
     }
 
@@ -168,11 +204,48 @@ mod tests {
         let probing = Probing { token: 2, own, sink: Box::new(|_| panic!("not ours")) };
         let mut received = Received::default();
         let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 1 };
-        // For a host behind us, and the answer to a probe of a host behind us.
-        let request = wire::request(&probe, ip("10.1.0.1"), ip("10.2.0.9")).unwrap();
-        assert!(matches!(look(&mut received, &probing, &request), Verdict::Pass));
-        let answer = wire::answer(&request, 20, ip("10.2.0.9"), ip("10.1.0.1"), 0).unwrap();
-        assert!(matches!(look(&mut received, &probing, &answer), Verdict::Pass));
+        for method in METHODS {
+            // For a host behind us, and the answer to a probe of a host behind us.
+            let request = wire::request(&probe, method, ip("10.1.0.1"), ip("10.2.0.9")).unwrap();
+            assert!(matches!(look(&mut received, &probing, &request), Verdict::Pass));
+            let asked = InnerHeader::parse(&request).unwrap();
+            let answer = wire::answer(&request, &asked, 0).unwrap();
+            assert!(matches!(look(&mut received, &probing, &answer), Verdict::Pass));
+        }
+    }
+
+    /// Two gateways would send each other the answers to answers for ever.
+    #[test]
+    fn the_answer_to_a_probe_of_an_earlier_life_is_not_answered() {
+        let own = BTreeSet::from([ip("10.1.0.1")]);
+        let probing = Probing { token: 2, own, sink: Box::new(|_| panic!("not ours")) };
+        let earlier = Probe { token: 1, tunnel: TunnelId(9), seq: 1 };
+        for method in METHODS {
+            let request = wire::request(&earlier, method, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
+            let asked = InnerHeader::parse(&request).unwrap();
+            // Of a gateway that counts, and of a host that does not.
+            for count in [5, 0] {
+                let answer = wire::answer(&request, &asked, count).unwrap();
+                let verdict = look(&mut Received::default(), &probing, &answer);
+                assert!(matches!(verdict, Verdict::Pass), "{method:?}, {count}");
+            }
+        }
+    }
+
+    /// A service of the host at the same port gets what is not a probe.
+    #[test]
+    fn datagrams_without_a_probe_in_them_go_to_the_host() {
+        let own = BTreeSet::from([ip("10.2.0.1")]);
+        let probing = Probing { token: 2, own, sink: Box::new(|_| panic!("not ours")) };
+        let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 1 };
+        let packet = wire::request(&probe, METHODS[1], ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
+        let header = InnerHeader::parse(&packet).unwrap();
+        assert!(wire::may_be(&header));
+        for at in header.header_len + wire::HEAD_LEN..header.header_len + wire::HEAD_LEN + wire::MAGIC.len() {
+            let mut other = packet.clone();
+            other[at] ^= 1;
+            assert!(matches!(look(&mut Received::default(), &probing, &other), Verdict::Pass));
+        }
     }
 
     #[test]
