@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use cygnet::observe::catalogue::{self, Type};
 use cygnet::observe::counters::{Cookies, Counters, Histogram, RekeyKind, Tally, XFRM_STATISTICS};
 use cygnet::observe::prometheus::{Format, render};
+use cygnet::observe::qos::{Count, Place};
 use cygnet::observe::snapshot::*;
 use cygnet::observe::{Published, Subscriber, TrafficPage, channel, http};
 use cygnet_model::plane::SaCounters;
@@ -66,7 +67,10 @@ fn published(tunnels: usize) -> Published {
     counters.rtt.observe(Duration::from_secs(60));
     counters.read_xfrm_stat("XfrmInError             \t0\nXfrmInNoStates \t42\n");
     counters.alerts = [(("webhook", "delivered"), 3), (("command", "dropped"), 1)].into();
-    counters.qos_drops.entry(("vpc-a".into(), "default".into())).or_default().read(5);
+    let tunnel = Some((names[0].clone(), Direction::Out));
+    let of_tunnel = Count { place: Place { tunnel, ..Place::of("vpc-a", "tunnel") }, part: 0, packets: 3 };
+    let queued = Count { place: Place::of("vpc-a", "gateway"), part: 2, packets: 5 };
+    counters.qos_drops.read("test", [of_tunnel, queued]);
     let tunnel = |name: &String| TunnelStatus {
         made_s: 0,
         name: name.clone(),
@@ -266,6 +270,7 @@ fn the_contract_is_kept() {
         "cygnet_bandwidth_limit_bits_per_second{gateway}",
         "cygnet_bandwidth_usage_ratio{gateway}",
         "cygnet_qos_drops_total{gateway,class}",
+        "cygnet_tunnel_bandwidth_drops_total{gateway,tunnel,direction}",
         "cygnet_xfrm_stat_total{name}",
         "cygnet_data_plane_info{plane}",
         "cygnet_ha_role{gateway}",
