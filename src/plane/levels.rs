@@ -68,15 +68,18 @@ struct OneWay {
     gateways: BTreeMap<String, (BTreeSet<TunnelId>, Rate)>,
 }
 
+/// Levels of gateways, with their outer addresses.
+pub type ByAddress = BTreeMap<String, (BTreeSet<IpAddr>, Rate)>;
+
 /// What the table shall keep.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Wanted {
     out: OneWay,
     inward: OneWay,
     /// What may come to the outer addresses of a gateway; it counts the outer packets without their link layer.
-    pub arrivals: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
+    pub arrivals: ByAddress,
     /// The same of what leaves from them.
-    pub departures: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
+    pub departures: ByAddress,
 }
 
 impl Wanted {
@@ -141,7 +144,7 @@ impl Wanted {
         [(Direction::Out, &self.out), (Direction::In, &self.inward)]
     }
 
-    const fn by_wire(&self) -> [(Direction, &BTreeMap<String, (BTreeSet<IpAddr>, Rate)>, &'static str); 2] {
+    const fn by_wire(&self) -> [(Direction, &ByAddress, &'static str); 2] {
         [(Direction::Out, &self.departures, DEPARTURES), (Direction::In, &self.arrivals, ARRIVALS)]
     }
 

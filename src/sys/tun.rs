@@ -14,7 +14,7 @@ mod ioctl {
     nix::ioctl_read!(features, b'T', 207, libc::c_uint);
 }
 
-/// `IFF_BACKPRESSURE` (`linux/if_tun.h`, Linux 7.2): a full ring stops the queue, so that packets wait in the qdisc and are dropped
+/// `IFF_BACKPRESSURE` (`linux/if_tun.h`, Linux 7.3): a full ring stops the queue, so that packets wait in the qdisc and are dropped
 /// by its rules, instead of at the ring.
 const BACKPRESSURE: libc::c_int = 0x80;
 
