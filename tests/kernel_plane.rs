@@ -629,7 +629,7 @@ fn the_bandwidth_of_a_gateway_caps_its_esp() {
     up(&mut a, &mut b);
     let _server = a.netns.spawn("iperf3 -s");
     std::thread::sleep(Duration::from_millis(500));
-    let mut shaper = a.netns.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.netns.enter(|| Shaper::open(None).unwrap());
     let gateway = |mbit: u64| Gateway {
         name: "vpc-a".to_owned(),
         addresses: vec![ip(A)],

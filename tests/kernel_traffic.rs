@@ -8,12 +8,12 @@
     reason = "tools of tests, outside of test functions"
 )]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use cygnet::plane::ips;
-use cygnet::plane::levels::{Rate, Table, Wanted};
+use cygnet::plane::levels::{Keeper, Rate, Table, Wanted};
 use cygnet::traffic::rules::{Cap, Rules};
 use cygnet::traffic::{Carried, GatewayNo, Inner};
 use cygnet_model::TunnelId;
@@ -68,30 +68,51 @@ fn levels_that_the_kernel_keeps_hold_both_ways() {
     if let Err(e) = a.netns.enter(|| table.put(one(Direction::Out, 1))) {
         return skip("nft-inet", &e);
     }
-    let mut put = |wanted: Wanted| a.netns.enter(|| table.put(wanted)).unwrap();
     is_near("out", out(4), 1.0);
-    put(one(Direction::Out, 2));
+    let dropped = |table: &mut Table| -> BTreeMap<Keeper, u64> {
+        a.netns.enter(|| table.drops()).into_iter().collect()
+    };
+    let tunnel = |direction| Keeper::Tunnel(child().tunnel, direction);
+    let first = dropped(&mut table);
+    assert!(
+        first[&tunnel(Direction::Out)] > 300 && first[&Keeper::Tunnel(TunnelId(99), Direction::Out)] == 0,
+        "{first:?}"
+    );
+    let put = |table: &mut Table, wanted: Wanted| a.netns.enter(|| table.put(wanted)).unwrap();
+    put(&mut table, one(Direction::Out, 2));
     is_near("out, changed", out(6), 2.0);
-    put(one(Direction::In, 1));
+    let second = dropped(&mut table);
+    println!("dropped: {first:?}, then {second:?}");
+    assert!(second[&tunnel(Direction::Out)] > first[&tunnel(Direction::Out)] + 300);
+    put(&mut table, one(Direction::In, 1));
     is_near("in", inward(4), 1.0);
+    let third = dropped(&mut table);
+    assert!(
+        third[&tunnel(Direction::In)] > 300
+            && third[&tunnel(Direction::Out)] == second[&tunnel(Direction::Out)],
+        "{third:?}"
+    );
 
     let mut shared = Wanted::default();
     let tunnels = BTreeSet::from([child().tunnel, TunnelId(98)]);
     shared.gateways(Direction::Out).insert("vpc-a".to_owned(), (tunnels, Rate { bps: 1_000_000 }));
-    put(shared);
+    put(&mut table, shared);
     is_near("a gateway's, out", out(4), 1.0);
+    let gateway = |direction| Keeper::Gateway("vpc-a".to_owned(), direction);
+    assert!(dropped(&mut table)[&gateway(Direction::Out)] > 300);
 
     // ESP-GCM adds 34 octets with padding, the outer header 20.
     let (outer, on_the_wire) = (Rate { bps: 1_000_000 }, 1200.0 / 1254.0);
     let mut arrivals = Wanted::default();
     arrivals.arrivals.insert("vpc-a".to_owned(), ([ip(A)].into(), outer));
-    put(arrivals);
+    put(&mut table, arrivals);
     is_near("a gateway's, in, on the wire", inward(4), on_the_wire);
+    assert!(dropped(&mut table)[&gateway(Direction::In)] > 300);
     let mut departures = Wanted::default();
     departures.departures.insert("vpc-a".to_owned(), ([ip(A)].into(), outer));
-    put(departures);
+    put(&mut table, departures);
     is_near("a gateway's, out, on the wire", out(4), on_the_wire);
-    put(Wanted::default());
+    put(&mut table, Wanted::default());
     assert!(out(4) > 1.5, "nothing is left of it");
 }
 
@@ -126,6 +147,58 @@ fn a_table_of_levels_is_mended_and_goes() {
     // Another daemon finds it and removes what it does not want.
     netns.enter(|| Table::default().put(Wanted::default())).unwrap();
     assert!(!netns.run("nft list tables").contains("cygnet-levels"));
+}
+
+/// Needs nf_tables, but no ESP: what comes looks like it.
+#[test]
+fn what_a_level_drops_is_counted_over_changes_of_the_table() {
+    if !is_root() {
+        return;
+    }
+    let (from, at) = (Netns::new("from"), Netns::new("at"));
+    from.join(&at, &["192.0.2.1/24"], &["192.0.2.2/24"]);
+    let wanted = |bps| {
+        let mut wanted = Wanted::default();
+        wanted.arrivals.insert("g".to_owned(), ([ip("192.0.2.2")].into(), Rate { bps }));
+        wanted.tunnels(Direction::In).insert(TunnelId(7), Rate { bps });
+        wanted
+    };
+    let mut table = at.enter(Table::default);
+    if let Err(e) = at.enter(|| table.put(wanted(8_000))) {
+        return skip("nft-inet", &e);
+    }
+    let sink = at.enter(|| UdpSocket::bind("192.0.2.2:4500").unwrap());
+    sink.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let source = from.enter(|| UdpSocket::bind("192.0.2.1:4500").unwrap());
+    source.connect("192.0.2.2:4500").unwrap();
+    // Pauses leave room in the socket, whatever the machine does besides.
+    let lost = |count: usize| {
+        let mut came = 0;
+        for _ in 0..count / 25 {
+            (0..25).for_each(|_| drop(source.send(&[0x5A; 1000])));
+            while sink.recv(&mut [0; 2048]).is_ok() {
+                came += 1;
+            }
+        }
+        (count - came) as u64
+    };
+    let dropped = |table: &mut Table| {
+        let all: BTreeMap<Keeper, u64> = at.enter(|| table.drops()).into_iter().collect();
+        assert_eq!(all[&Keeper::Tunnel(TunnelId(7), Direction::In)], 0, "nothing of it came");
+        all[&Keeper::Gateway("g".to_owned(), Direction::In)]
+    };
+    let first = lost(200);
+    assert!(first > 50, "{first}");
+    assert_eq!(dropped(&mut table), first);
+    at.enter(|| table.put(wanted(16_000))).unwrap();
+    let second = lost(200);
+    assert!(second > 50, "{second}");
+    // Not asked for before the table is made anew, and by the table that another program left nothing of.
+    at.enter(|| table.put(wanted(24_000))).unwrap();
+    at.run("nft delete table inet cygnet-levels");
+    assert!(at.enter(|| table.mend()).unwrap());
+    assert_eq!(dropped(&mut table), first + second);
+    println!("{first} and {second} of 200 dropped, and counted");
 }
 
 /// Never more than the level; how little less is a benchmark's business, since a machine under load offers too little.

@@ -52,7 +52,7 @@ fn a_new_rate_takes_effect_on_running_traffic() {
     }
     let (a, b) = pair();
     let _server = a.spawn("iperf3 -s");
-    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.enter(|| Shaper::open(None).unwrap());
     shaper.apply(gateway(Some(10))).unwrap();
     std::thread::sleep(Duration::from_millis(500));
 
@@ -89,7 +89,7 @@ fn ipv6_packets_are_capped_too() {
     }
     let (a, b) = pair();
     let _server = a.spawn("iperf3 -s");
-    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.enter(|| Shaper::open(None).unwrap());
     shaper.apply(gateway(Some(10))).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let rates = megabits(&b.run("iperf3 -c 2001:db8::1 -R -t 3 -J"));
@@ -104,12 +104,12 @@ fn applying_twice_changes_nothing_and_the_interface_is_given_back() {
     }
     let (a, _b) = pair();
     let before = a.run("tc qdisc show dev eth0");
-    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.enter(|| Shaper::open(None).unwrap());
     shaper.apply(gateway(Some(10))).unwrap();
     let once = [a.run("tc class show dev eth0"), a.run("tc filter show dev eth0 parent c960:")];
     shaper.apply(gateway(Some(10))).unwrap();
     // Another daemon after a crash finds it and changes nothing either.
-    let mut second = a.enter(|| Shaper::open().unwrap());
+    let mut second = a.enter(|| Shaper::open(None).unwrap());
     second.apply(gateway(Some(10))).unwrap();
     assert_eq!([a.run("tc class show dev eth0"), a.run("tc filter show dev eth0 parent c960:")], once);
     assert!(once[0].contains("rate 10Mbit ceil 10Mbit"), "{once:?}");
@@ -155,7 +155,7 @@ fn ike_passes_a_full_level_and_the_queue_is_short() {
         return;
     }
     let (a, b) = pair();
-    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.enter(|| Shaper::open(None).unwrap());
     shaper.apply(gateway(Some(1))).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| a.enter(|| flood(7777, 5)));
@@ -186,7 +186,7 @@ fn a_root_qdisc_of_somebody_else_is_left_alone() {
     let (a, _b) = pair();
     a.run("tc qdisc add dev eth0 root handle 7: tbf rate 1mbit burst 10k latency 50ms");
     let before = a.run("tc qdisc show dev eth0");
-    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.enter(|| Shaper::open(None).unwrap());
     let errors = shaper.apply(gateway(Some(10))).unwrap_err();
     println!("{}", errors[0]);
     assert!(errors[0].to_string().contains("queueing discipline tbf 7: that cygnet did not make"));
@@ -200,7 +200,7 @@ fn an_address_that_nobody_has_is_named() {
         return;
     }
     let a = Netns::new("a");
-    let mut shaper = a.enter(|| Shaper::open().unwrap());
+    let mut shaper = a.enter(|| Shaper::open(None).unwrap());
     let errors = shaper.apply(gateway(Some(10))).unwrap_err();
     assert_eq!(
         errors[0].to_string(),

@@ -19,8 +19,9 @@ use crate::config::model::{Config, Tunnel};
 use crate::config::units;
 use crate::control::{ErrorKind, Response};
 use crate::observe::events::Kind;
+use crate::observe::qos::{Count, Place};
 use crate::observe::snapshot::{LevelStatus, Origin};
-use crate::plane::levels::{Rate, Wanted};
+use crate::plane::levels::{Keeper, Rate, Wanted};
 use crate::shaping::apply::{Shaper, ShapingError};
 use crate::traffic::level::{Level as Kept, TunnelLevels};
 
@@ -69,17 +70,9 @@ pub(super) struct InForce {
 }
 
 impl InForce {
-    /// Packets that levels dropped, by gateway and class.
-    fn drops<'a>(&'a self, config: &'a Config) -> impl Iterator<Item = ((String, &'static str), u64)> + 'a {
-        self.kept.iter().filter_map(|(key, level)| {
-            let (gateway, class) = match (&key.owner, key.inward) {
-                (Owner::Gateway(name), false) => (name, "gateway_cap"),
-                (Owner::Gateway(name), true) => (name, "gateway_in"),
-                (Owner::Tunnel(name), false) => (&config.tunnel(name)?.gateway, "tunnel"),
-                (Owner::Tunnel(name), true) => (&config.tunnel(name)?.gateway, "tunnel_in"),
-            };
-            Some(((gateway.clone(), class), level.dropped()))
-        })
+    /// Packets that levels of our own threads dropped.
+    fn drops(&self) -> impl Iterator<Item = (LevelKey, u64)> {
+        self.kept.iter().map(|(key, level)| (key.clone(), level.dropped()))
     }
 }
 
@@ -257,6 +250,8 @@ impl Daemon {
 
     /// Brings traffic control and the data plane in line with the bandwidth levels.
     pub(super) fn shape(&mut self) {
+        // What goes takes its counts along.
+        self.sample_shaping();
         let errors = self.shape_interfaces();
         self.without_queue(&errors);
         self.follow_plane_levels();
@@ -276,7 +271,8 @@ impl Daemon {
             })
             .collect();
         // Also without any level: an earlier life of the daemon may have left some.
-        let shaper = match self.shaper.take().map_or_else(Shaper::open, Ok) {
+        let opened = self.shaper.take().map_or_else(|| Shaper::open(self.plane.pause()), Ok);
+        let shaper = match opened {
             Ok(shaper) => self.shaper.insert(shaper),
             Err(e) if gateways.iter().all(|g| g.bandwidth_bps.is_none()) => {
                 tracing::debug!(error = %e, "no traffic control");
@@ -325,6 +321,8 @@ impl Daemon {
 
     /// Brings what the data plane keeps itself in line with the levels.
     pub(super) fn follow_plane_levels(&mut self) {
+        // What goes takes its counts along.
+        self.sample_levels();
         if self.plane.traffic().is_some() {
             self.follow_own_levels();
         } else {
@@ -420,16 +418,39 @@ impl Daemon {
         self.in_force.trouble.clone().or_else(|| self.bandwidth.iter().find_map(wire))
     }
 
-    /// Takes the counts of what levels dropped.
+    /// Takes the counts of what levels dropped, but for those of queues.
     pub(super) fn sample_levels(&mut self) {
-        let mut sums: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
-        for (of, dropped) in self.in_force.drops(&self.config) {
-            *sums.entry(of).or_default() += dropped;
-        }
-        for ((gateway, class), dropped) in sums {
-            self.counters.qos_drops.entry((gateway, class.to_owned())).or_default().read(dropped);
-        }
+        let drops: Vec<(LevelKey, u64)> = if self.plane.traffic().is_some() {
+            self.in_force.drops().collect()
+        } else {
+            let key = |keeper: &Keeper| match keeper {
+                Keeper::Tunnel(id, way) => Some((LevelKey::tunnel(self.registry.name(*id)?), *way)),
+                Keeper::Gateway(name, way) => Some((LevelKey::gateway(name), *way)),
+            };
+            let keyed = |(keeper, packets)| {
+                let (key, way) = key(&keeper)?;
+                Some((LevelKey { inward: way == Direction::In, ..key }, packets))
+            };
+            self.plane.level_drops().into_iter().filter_map(keyed).collect()
+        };
+        let count = |(key, packets): (LevelKey, u64)| {
+            Some(Count { place: dropped_at(&key, &self.config)?, part: 0, packets })
+        };
+        self.counters.qos_drops.read("levels", drops.into_iter().filter_map(count));
     }
+}
+
+/// As what monitoring sees packets that a level dropped; `None` if its owner is not configured any more.
+fn dropped_at(key: &LevelKey, config: &Config) -> Option<Place> {
+    Some(match &key.owner {
+        Owner::Gateway(name) => {
+            Place::of(&config.gateway(name)?.name, if key.inward { "gateway_in" } else { "gateway_cap" })
+        }
+        Owner::Tunnel(name) => Place {
+            tunnel: Some((name.clone(), key.direction())),
+            ..Place::of(&config.tunnel(name)?.gateway, if key.inward { "tunnel_in" } else { "tunnel" })
+        },
+    })
 }
 
 const WIRE_OF_A_TUNNEL: &str =

@@ -507,7 +507,9 @@ impl Daemon {
         self.counters.reasons = FailureReason::ALL.iter().map(|reason| reason.name()).collect();
         self.pages.begin_anew();
         let known = |gateway: &str| self.config.gateway(gateway).is_some();
-        self.counters.qos_drops.retain(|(gateway, _), _| known(gateway));
+        let is_tunnel =
+            |gateway: &str, name: &str| self.config.tunnel(name).is_some_and(|t| t.gateway == gateway);
+        self.counters.qos_drops.retain(known, is_tunnel);
         self.rates.retain(|gateway, _| known(gateway));
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
         self.places = policy::places(&self.registry, &self.config);

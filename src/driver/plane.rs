@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use cygnet_esp::DropReason;
 use cygnet_model::ChildId;
@@ -16,11 +17,12 @@ use crate::config::model::Guards;
 use crate::plane::echo::EchoSockets;
 use crate::plane::ips;
 use crate::plane::kernel::KernelPlane;
-use crate::plane::levels::{self, Wanted};
+use crate::plane::levels::{self, Keeper, Wanted};
 use crate::plane::near;
 use crate::plane::source::{self, Wish};
 use crate::plane::user::{IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
+use crate::shaping::pause::Pause;
 use crate::traffic::accounts::Counted;
 use crate::traffic::meter::Traffic;
 use crate::traffic::rules::Rules;
@@ -221,6 +223,14 @@ impl Plane {
         }
     }
 
+    /// By what our own plane sends nothing for a moment; `None` with the kernel's, which nobody can hold up.
+    pub fn pause(&self) -> Option<Arc<Pause>> {
+        match &self.esp {
+            Esp::Kernel(_) => None,
+            Esp::User(p) => Some(p.pause()),
+        }
+    }
+
     /// Bandwidth levels that the kernel's plane shall keep; ours has them in [`Self::traffic`].
     ///
     /// # Errors
@@ -235,6 +245,11 @@ impl Plane {
     /// As [`Self::put_levels`].
     pub fn mend_levels(&mut self) -> Result<bool, String> {
         self.levels.mend()
+    }
+
+    /// Packets that levels of the kernel's plane dropped; the counts never go back.
+    pub fn level_drops(&mut self) -> Vec<(Keeper, u64)> {
+        self.levels.drops()
     }
 
     /// Opens what probes go by, if that is not the plane itself.

@@ -13,6 +13,8 @@ use super::publish::counted as counted_of;
 use super::{Daemon, clock};
 use crate::config::model::Limit;
 use crate::observe::TrafficPage;
+use crate::observe::qos::{Count, Place};
+use crate::shaping::apply::GatewayStats;
 use crate::traffic::GatewayNo;
 
 /// Inner addresses of a gateway that monitoring sees.
@@ -125,6 +127,7 @@ impl Daemon {
         let names: HashMap<GatewayNo, Arc<str>> =
             self.limits.names().into_iter().map(|(no, name)| (no, Arc::from(name))).collect();
         let mut page = TrafficPage::default();
+        let mut dropped_by_ip = Vec::new();
         for seen in self.traffic.of_the_day(names.len(), TOP) {
             if let Some(gateway) = names.get(&seen.who.gateway) {
                 page.bytes.push((Arc::clone(gateway), seen.who.ip, seen.total.bytes()));
@@ -148,11 +151,13 @@ impl Daemon {
             }
             let dropped = self.traffic.dropped(*no);
             if dropped > 0 || !self.limits.count(gateway).is_none() {
-                let class = (gateway.to_string(), "ip".to_owned());
-                self.counters.qos_drops.entry(class).or_default().read(dropped);
+                dropped_by_ip.push(Count { place: Place::of(&**gateway, "ip"), part: 0, packets: dropped });
             }
         }
         page.limits.sort();
+        if in_force {
+            self.counters.qos_drops.read("ips", dropped_by_ip);
+        }
         self.traffic_page = Arc::new(page);
     }
 
@@ -170,17 +175,18 @@ impl Daemon {
         }
     }
 
-    fn sample_shaping(&mut self) {
+    /// Takes the counts of what the queues of gateways dropped.
+    pub(super) fn sample_shaping(&mut self) {
         let Some(shaper) = &mut self.shaper else { return };
         match shaper.stats() {
             Ok(stats) => {
-                let mut drops: BTreeMap<String, u64> = BTreeMap::new();
-                for s in stats {
-                    *drops.entry(s.name).or_default() += u64::from(s.stats.drops);
-                }
-                for (gateway, count) in drops {
-                    self.counters.qos_drops.entry((gateway, "gateway".to_owned())).or_default().read(count);
-                }
+                let known = |s: &GatewayStats| self.config.gateway(&s.name).is_some();
+                let drops = stats.into_iter().filter(known).map(|s| Count {
+                    place: Place::of(s.name, "gateway"),
+                    part: s.interface,
+                    packets: s.stats.drops.into(),
+                });
+                self.counters.qos_drops.read("queues", drops);
             }
             Err(e) => tracing::debug!(error = %e, "statistics of traffic control"),
         }

@@ -112,6 +112,8 @@ families! {
         "Cap on what a tunnel sends (out) or receives (in), where it has one.";
     QOS_DROPS = Counter "cygnet_qos_drops" ["gateway", "class"]
         "Packets that traffic control dropped: in the gateway's queue (gateway), by its level where there is no queue (gateway_cap), by levels of what comes in (gateway_in), of its tunnels (tunnel, tunnel_in), by limits of inner addresses (ip).";
+    TUNNEL_BANDWIDTH_DROPS = Counter "cygnet_tunnel_bandwidth_drops" ["gateway", "tunnel", "direction"]
+        "Packets that the level of a tunnel dropped, of what it sends (out) or receives (in); cygnet_qos_drops_total has them as well.";
     IP_BYTES = Counter "cygnet_ip_bytes" ["gateway", "ip"]
         "Octets that an inner address sent and received through tunnels; the 20 addresses of each gateway that carried the most in a day.";
     IP_LIMIT = Gauge "cygnet_ip_limit_bits_per_second" ["gateway", "ip"]

@@ -10,6 +10,7 @@ use cygnet_model::Timestamp;
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::SaId;
 
+use super::qos::QosDrops;
 pub use super::tunnel_counters::{Path, RekeyKind, Tally, Totals, TunnelCounters};
 
 /// Upper bounds of the buckets of the round-trip histogram, in seconds.
@@ -34,23 +35,6 @@ impl Histogram {
     }
 }
 
-/// A counter of the kernel that may begin anew, as one that goes on.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Continued {
-    /// What was counted in all.
-    pub total: u64,
-    last: u64,
-}
-
-impl Continued {
-    /// Takes the kernel's count: less than the last time means that it began anew.
-    pub fn read(&mut self, count: u64) {
-        let more = count.checked_sub(self.last).unwrap_or(count);
-        self.total = self.total.saturating_add(more);
-        self.last = count;
-    }
-}
-
 /// All counters of the daemon.
 #[derive(Clone, Default, Debug)]
 pub struct Counters {
@@ -68,8 +52,8 @@ pub struct Counters {
     pub cookies: Cookies,
     /// Packets that our own data plane dropped, by reason; empty with the kernel's.
     pub plane_drops: BTreeMap<&'static str, u64>,
-    /// Packets dropped by traffic control, by gateway and class.
-    pub qos_drops: BTreeMap<(String, String), Continued>,
+    /// Packets dropped by bandwidth levels and limits.
+    pub qos_drops: QosDrops,
     /// Events by the way by which they were told, and what became of them.
     pub alerts: BTreeMap<(&'static str, &'static str), u64>,
     /// The kernel's /proc/net/xfrm_stat, by name.
@@ -358,15 +342,6 @@ mod tests {
         assert_eq!(path.measured().unwrap().0, 0.0);
         (0..100).for_each(|_| path.on_retransmit());
         assert_eq!(path.measured().unwrap().0, 1.0);
-    }
-
-    #[test]
-    fn a_count_that_begins_anew_goes_on() {
-        let mut c = Continued::default();
-        for (count, total) in [(5, 5), (7, 7), (2, 9), (2, 9), (4, 11)] {
-            c.read(count);
-            assert_eq!(c.total, total);
-        }
     }
 
     #[test]

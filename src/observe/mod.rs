@@ -14,6 +14,7 @@ pub mod history;
 pub mod http;
 pub mod passage;
 pub mod prometheus;
+pub mod qos;
 pub mod snapshot;
 pub mod strangers;
 pub mod top;

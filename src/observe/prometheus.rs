@@ -1,6 +1,8 @@
 //! The metrics of CONTRACT.md: which values the families of the [catalogue](super::catalogue) have. A pure function of what
 //! is published.
 
+use cygnet_model::tunnel::Direction;
+
 use super::Published;
 use super::catalogue::{self as family, Family};
 use super::counters::{RTT_BOUNDS, RekeyKind, TunnelCounters};
@@ -200,8 +202,16 @@ fn gateways(w: &mut Writer, p: &Published) {
         }
     }
     w.family(&family::QOS_DROPS);
-    for ((gateway, class), count) in &p.counters.qos_drops {
-        w.sample(&[gateway, class], count.total);
+    for (gateway, class, packets) in p.counters.qos_drops.by_class() {
+        w.sample(&[gateway, class], packets);
+    }
+    w.family(&family::TUNNEL_BANDWIDTH_DROPS);
+    for (gateway, tunnel, direction, packets) in p.counters.qos_drops.by_tunnel() {
+        let direction = match direction {
+            Direction::In => "in",
+            Direction::Out => "out",
+        };
+        w.sample(&[gateway, tunnel, direction], packets);
     }
     w.family(&family::IP_BYTES);
     for (gateway, ip, bytes) in &p.traffic.bytes {

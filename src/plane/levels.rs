@@ -7,16 +7,21 @@
 //!  postrouting   sealed:   packets on the way into one more than the tunnel's, the gateway's     -> drop
 //!                departures: ESP from an outer address  more than the gateway's level on the wire -> drop
 //! ```
-//! Everything is one transaction, so that no packet sees half of it. Buckets begin anew with it, full.
+//! What is dropped is counted first, by tunnel and by gateway. Everything is one transaction, so that no packet sees half of it.
+//! Buckets begin anew with it, full; counts go on ([`Table::drops`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use cygnet_model::tunnel::Direction;
 use cygnet_model::{ChildId, Reqid, TunnelId};
+use cygnet_xfrm::NetlinkError;
 use cygnet_xfrm::nft::expr::{Base, Ip, Meta, Register, Verdict, Way};
 use cygnet_xfrm::nft::object::LIMITED_PER_MESSAGE;
-use cygnet_xfrm::nft::{Chain, ChainKind, Change, Excess, Expr, Hook, Keeping, Nft, keys_per_message};
+use cygnet_xfrm::nft::{
+    Chain, ChainKind, Change, Counted, Excess, Expr, Hook, Keeping, Nft, keys_per_message,
+};
 
 /// The table's name.
 const TABLE: &str = "cygnet-levels";
@@ -25,6 +30,11 @@ const TYPE_INTEGER: u32 = 4;
 const KEY: u32 = 4;
 const ARRIVALS: &str = "arrivals";
 const DEPARTURES: &str = "departures";
+/// Counts of tunnels, of a chain of that direction.
+const REFUSED_OUT: &str = "refuse-out";
+const REFUSED_IN: &str = "refuse-in";
+/// After so long without a dropped packet the kernel forgets a tunnel's count, which is known here by then.
+const IDLE: Duration = Duration::from_secs(3600);
 const ESP: u8 = 50;
 const UDP: u8 = 17;
 const NATT: [u8; 2] = 4500u16.to_be_bytes();
@@ -42,6 +52,15 @@ impl From<Rate> for Excess {
     }
 }
 
+/// Whose level drops packets, and which way they go.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Keeper {
+    /// A tunnel's.
+    Tunnel(TunnelId, Direction),
+    /// A gateway's.
+    Gateway(String, Direction),
+}
+
 /// Levels of tunnels, and those that the tunnels of a gateway share, in one direction; they count payload.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct OneWay {
@@ -49,15 +68,18 @@ struct OneWay {
     gateways: BTreeMap<String, (BTreeSet<TunnelId>, Rate)>,
 }
 
+/// Levels of gateways, with their outer addresses.
+pub type ByAddress = BTreeMap<String, (BTreeSet<IpAddr>, Rate)>;
+
 /// What the table shall keep.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Wanted {
     out: OneWay,
     inward: OneWay,
     /// What may come to the outer addresses of a gateway; it counts the outer packets without their link layer.
-    pub arrivals: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
+    pub arrivals: ByAddress,
     /// The same of what leaves from them.
-    pub departures: BTreeMap<String, (BTreeSet<IpAddr>, Rate)>,
+    pub departures: ByAddress,
 }
 
 impl Wanted {
@@ -93,39 +115,89 @@ impl Wanted {
             return out;
         }
         out.push(Change::Table(Keeping::Shared));
-        let ways = [
-            (&self.out, Way::Out, "sealed", Hook::Postrouting, -150),
-            (&self.inward, Way::In, "opened", Hook::Prerouting, -150),
-        ];
-        for (levels, way, chain, hook, priority) in ways {
+        let hooks = [Hook::Postrouting, Hook::Prerouting];
+        for ((direction, levels), hook) in self.by_payload().into_iter().zip(hooks) {
             if *levels != OneWay::default() {
-                out.push(Change::Chain(Chain { name: chain, kind: ChainKind::Filter, hook, priority }));
-                levels.put(way, chain, &mut out);
+                let name = sealed_or_opened(direction);
+                out.push(Change::Chain(Chain { name, kind: ChainKind::Filter, hook, priority: -150 }));
+                levels.put(direction, &mut out);
             }
         }
         // Before conntrack, which has nothing to say of ESP, and before addresses are translated.
-        let outer = [
-            (&self.arrivals, Direction::In, ARRIVALS, Hook::Prerouting, -310),
-            (&self.departures, Direction::Out, DEPARTURES, Hook::Postrouting, -150),
-        ];
-        for (levels, direction, chain, hook, priority) in outer {
+        let hooks = [(Hook::Postrouting, -150), (Hook::Prerouting, -310)];
+        for ((direction, levels, chain), (hook, priority)) in self.by_wire().into_iter().zip(hooks) {
             if !levels.is_empty() {
                 out.push(Change::Chain(Chain { name: chain, kind: ChainKind::Filter, hook, priority }));
             }
             for (n, (addresses, rate)) in levels.values().enumerate() {
                 let limit = format!("{chain}-{n}");
                 out.push(Change::Limit(limit.clone(), (*rate).into()));
+                out.push(Change::Counter(limit.clone(), Counted::default()));
                 let esp = addresses.iter().flat_map(|address| outer_esp(*address, direction, &limit));
                 out.extend(esp.map(|exprs| Change::Rule { chain, exprs }));
             }
         }
         out
     }
+
+    const fn by_payload(&self) -> [(Direction, &OneWay); 2] {
+        [(Direction::Out, &self.out), (Direction::In, &self.inward)]
+    }
+
+    const fn by_wire(&self) -> [(Direction, &ByAddress, &'static str); 2] {
+        [(Direction::Out, &self.departures, DEPARTURES), (Direction::In, &self.arrivals, ARRIVALS)]
+    }
+
+    /// The counters of the table, which have the names of limits, with whose they are.
+    fn counters(&self) -> BTreeMap<String, Keeper> {
+        let named = |chain: &'static str, direction| {
+            move |(n, name): (usize, &String)| {
+                (format!("{chain}-{n}"), Keeper::Gateway(name.clone(), direction))
+            }
+        };
+        let payload = self.by_payload().into_iter().flat_map(|(direction, levels)| {
+            levels.gateways.keys().enumerate().map(named(sealed_or_opened(direction), direction))
+        });
+        let wire = self
+            .by_wire()
+            .into_iter()
+            .flat_map(|(direction, levels, chain)| levels.keys().enumerate().map(named(chain, direction)));
+        payload.chain(wire).collect()
+    }
+
+    /// Whose levels there are.
+    fn keepers(&self) -> BTreeSet<Keeper> {
+        let tunnels = self.by_payload().into_iter().flat_map(|(direction, levels)| {
+            levels.tunnels.keys().map(move |id| Keeper::Tunnel(*id, direction))
+        });
+        tunnels.chain(self.counters().into_values()).collect()
+    }
+}
+
+/// The chain in which packets are seen that SAs take in, or have let out.
+const fn sealed_or_opened(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Out => "sealed",
+        Direction::In => "opened",
+    }
+}
+
+/// The chain of packets that exceed a tunnel's level, and the set that has their counts.
+const fn refused(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Out => REFUSED_OUT,
+        Direction::In => REFUSED_IN,
+    }
 }
 
 impl OneWay {
-    fn put(&self, way: Way, chain: &'static str, out: &mut Vec<Change>) {
+    fn put(&self, direction: Direction, out: &mut Vec<Change>) {
         let Some(at) = Register::new(0) else { return };
+        let chain = sealed_or_opened(direction);
+        let way = match direction {
+            Direction::Out => Way::Out,
+            Direction::In => Way::In,
+        };
         let tunnel_of_packet =
             || [Expr::Reqid(way, at), Expr::Mask(at, tunnel_mask().to_ne_bytes().to_vec())];
         if !self.tunnels.is_empty() {
@@ -138,9 +210,24 @@ impl OneWay {
                 .collect();
             let chunks = keys.chunks(LIMITED_PER_MESSAGE);
             out.extend(chunks.map(|keys| Change::LimitedKeys { set: set.clone(), keys: keys.to_vec() }));
-            let exprs =
-                tunnel_of_packet().into_iter().chain([Expr::InSet(set, at), Expr::Verdict(Verdict::Drop)]);
+            let refuse = refused(direction);
+            out.push(Change::TallySet {
+                name: refuse.to_owned(),
+                key_len: KEY,
+                key_type: TYPE_INTEGER,
+                // Keys that are forgotten take room for a while.
+                room: u32::try_from(self.tunnels.len() * 2 + 8).unwrap_or(u32::MAX),
+                idle: IDLE,
+            });
+            out.push(Change::Branch(refuse));
+            let exprs = tunnel_of_packet()
+                .into_iter()
+                .chain([Expr::InSet(set, at), Expr::Verdict(Verdict::Goto(refuse))]);
             out.push(Change::Rule { chain, exprs: exprs.collect() });
+            let exprs = tunnel_of_packet().into_iter().chain([Expr::Tally(refuse.to_owned(), at)]);
+            out.push(Change::Rule { chain: refuse, exprs: exprs.collect() });
+            // Whether or not there was room to count it.
+            out.push(Change::Rule { chain: refuse, exprs: vec![Expr::Verdict(Verdict::Drop)] });
         }
         for (n, (tunnels, rate)) in self.gateways.values().enumerate() {
             let (set, limit) = (format!("{chain}-gateway-{n}"), format!("{chain}-{n}"));
@@ -149,9 +236,11 @@ impl OneWay {
             let chunks = keys.chunks(keys_per_message(KEY as usize));
             out.extend(chunks.map(|keys| Change::Keys { set: set.clone(), keys: keys.to_vec() }));
             out.push(Change::Limit(limit.clone(), (*rate).into()));
+            out.push(Change::Counter(limit.clone(), Counted::default()));
             let exprs = tunnel_of_packet().into_iter().chain([
                 Expr::InSet(set, at),
-                Expr::Exceeds(limit),
+                Expr::Exceeds(limit.clone()),
+                Expr::Count(limit),
                 Expr::Verdict(Verdict::Drop),
             ]);
             out.push(Change::Rule { chain, exprs: exprs.collect() });
@@ -197,7 +286,8 @@ fn outer_esp(address: IpAddr, direction: Direction, limit: &str) -> Vec<Vec<Expr
             Expr::Equals(at, vec![protocol]),
         ]
     };
-    let end = || [Expr::Exceeds(limit.to_owned()), Expr::Verdict(Verdict::Drop)];
+    let limit = limit.to_owned();
+    let end = || [Expr::Exceeds(limit.clone()), Expr::Count(limit.clone()), Expr::Verdict(Verdict::Drop)];
     let bare = begin(ESP).into_iter().chain(end()).collect();
     let in_udp = [
         transport(port, 2),
@@ -217,6 +307,10 @@ pub struct Table {
     wanted: Wanted,
     /// Rules that stand there since the last transaction; `None`: nothing was said yet, or it was refused.
     rules: Option<usize>,
+    /// Packets that were dropped in all, by whose level.
+    dropped: BTreeMap<Keeper, u64>,
+    /// The same as this table has counted them.
+    last: BTreeMap<Keeper, u64>,
 }
 
 impl Table {
@@ -228,6 +322,10 @@ impl Table {
         if self.rules.is_some() && self.wanted == wanted {
             return Ok(());
         }
+        // What was not wanted any more was asked for since.
+        let wanted_until_now = self.wanted.keepers();
+        self.dropped.retain(|keeper, _| wanted_until_now.contains(keeper));
+        self.drops();
         self.wanted = wanted;
         self.make()
     }
@@ -244,6 +342,7 @@ impl Table {
         if found.is_some() && found == self.rules {
             return Ok(false);
         }
+        self.drops();
         self.make().map(|()| true)
     }
 
@@ -256,8 +355,50 @@ impl Table {
         self.make()
     }
 
+    /// Packets that levels dropped, by whose they are. A count goes on while its level changes, and goes with the change after the
+    /// one that took the level away.
+    pub fn drops(&mut self) -> Vec<(Keeper, u64)> {
+        if let Ok(now) = self.counted() {
+            for (keeper, packets) in &now {
+                let seen = self.last.get(keeper).copied().unwrap_or(0);
+                let more = packets.checked_sub(seen).unwrap_or(*packets);
+                let all = self.dropped.entry(keeper.clone()).or_default();
+                *all = all.saturating_add(more);
+            }
+            self.last = now;
+        }
+        self.dropped.iter().map(|(keeper, packets)| (keeper.clone(), *packets)).collect()
+    }
+
+    /// What the table in force has counted.
+    fn counted(&mut self) -> Result<BTreeMap<Keeper, u64>, NetlinkError> {
+        let (Some(_), Some(nft)) = (self.rules, &mut self.nft) else { return Ok(BTreeMap::new()) };
+        let mut out: BTreeMap<Keeper, u64> =
+            self.wanted.keepers().into_iter().map(|keeper| (keeper, 0)).collect();
+        let of = self.wanted.counters();
+        if !of.is_empty() {
+            let counters = nft.counters()?.into_iter();
+            out.extend(
+                counters.filter_map(|(name, counted)| Some((of.get(&name)?.clone(), counted.packets))),
+            );
+        }
+        for (direction, levels) in self.wanted.by_payload() {
+            if levels.tunnels.is_empty() {
+                continue;
+            }
+            let keys: BTreeMap<Vec<u8>, TunnelId> =
+                levels.tunnels.keys().filter_map(|id| Some((tunnel_key(*id)?, *id))).collect();
+            let tallies = nft.tallies(refused(direction))?.into_iter();
+            let of = |key: &[u8]| keys.get(key).map(|id| Keeper::Tunnel(*id, direction));
+            out.extend(tallies.filter_map(|(key, counted)| Some((of(&key)?, counted.packets))));
+        }
+        Ok(out)
+    }
+
     fn make(&mut self) -> Result<(), String> {
         self.rules = None;
+        // What it counts begins anew.
+        self.last.clear();
         let failed = |e: &dyn std::fmt::Display| format!("bandwidth levels are not in force: nf_tables: {e}");
         let nft = match self.nft.take().map_or_else(|| Nft::open(TABLE), Ok) {
             Ok(nft) => self.nft.insert(nft),
@@ -299,7 +440,7 @@ mod tests {
         let changes = wanted().changes();
         changes.iter().for_each(|change| drop(change.request(TABLE)));
         let rules = changes.iter().filter(|c| matches!(c, Change::Rule { .. })).count();
-        assert_eq!(rules, 1 + 1 + 4 + 2, "tunnels, a gateway, an address of each family bare and in UDP");
+        assert_eq!(rules, 3 + 1 + 4 + 2, "tunnels, a gateway, an address of each family bare and in UDP");
         for (tunnel, index) in [(1, 0), (1, 7), (1, 2047)] {
             let reqid = Reqid::of(ChildId { tunnel: TunnelId(tunnel), index }).unwrap();
             assert_eq!((reqid.0 & tunnel_mask()).to_ne_bytes().to_vec(), tunnel_key(TunnelId(1)).unwrap());

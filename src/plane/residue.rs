@@ -114,7 +114,7 @@ pub fn release() -> Result<Released, Vec<ResidueError>> {
     }
     errors.extend(wall().err().map(ResidueError::Plane));
     errors.extend(levels::Table::default().remove().err().map(ResidueError::Levels));
-    match Shaper::open().map(|mut s| s.remove_all()) {
+    match Shaper::open(None).map(|mut s| s.remove_all()) {
         Ok(Ok(())) => {}
         Ok(Err(failed)) => errors.extend(failed.into_iter().map(ResidueError::Shaping)),
         Err(e) => errors.push(ResidueError::Shaping(e)),

@@ -4,13 +4,16 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cygnet_reconcile::{Step, Stuck, World};
 use cygnet_xfrm::NetlinkError;
 use cygnet_xfrm::lookup::Way;
 use cygnet_xfrm::routing::Routing;
-use cygnet_xfrm::tc::{ClassSpec, Qdisc, QueueStats, RootOwner, Tc};
+use cygnet_xfrm::tc::{Class, ClassSpec, Qdisc, QueueStats, RootOwner, Tc};
 
+use super::pause::Pause;
 use super::plan::{ClassIds, GatewayRate, InterfacePlan, Part, Plan, Rate, plan};
 
 /// A gateway that may have a cap.
@@ -74,18 +77,21 @@ pub struct Shaper {
     ids: ClassIds,
     gateways: Vec<Gateway>,
     plan: Plan,
+    /// Whoever sends the packets.
+    sender: Option<Arc<Pause>>,
 }
 
 impl Shaper {
-    /// Opens traffic control in the current network namespace. Changes nothing.
+    /// Opens traffic control in the current network namespace. Changes nothing. `sender` stands still while the root of an
+    /// interface is exchanged; without it what is sent meanwhile is lost.
     ///
     /// # Errors
     /// If there is no route socket.
-    pub fn open() -> Result<Self, ShapingError> {
+    pub fn open(sender: Option<Arc<Pause>>) -> Result<Self, ShapingError> {
         let tc = Tc::open().map_err(|e| ShapingError::new(format!("cannot open traffic control: {e}")))?;
         // Without it packets leave by the interface that has their address.
         let routing = Routing::open().ok();
-        Ok(Self { tc, routing, ids: ClassIds::default(), gateways: vec![], plan: Plan::new() })
+        Ok(Self { tc, routing, ids: ClassIds::default(), gateways: vec![], plan: Plan::new(), sender })
     }
 
     /// The number by which the kernel names us as the cause of a change.
@@ -123,7 +129,7 @@ impl Shaper {
         }
         for interface in interfaces {
             let want = self.plan.get(&interface);
-            match bring(&mut self.tc, interface, want) {
+            match bring(&mut self.tc, interface, want, self.sender.as_deref()) {
                 Ok(done) => steps += done,
                 Err(e) => {
                     let capped =
@@ -167,16 +173,24 @@ impl Shaper {
     pub fn stats(&mut self) -> Result<Vec<GatewayStats>, ShapingError> {
         let mut out = Vec::new();
         for (interface, want) in &self.plan {
-            let classes = self.tc.classes(*interface).map_err(|e| {
+            let failed = |e: NetlinkError| {
                 ShapingError::new(format!("cannot read the classes of interface {interface}: {e}"))
-            })?;
+            };
+            let classes = self.tc.classes(*interface).map_err(failed)?;
+            let qdiscs = self.tc.qdiscs(*interface).map_err(failed)?;
+            // A class counts packets that its queue refused whole. What fq_codel drops later to keep the queue short, and
+            // segments of superpackets, only the queue itself knows; it counts those that the class knows as well.
+            let drops = |class: &Class| {
+                let queue = qdiscs.iter().find(|q| q.parent == class.handle);
+                queue.map_or(class.stats.drops, |q| q.stats.drops)
+            };
             out.extend(classes.iter().filter_map(|class| {
                 let (name, _) = want.classes.get(&class.handle)?;
                 Some(GatewayStats {
                     name: name.clone(),
                     interface: *interface,
                     bandwidth_bps: class.rates.ceil_bps,
-                    stats: class.stats,
+                    stats: QueueStats { drops: drops(class), ..class.stats },
                 })
             }));
         }
@@ -237,11 +251,16 @@ fn locate(
 }
 
 /// Does what an interface needs, and says how many steps that took.
-fn bring(tc: &mut Tc, index: u32, want: Option<&InterfacePlan>) -> Result<usize, ShapingError> {
+fn bring(
+    tc: &mut Tc,
+    index: u32,
+    want: Option<&InterfacePlan>,
+    sender: Option<&Pause>,
+) -> Result<usize, ShapingError> {
     let (device, mtu) =
         tc.interface(index).map_or_else(|_| (format!("interface {index}"), 1500), |i| (i.name, i.mtu));
     let mut foreign = None;
-    let brought = cygnet_reconcile::bring(&mut Interface { tc, index, mtu }, |_, seen| {
+    let brought = cygnet_reconcile::bring(&mut Interface { tc, index, mtu, sender }, |_, seen| {
         foreign = seen.iter().find_map(|part| match part {
             Part::Root(theirs) => theirs.clone(),
             _ => None,
@@ -284,11 +303,15 @@ fn told(stuck: &Stuck<Part, NetlinkError>, device: &str) -> String {
     format!("cannot {verb} {what} on {device}: {error}")
 }
 
+/// In this time a full queue of ours is empty when nobody sends; others may send all the time.
+const DRAINED: Duration = Duration::from_millis(40);
+
 /// The traffic control of one interface.
 struct Interface<'a> {
     tc: &'a mut Tc,
     index: u32,
     mtu: u32,
+    sender: Option<&'a Pause>,
 }
 
 impl World for Interface<'_> {
@@ -329,7 +352,7 @@ impl World for Interface<'_> {
 impl Interface<'_> {
     fn make(&mut self, part: &Part) -> Result<(), NetlinkError> {
         match part {
-            Part::Root(_) => self.tc.add_root(self.index),
+            Part::Root(_) => self.quietly(|tc, index| tc.add_root(index)),
             Part::Class(handle, rates) => {
                 let spec = ClassSpec { handle: *handle, rates: *rates };
                 self.tc.put_class(self.index, &spec, self.mtu)
@@ -340,10 +363,32 @@ impl Interface<'_> {
 
     fn remove(&mut self, part: &Part) -> Result<(), NetlinkError> {
         match part {
-            Part::Root(_) => self.tc.delete_root(self.index),
+            Part::Root(_) => self.quietly(|tc, index| tc.delete_root(index)),
             Part::Class(handle, _) => self.tc.delete_class(self.index, *handle),
             // Only what was seen is removed, and has a name.
             Part::Filter(_, seen) => seen.map_or(Ok(()), |filter| self.tc.delete_filter(self.index, &filter)),
         }
+    }
+
+    /// Exchanges the root while nothing is sent and nothing waits: the kernel throws away what waits in the old one, and what
+    /// is sent until the new one is in its place.
+    fn quietly(
+        &mut self,
+        exchange: impl FnOnce(&mut Tc, u32) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
+        let held = self.sender.map(Pause::hold);
+        if held.is_some() {
+            let began = Instant::now();
+            while began.elapsed() < DRAINED && self.is_waiting() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        exchange(self.tc, self.index)
+    }
+
+    /// Whether packets wait on the interface.
+    fn is_waiting(&mut self) -> bool {
+        let qdiscs = self.tc.qdiscs(self.index);
+        qdiscs.is_ok_and(|all| all.iter().any(|qdisc| qdisc.stats.backlog_packets > 0))
     }
 }

@@ -64,6 +64,7 @@ impl Egress {
         let shared = Arc::clone(&self.shared);
         let mut buffer = vec![0; READ_LEN];
         while !shared.stopping() {
+            shared.pause.obey();
             let (tables, tun) = (shared.tables.load(), shared.tun.load());
             let drained = loop {
                 match tun.read(&mut buffer) {
@@ -84,9 +85,10 @@ impl Egress {
             self.take_probes(&tables);
             self.flush();
             if drained {
-                self.wait(&tun);
+                shared.pause.rest(|| self.wait(&tun));
             }
         }
+        shared.pause.end();
     }
 
     /// Sleeps until the device has a packet or somebody wakes us.

@@ -66,6 +66,7 @@ pub use self::shared::IkeSink;
 use self::shared::{Drops, Events, Shared};
 use self::socket::EspSocket;
 use crate::privileges;
+use crate::shaping::pause::Pause;
 use crate::sys::tun::{Tun, TunOffload};
 use crate::traffic::meter::Traffic;
 
@@ -131,6 +132,7 @@ impl UserPlane {
             sockets: ArcSwap::from_pointee(Vec::new()),
             events: Events::new().map_err(io_failed)?,
             drops: Drops::new(),
+            pause: Arc::default(),
             traffic: Arc::default(),
             probes: probes::Probes::default(),
             ike_sink,
@@ -250,6 +252,11 @@ impl UserPlane {
                 .to_owned(),
         });
         in_front.chain(trouble).collect()
+    }
+
+    /// By what the thread that sends stands still.
+    pub fn pause(&self) -> Arc<Pause> {
+        Arc::clone(&self.shared.pause)
     }
 
     fn placement(&self) -> MutexGuard<'_, Placement> {

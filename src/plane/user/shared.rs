@@ -16,6 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::egress;
 use super::probes::{Outgoing, Probes};
 use super::socket::EspSocket;
+use crate::shaping::pause::Pause;
 use crate::sys::tun::Tun;
 use crate::traffic::meter::Traffic;
 
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     pub sockets: ArcSwap<Vec<Arc<EspSocket>>>,
     pub events: Events,
     pub drops: Drops,
+    /// The egress thread stands still while somebody wants it.
+    pub pause: Arc<Pause>,
     /// Counts and limits of inner addresses.
     pub traffic: Arc<Traffic>,
     pub ike_sink: IkeSink,
