@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// How long the sender may take to come to a stop: many batches on a machine with other work.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// How long the sender stands still at most. Meanwhile packets wait in the TUN device, which has room for 500.
-const LONGEST: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long the sender stands still at most. Packets wait in the TUN device meanwhile, which has room for 500; what is sent
+/// before the root stands is lost for certain, and on a machine with much other work that takes the kernel half a second.
+const LONGEST: Duration = Duration::from_secs(1);
 /// How often either looks.
 const LOOK: Duration = Duration::from_micros(100);
 
