@@ -67,7 +67,7 @@ pub enum Input<'a> {
         bytes: u64,
         /// How many of them since its counters were read before.
         grown: u64,
-        /// How long ago that was.
+        /// How long ago that was; [`Duration::MAX`] if they never were.
         span: Duration,
     },
     /// A guarded packet wants a tunnel.

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cygnet_ike::Input;
 use cygnet_model::plane::{PlaneKind, SaCounters};
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Timestamp, TunnelId};
 
-use super::publish::counted as counted_of;
 use super::{Daemon, clock};
 use crate::config::model::Limit;
 use crate::observe::TrafficPage;
@@ -88,7 +88,10 @@ impl Daemon {
             if let Some(name) = name {
                 self.counters.sample(name, *sa, *counted);
             }
-            let before = counted_of(&before, *sa);
+            let known = before.iter().find(|(of, _)| of == sa).map(|(_, counted)| *counted);
+            // Of one that is read for the first time all is new, and it took as long as there is the SA.
+            let (before, span) =
+                known.map_or((SaCounters::default(), Duration::MAX), |before| (before, span));
             if sa.direction == Direction::In && counted.packets > before.packets {
                 told.push(Input::Inbound(*sa));
             }

@@ -256,6 +256,24 @@ fn volume_is_left_for_a_rekey_that_meets_loss() {
     }
 }
 
+/// A daemon that takes up SAs of an earlier life reads their counters for the first time.
+#[test]
+fn what_is_read_for_the_first_time_was_carried_since_there_is_the_pair() {
+    let mut both = [policy(0, 1), policy(1, 1)];
+    both.iter_mut().for_each(|p| p.children[0].bytes = 100_000_000_000);
+    let mut lab = Lab::new(46, Link::GOOD, both);
+    lab.run(secs(100));
+    let sa = *lab.gateways[0].plane.sas.keys().next().unwrap();
+    let old = lab.view(0).children[0].inbound;
+    let told = |span| Input::Carried { sa, bytes: 40_000_000_000, grown: 40_000_000_000, span };
+    lab.input(0, told(Duration::MAX));
+    lab.run(secs(5));
+    assert_eq!(lab.view(0).children[0].inbound, old, "0.4 GB a second leave time");
+    lab.input(0, told(secs(5)));
+    lab.run(secs(5));
+    assert_ne!(lab.view(0).children[0].inbound, old, "8 GB a second do not");
+}
+
 #[test]
 fn new_keys_are_asked_for_when_what_is_left_lasts_less_than_half_a_minute() {
     // Octets in each 5 s, and when the first rekey is due: with 30 s left at that rate, never before a quarter.
