@@ -7,6 +7,7 @@ With --check the exit code is 1 if something takes more than it may, or more bes
 Needs valgrind; builds what it measures.
 """
 
+import argparse
 import json
 import re
 import subprocess
@@ -35,9 +36,12 @@ def instructions(work, tunnels):
     return int(counted[1]) / TIMES
 
 
-def main(words):
-    check = "--check" in words
-    sizes = [int(word) for word in words if word != "--check"] or [100, 1000]
+def main():
+    parser = argparse.ArgumentParser(prog="scripts/bench instructions", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="exit code 1 if something takes more than it may")
+    parser.add_argument("tunnels", nargs="*", type=int, default=[100, 1000], help="so many others (100 1000)")
+    arguments = parser.parse_args()
+    check, sizes = arguments.check, arguments.tunnels
     build = ["cargo", "build", "--locked", "--release", "--quiet", "-p", "cygnet", "-p", "cygnet-cost"]
     subprocess.run(build, check=True)
     trouble = []
@@ -54,4 +58,4 @@ def main(words):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
