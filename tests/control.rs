@@ -316,6 +316,9 @@ async fn driver(mut asks: mpsc::Receiver<Ask>) {
             Request::Rekey { ike, .. } => {
                 Response::done(if ike { "IKE SA rekeyed" } else { "children rekeyed" })
             }
+            Request::RekeyAll { gateway, ike, timeout_s } => {
+                Response::done(format!("{gateway:?} {ike} {timeout_s}"))
+            }
             Request::Reset { .. } => Response::error(ErrorKind::Failed, "no matching\u{1b}[2J proposal"),
             Request::Bandwidth { bps, inward: true, .. } => Response::done(format!("{bps:?} inward")),
             Request::Bandwidth { bps, .. } => Response::done(format!("{bps:?}")),
@@ -493,10 +496,11 @@ fn readers_look_admins_change_and_root_names_files() {
         let (code, err) = as_user(&fake, &reader, look);
         assert!(code == Some(0) && err.is_empty(), "{look:?}: {code:?} {err}");
     }
-    let order: [&[&str]; 7] = [
+    let order: [&[&str]; 8] = [
         &["up", "a-b"],
         &["down", "a-b"],
         &["rekey", "a-b"],
+        &["rekey", "--all"],
         &["reset", "a-b"],
         &["bandwidth", "vpc-a", "10mbit"],
         &["limit", "vpc-a", "10.1.0.5", "block"],
@@ -580,6 +584,12 @@ fn verbs_exit_as_their_answers_say() {
     assert_eq!(fake.cli(&["down", "nobody"]).0, 64);
     assert_eq!(fake.cli(&["rekey", "a-b", "--ike"]).1, "IKE SA rekeyed\n");
     assert_eq!(fake.cli(&["rekey", "a-b"]).1, "children rekeyed\n");
+    assert_eq!(fake.cli(&["rekey", "--all"]).1, "None false 600\n");
+    let of_gateway = ["rekey", "--all", "--gateway", "vpc-a", "--ike", "--timeout", "5s"];
+    assert_eq!(fake.cli(&of_gateway).1, "Some(\"vpc-a\") true 5\n");
+    for wrong in [&["rekey"][..], &["rekey", "a-b", "--all"], &["rekey", "a-b", "--gateway", "vpc-a"]] {
+        assert_eq!(fake.cli(wrong).0, 64, "{wrong:?}");
+    }
     assert_eq!(fake.cli(&["bandwidth", "vpc-a", "1gbit"]).1, "Some(1000000000)\n");
     assert_eq!(fake.cli(&["bandwidth", "vpc-a", "unlimited"]).1, "None\n");
     assert_eq!(fake.cli(&["bandwidth", "tunnel:a-b", "5mbit", "--in"]).1, "Some(5000000) inward\n");

@@ -174,6 +174,10 @@ impl Spd {
             let entries = Arc::make_mut(part).entry(key).or_default();
             let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
             let at = entries.partition_point(|e| e.rank < entry.rank);
+            if entries.is_empty() {
+                // Most networks have one owner.
+                entries.reserve_exact(1);
+            }
             entries.insert(at, entry);
         }
     }

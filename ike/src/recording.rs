@@ -175,6 +175,7 @@ impl Ring {
         let place = self.flows.iter().position(|known| *known == flow).unwrap_or_else(|| {
             // A peer that moves all the time is told apart no more.
             if self.flows.len() < usize::from(u8::MAX) {
+                self.flows.reserve_exact(1);
                 self.flows.push(flow);
             }
             self.flows.len() - 1

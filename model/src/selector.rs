@@ -299,6 +299,8 @@ pub fn narrow(
             }
         }
     }
+    // Kept for as long as the SAs between them.
+    out.shrink_to_fit();
     out
 }
 

@@ -18,7 +18,8 @@ use crate::observe::events::{Event, Kind, codes};
   cygnet events --since 1d --no-follow --code no_proposal_chosen --json
   cygnet events --grep 192.0.2.7 --timeout 1m
 
-The daemon keeps the last 2000 events, and the last 200 of each tunnel. Under systemd the journal has all of them:
+The daemon keeps the last 2000 events, and the last 200 of each tunnel, of more than 500 tunnels fewer. Under systemd the
+journal has all of them:
 journalctl -u cygnet CYGNET_TUNNEL=a-b.")]
 pub struct EventsArgs {
     /// Only events of this tunnel; may be said more than once

@@ -22,10 +22,20 @@ pub struct TunnelArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  cygnet rekey a-b                       new keys for the tunnel's children
+  cygnet rekey a-b --ike                 and for its IKE SA
+  cygnet rekey --all --gateway vpc-a     for all tunnels of a gateway, 64 at a time")]
 pub struct RekeyArgs {
     /// The tunnel
-    #[arg(add = names::tunnels())]
-    tunnel: String,
+    #[arg(add = names::tunnels(), required_unless_present = "all", conflicts_with = "all")]
+    tunnel: Option<String>,
+    /// All tunnels that are up; what has begun goes on if this command is ended
+    #[arg(long)]
+    all: bool,
+    /// Of all tunnels only those of this gateway
+    #[arg(long, requires = "all", add = names::gateways())]
+    gateway: Option<String>,
     /// Rekey the IKE SA instead of the children
     #[arg(long)]
     ike: bool,
@@ -36,6 +46,8 @@ pub struct RekeyArgs {
 
 /// How long the result is waited for if nobody says otherwise.
 const WAIT: Duration = Duration::from_secs(30);
+/// The same of all tunnels at once.
+const WAIT_FOR_ALL: Duration = Duration::from_secs(600);
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -114,8 +126,13 @@ pub fn reset(a: TunnelArgs, g: &Global, out: &mut Out) -> Outcome {
 }
 
 pub fn rekey(a: RekeyArgs, g: &Global, out: &mut Out) -> Outcome {
-    let _progress = waiting("making new keys for", &a.tunnel, g);
-    done(&Request::Rekey { tunnel: a.tunnel, ike: a.ike, timeout_s: whole(g) }, a.json, g, out)
+    let Some(tunnel) = a.tunnel else {
+        let _progress = Progress::new("making new keys for all tunnels");
+        let timeout_s = g.timeout.unwrap_or(WAIT_FOR_ALL).as_secs().max(1);
+        return done(&Request::RekeyAll { gateway: a.gateway, ike: a.ike, timeout_s }, a.json, g, out);
+    };
+    let _progress = waiting("making new keys for", &tunnel, g);
+    done(&Request::Rekey { tunnel, ike: a.ike, timeout_s: whole(g) }, a.json, g, out)
 }
 
 pub fn bandwidth(a: BandwidthArgs, g: &Global, out: &mut Out) -> Outcome {

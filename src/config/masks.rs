@@ -3,11 +3,13 @@
 //! Errors go to terminals, to the journal and into bug reports with the line that they are about. Whatever its style
 //! (plain, quoted, a block, in brackets, behind a tag or an anchor, refused or read) no character of a key is in it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use super::decode::closest;
 use super::error::is_nameable;
-use super::fields;
+use super::fields::{self, Kind, Section};
 use super::node::Mark;
 use super::secrets;
 
@@ -59,6 +61,27 @@ fn names_files(key: &str) -> bool {
 
 /// Whether the value of a key is secret wherever it strayed to, however other programs and hasty people spell the key.
 pub fn names_secret(key: &str) -> bool {
+    /// The answers for our own keys, of which a file of ten thousand tunnels has a hundred thousand.
+    static OURS: LazyLock<BTreeMap<&str, bool>> = LazyLock::new(|| {
+        known_keys(&fields::ROOT).into_iter().map(|key| (key, resembles_secret(key))).collect()
+    });
+    OURS.get(key).copied().unwrap_or_else(|| resembles_secret(key))
+}
+
+/// The keys of a section and of those in it.
+fn known_keys(section: &Section) -> Vec<&'static str> {
+    fn inside(kind: &Kind) -> Vec<&'static str> {
+        match kind {
+            Kind::Section(section) => known_keys(section),
+            Kind::List(kind) => inside(kind),
+            Kind::AnyOf(kinds) => kinds.iter().flat_map(inside).collect(),
+            _ => Vec::new(),
+        }
+    }
+    section.fields.iter().flat_map(|field| [vec![field.key], inside(&field.kind)].concat()).collect()
+}
+
+fn resembles_secret(key: &str) -> bool {
     const WORDS: [&str; 6] = ["auth", "psk", "secret", "password", "sharedkey", "token"];
     let plain = key.to_lowercase().replace(['-', '_', ' '], "");
     // A key of ours that is only two letters away from "secret".
@@ -119,29 +142,12 @@ fn is_bidi(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fields::{Kind, ROOT, Section};
     use super::*;
-
-    fn keys(section: &Section, out: &mut Vec<&'static str>) {
-        fn inside(kind: &Kind, out: &mut Vec<&'static str>) {
-            match kind {
-                Kind::Section(section) => keys(section, out),
-                Kind::List(kind) => inside(kind, out),
-                Kind::AnyOf(kinds) => kinds.iter().for_each(|kind| inside(kind, out)),
-                _ => {}
-            }
-        }
-        for field in section.fields {
-            out.push(field.key);
-            inside(&field.kind, out);
-        }
-    }
 
     /// Else their values would be hidden from those who have to correct them.
     #[test]
     fn of_the_known_keys_only_those_of_secrets_count_as_such() {
-        let mut all = Vec::new();
-        keys(&ROOT, &mut all);
+        let mut all = known_keys(&fields::ROOT);
         all.retain(|key| names_secret(key) || !is_nameable(key));
         assert_eq!(all, ["token_file", "secret_file", "auth", "psk_file", "psk_files", "psk"]);
     }

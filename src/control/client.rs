@@ -137,7 +137,7 @@ impl Client {
         self.stream.read_exact(&mut prefix)?;
         let mut body = vec![0; frame::length(prefix, MAX_RESPONSE)?];
         self.stream.read_exact(&mut body)?;
-        frame::decode(&body)
+        Response::read(&body)
     }
 }
 

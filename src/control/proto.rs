@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::frame::{self, FrameError};
 use crate::config::diff::Plan;
 use crate::diagnose::facts::DaemonFacts;
 use crate::observe::events::Event;
@@ -40,6 +41,16 @@ pub enum Request {
         /// The tunnel.
         tunnel: String,
         /// Those of the IKE SA instead of the children's.
+        ike: bool,
+        /// How long the client waits.
+        timeout_s: u64,
+    },
+    /// The same for all tunnels that are up; done when the last one has new keys, or has failed.
+    RekeyAll {
+        /// Only those of this gateway.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gateway: Option<String>,
+        /// Those of the IKE SAs instead of the children's.
         ike: bool,
         /// How long the client waits.
         timeout_s: u64,
@@ -225,6 +236,7 @@ impl Request {
             Self::Up { timeout_s, .. }
             | Self::Down { timeout_s, .. }
             | Self::Rekey { timeout_s, .. }
+            | Self::RekeyAll { timeout_s, .. }
             | Self::Reset { timeout_s, .. } => (Role::Admin, Some(*timeout_s)),
             Self::Bandwidth { .. } | Self::Limit { .. } => (Role::Admin, None),
             // What is wrong with a file is said in its own words, and readers need not be able to read it.
@@ -350,6 +362,26 @@ impl Response {
     pub fn done(message: impl Into<String>) -> Self {
         Self::Done { message: message.into() }
     }
+
+    /// Reads an answer, the body of a frame. Before serde reads a value whose kind stands inside of it, it keeps a copy of
+    /// all of it; the status of ten thousand tunnels is read without.
+    pub fn read(body: &[u8]) -> Result<Self, FrameError> {
+        #[derive(Deserialize)]
+        enum Tag {
+            #[serde(rename = "status")]
+            Status,
+        }
+        #[derive(Deserialize)]
+        struct Status {
+            #[serde(rename = "answer")]
+            _answer: Tag,
+            snapshot: Box<Snapshot>,
+        }
+        if body.starts_with(br#"{"answer":"status","#) {
+            return frame::decode(body).map(|Status { snapshot, .. }| Self::Status { snapshot });
+        }
+        frame::decode(body)
+    }
 }
 
 /// Kinds of failure that a client tells apart.
@@ -411,5 +443,18 @@ mod tests {
         for kind in ErrorKind::ALL {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
+    }
+
+    #[test]
+    fn an_answer_is_read_as_it_was_written_in_whatever_order() {
+        let status = Response::Status { snapshot: Box::default() };
+        let frame = frame::encode(&status).unwrap();
+        assert_eq!(Response::read(&frame[4..]).unwrap(), status);
+        let other = serde_json::json!({ "snapshot": Snapshot::default(), "answer": "status" }).to_string();
+        assert_eq!(Response::read(other.as_bytes()).unwrap(), status);
+        let done = Response::done("said");
+        assert_eq!(Response::read(&frame::encode(&done).unwrap()[4..]).unwrap(), done);
+        assert!(Response::read(br#"{"answer":"status","snapshot":1}"#).is_err());
+        assert!(Response::read(br#"{"answer":"status","answer":"status"}"#).is_err());
     }
 }

@@ -57,6 +57,10 @@ impl Daemon {
                 self.rekey(&tunnel, ike, reply);
                 return None;
             }
+            Request::RekeyAll { gateway, ike, .. } => {
+                self.rekey_all(gateway.as_deref(), ike, reply);
+                return None;
+            }
             Request::Reset { tunnel, .. } => match self.tunnel_named(&tunnel) {
                 Some(id) => {
                     self.input(Input::Command(Command::Reset(id)));

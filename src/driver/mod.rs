@@ -37,6 +37,7 @@ mod sample;
 pub mod saved;
 mod served;
 mod sockets;
+mod sweep;
 mod tell;
 mod top;
 
@@ -97,6 +98,7 @@ use self::publish::TunnelMemory;
 use self::quality::{Answered, Quality};
 use self::resolver::Resolver;
 use self::sockets::{Received, Sockets};
+use self::sweep::Sweep;
 
 /// How often counters are read, and rates computed from them.
 const SAMPLE: Duration = Duration::from_secs(5);
@@ -192,6 +194,8 @@ struct Daemon {
     in_change: BTreeSet<TunnelId>,
     rates: BTreeMap<String, sample::Rates>,
     waiters: Vec<Waiter>,
+    /// New keys for many tunnels are being made.
+    sweep: Option<Sweep>,
     passage: Passage,
     quality: Quality,
     /// Tells events to whom the configuration names; `None`: to nobody.
@@ -451,6 +455,7 @@ impl Daemon {
             in_change: BTreeSet::new(),
             rates: BTreeMap::new(),
             waiters: Vec::new(),
+            sweep: None,
             passage: Passage::default(),
             quality,
             alerts: None,
@@ -641,6 +646,7 @@ impl Daemon {
                     self.audit();
                     let counted = self.sample();
                     self.keep_counts(&counted);
+                    self.sweep_the_lost();
                 }
                 () = sleep_until(self.publish_at) => self.publish(),
                 _ = inputs.signals.hup.recv() => {
@@ -650,6 +656,7 @@ impl Daemon {
                 _ = inputs.signals.int.recv() => break,
             }
             self.settle_waiters();
+            self.go_on_sweeping();
         }
         self.farewell(&mut inputs).await;
         End::Farewell

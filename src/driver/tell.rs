@@ -300,12 +300,14 @@ impl Daemon {
             None => {
                 self.tell_tunnel(tunnel, told, &format!("{} rekeyed", kind_words(kind)));
                 self.waiters_rekeyed(tunnel, kind);
+                self.sweep_renewed(tunnel, kind);
             }
             Some(reason) => {
                 let message = format!("{} not rekeyed: {reason}", kind_words(kind));
                 let about = About { code: Some(reason.name()), ..About::default() };
                 self.tell_tunnel_about(tunnel, Kind::RekeyFailed, &about, &message);
                 self.waiters_failed(tunnel, Some(kind), &message, reason.hint());
+                self.sweep_failed(tunnel, &message);
             }
         }
     }

@@ -10,6 +10,7 @@ pub mod counters;
 pub mod events;
 pub mod explain;
 mod exposition;
+mod few;
 pub mod history;
 pub mod http;
 pub mod passage;

@@ -7,6 +7,8 @@ use cygnet_model::Timestamp;
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 
+use super::few::Few;
+
 /// What a tunnel carried.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Totals {
@@ -109,9 +111,9 @@ pub struct TunnelCounters {
     pub gateway: String,
     /// What SAs that are gone carried, and all of them in earlier lives of the daemon.
     retired: Totals,
-    live: BTreeMap<SaId, SaCounters>,
+    live: Few<SaId, SaCounters>,
     /// What of an SA's own count stands in `retired` already.
-    before: BTreeMap<SaId, SaCounters>,
+    before: Few<SaId, SaCounters>,
     /// An earlier life told what it had counted.
     resumed: bool,
     /// Attempts that failed, by reason; none of a reason that is not there.
@@ -158,7 +160,7 @@ impl TunnelCounters {
     /// Counts on from what an earlier life had counted. Failures are taken of the reasons that are known.
     pub(super) fn resume(&mut self, tally: Tally, reasons: &[&'static str]) {
         self.retired = tally.totals;
-        self.before = tally.sas;
+        self.before = tally.sas.into();
         self.resumed = true;
         self.rekeys = tally.rekeys;
         (self.downtime, self.down_since) = (tally.downtime, tally.down_since);
@@ -186,7 +188,7 @@ impl TunnelCounters {
     /// Notes what an installed SA counts.
     pub(super) fn sample(&mut self, sa: SaId, now: &SaCounters) {
         let now = since(now, self.before.get(&sa));
-        let seen = self.live.entry(sa).or_default();
+        let seen = self.live.of(sa);
         let back = now.bytes < seen.bytes
             || now.packets < seen.packets
             || now.replay < seen.replay

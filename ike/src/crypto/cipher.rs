@@ -27,8 +27,11 @@ pub struct OpenError;
 pub enum SkCipher {
     /// Combined mode; the IV is a counter, so it never repeats under the key (RFC 5282 §3.1).
     Aead {
-        /// Key.
-        key: Box<aead::LessSafeKey>,
+        /// The algorithm.
+        algorithm: &'static aead::Algorithm,
+        /// Its key. Expanded, it is fifteen times as large, and an IKE SA has a message every few seconds at most: so it is
+        /// expanded for each of them.
+        key: SecretBytes,
         /// Salt in front of the IV.
         salt: [u8; 4],
         /// IVs that were not used yet.
@@ -119,8 +122,9 @@ impl SkCipher {
             }
         };
         let (key, salt) = encr_key.expose().split_at_checked(encr.info().key_len)?;
-        let key = aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, key).ok()?);
-        Some(Self::Aead { key: Box::new(key), salt: salt.try_into().ok()?, ivs: Ivs::fresh() })
+        expanded(algorithm, key)?;
+        let (key, salt) = (SecretBytes::copy_of(key), salt.try_into().ok()?);
+        Some(Self::Aead { algorithm, key, salt, ivs: Ivs::fresh() })
     }
 
     /// Octets that [`SkCipher::seal`] adds to `len` octets of payloads: IV, padding, pad length and ICV.
@@ -140,7 +144,8 @@ impl SkCipher {
     pub fn seal(&mut self, message: &mut Vec<u8>, plain: &[u8], random: &mut dyn Random) -> Option<()> {
         let aad_len = message.len();
         match self {
-            Self::Aead { key, salt, ivs } => {
+            Self::Aead { algorithm, key, salt, ivs } => {
+                let key = expanded(algorithm, key.expose())?;
                 let iv = ivs.draw()?;
                 message.extend_from_slice(&iv);
                 let start = message.len();
@@ -172,7 +177,8 @@ impl SkCipher {
     /// Opens `sealed` (IV, ciphertext, ICV), which in the message follows `aad`. Returns the payloads without padding.
     pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
         let mut plain = match self {
-            Self::Aead { key, salt, .. } => {
+            Self::Aead { algorithm, key, salt, .. } => {
+                let key = expanded(algorithm, key.expose()).ok_or(OpenError)?;
                 let (iv, body) = sealed.split_first_chunk::<8>().ok_or(OpenError)?;
                 let mut body = body.to_vec();
                 let len = key
@@ -204,6 +210,11 @@ impl SkCipher {
         plain.truncate(len);
         Ok(plain)
     }
+}
+
+/// A key as its algorithm works with it; `None` if its length is not the algorithm's.
+fn expanded(algorithm: &'static aead::Algorithm, key: &[u8]) -> Option<aead::LessSafeKey> {
+    Some(aead::LessSafeKey::new(aead::UnboundKey::new(algorithm, key).ok()?))
 }
 
 fn nonce(salt: [u8; 4], iv: [u8; 8]) -> aead::Nonce {

@@ -41,10 +41,11 @@ impl Keeping {
     }
 
     fn policy(&mut self, policy: &Arc<TunnelPolicy>) -> &[u8] {
-        let known = self.policies.entry(policy.id);
-        let entry = known.or_insert_with(|| (Arc::clone(policy), show_policy(policy)));
+        // Without the room that writing left.
+        let shown = || (Arc::clone(policy), show_policy(policy).duplicate());
+        let entry = self.policies.entry(policy.id).or_insert_with(shown);
         if !Arc::ptr_eq(&entry.0, policy) {
-            *entry = (Arc::clone(policy), show_policy(policy));
+            *entry = shown();
         }
         entry.1.expose()
     }

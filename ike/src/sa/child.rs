@@ -445,6 +445,10 @@ impl Live {
         }
         let margin = ctx.within(lifetime / 10, lifetime / 5);
         self.put_off = 0;
+        if self.children.is_empty() {
+            // Most IKE SAs have one.
+            self.children.reserve_exact(1);
+        }
         self.children.push(Child {
             id,
             of: n.of,
