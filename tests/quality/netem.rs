@@ -12,7 +12,8 @@ const SPREAD_MS: f64 = 30.0;
 fn probes_measure_the_delay_and_the_jitter_that_the_line_has() {
     let test = "probes_measure_the_delay_and_the_jitter_that_the_line_has";
     let Some(mut pair) = Pair::new(test) else { return };
-    let netem = format!("tc qdisc add dev wire0 root netem delay {DELAY_MS}ms {SPREAD_MS}ms 2>&1 && echo made");
+    let netem =
+        format!("tc qdisc add dev wire0 root netem delay {DELAY_MS}ms {SPREAD_MS}ms 2>&1 && echo made");
     let made = pair.hosts[0].sh(&netem);
     if !made.ends_with("made\n") {
         let why = format!("this kernel has no netem: {}", made.trim());
