@@ -54,6 +54,7 @@ fn published(tunnels: usize) -> Published {
     }
     counters.at = Timestamp::from_nanos(1_500_000_000);
     counters.retransmits = 7;
+    counters.sampling_cpu = Duration::from_millis(1250);
     counters.cookies = Cookies { demanded: 9, returned: 4 };
     for name in &names {
         counters.answered(name, Duration::from_millis(20));

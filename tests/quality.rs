@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // the lints know tests only inside #[test] functions
 
 mod host;
+#[path = "quality/https.rs"]
+mod https;
+#[path = "quality/netem.rs"]
+mod netem;
 #[path = "quality/udp.rs"]
 mod udp;
 

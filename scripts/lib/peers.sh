@@ -78,8 +78,8 @@ YAML
 
 # Tunnels t0, t1, ... between the two, each for a network of 256 addresses at both ends (10.1.N.0/24 and 10.2.N.0/24). gwa
 # has an identity of its own for each of them, so that there are as many IKE SAs.
-cygnet_many_config() { # HOST START IKE ESP COUNT
-    local host=$1 peer n own=1 their=2 local_id remote_id
+cygnet_many_config() { # HOST START IKE ESP COUNT: each with a network of 256 addresses, or of 64 where they are many
+    local host=$1 peer n own=1 their=2 local_id remote_id net
     peer=$(other "$host")
     if [[ $host == gwb ]]; then own=2 their=1; fi
     (umask 077 && echo "0x$PSK_HEX" >"$LAB_DIR/psk")
@@ -98,6 +98,8 @@ tunnels:
 YAML
         for ((n = 0; n < $5; n++)); do
             if [[ $host == gwa ]]; then local_id=gwa-$n.example remote_id=gwb.example; else local_id=gwb.example remote_id=gwa-$n.example; fi
+            net=$n.0/24
+            if (($5 > 256)); then net=$((n / 4)).$((n % 4 * 64))/26; fi
             cat <<YAML
   - name: t$n
     gateway: gateway
@@ -106,7 +108,7 @@ YAML
     remote_id: $remote_id
     start: $2
     auth: { psk_file: psk }
-    spd: [{ local: 10.$own.$n.0/24, remote: [10.$their.$n.0/24] }]
+    spd: [{ local: 10.$own.$net, remote: [10.$their.$net] }]
     ike: { proposals: [$3], dpd: 10s, retransmit: { first: 500ms, tries: 6 } }
     esp: { proposals: [$4] }
 YAML

@@ -21,6 +21,8 @@ SIDES = {"gwa": ("192.0.2.1", 20), "gwb": ("198.51.100.2", 30)}
 PEER = {"gwa": "gwb", "gwb": "gwa"}
 # Longest waits in seconds.
 READY, UP, END = 900, 300, 300
+# For so many seconds it is looked what idleness costs.
+IDLE = 60
 # Root may have sixteen control connections.
 CLIENTS = 15
 
@@ -89,6 +91,14 @@ class Daemon:
         task = f"/proc/{self.process.pid}/task"
         return sum(int(open(f"{task}/{t}/schedstat").read().split()[0]) for t in os.listdir(task)) / 1e9
 
+    def threads(self):
+        """The same by the names of threads."""
+        task, sums = f"/proc/{self.process.pid}/task", {}
+        for t in os.listdir(task):
+            name = open(f"{task}/{t}/comm").read().strip()
+            sums[name] = sums.get(name, 0) + int(open(f"{task}/{t}/schedstat").read().split()[0]) / 1e9
+        return sums
+
     def rss(self):
         """Resident KiB."""
         return int(re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{self.process.pid}/status").read())[1])
@@ -130,12 +140,12 @@ sys.stdout.buffer.write(b"%.3f\\n" % (1000 * (time.perf_counter() - began)) + pa
 
 
 def counted(page, name):
-    found = re.search(rb"^%s (\d+)" % name.encode(), page, re.M)
-    return int(found[1]) if found else 0
+    found = re.search(rb"^%s (\d+(?:\.\d+)?)" % name.encode(), page, re.M)
+    return float(found[1]) if found else 0
 
 
 def retransmits(daemons):
-    return sum(counted(d.scrape(), "cygnet_ike_retransmits_total") for d in daemons)
+    return int(sum(counted(d.scrape(), "cygnet_ike_retransmits_total") for d in daemons))
 
 
 def ask(connection, request):
@@ -189,6 +199,37 @@ def wait_up(daemon):
         time.sleep(0.2)
 
 
+def idle_parts(daemons):
+    """What daemons take while nothing happens, in parts of a core: all of it, the sampler by what the daemon says of itself
+    (a part of the loop's; 0 of a build that does not say it), and each thread; and how many exchanges of IKE it began in a
+    second, which are keepalives."""
+
+    def took():
+        return time.perf_counter(), [(d.cpu(), d.threads()) for d in daemons]
+
+    def told():
+        names = ["cygnet_sampling_cpu_seconds_total", "cygnet_ike_rtt_seconds_count"]
+        return [[counted(page, name) for name in names] for page in [d.scrape() for d in daemons]]
+
+    # The pages are outside of the time that is measured.
+    before = told()
+    began, first = took()
+    time.sleep(IDLE)
+    ended, last = took()
+    after = told()
+    percent = lambda old, new: round(100 * (new - old) / (ended - began), 2)
+    parts = []
+    for (cpu, threads), (cpu_then, threads_then), old, new in zip(first, last, before, after):
+        each = {t: percent(threads.get(t, 0), s) for t, s in threads_then.items()}
+        parts.append({
+            "cpu_percent": percent(cpu, cpu_then),
+            "sampler_percent": percent(old[0], new[0]),
+            "own_exchanges_per_s": round((new[1] - old[1]) / (ended - began), 1),
+            "threads_percent": {t: s for t, s in sorted(each.items(), key=lambda x: -x[1]) if s >= 0.01},
+        })
+    return parts
+
+
 def typical(measure, times=5):
     return statistics.median(measure() for _ in range(times))
 
@@ -233,9 +274,9 @@ def main():
             note(f"rekey --all {kind}: {1000 * TUNNELS / took:.0f}/s")
     # What a rekey leaves behind for five seconds is not idleness.
     time.sleep(8)
-    idle, cpu = time.perf_counter(), active.cpu()
-    time.sleep(15)
-    out["idle_cpu_percent"] = 100 * (active.cpu() - cpu) / (time.perf_counter() - idle)
+    for daemon, part in zip(both, idle_parts(both)):
+        out[f"idle_{daemon.host}"] = part
+    out["idle_cpu_percent"] = out["idle_gwa"]["cpu_percent"]
     out["end_active_s"] = active.end()
     note(f"active side ended in {out['end_active_s']:.2f} s")
     out["end_passive_s"] = passive.end()

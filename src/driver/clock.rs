@@ -1,6 +1,6 @@
 //! The two clocks of the daemon, read once for each input.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cygnet_model::{Now, Timestamp};
 use nix::time::{ClockId, clock_gettime};
@@ -12,6 +12,13 @@ pub fn now() -> Now {
     let nanos = u64::try_from(boot.tv_nsec()).unwrap_or(0);
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     Now { mono: Timestamp::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos)), unix }
+}
+
+/// How long this thread has been on a processor.
+pub fn on_processor() -> Duration {
+    let spent = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .expect("Linux has CLOCK_THREAD_CPUTIME_ID since 2.6.12");
+    spent.into()
 }
 
 /// Corrections of the wall clock that are smaller leave what was noted as it was, in seconds.

@@ -640,14 +640,7 @@ impl Daemon {
                 () = sleep_until(self.quality.wakeup(clock::now().mono)) => self.probe(),
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
-                _ = sampling.tick() => {
-                    self.look_for_addresses();
-                    self.follow_probe_sources();
-                    self.audit();
-                    let counted = self.sample();
-                    self.keep_counts(&counted);
-                    self.sweep_the_lost();
-                }
+                _ = sampling.tick() => self.look_around(),
                 () = sleep_until(self.publish_at) => self.publish(),
                 _ = inputs.signals.hup.recv() => {
                     self.on_hangup();
@@ -660,6 +653,18 @@ impl Daemon {
         }
         self.farewell(&mut inputs).await;
         End::Farewell
+    }
+
+    /// What is done every few seconds, whatever happens. What it cost is published the next time.
+    fn look_around(&mut self) {
+        let began = clock::on_processor();
+        self.look_for_addresses();
+        self.follow_probe_sources();
+        self.audit();
+        let counted = self.sample();
+        self.keep_counts(&counted);
+        self.sweep_the_lost();
+        self.counters.sampling_cpu += clock::on_processor().saturating_sub(began);
     }
 
     /// Time until the protocol has something to do.

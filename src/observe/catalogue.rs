@@ -130,6 +130,8 @@ families! {
         "The kernel's XFRM statistics of this network namespace, by their names in /proc/net/xfrm_stat.";
     GUARD_DROPS = Counter "cygnet_guard_drops" ["reason"]
         "Packets that were about to leave in clear text around their tunnel.";
+    SAMPLING_CPU = Counter "cygnet_sampling_cpu_seconds" []
+        "Processor time of the daemon's loop for what it does every few seconds: looking at its host, reading and publishing what all tunnels have counted.";
     GUARD_REPAIRS = Counter "cygnet_guard_repairs" []
         "How often a change of others to the last guard was undone.";
     GUARD_WHOLE = Gauge "cygnet_guard_whole" []

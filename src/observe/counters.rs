@@ -58,6 +58,8 @@ pub struct Counters {
     pub alerts: BTreeMap<(&'static str, &'static str), u64>,
     /// The kernel's /proc/net/xfrm_stat, by name.
     pub xfrm_stats: BTreeMap<String, u64>,
+    /// Processor time of what the loop does every few seconds.
+    pub sampling_cpu: Duration,
     /// When these counters were taken; open-ended times count up to here.
     pub at: Timestamp,
     /// When octets and packets were last read of all tunnels at once: what rates are computed from.

@@ -276,6 +276,8 @@ fn daemon(w: &mut Writer, p: &Published) {
     for (reason, count) in &p.snapshot.wall.drops {
         w.sample(&[reason], count);
     }
+    w.family(&family::SAMPLING_CPU);
+    w.sample(&[], p.counters.sampling_cpu.as_secs_f64());
     w.family(&family::GUARD_REPAIRS);
     w.sample(&[], p.snapshot.wall.repairs);
     w.family(&family::GUARD_WHOLE);

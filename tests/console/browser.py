@@ -1,8 +1,11 @@
 """The console as a person uses it. usage: browser.py SCENE CONTROL-SOCKET TOKEN-FILE DIRECTORY"""
 
+import json
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -169,11 +172,132 @@ def many():
     find("#search").send_keys("t17 ")
     says("11 shown")
     browser.execute_script("document.querySelector('.head div:nth-child(1) button').click()")
-    wait("the order is reversed", lambda: find(".window .row").text.startswith(("t17", "t179")))
+    wait("the order is reversed", lambda: find(".window .row[aria-rowindex='2']").text.startswith("t179"))
+
+
+# Keeps the longest time without a new picture, tasks that hold the page up for more than 50 ms, and the time from what comes
+# from the daemon, or from a person, until the picture after it.
+WATCH = """
+(() => {
+  const w = window.watch = { begin() { Object.assign(w, { gap: 0, tasks: [], messages: {}, last: null }); } };
+  w.begin();
+  new PerformanceObserver((list) => list.getEntries().forEach((e) => w.tasks.push(e.duration))).observe({ type: "longtask" });
+  const picture = (at) => {
+    if (w.last !== null) w.gap = Math.max(w.gap, at - w.last);
+    w.last = at;
+    requestAnimationFrame(picture);
+  };
+  requestAnimationFrame(picture);
+  w.drawn = (then, done) => requestAnimationFrame(() => setTimeout(() => done(performance.now() - then)));
+  const Stream = window.EventSource;
+  window.EventSource = class extends Stream {
+    constructor(...a) {
+      super(...a);
+      for (const kind of ["all", "change"]) {
+        this.addEventListener(kind, () => {
+          const then = performance.now();
+          // It is shown after a moment, which is part of the time.
+          const wait = new MutationObserver(() => {
+            wait.disconnect();
+            w.drawn(then, (t) => (w.messages[kind] ??= []).push(t));
+          });
+          wait.observe(document.querySelector("main"), { childList: true, subtree: true, characterData: true });
+        });
+      }
+    }
+  };
+})();
+"""
+
+
+def measured(what, script=None, seconds=0):
+    """Does something in the page, waits, and prints what was seen meanwhile. The script calls `done` with times in ms."""
+    browser.execute_script("watch.begin()")
+    times = browser.execute_async_script(f"const done = arguments[0]; {script}") if script else []
+    time.sleep(seconds)
+    seen = browser.execute_script("return { gap: watch.gap, tasks: watch.tasks, messages: watch.messages }")
+    whole = lambda numbers: [round(n) for n in numbers]
+    line = {"what": what, "longest_frame_ms": round(seen["gap"]), "tasks_over_50_ms": whole(seen["tasks"])}
+    if times:
+        line["until_drawn_ms"] = {"mean": round(sum(times) / len(times)), "max": round(max(times))}
+    for kind, times in seen["messages"].items():
+        line[f"{kind}_until_drawn_ms"] = whole(times)
+    print(json.dumps(line), flush=True)
+
+
+# One after the other, each when the picture of the one before is there.
+EACH = """
+const each = (list, act) => {
+  const times = [], rest = [...list];
+  const next = () => {
+    if (rest.length === 0) return done(times);
+    const then = performance.now();
+    act(rest.shift());
+    watch.drawn(then, (t) => { times.push(t); next(); });
+  };
+  next();
+};
+"""
+
+
+def agree():
+    """What the gateway carried and what its tunnels did, each as it is shown, are the same within 1 %."""
+    def rates(of):
+        points = json.load(urllib.request.urlopen(f"{URL}api/rates?{of}"))["points"]
+        return {p["at"]: p for p in points}
+
+    gateway, tunnels = rates("gateway=gateway"), [rates(f"tunnel={t}") for t in ("t0", "t4", "t999")]
+    moments = [at for at in gateway if all(at in t for t in tunnels) and gateway[at]["tx_bps"] > 100_000][-3:]
+    assert len(moments) == 3, f"the gateway carried too little to compare: {list(gateway.values())[-3:]}"
+    for at in moments:
+        for way in ("rx_bps", "tx_bps"):
+            parts = [t[at][way] for t in tunnels]
+            assert min(parts[:2]) > 10_000, f"both tunnels carry: {parts}"
+            assert abs(sum(parts) / gateway[at][way] - 1) < 0.01, f"{parts} of {gateway[at]}"
+    told = json.loads(ctl("status", "--json", good=False))["gateways"][0]["tx_bps"]
+    shown = [rates("gateway=gateway")[at]["tx_bps"] for at in sorted(rates("gateway=gateway"))[-3:]]
+    assert any(abs(told / s - 1) < 0.01 for s in shown), f"status says {told}, the console {shown}"
+
+
+def thousand():
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+    browser.set_script_timeout(PATIENCE * 3)
+    browser.get(URL)
+    says("1000 of 1000 tunnels are well; 1000 shown")
+    drawn = lambda: len(browser.find_elements(By.CSS_SELECTOR, ".window .row"))
+    assert drawn() < 60, f"{drawn()} of 1000 lines are drawn"
+    first = lambda: find(".window .row[aria-rowindex='2']").text.split("\n")[0]
+    measured("updates", seconds=21)
+    agree()
+    measured("scroll", EACH + """
+        const pane = document.querySelector(".window");
+        each(Array.from({ length: 300 }, (_, n) => n * 120), (y) => { pane.scrollTop = y; });""")
+    wait("the last one is reached", lambda: "t999" in text())
+    assert drawn() < 60, f"{drawn()} of 1000 lines are drawn after scrolling"
+    browser.execute_script("document.querySelector('.window').scrollTop = 0")
+    measured("search", EACH + """
+        const search = document.querySelector("#search");
+        each(["t", "t9", "t99", "t999", "t99", "t9", "t", ""].flatMap((w) => [w, w]), (w) => {
+          search.value = w;
+          search.dispatchEvent(new Event("input"));
+        });""")
+    find("#search").send_keys("t17 ")
+    # t17, t170 to t179, and no other.
+    says("11 shown")
+    assert drawn() == 11, f"{drawn()} lines are drawn of 11"
+    find("#search").clear()
+    find("#search").send_keys(" ")
+    says("1000 shown")
+    measured("sort", EACH + """
+        const heads = [...document.querySelectorAll(".head button")];
+        each([1, 2, 3, 4, 5, 6, 0].flatMap((n) => [n, n]), (n) => heads[n].click());""")
+    wait("the last one is first", lambda: first() == "t999")
+    browser.execute_script("document.querySelector('.head button').click()")
+    wait("the first one is first again", lambda: first() == "t0")
 
 
 try:
-    {"pages": pages, "many": many}[scene]()
+    {"pages": pages, "many": many, "thousand": thousand}[scene]()
     if complaints():
         sys.exit(f"FAILED: the browser complains: {complaints()}")
 finally:

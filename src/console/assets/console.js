@@ -10,10 +10,23 @@ const TUNNEL_SPAN = 600;
 const QUALITY_SPAN = 3600;
 const STEP = 5;
 const MAX_EVENTS = 500;
+const MOMENT = 30;
 const UP = ["up", "rekeying"];
 
 const state = { head: null, tunnels: new Map(), events: [], token: sessionStorage.getItem("token"), mayChange: false };
 let page = null;
+let late = false;
+
+/** Shows what has changed a moment later, together with what else comes until then. Also in a window that nobody sees: its
+ * charts go on. */
+function changed() {
+  if (late) return;
+  late = true;
+  setTimeout(() => {
+    late = false;
+    page?.update();
+  }, MOMENT);
+}
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
@@ -443,20 +456,20 @@ function follow() {
     state.tunnels = new Map(all.tunnels.map((t) => [t.name, t]));
     past();
     if (first) go();
-    else page.update();
+    else changed();
     linked(true);
   });
   stream.addEventListener("change", (e) => {
     const change = read(e);
     state.head = change.head;
     for (const t of change.tunnels) state.tunnels.set(t.name, t);
-    page.update();
+    changed();
     linked(true);
   });
   stream.addEventListener("event", (e) => {
     state.events.push(read(e));
     if (state.events.length > MAX_EVENTS) state.events.shift();
-    if (page?.title === "Events") page.update();
+    if (page?.title === "Events") changed();
   });
   stream.addEventListener("lost", past);
   stream.onerror = () => linked(false);

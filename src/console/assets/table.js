@@ -4,6 +4,9 @@ import { el } from "./text.js";
 
 const HEIGHT = 36;
 const SPARE = 4;
+// Made once: a comparison that names its options makes a collator of its own, which takes longer than all else.
+const collator = new Intl.Collator(undefined, { numeric: true });
+const compare = (a, b) => (typeof a === "string" ? collator.compare(a, b) : a - b);
 
 export class Table {
   /** `columns`: { name, key(row), cell(row) → node or text, number }; `open(row)`: what Enter and a click do. */
@@ -37,8 +40,9 @@ export class Table {
     const { column, down } = this.sort;
     const key = this.columns[column].key;
     const sign = down ? -1 : 1;
-    const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
-    this.rows = [...rows].sort((a, b) => sign * compare(key(a), key(b)) || compare(a.name, b.name));
+    const keyed = rows.map((row) => ({ row, key: key(row) }));
+    keyed.sort((a, b) => sign * compare(a.key, b.key) || compare(a.row.name, b.row.name));
+    this.rows = keyed.map((k) => k.row);
     const again = this.rows.findIndex((r) => r.name === current);
     this.at = again >= 0 ? again : Math.min(this.at, Math.max(0, this.rows.length - 1));
     this.heads.forEach((h, n) => {
@@ -47,34 +51,62 @@ export class Table {
       h.textContent = this.columns[n].name + (n === column ? (down ? " ↓" : " ↑") : "");
     });
     this.node.setAttribute("aria-rowcount", this.rows.length + 1);
-    this.drawn.forEach((node) => node.remove());
-    this.drawn.clear();
+    this.drawn.forEach((line, n) => {
+      if (n < this.rows.length) this.fill(line, n);
+    });
     this.draw();
   }
 
   draw() {
-    this.space.style.height = `${this.rows.length * HEIGHT}px`;
+    const height = `${this.rows.length * HEIGHT}px`;
+    if (this.space.style.height !== height) this.space.style.height = height;
     const first = Math.max(0, Math.floor(this.window.scrollTop / HEIGHT) - SPARE);
     const last = Math.min(this.rows.length, Math.ceil((this.window.scrollTop + this.window.clientHeight) / HEIGHT) + SPARE);
-    for (const [n, node] of this.drawn) {
+    // A line that is out of sight becomes one that comes into it.
+    const spare = [];
+    for (const [n, line] of this.drawn) {
       if (n < first || n >= last) {
-        node.remove();
         this.drawn.delete(n);
+        spare.push(line);
       }
     }
     for (let n = first; n < last; n += 1) {
-      if (!this.drawn.has(n)) this.drawn.set(n, this.line(n));
-      this.drawn.get(n).classList.toggle("at", n === this.at);
+      let line = this.drawn.get(n);
+      if (!line) {
+        line = spare.pop() ?? this.line();
+        this.place(line, n);
+        this.drawn.set(n, line);
+      }
+      line.classList.toggle("at", n === this.at);
     }
+    spare.forEach((line) => line.remove());
   }
 
-  line(n) {
-    const row = this.rows[n];
-    const node = el("div", { className: "row", role: "row", "aria-rowindex": n + 2, onclick: () => this.open(row) },
-      this.columns.map((c) => el("div", { role: "gridcell", className: c.number ? "n" : "" }, c.cell(row))));
-    node.style.transform = `translateY(${n * HEIGHT}px)`;
-    this.window.append(node);
-    return node;
+  line() {
+    const line = el("div", { className: "row", role: "row", onclick: () => this.open(this.rows[line.n]) },
+      this.columns.map((c) => el("div", { role: "gridcell", className: c.number ? "n" : "" })));
+    this.window.append(line);
+    return line;
+  }
+
+  place(line, n) {
+    // Whoever was in it is not taken to another tunnel.
+    if (line.contains(document.activeElement)) this.window.focus({ preventScroll: true });
+    line.n = n;
+    line.setAttribute("aria-rowindex", n + 2);
+    line.style.transform = `translateY(${n * HEIGHT}px)`;
+    this.fill(line, n);
+  }
+
+  /** Writes what is another one than before: what is pointed at or has the focus stays as far as it is the same. */
+  fill(line, n) {
+    this.columns.forEach((c, i) => {
+      const value = c.cell(this.rows[n]);
+      const cell = line.children[i];
+      if (typeof value === "string") {
+        if (cell.firstElementChild || cell.textContent !== value) cell.textContent = value;
+      } else if (!cell.firstChild?.isEqualNode(value)) cell.replaceChildren(value);
+    });
   }
 
   key(e) {
