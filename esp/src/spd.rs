@@ -2,15 +2,15 @@
 //!
 //! Guards and open tunnels are entries of the same table. The narrowest entry that covers a packet decides, whatever it
 //! is: a guard of 10.1.0.0/16 means that this network shall not go by the tunnel of 10.0.0.0/8 either. Among equally
-//! narrow ones an open tunnel goes before a guard, then the lower weight, then the lower child. A closed tunnel's packet
-//! never falls through to a wider one.
+//! narrow ones an open tunnel goes before a guard, then the lower weight, then the lower child; tunnels with the same rule
+//! and the same weight share its flows ([`share`]). A closed tunnel's packet never falls through to a wider one.
 //!
 //! To find it without walking all entries, they are sorted by their *shape* (the lengths of both prefixes; ranges are cut
 //! into prefixes first), narrow shapes first. A look-up asks one hash table for each shape; a configuration has a handful
 //! of shapes, however many tunnels it has.
 
 use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use crate::inner::InnerHeader;
 use crate::outbound::Admitted;
 
 mod mix;
+mod share;
 
 /// Selectors of both ends; every combination is meant.
 #[derive(Clone, Copy, Debug)]
@@ -93,10 +94,25 @@ struct Rank {
     child: ChildId,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+impl Rank {
+    /// Whether nothing but the child decides between two.
+    fn is_equal_but_for_child(&self, other: &Self) -> bool {
+        Self { child: other.child, ..*self } == *other
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Entry {
     rank: Rank,
     pair: Pair,
+    /// Whether it shares the flows of its pair with entries of other tunnels; kept by [`share::find`].
+    shares: bool,
+}
+
+impl Entry {
+    fn new(layer: Layer, child: ChildId, weight: u16, pair: Pair) -> Self {
+        Self { rank: rank(layer, child, weight, &pair), pair, shares: false }
+    }
 }
 
 /// Lengths of both prefixes. Ordered from narrow to wide.
@@ -145,15 +161,24 @@ pub struct Refusal {
 pub struct Spd {
     shapes: Vec<(Shape, Vec<Arc<Places>>)>,
     policies: Vec<Arc<HashMap<ChildId, Policy>>>,
+    /// Numbers flows; begun with the seed.
+    flows: DefaultHasher,
 }
 
 impl Default for Spd {
     fn default() -> Self {
-        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS] }
+        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS], flows: DefaultHasher::new() }
     }
 }
 
 impl Spd {
+    /// An empty one. `seed`: what nobody outside knows, so that nobody can tell by which of several tunnels a flow goes.
+    pub(crate) fn seeded(seed: u128) -> Self {
+        let mut spd = Self::default();
+        spd.flows.write_u128(seed);
+        spd
+    }
+
     /// Whether selectors can be entered: they do not fall apart into too many prefixes.
     pub(crate) fn accepts(selectors: Selectors<'_>) -> bool {
         selectors.pairs().is_some()
@@ -172,9 +197,10 @@ impl Spd {
             let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
             let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
             let entries = Arc::make_mut(part).entry(key).or_default();
-            let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
+            let entry = Entry::new(layer, child, weight, pair);
             let at = entries.partition_point(|e| e.rank < entry.rank);
             entries.insert(at, entry);
+            share::find(entries);
         }
     }
 
@@ -186,9 +212,10 @@ impl Spd {
             let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
             let part = Arc::make_mut(part);
             let Some(entries) = part.get_mut(&key) else { continue };
-            let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
-            if let Some(at) = entries.iter().position(|e| *e == entry) {
+            let gone = Entry::new(layer, child, weight, pair);
+            if let Some(at) = entries.iter().position(|e| e.rank == gone.rank && e.pair == gone.pair) {
                 entries.remove(at);
+                share::find(entries);
             }
             if entries.is_empty() {
                 part.remove(&key);
@@ -214,12 +241,14 @@ impl Spd {
     /// The way of an inner packet: an SA that admits it, and the outer addresses.
     pub fn route(&self, inner: &InnerHeader) -> Result<(Admitted<'_>, &OuterPath), Refusal> {
         let drop = |reason| Refusal { reason, acquire: None };
-        let rank = self.decisive(inner).ok_or(drop(DropReason::NoPolicy))?;
-        let policy = self.policy(rank.child);
+        let entries = self.decisive(inner);
+        let [first @ Entry { rank, .. }, ..] = entries else { return Err(drop(DropReason::NoPolicy)) };
+        let child = if first.shares { self.share(entries, inner) } else { None }.unwrap_or(rank.child);
+        let policy = self.policy(child);
         let open = policy.filter(|_| rank.layer == Layer::Tunnel).and_then(|policy| policy.outbound.as_ref());
         let Some(outbound) = open else {
             let asks = policy.is_some_and(|policy| policy.action == GuardAction::Acquire);
-            return Err(Refusal { reason: DropReason::NoSa, acquire: asks.then_some(rank.child) });
+            return Err(Refusal { reason: DropReason::NoSa, acquire: asks.then_some(child) });
         };
         Ok((outbound.sa.admit(inner).map_err(drop)?, &outbound.path))
     }
@@ -235,23 +264,25 @@ impl Spd {
         Ok((outbound.sa.admit(inner)?, &outbound.path))
     }
 
-    /// The entry that decides about a packet.
-    fn decisive(&self, inner: &InnerHeader) -> Option<Rank> {
+    /// The entry that decides about a packet, and those behind it in its place; none if no selectors cover it.
+    fn decisive(&self, inner: &InnerHeader) -> &[Entry] {
         let (source, destination) = (number(inner.src), number(inner.dst));
         let v6 = inner.dst.is_ipv6();
-        let mut best: Option<(u16, Rank)> = None;
+        let mut best: (u16, &[Entry]) = (u16::MAX, &[]);
         for (shape, parts) in self.shapes.iter().filter(|(shape, _)| shape.v6 == v6) {
-            if best.is_some_and(|(free_bits, _)| free_bits < shape.free_bits) {
+            if best.0 < shape.free_bits {
                 break;
             }
             let key = (masked(source, shape.local_len), masked(destination, shape.remote_len));
             let Some(entries) = parts.get(part_of(key)).and_then(|part| part.get(&key)) else { continue };
-            let Some(entry) = entries.iter().find(|entry| entry.pair.covers(inner)) else { continue };
-            if best.is_none_or(|(_, rank)| entry.rank < rank) {
-                best = Some((shape.free_bits, entry.rank));
+            let Some(at) = entries.iter().position(|entry| entry.pair.covers(inner)) else { continue };
+            let found = entries.get(at..).unwrap_or_default();
+            let rank = |entries: &[Entry]| entries.first().map(|entry| entry.rank);
+            if best.1.is_empty() || rank(found) < rank(best.1) {
+                best = (shape.free_bits, found);
             }
         }
-        best.map(|(_, rank)| rank)
+        best.1
     }
 }
 
