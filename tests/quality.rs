@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // the lints know tests only inside #[test] functions
 
 mod host;
+#[path = "quality/share.rs"]
+mod share;
 #[path = "quality/udp.rs"]
 mod udp;
 

@@ -10,7 +10,7 @@
 //! of shapes, however many tunnels it has.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
+use std::hash::BuildHasherDefault;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -161,22 +161,20 @@ pub struct Refusal {
 pub struct Spd {
     shapes: Vec<(Shape, Vec<Arc<Places>>)>,
     policies: Vec<Arc<HashMap<ChildId, Policy>>>,
-    /// Numbers flows; begun with the seed.
-    flows: DefaultHasher,
+    /// By this flows get their numbers.
+    seed: u128,
 }
 
 impl Default for Spd {
     fn default() -> Self {
-        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS], flows: DefaultHasher::new() }
+        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS], seed: 0 }
     }
 }
 
 impl Spd {
     /// An empty one. `seed`: what nobody outside knows, so that nobody can tell by which of several tunnels a flow goes.
     pub(crate) fn seeded(seed: u128) -> Self {
-        let mut spd = Self::default();
-        spd.flows.write_u128(seed);
-        spd
+        Self { seed, ..Self::default() }
     }
 
     /// Whether selectors can be entered: they do not fall apart into too many prefixes.
@@ -241,9 +239,9 @@ impl Spd {
     /// The way of an inner packet: an SA that admits it, and the outer addresses.
     pub fn route(&self, inner: &InnerHeader) -> Result<(Admitted<'_>, &OuterPath), Refusal> {
         let drop = |reason| Refusal { reason, acquire: None };
-        let entries = self.decisive(inner);
-        let [first @ Entry { rank, .. }, ..] = entries else { return Err(drop(DropReason::NoPolicy)) };
-        let child = if first.shares { self.share(entries, inner) } else { None }.unwrap_or(rank.child);
+        let (first, behind) = self.decisive(inner).ok_or(drop(DropReason::NoPolicy))?;
+        let rank = &first.rank;
+        let child = if first.shares { self.share(first, behind, inner) } else { rank.child };
         let policy = self.policy(child);
         let open = policy.filter(|_| rank.layer == Layer::Tunnel).and_then(|policy| policy.outbound.as_ref());
         let Some(outbound) = open else {
@@ -264,25 +262,24 @@ impl Spd {
         Ok((outbound.sa.admit(inner)?, &outbound.path))
     }
 
-    /// The entry that decides about a packet, and those behind it in its place; none if no selectors cover it.
-    fn decisive(&self, inner: &InnerHeader) -> &[Entry] {
+    /// The entry that decides about a packet, and those behind it in its place.
+    fn decisive(&self, inner: &InnerHeader) -> Option<(&Entry, &[Entry])> {
         let (source, destination) = (number(inner.src), number(inner.dst));
         let v6 = inner.dst.is_ipv6();
-        let mut best: (u16, &[Entry]) = (u16::MAX, &[]);
+        let mut best: Option<(u16, &Entry, &[Entry])> = None;
         for (shape, parts) in self.shapes.iter().filter(|(shape, _)| shape.v6 == v6) {
-            if best.0 < shape.free_bits {
+            if best.is_some_and(|(free_bits, ..)| free_bits < shape.free_bits) {
                 break;
             }
             let key = (masked(source, shape.local_len), masked(destination, shape.remote_len));
             let Some(entries) = parts.get(part_of(key)).and_then(|part| part.get(&key)) else { continue };
-            let Some(at) = entries.iter().position(|entry| entry.pair.covers(inner)) else { continue };
-            let found = entries.get(at..).unwrap_or_default();
-            let rank = |entries: &[Entry]| entries.first().map(|entry| entry.rank);
-            if best.1.is_empty() || rank(found) < rank(best.1) {
-                best = (shape.free_bits, found);
+            let mut behind = entries.iter();
+            let Some(entry) = behind.find(|entry| entry.pair.covers(inner)) else { continue };
+            if best.is_none_or(|(_, best, _)| entry.rank < best.rank) {
+                best = Some((shape.free_bits, entry, behind.as_slice()));
             }
         }
-        best.1
+        best.map(|(_, entry, behind)| (entry, behind))
     }
 }
 

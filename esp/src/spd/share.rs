@@ -7,7 +7,7 @@
 //! What a peer has narrowed is no common rule: only an entry beside a guard of its own tunnel with the same selectors
 //! shares, so that no peer gets packets of another one by asking for less than it may.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use cygnet_model::ChildId;
 use cygnet_model::tunnel::MAX_SHARERS;
@@ -54,13 +54,13 @@ pub(super) fn find(entries: &mut [Entry]) {
 }
 
 impl Spd {
-    /// The child by which a packet goes that several share. `entries` begin with the one that decides about it. `None` if
-    /// none of them has an SA.
+    /// The child by which a packet goes that several share; the first one if none of them has an SA. `first` is the entry that
+    /// decides about it, and `behind` are those behind it in its place.
     #[inline(never)]
-    pub(super) fn share(&self, entries: &[Entry], inner: &InnerHeader) -> Option<ChildId> {
-        let first = entries.first()?;
+    pub(super) fn share(&self, first: &Entry, behind: &[Entry], inner: &InnerHeader) -> ChildId {
         let flow = self.flow(inner);
-        let level = entries.iter().take_while(|entry| entry.rank.is_equal_but_for_child(&first.rank));
+        let entries = std::iter::once(first).chain(behind);
+        let level = entries.take_while(|entry| entry.rank.is_equal_but_for_child(&first.rank));
         let sharers = level.filter(|entry| entry.shares && entry.pair == first.pair).take(MAX_SHARERS);
         let mut best = None;
         for child in sharers.map(|entry| entry.rank.child) {
@@ -70,7 +70,7 @@ impl Spd {
                 best = Some((score, child));
             }
         }
-        best.map(|(_, child)| child)
+        best.map_or(first.rank.child, |(_, child)| child)
     }
 
     fn has_sa(&self, child: ChildId) -> bool {
@@ -80,8 +80,8 @@ impl Spd {
     /// The number of a packet's flow. Parts of a datagram have none but that of their addresses, all of them: only the first
     /// one shows ports, and in IPv6 they may show different protocols.
     fn flow(&self, inner: &InnerHeader) -> u64 {
-        let mut number = self.flows.clone();
-        (inner.src, inner.dst).hash(&mut number);
+        let mut number = DefaultHasher::new();
+        (self.seed, inner.src, inner.dst).hash(&mut number);
         if !inner.fragment {
             (inner.protocol, inner.flow_ports()).hash(&mut number);
         }
