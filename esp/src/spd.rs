@@ -3,7 +3,7 @@
 //! Guards and open tunnels are entries of the same table. The narrowest entry that covers a packet decides, whatever it
 //! is: a guard of 10.1.0.0/16 means that this network shall not go by the tunnel of 10.0.0.0/8 either. Among equally
 //! narrow ones an open tunnel goes before a guard, then the lower weight, then the lower child; tunnels with the same rule
-//! and the same weight share its flows ([`share`]). A closed tunnel's packet never falls through to a wider one.
+//! and the same weight share its flows (`share.rs`). A closed tunnel's packet never falls through to a wider one.
 //!
 //! To find it without walking all entries, they are sorted by their *shape* (the lengths of both prefixes; ranges are cut
 //! into prefixes first), narrow shapes first. A look-up asks one hash table for each shape; a configuration has a handful
