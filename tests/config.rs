@@ -132,6 +132,18 @@ tunnels:
     assert_eq!(ids, ["2001:db8::1 2001:db8::2", "- vpn.example.org", "keyid:01 ops@example.org"]);
 }
 
+/// Nothing asks for a tunnel on demand while another one carries its packets.
+#[test]
+fn a_tunnel_that_shares_its_flows_and_waits_to_be_asked_for_is_warned_of() {
+    let loaded = load(
+        "daemon: { data_plane: userspace }\n<<ends>>\ntunnels:\n<<tunnel a-b>>\n    weight: 7\n    start: active\n<<rule>>\n\
+         <<tunnel a-c>>\n    remote_id: c.example.org\n    weight: 7\n    start: on-demand\n<<rule>>\n",
+    );
+    let told: Vec<String> = loaded.warnings.iter().map(|w| w.one_line("f")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("tunnels[1].name: it starts on demand, and shares its flows"), "{told:?}");
+}
+
 #[test]
 fn legacy_algorithms_are_permitted_by_section_and_warned_of_where_they_stand() {
     let loaded = load(

@@ -49,6 +49,7 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         rules: vec![],
         unanswered_s: None,
         quality: None,
+        shares_with: vec![],
         warnings: vec![],
         bandwidth: None,
         bandwidth_in: None,

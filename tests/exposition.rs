@@ -110,6 +110,7 @@ fn published(tunnels: usize) -> Published {
             delay_max_ms: Some(30.0),
             jitter_ms: Some(0.5),
         }),
+        shares_with: vec![],
         warnings: vec![],
         bandwidth: Some(LevelStatus { bps: 20_000_000, origin: Origin::Saved }),
         bandwidth_in: None,

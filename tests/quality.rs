@@ -7,6 +7,8 @@ mod host;
 mod https;
 #[path = "quality/netem.rs"]
 mod netem;
+#[path = "quality/share.rs"]
+mod share;
 #[path = "quality/udp.rs"]
 mod udp;
 

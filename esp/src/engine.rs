@@ -105,6 +105,12 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// An empty one. By the seed, which nobody outside knows, flows are spread over tunnels that share them: with another one,
+    /// in the next life of the process for instance, they may go other ways.
+    pub fn seeded(seed: u128) -> Self {
+        Self { tables: Tables { spd: Spd::seeded(seed), ..Tables::default() }, ..Self::default() }
+    }
+
     /// The tables as they are now.
     pub fn tables(&self) -> Tables {
         self.tables.clone()

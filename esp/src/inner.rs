@@ -38,6 +38,8 @@ pub struct InnerHeader {
     /// Source and destination port, or twice `type << 8 | code` of ICMP (RFC 4301 §4.4.1.1). `None` where the packet
     /// shows none: later fragments, other protocols.
     pub ports: Option<(u16, u16)>,
+    /// Whether it is a part of a datagram, the first one or a later one.
+    pub fragment: bool,
     /// DSCP and ECN.
     pub tos: u8,
     /// Length of the packet by its own account; what follows in the buffer is not part of it.
@@ -66,6 +68,16 @@ impl InnerHeader {
             protocol::ICMP => matches!(kind, 0 | 8),
             protocol::ICMPV6 => matches!(kind, 128 | 129),
             _ => false,
+        }
+    }
+
+    /// Source and destination port, where these tell flows between two addresses apart.
+    pub(crate) const fn flow_ports(&self) -> Option<(u16, u16)> {
+        match self.protocol {
+            protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDP_LITE => {
+                self.ports
+            }
+            _ => None,
         }
     }
 
@@ -119,13 +131,16 @@ fn parse_v4(bytes: &[u8]) -> Option<InnerHeader> {
     if header_len < 20 || total_len < header_len || bytes.len() < total_len {
         return None;
     }
-    let later_fragment = u16::from_be_bytes([frag_a, frag_b]) & 0x1FFF != 0;
+    let place = u16::from_be_bytes([frag_a, frag_b]);
+    let later_fragment = place & 0x1FFF != 0;
     let upper = bytes.get(header_len..total_len)?;
     Some(InnerHeader {
         src: Ipv4Addr::new(s0, s1, s2, s3).into(),
         dst: Ipv4Addr::new(d0, d1, d2, d3).into(),
         protocol: proto,
         ports: if later_fragment { None } else { ports(proto, upper) },
+        // An offset, or more fragments behind it (RFC 791 §3.1).
+        fragment: place & 0x3FFF != 0,
         tos,
         total_len,
         header_len,
@@ -141,7 +156,7 @@ fn parse_v6(bytes: &[u8]) -> Option<InnerHeader> {
     let packet = bytes.get(..total_len)?;
     let mut header_len = 40;
     let mut protocol = *next;
-    let mut later_fragment = false;
+    let (mut fragment, mut later_fragment) = (false, false);
     for _ in 0..MAX_EXTENSIONS {
         let rest = packet.get(header_len..)?;
         let len = match protocol {
@@ -150,7 +165,10 @@ fn parse_v6(bytes: &[u8]) -> Option<InnerHeader> {
             }
             protocol::AH => (usize::from(*rest.get(1)?) + 2) * 4,
             protocol::FRAGMENT => {
-                later_fragment = u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) & 0xFFF8 != 0;
+                let place = u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]);
+                later_fragment = place & 0xFFF8 != 0;
+                // One that is neither later nor has more behind it is a whole datagram (RFC 6946).
+                fragment |= place & 0xFFF9 != 0;
                 8
             }
             _ => {
@@ -159,6 +177,7 @@ fn parse_v6(bytes: &[u8]) -> Option<InnerHeader> {
                     dst: Ipv6Addr::from(*dst).into(),
                     protocol,
                     ports: if later_fragment { None } else { ports(protocol, rest) },
+                    fragment,
                     tos: *first << 4 | *second >> 4,
                     total_len,
                     header_len,
@@ -174,6 +193,7 @@ fn parse_v6(bytes: &[u8]) -> Option<InnerHeader> {
                 dst: Ipv6Addr::from(*dst).into(),
                 protocol,
                 ports: None,
+                fragment,
                 tos: *first << 4 | *second >> 4,
                 total_len,
                 header_len,

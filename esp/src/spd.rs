@@ -2,8 +2,8 @@
 //!
 //! Guards and open tunnels are entries of the same table. The narrowest entry that covers a packet decides, whatever it
 //! is: a guard of 10.1.0.0/16 means that this network shall not go by the tunnel of 10.0.0.0/8 either. Among equally
-//! narrow ones an open tunnel goes before a guard, then the lower weight, then the lower child. A closed tunnel's packet
-//! never falls through to a wider one.
+//! narrow ones an open tunnel goes before a guard, then the lower weight, then the lower child; tunnels with the same rule
+//! and the same weight share its flows (`share.rs`). A closed tunnel's packet never falls through to a wider one.
 //!
 //! To find it without walking all entries, they are sorted by their *shape* (the lengths of both prefixes; ranges are cut
 //! into prefixes first), narrow shapes first. A look-up asks one hash table for each shape; a configuration has a handful
@@ -25,6 +25,7 @@ use crate::inner::InnerHeader;
 use crate::outbound::Admitted;
 
 mod mix;
+mod share;
 
 /// Selectors of both ends; every combination is meant.
 #[derive(Clone, Copy, Debug)]
@@ -93,10 +94,25 @@ struct Rank {
     child: ChildId,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+impl Rank {
+    /// Whether nothing but the child decides between two.
+    fn is_equal_but_for_child(&self, other: &Self) -> bool {
+        Self { child: other.child, ..*self } == *other
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Entry {
     rank: Rank,
     pair: Pair,
+    /// Whether it shares the flows of its pair with entries of other tunnels; kept by [`share::find`].
+    shares: bool,
+}
+
+impl Entry {
+    fn new(layer: Layer, child: ChildId, weight: u16, pair: Pair) -> Self {
+        Self { rank: rank(layer, child, weight, &pair), pair, shares: false }
+    }
 }
 
 /// Lengths of both prefixes. Ordered from narrow to wide.
@@ -145,15 +161,22 @@ pub struct Refusal {
 pub struct Spd {
     shapes: Vec<(Shape, Vec<Arc<Places>>)>,
     policies: Vec<Arc<HashMap<ChildId, Policy>>>,
+    /// By this flows get their numbers.
+    seed: u128,
 }
 
 impl Default for Spd {
     fn default() -> Self {
-        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS] }
+        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS], seed: 0 }
     }
 }
 
 impl Spd {
+    /// An empty one. `seed`: what nobody outside knows, so that nobody can tell by which of several tunnels a flow goes.
+    pub(crate) fn seeded(seed: u128) -> Self {
+        Self { seed, ..Self::default() }
+    }
+
     /// Whether selectors can be entered: they do not fall apart into too many prefixes.
     pub(crate) fn accepts(selectors: Selectors<'_>) -> bool {
         selectors.pairs().is_some()
@@ -172,13 +195,14 @@ impl Spd {
             let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
             let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
             let entries = Arc::make_mut(part).entry(key).or_default();
-            let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
+            let entry = Entry::new(layer, child, weight, pair);
             let at = entries.partition_point(|e| e.rank < entry.rank);
             if entries.is_empty() {
                 // Most networks have one owner.
                 entries.reserve_exact(1);
             }
             entries.insert(at, entry);
+            share::find(entries);
         }
     }
 
@@ -190,9 +214,10 @@ impl Spd {
             let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
             let part = Arc::make_mut(part);
             let Some(entries) = part.get_mut(&key) else { continue };
-            let entry = Entry { rank: rank(layer, child, weight, &pair), pair };
-            if let Some(at) = entries.iter().position(|e| *e == entry) {
+            let gone = Entry::new(layer, child, weight, pair);
+            if let Some(at) = entries.iter().position(|e| e.rank == gone.rank && e.pair == gone.pair) {
                 entries.remove(at);
+                share::find(entries);
             }
             if entries.is_empty() {
                 part.remove(&key);
@@ -218,12 +243,14 @@ impl Spd {
     /// The way of an inner packet: an SA that admits it, and the outer addresses.
     pub fn route(&self, inner: &InnerHeader) -> Result<(Admitted<'_>, &OuterPath), Refusal> {
         let drop = |reason| Refusal { reason, acquire: None };
-        let rank = self.decisive(inner).ok_or(drop(DropReason::NoPolicy))?;
-        let policy = self.policy(rank.child);
+        let (first, behind) = self.decisive(inner).ok_or(drop(DropReason::NoPolicy))?;
+        let rank = &first.rank;
+        let child = if first.shares { self.share(first, behind, inner) } else { rank.child };
+        let policy = self.policy(child);
         let open = policy.filter(|_| rank.layer == Layer::Tunnel).and_then(|policy| policy.outbound.as_ref());
         let Some(outbound) = open else {
             let asks = policy.is_some_and(|policy| policy.action == GuardAction::Acquire);
-            return Err(Refusal { reason: DropReason::NoSa, acquire: asks.then_some(rank.child) });
+            return Err(Refusal { reason: DropReason::NoSa, acquire: asks.then_some(child) });
         };
         Ok((outbound.sa.admit(inner).map_err(drop)?, &outbound.path))
     }
@@ -239,23 +266,24 @@ impl Spd {
         Ok((outbound.sa.admit(inner)?, &outbound.path))
     }
 
-    /// The entry that decides about a packet.
-    fn decisive(&self, inner: &InnerHeader) -> Option<Rank> {
+    /// The entry that decides about a packet, and those behind it in its place.
+    fn decisive(&self, inner: &InnerHeader) -> Option<(&Entry, &[Entry])> {
         let (source, destination) = (number(inner.src), number(inner.dst));
         let v6 = inner.dst.is_ipv6();
-        let mut best: Option<(u16, Rank)> = None;
+        let mut best: Option<(u16, &Entry, &[Entry])> = None;
         for (shape, parts) in self.shapes.iter().filter(|(shape, _)| shape.v6 == v6) {
-            if best.is_some_and(|(free_bits, _)| free_bits < shape.free_bits) {
+            if best.is_some_and(|(free_bits, ..)| free_bits < shape.free_bits) {
                 break;
             }
             let key = (masked(source, shape.local_len), masked(destination, shape.remote_len));
             let Some(entries) = parts.get(part_of(key)).and_then(|part| part.get(&key)) else { continue };
-            let Some(entry) = entries.iter().find(|entry| entry.pair.covers(inner)) else { continue };
-            if best.is_none_or(|(_, rank)| entry.rank < rank) {
-                best = Some((shape.free_bits, entry.rank));
+            let mut behind = entries.iter();
+            let Some(entry) = behind.find(|entry| entry.pair.covers(inner)) else { continue };
+            if best.is_none_or(|(_, best, _)| entry.rank < best.rank) {
+                best = Some((shape.free_bits, entry, behind.as_slice()));
             }
         }
-        best.map(|(_, rank)| rank)
+        best.map(|(_, entry, behind)| (entry, behind))
     }
 }
 

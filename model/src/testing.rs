@@ -41,7 +41,7 @@ impl MemoryPlane {
     }
 
     /// The outbound SA that a packet would leave by: the newest one of the open tunnel with the narrowest selectors that
-    /// match, as real planes choose.
+    /// match, as real planes choose. Of several that share the flows it names the first one; any of them would do.
     pub fn carrier(&self, source: &PacketEnd, destination: &PacketEnd) -> Option<&SaSpec> {
         let narrowest = |all: &[TrafficSelector], end: &PacketEnd| {
             all.iter().filter(|s| s.matches(end)).map(TrafficSelector::width).min()

@@ -11,6 +11,9 @@ use crate::secret::SecretBytes;
 use crate::selector::{IpRange, TrafficSelector};
 use crate::suite::EspSuite;
 
+/// No more tunnels than these share the flows of a rule: each packet asks every one of them for its score.
+pub const MAX_SHARERS: usize = 32;
+
 /// What shall happen to a guarded packet while no tunnel is open for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuardAction {
@@ -74,8 +77,8 @@ pub struct GuardSpec {
     pub action: GuardAction,
     /// Policies and states apply to packets with this mark only.
     pub mark: Option<Mark>,
-    /// Which of several children with equal selectors is preferred: the lower one, 0 for a primary; among equals the lower
-    /// child.
+    /// Which of several children with equal selectors is preferred: the lower one, 0 for a primary. Equal ones of several
+    /// tunnels share the flows in our own plane; elsewhere, and among those of one tunnel, the lower child goes first.
     pub weight: u16,
     /// What is reached directly nevertheless.
     pub bypass: Bypass,

@@ -107,6 +107,11 @@ pub fn check(args: &CheckArgs, out: &mut Out) -> Outcome {
     if args.resolved {
         let text = serde_yaml::to_string(&config::show::resolved(&c))
             .map_err(|e| Failure::new(Exit::Software, format!("cannot write YAML: {e}"), ""))?;
+        // What follows from several keys, beside what can be read again.
+        for (name, partners) in config::share::partners(&c) {
+            let partners: Vec<&str> = partners.into_iter().collect();
+            out.line(&format!("# tunnel {name} shares its flows with {}", partners.join(", ")))?;
+        }
         out.line(text.trim_end())?;
         return Ok(code);
     }

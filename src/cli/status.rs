@@ -306,6 +306,9 @@ fn detail(t: &TunnelStatus, out: &mut Out) -> std::io::Result<()> {
             field("", problem.clone())?;
         }
     }
+    if !t.shares_with.is_empty() {
+        field("shares flows", format!("with {}", t.shares_with.join(", ")))?;
+    }
     for warning in &t.warnings {
         field("warning", warning.clone())?;
     }

@@ -16,8 +16,8 @@ use super::model::{
     PeerAddress, PlaneChoice, RemoteId, SpdRule, Tunnel,
 };
 use super::raw::{Many, RawAuth, RawConfig, RawCustomer, RawGateway, RawRule, RawTunnel};
-use super::spd::{self, Clash, Conflict, Marks, Pair};
-use super::{health_check, quota};
+use super::spd::{self, Clash, Conflict, Holder, Pair};
+use super::{health_check, quota, share};
 
 /// A TS payload holds no more selectors (RFC 7296 §3.13).
 const MAX_SELECTORS: usize = 255;
@@ -437,8 +437,12 @@ impl<'a> Book<'a> {
                 }));
             }
         }
-        let marks = if self.plane == PlaneChoice::Userspace { Marks::Lost } else { Marks::Seen };
-        for Conflict { earlier, later, clash } in spd::conflicts(&pairs, marks) {
+        let ours = self.plane == PlaneChoice::Userspace;
+        if ours {
+            share::check(&pairs, sink);
+        }
+        let holder = if ours { Holder::Userspace } else { Holder::Kernel };
+        for Conflict { earlier, later, clash } in spd::conflicts(&pairs, holder) {
             let (Some(first), Some(second)) = (pairs.get(earlier), pairs.get(later)) else { continue };
             // Within one rule `wrong_remote` has said it.
             if first.key.rule != second.key.rule {
@@ -496,10 +500,10 @@ impl<'a> Book<'a> {
 
 /// Where a pair stands.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    tunnel: &'a RawTunnel,
+pub(super) struct Place<'a> {
+    pub tunnel: &'a RawTunnel,
     rule: &'a At,
-    remote: &'a At,
+    pub remote: &'a At,
 }
 
 /// What is wrong with two pairs that clash, told at the second one.
@@ -518,12 +522,17 @@ fn overlap(first: &Pair<Place<'_>>, second: &Pair<Place<'_>>, clash: Clash) -> W
         Clash::Equal => wrong(
             format!("{here} is also claimed by tunnel {a}{owners}: {there}"),
             format!(
-                "if one of {a} and {b} is the backup of the other, give both a weight: 0 for the primary, more for the backup"
+                "if one of {a} and {b} is the backup of the other, give both a weight: 0 for the primary, more for the backup; \
+                 with data_plane: userspace, if they shall share the flows, the same one"
             ),
         ),
         Clash::EqualWeight => wrong(
             format!("{here} is also claimed by tunnel {a}{owners} with the same weight: {there}"),
-            format!("give {a} and {b} different weights: 0 for the primary, more for the backup"),
+            format!(
+                "the kernel's SPD holds one policy for a selector and a priority, so that they can share the flows with \
+                 data_plane: userspace alone: set that, or give {a} and {b} different weights, 0 for the primary and more for \
+                 the backup"
+            ),
         ),
         Clash::EqualMarks => wrong(
             format!(

@@ -447,7 +447,7 @@ pub static TUNNEL: Section = Section {
             Kind::Integer { min: 0, max: 255 },
             "0",
             "Which of several tunnels with the same SPD rules carries the packets: 0 is the primary, and the lowest one \
-             that is up wins.",
+             that is up wins. Those with the same one share the flows (data_plane: userspace).",
         ),
         may(
             "health_check",

@@ -30,6 +30,7 @@ mod raw;
 pub mod reference;
 pub mod schema;
 pub mod secrets;
+pub mod share;
 pub mod show;
 pub mod spd;
 pub mod units;

@@ -213,7 +213,8 @@ pub struct Tunnel {
     pub esp: EspParams,
     /// Policies and states apply to packets with this mark only.
     pub mark: Option<Mark>,
-    /// Which of several tunnels that claim the same packets carries them: 0 the primary, the lowest one that is up.
+    /// Which of several tunnels that claim the same packets carries them: 0 the primary, the lowest one that is up. Equal ones
+    /// share the flows ([`super::share`]).
     pub weight: u8,
     /// What is probed through it.
     pub health_check: Option<HealthCheck>,

@@ -34,7 +34,7 @@ pub enum Clash {
     OneTunnel,
     /// They are equal, and nothing says which tunnel is the primary.
     Equal,
-    /// They are equal, and so are the weights of their tunnels.
+    /// They are equal, and so are the weights of their tunnels, which the kernel cannot hold side by side.
     EqualWeight,
     /// They are equal and their marks are not, but packets may bear both.
     EqualMarks,
@@ -57,13 +57,13 @@ pub struct Conflict {
     pub clash: Clash,
 }
 
-/// Whether a data plane sees the marks of packets.
+/// Whose SPD the pairs will stand in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Marks {
-    /// They keep tunnels apart.
-    Seen,
-    /// They do not.
-    Lost,
+pub enum Holder {
+    /// The kernel's, or it may become that: marks keep tunnels apart, and equal pairs need an order.
+    Kernel,
+    /// That of our own plane, which sees no marks: tunnels with equal pairs and equal weights share the flows.
+    Userspace,
 }
 
 /// Whether a packet may bear both marks.
@@ -79,15 +79,17 @@ fn bits(mark: Option<Mark>) -> (u32, u32) {
 
 impl<K> Pair<K> {
     /// What is wrong with two pairs whose marks are compatible, if anything. `outer` is not the narrower one.
-    fn clash<L>(&self, outer: &Pair<L>, marks: Marks) -> Option<Clash> {
+    fn clash<L>(&self, outer: &Pair<L>, holder: Holder) -> Option<Clash> {
         let same = bits(self.mark) == bits(outer.mark);
         let inside = outer.local.covers(&self.local) && outer.remote.covers(&self.remote);
         let equal = self.local == outer.local && self.remote == outer.remote;
         match (self.weight, outer.weight) {
             _ if self.tunnel == outer.tunnel => Some(Clash::OneTunnel),
-            _ if !same && marks == Marks::Lost => Some(Clash::MarksLost),
+            _ if !same && holder == Holder::Userspace => Some(Clash::MarksLost),
             _ if !inside => Some(Clash::Partial),
-            (Some(a), Some(b)) if equal && same => (a == b).then_some(Clash::EqualWeight),
+            (Some(a), Some(b)) if equal && same => {
+                (a == b && holder == Holder::Kernel).then_some(Clash::EqualWeight)
+            }
             _ if equal && !same => Some(Clash::EqualMarks),
             _ if equal => Some(Clash::Equal),
             (Some(_), Some(_)) => None,
@@ -151,11 +153,11 @@ fn compatible_locals(by_mark: &ByMark, mark: Option<Mark>) -> impl Iterator<Item
 /// What clashes among the pairs of a host, in the order of the list; for each pair at most one earlier one is named.
 ///
 /// A packet goes by the narrowest pair that covers it, so pairs that lie one inside the other may stand beside each other
-/// if they have one owner, and a primary and its backups may claim the same packets.
+/// if they have one owner, and tunnels that share a rule, or back it up, may claim the same packets.
 ///
 /// CIDR blocks either contain one another or are disjoint, so looking up the containing blocks is enough: the cost grows
 /// with n · log n and not with n².
-pub fn conflicts<K>(pairs: &[Pair<K>], marks: Marks) -> Vec<Conflict> {
+pub fn conflicts<K>(pairs: &[Pair<K>], holder: Holder) -> Vec<Conflict> {
     // Wider ones first: what is found of those before is never inside, but for a local block beside a wider remote one.
     let mut order: Vec<usize> = (0..pairs.len()).collect();
     order.sort_by_key(|n| (pairs.get(*n).map(|p| (length(&p.remote), length(&p.local))), *n));
@@ -165,7 +167,7 @@ pub fn conflicts<K>(pairs: &[Pair<K>], marks: Marks) -> Vec<Conflict> {
     for n in order {
         let Some(pair) = pairs.get(n) else { continue };
         let (own, v4) = (length(&pair.remote), pair.remote.start().is_ipv4());
-        let mark = if marks == Marks::Seen { pair.mark } else { None };
+        let mark = if holder == Holder::Kernel { pair.mark } else { None };
         let around = lengths.range((v4, 0)..=(v4, own)).filter_map(|(_, len)| {
             let outer = IpRange::cidr(pair.remote.start(), *len)?;
             seen.get(&(outer.start(), *len))
@@ -173,7 +175,7 @@ pub fn conflicts<K>(pairs: &[Pair<K>], marks: Marks) -> Vec<Conflict> {
         let hit = around
             .flat_map(|by_mark| compatible_locals(by_mark, mark))
             .flat_map(|locals| locals.around(&pair.local).chain(locals.within(&pair.local)))
-            .find_map(|other| Some((other, pair.clash(pairs.get(other)?, marks)?)));
+            .find_map(|other| Some((other, pair.clash(pairs.get(other)?, holder)?)));
         if let Some((other, clash)) = hit {
             found.push(Conflict { earlier: n.min(other), later: n.max(other), clash });
         }
@@ -223,7 +225,7 @@ mod tests {
     }
 
     fn clashes(pairs: &[Pair<()>]) -> Vec<Clash> {
-        conflicts(pairs, Marks::Seen).into_iter().map(|c| c.clash).collect()
+        conflicts(pairs, Holder::Kernel).into_iter().map(|c| c.clash).collect()
     }
 
     fn marked(pair: Pair<()>, value: u32, mask: u32) -> Pair<()> {
@@ -246,7 +248,7 @@ mod tests {
         assert_eq!(clashes(&pairs), []);
         pairs.push(pair(0, 0, "10.0.0.0/24", "192.168.1.0/24"));
         let clash = Clash::OneTunnel;
-        assert_eq!(conflicts(&pairs, Marks::Seen), [Conflict { earlier: 1, later: 4, clash }]);
+        assert_eq!(conflicts(&pairs, Holder::Kernel), [Conflict { earlier: 1, later: 4, clash }]);
         pairs.pop();
         pairs.push(pair(0, 0, "10.0.1.0/24", "192.168.1.0/24"));
         assert_eq!(clashes(&pairs), []);
@@ -258,6 +260,8 @@ mod tests {
         assert_eq!(clashes(&[a, b]), [Clash::Equal], "two gateways share one host");
         assert_eq!(clashes(&[a, weighted(b, 1)]), [Clash::Equal], "both say it");
         assert_eq!(clashes(&[weighted(a, 1), weighted(b, 1)]), [Clash::EqualWeight]);
+        assert_eq!(conflicts(&[weighted(a, 1), weighted(b, 1)], Holder::Userspace), [], "they share");
+        assert_eq!(conflicts(&[a, weighted(b, 0)], Holder::Userspace).len(), 1, "both say it");
         assert_eq!(clashes(&[weighted(a, 0), weighted(b, 1)]), []);
     }
 
@@ -268,10 +272,10 @@ mod tests {
         assert_eq!(clashes(&exclusive), []);
         assert_eq!(clashes(&[marked(a, 1, 0xf), marked(b, 0x10, 0xf0)]), [Clash::EqualMarks]);
         assert_eq!(clashes(&[a, marked(b, 1, 0xff)]), [Clash::EqualMarks]);
-        let lost: Vec<Clash> = conflicts(&exclusive, Marks::Lost).iter().map(|c| c.clash).collect();
+        let lost: Vec<Clash> = conflicts(&exclusive, Holder::Userspace).iter().map(|c| c.clash).collect();
         assert_eq!(lost, [Clash::MarksLost]);
         assert!(
-            conflicts(&[marked(a, 1, 0xff), pair(1, 0, "10.1.0.0/16", "10.3.0.0/16")], Marks::Lost)
+            conflicts(&[marked(a, 1, 0xff), pair(1, 0, "10.1.0.0/16", "10.3.0.0/16")], Holder::Userspace)
                 .is_empty()
         );
     }
@@ -306,7 +310,7 @@ mod tests {
         let crossing = |n: u32| {
             if n.is_multiple_of(2) { (block(0, 8), block(0, 24)) } else { (block(0, 24), block(0, 8)) }
         };
-        let none = |pairs: &Vec<Pair<()>>| assert!(conflicts(pairs, Marks::Seen).is_empty());
+        let none = |pairs: &Vec<Pair<()>>| assert!(conflicts(pairs, Holder::Kernel).is_empty());
         let all = |n: usize, pair: &dyn Fn(u32) -> Pair<()>| (0..n as u32).map(pair).collect::<Vec<_>>();
         assert_linear(1_250, |n| all(n, &|n| of(n, block(0, 16), block(1 << 16, 16), Some(n + 1))), none);
         assert_linear(1_250, |n| all(n, &|n| of(n, crossing(n).0, crossing(n).1, Some(n + 1))), none);
@@ -349,9 +353,9 @@ mod tests {
                 ((small_block(), small_block()), (0usize..4, 0usize..2), prop::option::of((0u32..4, 1u32..4)), prop::option::of(0u8..2)),
                 0..12,
             ),
-            lost in any::<bool>(),
+            ours in any::<bool>(),
         ) {
-            let marks = if lost { Marks::Lost } else { Marks::Seen };
+            let holder = if ours { Holder::Userspace } else { Holder::Kernel };
             let pairs: Vec<Pair<()>> = (list.into_iter())
                 .map(|((local, remote), (tunnel, gateway), mark, weight)| Pair {
                     local, remote, tunnel, gateway, weight, key: (),
@@ -360,11 +364,11 @@ mod tests {
                 .collect();
             let clash = |a: &Pair<()>, b: &Pair<()>| {
                 let meet = a.local.intersect(&b.local).is_some() && a.remote.intersect(&b.remote).is_some();
-                let apart = marks == Marks::Seen && !compatible(a.mark, b.mark);
+                let apart = holder == Holder::Kernel && !compatible(a.mark, b.mark);
                 let inside = |a: &Pair<()>, b: &Pair<()>| b.local.covers(&a.local) && b.remote.covers(&a.remote);
-                if !meet || apart { None } else if inside(a, b) { a.clash(b, marks) } else { b.clash(a, marks) }
+                if !meet || apart { None } else if inside(a, b) { a.clash(b, holder) } else { b.clash(a, holder) }
             };
-            let found = conflicts(&pairs, marks);
+            let found = conflicts(&pairs, holder);
             for c in &found {
                 prop_assert!(c.earlier < c.later);
                 prop_assert_eq!(clash(&pairs[c.earlier], &pairs[c.later]), Some(c.clash));

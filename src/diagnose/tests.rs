@@ -50,6 +50,7 @@ fn status() -> TunnelStatus {
         rules: vec![],
         unanswered_s: None,
         quality: None,
+        shares_with: vec![],
         warnings: vec![],
         bandwidth: None,
         bandwidth_in: None,
@@ -315,6 +316,11 @@ fn nothing_is_found_where_nothing_is_wrong() {
     let mut idle = healthy();
     tunnel_of(&mut idle).children[0] = ChildStatus { packets_in: 0, packets_out: 0, ..child() };
     assert_eq!(judge(&idle), []);
+    // What leaves by this tunnel comes back by another one.
+    let mut sharing = healthy();
+    tunnel_of(&mut sharing).children[0].packets_in = 0;
+    tunnel_of(&mut sharing).shares_with = vec!["a-c".into()];
+    assert_eq!(judge(&sharing), []);
     let mut filtered = healthy();
     filter(&mut filtered, Place::Forward);
     filter(&mut filtered, Place::Input);

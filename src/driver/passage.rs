@@ -10,7 +10,7 @@ use cygnet_model::{ChildId, Timestamp, TunnelId};
 use super::Daemon;
 use super::publish::counted;
 use crate::observe::events::Kind;
-use crate::observe::passage::{Carried, Change};
+use crate::observe::passage::{Carried, Change, share_answers};
 
 /// What may be wrong, and where to look, when packets leave and none come in although IKE is answered.
 const LIKELY: &str = "the IKE SA is alive, so the way of ESP is the likely fault: something drops UDP 4500 or protocol 50 \
@@ -31,6 +31,7 @@ impl Daemon {
             total.add(Direction::Out, before.sent);
             total.add(Direction::In, before.received);
         }
+        share_answers(&mut carried, self.quality.partners());
         self.passage.retain(|child| carried.contains_key(&child));
         self.retired.retain(|child, _| carried.contains_key(child));
         let changes: Vec<(ChildId, Change)> = (carried.into_iter())

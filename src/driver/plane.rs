@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use cygnet_esp::DropReason;
+use cygnet_ike::crypto::Random as _;
 use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::{GuardSpec, Source};
@@ -72,7 +73,10 @@ impl Plane {
         let (esp, protection) = match kind {
             PlaneKind::Kernel => (Esp::Kernel(Box::new(KernelPlane::open()?)), Protection::Route),
             PlaneKind::Userspace => {
-                let config = UserPlaneConfig::default();
+                let mut seed = [0; 16];
+                super::os_random().fill(&mut seed);
+                let config =
+                    UserPlaneConfig { seed: u128::from_ne_bytes(seed), ..UserPlaneConfig::default() };
                 let plane = UserPlane::new(&config, ike_sink)?;
                 (Esp::User(Box::new(plane)), Protection::Device(config.tun_name))
             }

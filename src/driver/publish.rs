@@ -323,6 +323,7 @@ impl Daemon {
             coverage: coverage_status(&view.coverage),
             unanswered_s: self.unanswered(id, now),
             quality: self.quality_status(id, now),
+            shares_with: self.shares_with(id),
             rules: view.configured.iter().map(|c| rule_status(c, now)).collect(),
             bandwidth: self.level(&LevelKey::tunnel(&t.name)).status(),
             bandwidth_in: self.level(&LevelKey::tunnel(&t.name).inward()).status(),

@@ -8,12 +8,13 @@ use std::time::Duration;
 use cygnet_ike::crypto::Random;
 use cygnet_model::plane::PlaneKind;
 use cygnet_model::tunnel::{Direction, Source};
-use cygnet_model::{ChildId, Now, Timestamp, TunnelId};
+use cygnet_model::{ChildId, Now, Timestamp, TrafficSelector, TunnelId};
 use tokio::sync::mpsc;
 
 use super::addresses::HostAddresses;
 use super::{Daemon, clock, os_random, policy};
 use crate::config::model::{Config, HealthCheck, Tunnel};
+use crate::config::share;
 use crate::observe::events::Kind;
 use crate::observe::rfc3339;
 use crate::observe::snapshot::{MinuteStatus, QualityStatus};
@@ -42,6 +43,8 @@ pub(super) struct Quality {
     free_at: Timestamp,
     /// Tunnels that share selectors with another one, so that their health decides who carries the packets.
     rivals: BTreeSet<TunnelId>,
+    /// The tunnels with which each tunnel shares flows.
+    partners: BTreeMap<TunnelId, Vec<TunnelId>>,
     /// Own addresses as of the last look.
     own: BTreeSet<IpAddr>,
     answers: mpsc::Sender<Answered>,
@@ -106,6 +109,7 @@ impl Quality {
             due: BTreeSet::new(),
             free_at: Timestamp::default(),
             rivals: BTreeSet::new(),
+            partners: BTreeMap::new(),
             own: BTreeSet::new(),
             answers,
         }
@@ -134,6 +138,11 @@ impl Quality {
         self.watched.iter().filter(|(id, _)| self.rivals.contains(id)).filter_map(rank).collect()
     }
 
+    /// The tunnels with which each tunnel shares flows.
+    pub const fn partners(&self) -> &BTreeMap<TunnelId, Vec<TunnelId>> {
+        &self.partners
+    }
+
     fn plan(&mut self, id: TunnelId, at: Timestamp) {
         let Some(watched) = self.watched.get_mut(&id) else { return };
         self.due.remove(&(std::mem::replace(&mut watched.at, at), id));
@@ -145,7 +154,12 @@ impl Daemon {
     /// Brings the health checks in line with the configuration.
     pub(super) fn follow_checks(&mut self) {
         let now = clock::now();
-        self.quality.rivals = rivals(&self.config, &self.places);
+        self.quality.rivals = rivals(&self.config, &self.places, self.choice.plane);
+        let ids = |names: BTreeSet<&str>| names.into_iter().filter_map(|n| self.registry.tunnel(n)).collect();
+        let partners = share::partners(&self.config).into_iter();
+        let partners =
+            partners.filter_map(|(name, of)| Some((self.registry.tunnel(name)?, ids(of)))).collect();
+        self.quality.partners = partners;
         let checked: BTreeMap<TunnelId, HealthCheck> =
             self.places.keys().filter_map(|id| Some((*id, self.tunnel(*id)?.health_check?))).collect();
         let quality = &mut self.quality;
@@ -338,6 +352,12 @@ impl Daemon {
         }
     }
 
+    /// The names of the tunnels with which one shares its flows.
+    pub(super) fn shares_with(&self, id: TunnelId) -> Vec<String> {
+        let partners = self.quality.partners.get(&id).into_iter().flatten();
+        partners.filter_map(|id| Some(self.tunnel(*id)?.name.clone())).collect()
+    }
+
     /// How well a tunnel carries packets; `None` if it has no health check.
     pub(super) fn quality_status(&self, id: TunnelId, now: Timestamp) -> Option<QualityStatus> {
         let w = self.quality.watched.get(&id)?;
@@ -395,13 +415,23 @@ impl Daemon {
     }
 }
 
-/// Tunnels with a child whose selectors another tunnel has as well.
-fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>) -> BTreeSet<TunnelId> {
+/// Tunnels that can carry something in place of another one: with the kernel's plane those with a child whose selectors
+/// another tunnel has as well, with ours also those that have one pair of networks in common.
+fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>, plane: PlaneKind) -> BTreeSet<TunnelId> {
     let mut claims: BTreeMap<String, BTreeSet<TunnelId>> = BTreeMap::new();
     for (id, place) in places {
         let Some(t) = config.tunnels.get(*place) else { continue };
         for child in t.children() {
-            claims.entry(policy::networks(&child.local, &child.remote)).or_default().insert(*id);
+            let mut claim = |local: &[TrafficSelector], remote: &[TrafficSelector]| {
+                claims.entry(policy::networks(local, remote)).or_default().insert(*id);
+            };
+            match plane {
+                PlaneKind::Kernel => claim(&child.local, &child.remote),
+                PlaneKind::Userspace => {
+                    let pairs = child.local.iter().flat_map(|l| child.remote.iter().map(move |r| (l, r)));
+                    pairs.for_each(|(l, r)| claim(std::slice::from_ref(l), std::slice::from_ref(r)));
+                }
+            }
         }
     }
     claims.into_values().filter(|of| of.len() > 1).flatten().collect()
@@ -479,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn rivals_have_a_child_in_common() {
+    fn rivals_have_networks_in_common() {
         let tunnel = |name: &str, more: &str, remote: &str| {
             format!(
                 "  - {{ name: {name}, gateway: g, customer_gateway: c{name}, auth: {{ psk: pL7v0y2QxNf8sKd3RwZtB5 }}, {more} \
@@ -488,16 +518,22 @@ mod tests {
         };
         let text = format!(
             "gateways: [ {{ name: g, address: 192.0.2.1, networks: [10.1.0.0/16] }} ]\ncustomer_gateways: [ {{ name: ca, \
-             address: 192.0.2.2 }}, {{ name: cb, address: 192.0.2.3 }}, {{ name: cc, address: 192.0.2.4 }} ]\ntunnels:\n{}{}{}",
+             address: 192.0.2.2 }}, {{ name: cb, address: 192.0.2.3 }}, {{ name: cc, address: 192.0.2.4 }}, {{ name: cd, \
+             address: 192.0.2.5 }} ]\ntunnels:\n{}{}{}{}",
             tunnel("a", "weight: 0,", "10.2.0.0/16"),
             tunnel("b", "weight: 1,", "10.2.0.0/16"),
-            tunnel("c", "", "10.3.0.0/16"),
+            tunnel("c", "weight: 0,", "10.3.0.0/16, 10.4.0.0/16"),
+            tunnel("d", "weight: 1,", "10.4.0.0/16"),
         );
         let config = crate::config::load_text(&text, Path::new("/nonexistent")).unwrap().config;
         let mut registry = Registry::default();
         policy::register(&mut registry, &config).unwrap();
-        let found = rivals(&config, &policy::places(&registry, &config));
-        let expected: BTreeSet<_> = ["a", "b"].iter().filter_map(|name| registry.tunnel(name)).collect();
-        assert_eq!(found, expected);
+        for (plane, expected) in
+            [(PlaneKind::Kernel, ["a", "b"].as_slice()), (PlaneKind::Userspace, &["a", "b", "c", "d"])]
+        {
+            let found = rivals(&config, &policy::places(&registry, &config), plane);
+            let expected: BTreeSet<_> = expected.iter().filter_map(|name| registry.tunnel(name)).collect();
+            assert_eq!(found, expected, "{plane:?}");
+        }
     }
 }

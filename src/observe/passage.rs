@@ -3,13 +3,13 @@
 //! "Up" says that keys were agreed. ESP can be blocked on the way while IKE passes, one direction can be lost, and a peer
 //! can lose its SAs without a word. What an end sees of all that is its own counters: packets go out for a while, and
 //! nothing comes in. That is no proof, since there is traffic that is never answered, but reason to look; and new keys,
-//! asked for once, put right what a peer has lost.
+//! asked for once, put right what a peer has lost. Of tunnels that share their flows any may bring the answer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cygnet_model::tunnel::Direction;
-use cygnet_model::{ChildId, Timestamp};
+use cygnet_model::{ChildId, Timestamp, TunnelId};
 
 /// How long packets must have left without an answer.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -37,6 +37,19 @@ impl Carried {
             Direction::Out => &mut self.sent,
         };
         *count = count.saturating_add(packets);
+    }
+}
+
+/// Counts as received by a tunnel what its partners have received: each end decides by itself which of them a flow goes by.
+pub fn share_answers(carried: &mut BTreeMap<ChildId, Carried>, partners: &BTreeMap<TunnelId, Vec<TunnelId>>) {
+    let mut received: BTreeMap<TunnelId, u64> = BTreeMap::new();
+    for (child, carried) in carried.iter().filter(|(child, _)| partners.contains_key(&child.tunnel)) {
+        *received.entry(child.tunnel).or_default() += carried.received;
+    }
+    for (child, carried) in carried {
+        let partners = partners.get(&child.tunnel).into_iter().flatten();
+        let of_partners = partners.filter_map(|id| received.get(id)).sum::<u64>();
+        carried.received = carried.received.saturating_add(of_partners);
     }
 }
 
@@ -127,8 +140,6 @@ impl Passage {
 
 #[cfg(test)]
 mod tests {
-    use cygnet_model::TunnelId;
-
     use super::*;
 
     const CHILD: ChildId = ChildId { tunnel: TunnelId(1), index: 0 };
@@ -152,6 +163,19 @@ mod tests {
         assert_eq!(changes[1], (125, Change::Renew));
         assert_eq!(changes[2], (185, Change::Renew), "a minute later");
         assert!(passage.suspect_since(CHILD).is_some());
+    }
+
+    /// Two tunnels share: one of them sends, and the other one brings the answers. A third one has nothing to do with them.
+    #[test]
+    fn what_comes_in_by_a_partner_is_an_answer() {
+        let child = |tunnel| ChildId { tunnel: TunnelId(tunnel), index: 0 };
+        let of = |sent, received| Carried { sent, received };
+        let mut carried =
+            BTreeMap::from([(child(1), of(90, 2)), (child(2), of(0, 80)), (child(3), of(7, 0))]);
+        let partners =
+            BTreeMap::from([(TunnelId(1), vec![TunnelId(2)]), (TunnelId(2), vec![TunnelId(1), TunnelId(9)])]);
+        share_answers(&mut carried, &partners);
+        assert_eq!(carried.into_values().collect::<Vec<_>>(), [of(90, 82), of(0, 82), of(7, 0)]);
     }
 
     #[test]

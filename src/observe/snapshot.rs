@@ -263,6 +263,9 @@ pub struct TunnelStatus {
     /// How well it carries packets; absent without a health check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<QualityStatus>,
+    /// Tunnels with the same SPD rules and weight, over which flows are spread while they are equally fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares_with: Vec<String>,
     /// What works now and will need attention.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

@@ -213,7 +213,7 @@ impl Lab {
     pub fn plane(&self, side: usize, offload: bool, ike_sink: IkeSink) -> UserPlane {
         let ns = self.ns(["gw-a", "gw-b"][side]);
         ns.inside(move || {
-            let config = UserPlaneConfig { tun_name: "cygtest0".to_owned(), mtu: 1400, offload };
+            let config = UserPlaneConfig { tun_name: "cygtest0".to_owned(), mtu: 1400, offload, seed: 0 };
             let mut plane = UserPlane::new(&config, ike_sink).unwrap();
             let local: SocketAddr = SocketAddr::new(OUTER[side].parse().unwrap(), 4500);
             plane.add_socket(local, UdpSocket::bind(local).unwrap()).unwrap();

@@ -80,11 +80,13 @@ pub struct UserPlaneConfig {
     pub mtu: u16,
     /// Whether to use the kernel's offloads where they exist. Off for comparison and for finding faults.
     pub offload: bool,
+    /// What nobody outside knows: by it flows are spread over tunnels that share them.
+    pub seed: u128,
 }
 
 impl Default for UserPlaneConfig {
     fn default() -> Self {
-        Self { tun_name: "cygnet0".to_owned(), mtu: 1400, offload: true }
+        Self { tun_name: "cygnet0".to_owned(), mtu: 1400, offload: true, seed: 0 }
     }
 }
 
@@ -150,7 +152,7 @@ impl UserPlane {
         let watch = Watch::open(layout::OWNER, placement.tun_index()).map_err(failed)?;
         let placement = Arc::new(Mutex::new(placement));
         let mut plane = Self {
-            engine: Engine::default(),
+            engine: Engine::seeded(config.seed),
             shared: Arc::clone(&shared),
             placement: Arc::clone(&placement),
             has_v6,
