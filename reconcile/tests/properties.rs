@@ -151,13 +151,19 @@ fn step_by_step(kernel: &mut Kernel<Thing>, want: &[Thing]) -> Result<usize, Stu
 }
 
 /// What is there in the end: others' objects, and of ours what is wanted and not in their way; where it is, ours stays as
-/// it was.
+/// it was, unless what it rests on is wanted no more and takes it along.
 fn wanted_in_the_end(want: &[Thing], seen: &[Thing]) -> Vec<Thing> {
     let plan = plan(want.iter().copied(), seen.iter().copied(), |thing| thing.ours);
     let taken: BTreeSet<Thing> = plan.taken().iter().copied().collect();
     let places: BTreeSet<Kind> = taken.iter().map(Object::place).collect();
+    let wanted: BTreeSet<Kind> = want.iter().map(Object::place).collect();
     let stays = |thing: &&Thing| !thing.ours || places.contains(&thing.place());
-    let mut end: Vec<Thing> = seen.iter().filter(stays).copied().collect();
+    let goes_along = |thing: &Thing| {
+        let under = thing.rests_on().and_then(|under| seen.iter().find(|t| t.place() == under));
+        under.is_some_and(|under| under.ours && !wanted.contains(&under.place()))
+    };
+    let mut end: Vec<Thing> =
+        seen.iter().filter(stays).filter(|t| !t.ours || !goes_along(t)).copied().collect();
     end.extend(want.iter().filter(|thing| !taken.contains(thing)));
     end.sort_unstable_by_key(Object::place);
     end
@@ -270,6 +276,21 @@ fn what_goes_along_with_what_it_rests_on_has_no_step_of_its_own() {
     .map(ours);
     let steps = plan([seen[0]], seen, |thing| thing.ours);
     assert_eq!(steps.steps().cloned().collect::<Vec<_>>(), [Step::Remove(seen[1])]);
+}
+
+#[test]
+fn what_stays_in_the_way_of_others_goes_with_what_it_rests_on() {
+    let route = |link| ours(Kind::Route { n: 0, out_of: Some(link) });
+    let (taken, old) = (Thing { kind: Kind::Link(0), ours: false }, ours(Kind::Link(1)));
+    let want = [ours(Kind::Link(0)), route(0)];
+    let mut kernel = Kernel::new([taken, old, route(1)]);
+    let plan = plan(want, kernel.objects(), |thing| thing.ours);
+    assert_eq!(
+        (plan.taken(), plan.steps().cloned().collect::<Vec<_>>()),
+        (&want[..], vec![Step::Remove(old)])
+    );
+    step_by_step(&mut kernel, &want).unwrap();
+    assert_eq!(kernel.objects(), [taken], "nothing is left that leads nowhere");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub struct RekeyArgs {
     #[arg(long)]
     all: bool,
     /// Of all tunnels only those of this gateway
-    #[arg(long, requires = "all", add = names::gateways())]
+    #[arg(long, requires = "all", conflicts_with = "tunnel", add = names::gateways())]
     gateway: Option<String>,
     /// Rekey the IKE SA instead of the children
     #[arg(long)]
