@@ -105,7 +105,8 @@ impl Tally {
 impl Daemon {
     /// Makes new keys for all tunnels, or those of a gateway.
     pub(super) fn rekey_all(&mut self, gateway: Option<&str>, ike: bool, reply: oneshot::Sender<Response>) {
-        if let Some(sweep) = &self.sweep {
+        // One for which nobody waits any more gives way: a rekey of it may never be told as ended.
+        if let Some(sweep) = self.sweep.as_ref().filter(|sweep| !sweep.reply.is_closed()) {
             let left = sweep.waiting.len() + sweep.under_way.len();
             let message = format!("new keys are being made for all tunnels already: {left} to go");
             let _ = reply.send(Response::error(ErrorKind::Busy, message));
