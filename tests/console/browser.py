@@ -8,6 +8,7 @@ import time
 import urllib.request
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -44,9 +45,11 @@ browser = start()
 
 
 def wait(what, condition):
+    """Until the condition gives something true. The page may put another element in one's place between a look and the next."""
     try:
-        return WebDriverWait(browser, PATIENCE, poll_frequency=0.2).until(lambda _: condition())
-    except Exception:
+        waiting = WebDriverWait(browser, PATIENCE, poll_frequency=0.2, ignored_exceptions=[StaleElementReferenceException])
+        return waiting.until(lambda _: condition())
+    except TimeoutException:
         browser.save_screenshot(f"{directory}/failed.png")
         print(browser.get_log("browser"), file=sys.stderr)
         sys.exit(f"FAILED: {what}; the page says: {text()[:1500]}")
@@ -67,6 +70,14 @@ def find(css):
 def button(name):
     path = f"//button[normalize-space()='{name}']"
     return wait(f"there is a button {name}", lambda: (browser.find_elements(By.XPATH, path) or [None])[0])
+
+
+def press(name):
+    def pressed():
+        button(name).click()
+        return True
+
+    wait(f"the button {name} can be pressed", pressed)
 
 
 def go(page):
@@ -116,9 +127,9 @@ def pages():
     assert not button("Down").is_enabled(), "a wrong token permits changes"
     unlock(token)
     wait("changes are possible", lambda: button("Down").is_enabled())
-    button("Down").click()
+    press("Down")
     condition("down")
-    button("Up").click()
+    press("Up")
     condition("up")
     wait("the chart has a rate", lambda: "bit/s" in find("canvas").get_attribute("aria-label").replace("–", ""))
     picture("tunnel")
@@ -136,7 +147,7 @@ def pages():
 
     go("traffic")
     says("10.1.0.2")
-    button("10.1.0.2").click()
+    press("10.1.0.2")
     find("#limit-rate").send_keys("300kbit", Keys.ENTER)
     says("10.1.0.2", "300kbit")
     assert "300kbit" in ctl("limit", "gateway"), "the daemon has no such limit"
