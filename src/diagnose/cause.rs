@@ -126,6 +126,9 @@ causes! {
     TooBig, "too-big", Mtu, "Packets do not fit the way to the peer.";
     NothingComesBack, "nothing-comes-back", Traffic, "Packets leave by the tunnel, and none come back.";
     NothingAnswers, "nothing-answers", Traffic, "Packets come in by the tunnel, and none go back.";
+    NotProbed, "not-probed", Traffic, "The tunnel has a health check that can send no probes.";
+    TargetSilent, "target-silent", Traffic, "The target of the tunnel's health check does not answer.";
+    LineDegraded, "line-degraded", Traffic, "Probes through the tunnel are lost, or take longer than its health check allows.";
 }
 
 impl Serialize for Cause {

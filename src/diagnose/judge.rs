@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use cygnet_xfrm::lookup::{Dead, Way};
 use cygnet_xfrm::nft::foreign::{Dropping, Place};
 
-use super::cause::{Cause, Found};
+use super::cause::{Cause, Found, Layer};
 use super::facts::{DaemonFacts, Facts, HostFacts, TunnelFacts};
-use super::negotiation;
 use super::probe::{Echo, Probed};
+use super::{negotiation, quality};
 use crate::observe::snapshot::{Finding, TunnelState, TunnelStatus, Verdict};
 
 /// The device of our own data plane.
@@ -131,7 +131,11 @@ fn tunnel(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
     forwarding(facts, t, out);
     mtu(facts, t, out);
     if let Some(s) = status {
-        traffic(facts, s, out);
+        // What does not get past this host is reason enough.
+        if !out.iter().any(|f| f.cause.layer() == Layer::Forwarding) {
+            traffic(facts, s, out);
+            out.extend(s.quality.as_ref().and_then(quality::judge));
+        }
     }
 }
 
@@ -267,7 +271,7 @@ fn reach(facts: &Facts, t: &TunnelFacts, state: Option<TunnelState>, out: &mut V
         (Echo::Silence, Echo::Answer) => one(
             Cause::Udp500Filtered,
             format!("{peer} answers on UDP 4500 and not on UDP 500"),
-            "let UDP 500 pass both ways".to_owned(),
+            "let UDP 500 pass both ways, or begin at UDP 4500: ike.encap: from-start".to_owned(),
         ),
         (Echo::Answer, Echo::Silence | Echo::PortUnreachable | Echo::Unreachable(_)) => one(
             Cause::Udp4500Filtered,
@@ -441,10 +445,6 @@ fn mtu(facts: &Facts, t: &TunnelFacts, out: &mut Vec<Found>) {
 
 /// Whether packets pass in both directions.
 fn traffic(facts: &Facts, s: &TunnelStatus, out: &mut Vec<Found>) {
-    if out.iter().any(|f| matches!(f.cause.layer(), super::Layer::Forwarding)) {
-        // Reason enough.
-        return;
-    }
     let count =
         |of: fn(&crate::observe::snapshot::ChildStatus) -> u64| s.children.iter().map(of).sum::<u64>();
     let (sent, received) = (count(|c| c.packets_out), count(|c| c.packets_in));

@@ -14,6 +14,7 @@ pub mod gather;
 mod judge;
 mod negotiation;
 mod probe;
+mod quality;
 
 pub use cause::{Cause, Found, Layer};
 pub use judge::judge;

@@ -8,7 +8,7 @@ use super::*;
 use crate::diagnose::facts::{ConfigFacts, Inner, Known, Places};
 use crate::observe::explain::{Explanation, Negotiation, Point};
 use crate::observe::snapshot::{
-    ChildStatus, CoverageStatus, LegacyStatus, MissingStatus, TunnelState, TunnelStatus,
+    ChildStatus, CoverageStatus, LegacyStatus, MissingStatus, QualityStatus, TunnelState, TunnelStatus,
 };
 
 const LAN: u32 = 2;
@@ -143,6 +143,28 @@ fn down(state: TunnelState) -> Facts {
 
 fn tunnel_of(f: &mut Facts) -> &mut TunnelStatus {
     f.tunnels[0].known.status.as_mut().unwrap()
+}
+
+/// Gives the tunnel a health check with this result.
+fn probed<'a>(f: &'a mut Facts, health: &str, cause: Option<&str>) -> &'a mut QualityStatus {
+    tunnel_of(f).quality.insert(QualityStatus {
+        health: health.into(),
+        cause: cause.map(str::to_owned),
+        since: String::new(),
+        probe: "icmp".into(),
+        target: "10.2.0.1".into(),
+        port: None,
+        source: None,
+        problem: None,
+        probes: 20,
+        lost: 5,
+        lost_there: None,
+        loss_ratio: Some(0.25),
+        delay_ms: None,
+        delay_min_ms: None,
+        delay_max_ms: None,
+        jitter_ms: None,
+    })
 }
 
 fn probes(f: &mut Facts, ike: Echo, natt: Echo) {
@@ -288,6 +310,13 @@ fn facts_of(cause: Cause) -> Facts {
         Cause::PathMtu => f.tunnels[0].outer = Some(Way::Out { link: WAN, gateway: None, mtu: Some(1400) }),
         Cause::NothingComesBack => tunnel_of(&mut f).children[0].packets_in = 0,
         Cause::NothingAnswers => tunnel_of(&mut f).children[0].packets_out = 0,
+        Cause::NotProbed => probed(&mut f, "unknown", None).problem = Some("no own address there".into()),
+        Cause::TargetSilent => {
+            probed(&mut f, "degraded", Some("no_answer"));
+        }
+        Cause::LineDegraded => {
+            probed(&mut f, "degraded", Some("delay")).delay_ms = Some(412.3);
+        }
     }
     f
 }
@@ -321,6 +350,9 @@ fn nothing_is_found_where_nothing_is_wrong() {
     tunnel_of(&mut sharing).children[0].packets_in = 0;
     tunnel_of(&mut sharing).shares_with = vec!["a-c".into()];
     assert_eq!(judge(&sharing), []);
+    let mut good = healthy();
+    probed(&mut good, "good", None);
+    assert_eq!(judge(&good), []);
     let mut filtered = healthy();
     filter(&mut filtered, Place::Forward);
     filter(&mut filtered, Place::Input);
@@ -329,6 +361,13 @@ fn nothing_is_found_where_nothing_is_wrong() {
     let mut strict = healthy();
     strict.host.strict = ["lan", "wan", "cygnet0"].map(str::to_owned).into();
     assert_eq!(judge(&strict), []);
+}
+
+#[test]
+fn probes_that_this_host_does_not_forward_are_no_cause_of_their_own() {
+    let mut f = facts_of(Cause::ForwardingOff);
+    probed(&mut f, "degraded", Some("no_answer"));
+    assert_eq!(judge(&f).iter().map(|f| f.cause).collect::<Vec<_>>(), [Cause::ForwardingOff]);
 }
 
 /// A tunnel that waits as it shall is told to whoever asks about it, and is no fault of a gateway.

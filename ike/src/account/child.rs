@@ -156,7 +156,7 @@ impl Draft {
         if with_ke {
             let (theirs, verdict) = match group {
                 Some(number) => (
-                    Some(text(words::group_number(number))),
+                    Some(text(crate::mismatch::name_of_group(number))),
                     refused("the peer wants a group that we did not offer"),
                 ),
                 None => (

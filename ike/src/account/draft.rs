@@ -124,7 +124,10 @@ impl Draft {
         let (theirs, verdict) = match (reason, group) {
             (FailureReason::InvalidKe, Some(number)) => {
                 let why = text("the peer wants a group that we did not offer");
-                (Some(text(words::group_number(number))), Verdict::Refused { by: Party::Peer, why })
+                (
+                    Some(text(crate::mismatch::name_of_group(number))),
+                    Verdict::Refused { by: Party::Peer, why },
+                )
             }
             (FailureReason::InvalidKe, None) => {
                 let why = text("the groups do not fit");

@@ -76,11 +76,6 @@ pub(super) fn groups(all: impl Iterator<Item = Group>) -> Text {
     text(seen.iter().map(|g| g.keyword()).collect::<Vec<_>>().join(", "))
 }
 
-/// A group by the number that stands on the wire.
-pub(super) fn group_number(number: u16) -> String {
-    Group::from_transform(number).map_or_else(|| format!("number {number}"), |g| g.keyword().to_owned())
-}
-
 /// The groups that a peer offers.
 pub(super) fn offered_groups(all: &[Proposal], protocol: Protocol) -> Text {
     let mut names: Vec<String> = Vec::new();

@@ -577,7 +577,7 @@ impl Live {
         let proposals = self.policy.children.get(of).map_or(&[][..], |c| &c.proposals);
         let offered = match n.kind {
             NotifyType::NO_PROPOSAL_CHOSEN | NotifyType::INVALID_KE_PAYLOAD => {
-                let all = proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let all = crate::mismatch::listed(proposals);
                 let pfs = proposals.iter().any(|p| !p.groups.is_empty());
                 let pfs = if pfs { "with a key exchange group (PFS)" } else { "without one (no PFS)" };
                 format!("; we offered {all}, {pfs}")

@@ -16,6 +16,7 @@ use crate::crypto::kex::{KexError, PrivateKey};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow, Role};
 use crate::jobs::{Asker, JobId, Work};
+use crate::mismatch;
 use crate::policy::{self, Encap, TunnelPolicy};
 use crate::wire::{
     Exchange, Header, KeyExchange, Notify, NotifyType, PayloadType, Payloads, Proposal, Writer,
@@ -451,8 +452,10 @@ impl InitSent {
                 self.go_over_to(core, ctx, next)
             }
             None => {
-                let detail = format!("{} wants a key exchange group that we did not offer", flow.remote);
                 let group = <[u8; 2]>::try_from(data).ok().map(u16::from_be_bytes);
+                let named = group.map_or_else(|| "another".to_owned(), mismatch::name_of_group);
+                let ours = mismatch::listed(&self.policy.proposals);
+                let detail = format!("{} wants key exchange group {named}; we offered {ours}", flow.remote);
                 self.take_hint(ctx, Said::group(detail, group), flow)
             }
         }
@@ -503,7 +506,13 @@ impl InitSent {
     fn on_error(self: Box<Self>, ctx: &mut Ctx<'_>, payloads: &Payloads, flow: Flow) -> State {
         match payloads.error() {
             Some(n) => {
-                let detail = format!("{} answers IKE_SA_INIT with {}", flow.remote, n.kind);
+                let offered = match n.kind {
+                    NotifyType::NO_PROPOSAL_CHOSEN => {
+                        format!("; we offered {}", mismatch::listed(&self.policy.proposals))
+                    }
+                    _ => String::new(),
+                };
+                let detail = format!("{} answers IKE_SA_INIT with {}{offered}", flow.remote, n.kind);
                 let reason = FailureReason::of_notify(n.kind);
                 self.take_hint(ctx, Said { by: Party::Peer, reason, detail, sa: None, group: None }, flow)
             }

@@ -318,7 +318,7 @@ impl Live {
         self.enqueue_at(ctx.now.mono + wait.max(BUSY_RETRY.0), Task::RekeyIke { group: None });
         if busy.is_none() {
             let ours = self.for_successor();
-            let offered = ours.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let offered = mismatch::listed(&ours);
             let detail =
                 format!("{} refuses to rekey the IKE SA: {reason}; we offered {offered}", core.flow.remote);
             let by = if answer.error().is_some() { Party::Peer } else { Party::We };

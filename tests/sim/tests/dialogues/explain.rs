@@ -42,6 +42,14 @@ fn outcome(a: &Account) -> (Stage, Role, Standing, Option<(Party, FailureReason)
     (a.stage, a.role, a.standing, how)
 }
 
+/// Why it was refused, in a line.
+fn detail(a: &Account) -> &str {
+    match &a.outcome {
+        Outcome::Refused { detail, .. } => detail,
+        other => unreachable!("{other:?}"),
+    }
+}
+
 use Standing::{Authenticated, Claimed};
 
 #[test]
@@ -78,6 +86,8 @@ fn proposals_without_anything_in_common_are_shown_at_both_ends() {
     let reason = FailureReason::NoProposalChosen;
     assert_eq!(outcome(told), (Stage::Init, Role::Initiator, Claimed, Some((Party::Peer, reason))));
     assert_eq!(refused(told), [Topic::IkeProposal, Topic::KeyExchange]);
+    let words = "NO_PROPOSAL_CHOSEN; we offered aes128-sha256-prfsha256-modp2048";
+    assert!(detail(told).ends_with(words), "{told:?}");
     let seen = last(&lab, 1);
     assert_eq!(outcome(seen), (Stage::Init, Role::Responder, Claimed, Some((Party::We, reason))));
     let proposal = item(seen, Topic::IkeProposal);
@@ -114,6 +124,8 @@ fn a_group_that_we_do_not_offer_is_named_by_whoever_is_asked_for_it() {
     let group = item(told, Topic::KeyExchange);
     assert_eq!((&*group.ours, group.theirs.as_deref()), ("x25519", Some("ecp384")));
     assert_eq!(refused(told), [Topic::KeyExchange]);
+    let words = "wants key exchange group ecp384; we offered aes256gcm16-prfsha384-x25519";
+    assert!(detail(told).ends_with(words), "{told:?}");
 }
 
 #[test]
