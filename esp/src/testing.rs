@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{Encr, EspSuite, Integ};
-use cygnet_model::tunnel::{Direction, SaId, SaSpec, UdpEncap, VolumeLimits};
+use cygnet_model::tunnel::{
+    Bypass, Direction, GuardAction, GuardSpec, SaId, SaSpec, TunnelSpec, UdpEncap, VolumeLimits,
+};
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TunnelId};
 
 use crate::checksum::{Sum, pseudo_header};
@@ -53,6 +55,34 @@ pub fn spec(suite: EspSuite, direction: Direction, spi: u32) -> SaSpec {
         inner_remote: vec![net("10.2.0.0/16"), net("fd02::/16")],
         limits: VolumeLimits::default(),
         mark: None,
+    }
+}
+
+/// A guard that wants a tunnel for packets between two networks.
+pub fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
+    GuardSpec {
+        child,
+        reqid: Reqid::of(child).unwrap(),
+        local: vec![net(local)],
+        remote: vec![net(remote)],
+        action: GuardAction::Acquire,
+        mark: None,
+        weight: 0,
+        bypass: Bypass::NONE,
+    }
+}
+
+/// The tunnel behind a guard, between 192.0.2.1 and 192.0.2.2.
+pub fn tunnel(guard: &GuardSpec) -> TunnelSpec {
+    TunnelSpec {
+        child: guard.child,
+        reqid: guard.reqid,
+        local: guard.local.clone(),
+        remote: guard.remote.clone(),
+        outer_local: ip("192.0.2.1"),
+        outer_remote: ip("192.0.2.2"),
+        mark: None,
+        weight: guard.weight,
     }
 }
 

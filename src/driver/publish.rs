@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cygnet_ike::coverage::{Coverage, MissingPair};
 use cygnet_ike::io::Role;
-use cygnet_ike::view::{self, ChildView, ConfiguredState, ConfiguredView, IkeView};
+use cygnet_ike::view::{self, ChildView, ConfiguredState, ConfiguredView, IkeView, TunnelView};
 use cygnet_model::plane::SaCounters;
 use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Now, Timestamp, TunnelId};
@@ -123,16 +123,17 @@ impl Daemon {
         self.pages.free_at = Some(began + took);
     }
 
-    /// Notes in which state a tunnel is, since when, and whether it should pass traffic and does not.
-    pub(super) fn note_state(&mut self, id: TunnelId) {
+    /// Notes in which state a tunnel is, since when, and whether it should pass traffic and does not. Gives what was looked
+    /// at, of a tunnel that is configured.
+    fn note_state(&mut self, id: TunnelId) -> Option<TunnelView> {
         let now = clock::now();
-        let Some(view) = self.endpoint.view(id) else { return };
+        let view = self.endpoint.view(id)?;
         let state = tunnel_state(view.state);
-        let Some(t) = self.places.get(&id).and_then(|n| self.config.tunnels.get(*n)) else { return };
+        let t = self.places.get(&id).and_then(|n| self.config.tunnels.get(*n))?;
         // Neither a tunnel that was taken down nor one that waits for its first packet is missed.
         let idle = state == TunnelState::Waiting && t.start == Start::OnDemand;
         self.counters.set_up(&t.name, state.is_up() || idle || state == TunnelState::Down, now.mono);
-        let Some(memory) = self.tunnels.get_mut(&id) else { return };
+        let memory = self.tunnels.get_mut(&id)?;
         // A rekey does not make a tunnel younger.
         if memory.state != state && !(memory.state.is_up() && state.is_up()) {
             memory.since = now;
@@ -141,6 +142,7 @@ impl Daemon {
         if std::mem::replace(&mut memory.covered, view.coverage.covered) != view.coverage.covered {
             self.tell_coverage(id, &view);
         }
+        Some(view)
     }
 
     /// Notes the states of tunnels to which something has happened.
@@ -234,20 +236,17 @@ impl Daemon {
         // A page has its tunnel's place only while each tunnel has one.
         if let Some(pages) = pages.as_mut().filter(|pages| pages.len() == self.config.tunnels.len()) {
             for id in stale {
-                self.note_state(id);
+                let status = self.page(id, now);
                 let place = self.places.get(&id).and_then(|place| pages.get_mut(*place));
-                if let Some((page, status)) = place.zip(self.tunnel_status(id, now)) {
-                    *page = Arc::new(status);
+                if let Some((page, status)) = place.zip(status) {
+                    *page = status;
                 }
             }
         } else {
             let ids: Vec<TunnelId> =
                 self.config.tunnels.iter().filter_map(|t| self.registry.tunnel(&t.name)).collect();
             let mut all = Vec::with_capacity(ids.len());
-            for id in ids {
-                self.note_state(id);
-                all.extend(self.tunnel_status(id, now).map(Arc::new));
-            }
+            all.extend(ids.into_iter().filter_map(|id| self.page(id, now)));
             pages = Some(all);
         }
         let pages = pages.unwrap_or_default();
@@ -282,19 +281,21 @@ impl Daemon {
         }
         told.into_iter().for_each(|told| self.input(told));
         let mut tunnels = Vec::new();
-        for id in ids {
-            self.note_state(id);
-            tunnels.extend(self.tunnel_status(id, now).map(Arc::new));
-        }
+        tunnels.extend(ids.into_iter().filter_map(|id| self.page(id, now)));
         let gateway = tunnels.first().map_or_else(|| name.to_owned(), |t| t.gateway.clone());
         let mut snapshot = self.frame();
         snapshot.gateways.retain(|g| g.name == gateway);
         Some(Snapshot { tunnels, ..snapshot })
     }
 
-    fn tunnel_status(&self, id: TunnelId, now: Timestamp) -> Option<TunnelStatus> {
+    /// The page of a tunnel at this moment, whose state is noted with it.
+    fn page(&mut self, id: TunnelId, now: Timestamp) -> Option<Arc<TunnelStatus>> {
+        let view = self.note_state(id)?;
+        self.tunnel_status(id, &view, now).map(Arc::new)
+    }
+
+    fn tunnel_status(&self, id: TunnelId, view: &TunnelView, now: Timestamp) -> Option<TunnelStatus> {
         let t = self.tunnel(id)?;
-        let view = self.endpoint.view(id)?;
         let memory = self.tunnels.get(&id)?;
         let state = memory.state;
         let in_s = |at: Timestamp| at.since(now).as_secs();

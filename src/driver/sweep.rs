@@ -2,19 +2,24 @@
 //! limits nor the queues of a slow line see all of them at once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use cygnet_ike::io::RekeyKind;
 use cygnet_ike::{Command, Input};
-use cygnet_model::TunnelId;
+use cygnet_model::{Timestamp, TunnelId};
 use tokio::sync::oneshot;
 
-use super::Daemon;
 use super::answer::Sought;
+use super::{Daemon, clock};
 use crate::config::model::Tunnel;
 use crate::control::{ErrorKind, Response};
 
 /// Tunnels that make new keys at the same time.
 const AT_ONCE: usize = 64;
+
+/// How long a tunnel is waited for. Most failures are told sooner; a pair that the peer replaces while it makes new keys ends
+/// without a word.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Failures that the answer tells in full.
 const TOLD: usize = 5;
@@ -23,10 +28,17 @@ const TOLD: usize = 5;
 pub(super) struct Sweep {
     kind: RekeyKind,
     waiting: VecDeque<TunnelId>,
-    /// Rekeys that each tunnel still owes.
-    under_way: BTreeMap<TunnelId, usize>,
+    under_way: BTreeMap<TunnelId, UnderWay>,
     tally: Tally,
     reply: oneshot::Sender<Response>,
+}
+
+/// A tunnel that makes new keys.
+struct UnderWay {
+    /// Rekeys that it still owes.
+    left: usize,
+    /// Not waited for beyond this.
+    until: Timestamp,
 }
 
 /// How it went so far.
@@ -51,17 +63,17 @@ impl Sweep {
     }
 
     /// A tunnel begins so many rekeys, or has nothing that could be rekeyed.
-    fn begin(&mut self, tunnel: TunnelId, rekeys: usize) {
+    fn begin(&mut self, tunnel: TunnelId, rekeys: usize, now: Timestamp) {
         match rekeys {
             0 => self.tally.down += 1,
-            _ => drop(self.under_way.insert(tunnel, rekeys)),
+            left => drop(self.under_way.insert(tunnel, UnderWay { left, until: now + PATIENCE })),
         }
     }
 
     fn renewed(&mut self, tunnel: TunnelId, kind: RekeyKind) {
-        let Some(left) = self.under_way.get_mut(&tunnel).filter(|_| kind == self.kind) else { return };
-        *left -= 1;
-        if *left == 0 {
+        let Some(of) = self.under_way.get_mut(&tunnel).filter(|_| kind == self.kind) else { return };
+        of.left -= 1;
+        if of.left == 0 {
             self.under_way.remove(&tunnel);
             self.tally.renewed += 1;
         }
@@ -75,6 +87,11 @@ impl Sweep {
         if self.tally.why.len() < TOLD {
             self.tally.why.push(format!("{name}: {why}"));
         }
+    }
+
+    /// Tunnels that are under way for too long.
+    fn overdue(&self, now: Timestamp) -> Vec<TunnelId> {
+        self.under_way.iter().filter(|(_, of)| now >= of.until).map(|(id, _)| *id).collect()
     }
 
     fn is_over(&self) -> bool {
@@ -133,7 +150,7 @@ impl Daemon {
             };
             if let Some(sweep) = &mut self.sweep {
                 // Noted first: it may end in the same turn.
-                sweep.begin(id, rekeys);
+                sweep.begin(id, rekeys, clock::now().mono);
             }
             if rekeys > 0 {
                 let ike = kind == RekeyKind::Ike;
@@ -166,17 +183,16 @@ impl Daemon {
         }
     }
 
-    /// Ends the wait for tunnels that went down, or out of the configuration, which nobody tells of as a failed rekey.
+    /// Ends the wait for tunnels of which nobody tells that their rekey failed: they went down, or out of the configuration, or
+    /// are waited for too long.
     pub(super) fn sweep_the_lost(&mut self) {
         let Some(sweep) = &mut self.sweep else { return };
         let is_lost = |id: &TunnelId| self.endpoint.view(*id).is_none_or(|view| view.ike.is_none());
         let lost: Vec<TunnelId> = sweep.under_way.keys().copied().filter(is_lost).collect();
-        for id in lost {
-            sweep.failed(
-                id,
-                self.registry.name(id).unwrap_or("a tunnel"),
-                "went down, or is gone, meanwhile",
-            );
+        let overdue = sweep.overdue(clock::now().mono);
+        let lost = lost.into_iter().map(|id| (id, "went down, or is gone, meanwhile"));
+        for (id, why) in lost.chain(overdue.into_iter().map(|id| (id, "not told of within three minutes"))) {
+            sweep.failed(id, self.registry.name(id).unwrap_or("a tunnel"), why);
         }
     }
 }
@@ -184,6 +200,8 @@ impl Daemon {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: Timestamp = Timestamp::from_nanos(7);
 
     fn sweep(tunnels: u32) -> (Sweep, oneshot::Receiver<Response>) {
         let (reply, answer) = oneshot::channel();
@@ -196,7 +214,7 @@ mod tests {
         let begin = |s: &mut Sweep| {
             std::iter::from_fn(|| {
                 let id = s.next()?;
-                s.begin(id, 2);
+                s.begin(id, 2, NOW);
                 Some(id)
             })
             .count()
@@ -217,7 +235,7 @@ mod tests {
     fn it_is_over_when_all_ended_and_tells_what_did_not_go_well() {
         let (mut s, _answer) = sweep(10);
         while let Some(id) = s.next() {
-            s.begin(id, usize::from(id != TunnelId(9)));
+            s.begin(id, usize::from(id != TunnelId(9)), NOW);
         }
         assert!(!s.is_over());
         for n in 0..7 {
@@ -232,6 +250,22 @@ mod tests {
             "tunnels with new keys: 2; 1 not up; 7 without: t0: timeout; t1: timeout; t2: timeout; t3: timeout; t4: \
              timeout; and 2 more"
         );
+    }
+
+    #[test]
+    fn what_never_ends_is_waited_for_no_longer_than_the_patience() {
+        let (mut s, _answer) = sweep(2);
+        for later in [0, 10] {
+            let id = s.next().unwrap();
+            s.begin(id, 1, NOW + Duration::from_secs(later));
+        }
+        assert_eq!(s.overdue(NOW + PATIENCE - Duration::from_nanos(1)), []);
+        assert_eq!(s.overdue(NOW + PATIENCE), [TunnelId(0)], "each has its own time");
+        s.failed(TunnelId(0), "t0", "too long");
+        s.renewed(TunnelId(0), RekeyKind::Child);
+        s.renewed(TunnelId(1), RekeyKind::Child);
+        assert!(s.is_over());
+        assert_eq!((s.tally.renewed, s.tally.failed), (1, 1), "what comes too late is not counted");
     }
 
     #[test]

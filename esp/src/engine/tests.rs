@@ -1,5 +1,5 @@
 use cygnet_model::selector::TrafficSelector;
-use cygnet_model::tunnel::{Bypass, GuardAction, UdpEncap};
+use cygnet_model::tunnel::UdpEncap;
 use cygnet_model::{Reqid, TunnelId};
 use proptest::prelude::*;
 
@@ -7,33 +7,7 @@ use super::*;
 use crate::DropReason;
 use crate::inner::InnerHeader;
 use crate::spd::Refusal;
-use crate::testing::{CHILD, gcm, ip, net, packet, spec, suites, udp4, udp6};
-
-fn guard(child: ChildId, local: &str, remote: &str) -> GuardSpec {
-    GuardSpec {
-        child,
-        reqid: Reqid::of(child).unwrap(),
-        local: vec![net(local)],
-        remote: vec![net(remote)],
-        action: GuardAction::Acquire,
-        mark: None,
-        weight: 0,
-        bypass: Bypass::NONE,
-    }
-}
-
-fn tunnel(guard: &GuardSpec) -> TunnelSpec {
-    TunnelSpec {
-        child: guard.child,
-        reqid: guard.reqid,
-        local: guard.local.clone(),
-        remote: guard.remote.clone(),
-        outer_local: ip("192.0.2.1"),
-        outer_remote: ip("192.0.2.2"),
-        mark: None,
-        weight: guard.weight,
-    }
-}
+use crate::testing::{CHILD, gcm, guard, ip, net, packet, spec, suites, tunnel, udp4, udp6};
 
 /// An engine whose tunnel is open, with a pair of SAs.
 fn open() -> Engine {

@@ -1,43 +1,21 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use cygnet_model::tunnel::{Bypass, Direction, GuardAction, GuardSpec, TunnelSpec};
-use cygnet_model::{ChildId, Reqid, TunnelId};
+use cygnet_model::tunnel::{Direction, GuardSpec, TunnelSpec};
+use cygnet_model::{ChildId, TunnelId};
 use proptest::prelude::*;
 
 use crate::engine::Engine;
 use crate::error::DropReason;
 use crate::inner::InnerHeader;
-use crate::testing::{gcm, ip, net, packet, spec};
+use crate::testing::{self, gcm, net, packet, spec, tunnel};
 
 const fn child(tunnel: u32) -> ChildId {
     ChildId { tunnel: TunnelId(tunnel), index: 0 }
 }
 
 fn guard(child: ChildId) -> GuardSpec {
-    GuardSpec {
-        child,
-        reqid: Reqid::of(child).unwrap(),
-        local: vec![net("10.1.0.0/16")],
-        remote: vec![net("10.2.0.0/16")],
-        action: GuardAction::Acquire,
-        mark: None,
-        weight: 0,
-        bypass: Bypass::NONE,
-    }
-}
-
-fn tunnel(guard: &GuardSpec) -> TunnelSpec {
-    TunnelSpec {
-        child: guard.child,
-        reqid: guard.reqid,
-        local: guard.local.clone(),
-        remote: guard.remote.clone(),
-        outer_local: ip("192.0.2.1"),
-        outer_remote: ip("192.0.2.2"),
-        mark: None,
-        weight: guard.weight,
-    }
+    testing::guard(child, "10.1.0.0/16", "10.2.0.0/16")
 }
 
 /// Opens a tunnel with an outbound SA whose SPI is 0x1000 and the tunnel's number.
