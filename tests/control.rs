@@ -1,4 +1,5 @@
-//! The control socket from both ends: a fake driver answers, the binary and hostile clients ask.
+//! The control socket from both ends: what verbs print and how they exit is here, who is let in stands in `seats`; a driver
+//! that answers by the book stands in for the daemon (`fake`).
 #![allow(clippy::unwrap_used, clippy::panic)] // the lints know tests only inside #[test] functions
 
 mod common;

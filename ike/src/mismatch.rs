@@ -71,7 +71,7 @@ pub(crate) fn words(all: &[Mismatch]) -> String {
     all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// Proposals, or groups, as the configuration would list them.
+/// Proposals as the configuration would list them.
 pub(crate) fn listed<T: fmt::Display>(all: impl IntoIterator<Item = T>) -> String {
     all.into_iter().map(|one| one.to_string()).collect::<Vec<_>>().join(", ")
 }

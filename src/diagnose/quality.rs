@@ -26,7 +26,7 @@ pub(super) fn judge(q: &QualityStatus) -> Option<Found> {
             };
             Some(Found::new(
                 Cause::TargetSilent,
-                format!("{}{at} does not answer the health check any more", q.target),
+                format!("{}{at} does not answer the health check", q.target),
                 format!(
                     "check {} itself, {service} and the firewalls on both ways, or name another target",
                     q.target

@@ -122,7 +122,7 @@ impl Tally {
 impl Daemon {
     /// Makes new keys for all tunnels, or those of a gateway.
     pub(super) fn rekey_all(&mut self, gateway: Option<&str>, ike: bool, reply: oneshot::Sender<Response>) {
-        // One for which nobody waits any more gives way: a rekey of it may never be told as ended.
+        // One for which nobody waits any more gives way.
         if let Some(sweep) = self.sweep.as_ref().filter(|sweep| !sweep.reply.is_closed()) {
             let left = sweep.waiting.len() + sweep.under_way.len();
             let message = format!("new keys are being made for all tunnels already: {left} to go");

@@ -1,6 +1,7 @@
 //! The IKE_AUTH exchange (RFC 7296 §1.2, §2.15) in both roles, with pre-shared keys.
 
 mod initiator;
+mod proof;
 mod responder;
 
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use crate::error::{DropReason, FailureReason};
 use crate::io::{Ending, Flow, Role};
 use crate::jobs::JobId;
 use crate::policy::TunnelPolicy;
-use crate::wire::{Auth, AuthMethod, DecodeError, DecodeErrorKind, Identity, Notify, NotifyType};
+use crate::wire::{DecodeError, DecodeErrorKind, Identity, Notify, NotifyType};
 
 pub(crate) use self::initiator::AuthSent;
+pub(crate) use self::proof::PeerAuthenticated;
 pub(crate) use self::responder::Refused;
 
 /// Notifications that end an IKE SA without a Delete: in the answer to IKE_AUTH, whatever stands beside them, and in an
@@ -42,27 +44,6 @@ fn psk_auth(
     let padded = prf(alg, psk.expose(), &[b"Key Pad for IKEv2"]);
     let maced_id = prf(alg, sk_p.expose(), &[&id.body()]);
     prf(alg, padded.expose(), &[message, nonce, maced_id.expose()])
-}
-
-/// Proof that the AUTH of the peer of this name was verified. Only this module makes one, and established SAs demand it.
-pub(crate) struct PeerAuthenticated(Identity);
-
-impl PeerAuthenticated {
-    /// Who it is.
-    pub const fn peer(&self) -> &Identity {
-        &self.0
-    }
-
-    /// The same, to be kept.
-    pub fn identity(self) -> Identity {
-        self.0
-    }
-}
-
-/// Verifies a peer's AUTH payload in constant time. A method other than PSK is a failure (RFC 7296 §2.15).
-fn verify(auth: &Auth, expected: &SecretBytes, who: &Identity) -> Option<PeerAuthenticated> {
-    let proven = auth.method == AuthMethod::SHARED_KEY_MIC && expected.ct_eq(&auth.data);
-    proven.then(|| PeerAuthenticated(who.clone()))
 }
 
 /// What the initiator knows after IKE_SA_INIT, but for the shared secret.

@@ -6,7 +6,8 @@ use cygnet_model::selector::{Packet, TrafficSelector};
 use cygnet_model::suite::IkeSuite;
 use cygnet_model::{SecretBytes, Spi};
 
-use super::{Derived, FATAL, InitDone, PeerAuthenticated, derive, internal, psk_auth, verify};
+use super::proof::{PeerAuthenticated, verify};
+use super::{Derived, FATAL, InitDone, derive, internal, psk_auth};
 use crate::account::{Draft, Party, Stage};
 use crate::coverage::networks;
 use crate::crypto::keymat::{ChildKeys, IkeKeys};

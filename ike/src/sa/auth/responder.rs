@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use cygnet_model::{SecretBytes, Timestamp, TunnelId};
 
-use super::{
-    Computing, Derived, PeerAuthenticated, Secret, derive, error_notify, internal, psk_auth, verify,
-};
+use super::proof::{PeerAuthenticated, verify};
+use super::{Computing, Derived, Secret, derive, error_notify, internal, psk_auth};
 use crate::account::{self, Draft, Offer, Party, Stage};
 use crate::crypto::keymat::ChildKeys;
 use crate::error::{DropReason, FailureReason, Trouble};
