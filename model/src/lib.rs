@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+pub mod addke;
 pub mod id;
 pub mod negotiation;
 pub mod plane;

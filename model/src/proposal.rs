@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::addke::{AddKe, AdditionalOffer};
 use crate::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
 
 /// What one IKE SA proposal offers, each list in order of preference and never empty except `integs`, which is empty
@@ -17,8 +18,10 @@ pub struct IkeProposal {
     pub integs: Vec<Integ>,
     /// Pseudorandom functions.
     pub prfs: Vec<Prf>,
-    /// Key exchange methods.
+    /// Key exchange methods of IKE_SA_INIT.
     pub groups: Vec<Group>,
+    /// Additional key exchanges (RFC 9370).
+    pub additional: AdditionalOffer,
 }
 
 /// What one ESP proposal offers.
@@ -30,6 +33,8 @@ pub struct EspProposal {
     pub integs: Vec<Integ>,
     /// Key exchange methods for children made after the first (PFS). Empty: no PFS.
     pub groups: Vec<Group>,
+    /// Additional key exchanges that follow (RFC 9370); none where there are no groups.
+    pub additional: AdditionalOffer,
     /// Acceptable values of "extended sequence numbers", preferred first, never empty.
     pub esn: Vec<bool>,
 }
@@ -84,6 +89,15 @@ pub enum ProposalError {
     /// An algorithm that is sound, and not there.
     #[error("\"{0}\" is not supported; use {1}")]
     Absent(String, &'static str),
+    /// A post-quantum method where the first key exchange stands.
+    #[error("\"{0}\" is an additional key exchange (RFC 9370); write a group before it, as in x25519-ke1_{0}")]
+    OnlyAdditional(&'static str),
+    /// Additional key exchanges without a first one.
+    #[error("\"{0}\" adds to a key exchange that is not there; write a group before it, as in x25519-{0}")]
+    NothingToAddTo(String),
+    /// The number of an additional key exchange.
+    #[error("\"{token}\" is none of the seven additional key exchanges; write ke1_ to ke7_ before a group", token = .0.escape_debug())]
+    AdditionalNumber(String),
     /// A keyword stands twice.
     #[error("names \"{0}\" twice")]
     Twice(String),
@@ -94,8 +108,8 @@ fn keywords() -> String {
     all.extend(Encr::ALL.iter().filter(|e| !e.is_legacy()).map(|e| e.info().keyword));
     all.extend(Integ::ALL.iter().filter(|i| !i.is_legacy()).map(|i| i.keyword()));
     all.extend(Prf::ALL.iter().filter(|p| !p.is_legacy()).map(|p| p.keyword()));
-    all.extend(Group::ALL.iter().filter(|g| !g.is_legacy()).map(|g| g.keyword()));
-    all.extend(["esn", "noesn"]);
+    all.extend(Group::ALL.iter().filter(|g| !g.is_legacy() && !g.is_kem()).map(|g| g.keyword()));
+    all.extend(["ke1_mlkem768", "ke1_mlkem1024", "esn", "noesn"]);
     all.join(", ")
 }
 
@@ -112,6 +126,7 @@ enum Token {
     Integ(Integ),
     Prf(Prf),
     Group(Group),
+    Additional(AddKe, Option<Group>),
     Esn(bool),
 }
 
@@ -122,7 +137,7 @@ impl Token {
             Self::Encr(e) if e.is_legacy() => Some(CIPHERS),
             Self::Integ(i) if i.is_legacy() => Some(HASHES),
             Self::Prf(p) if p.is_legacy() => Some(HASHES),
-            Self::Group(g) if g.is_legacy() => Some(GROUPS),
+            Self::Group(g) | Self::Additional(_, Some(g)) if g.is_legacy() => Some(GROUPS),
             _ => None,
         }
     }
@@ -148,6 +163,9 @@ fn token(word: &str) -> Result<Token, ProposalError> {
     }
     if let Some(g) = Group::ALL.into_iter().find(|g| g.keyword() == word) {
         return Ok(Token::Group(g));
+    }
+    if let Some((number, method)) = word.strip_prefix("ke").and_then(|rest| rest.split_once('_')) {
+        return additional(word, number, method);
     }
     // Groups by their numbers, as routers name them.
     if let Some(number) = word.strip_prefix("dh").or_else(|| word.strip_prefix("group")) {
@@ -189,12 +207,26 @@ fn token(word: &str) -> Result<Token, ProposalError> {
     }
 }
 
+/// `ke1_mlkem768`: the number and the method of an additional key exchange.
+fn additional(word: &str, number: &str, method: &str) -> Result<Token, ProposalError> {
+    let number = number.parse().ok().filter(|_| number.len() == 1).and_then(AddKe::new);
+    let number = number.ok_or_else(|| ProposalError::AdditionalNumber(word.into()))?;
+    if method == "none" {
+        return Ok(Token::Additional(number, None));
+    }
+    match token(method)? {
+        Token::Group(group) => Ok(Token::Additional(number, Some(group))),
+        _ => Err(ProposalError::Unknown(word.into())),
+    }
+}
+
 #[derive(Default)]
 struct Parts {
     encrs: Vec<Encr>,
     integs: Vec<Integ>,
     prfs: Vec<Prf>,
     groups: Vec<Group>,
+    additional: AdditionalOffer,
     esn: Vec<bool>,
 }
 
@@ -219,9 +251,16 @@ fn parts(text: &str, permit: Permit) -> Result<Parts, ProposalError> {
             Token::Encr(v) => push(&mut p.encrs, v, word)?,
             Token::Integ(v) => push(&mut p.integs, v, word)?,
             Token::Prf(v) => push(&mut p.prfs, v, word)?,
+            Token::Group(v) if v.is_kem() => return Err(ProposalError::OnlyAdditional(v.keyword())),
             Token::Group(v) => push(&mut p.groups, v, word)?,
+            Token::Additional(which, method) => push(p.additional.get_mut(which), method, word)?,
             Token::Esn(v) => push(&mut p.esn, v, word)?,
         }
+    }
+    if p.groups.is_empty()
+        && let Some(word) = p.additional.keywords().next()
+    {
+        return Err(ProposalError::NothingToAddTo(word));
     }
     let aeads = p.encrs.iter().filter(|e| e.is_aead()).count();
     if p.encrs.is_empty() {
@@ -277,13 +316,19 @@ impl IkeProposal {
         if p.groups.is_empty() {
             return Err(ProposalError::Missing("key exchange group", "add one, as in -x25519"));
         }
-        Ok(Self { encrs: p.encrs, integs: p.integs, prfs: p.prfs, groups: p.groups })
+        Ok(Self {
+            encrs: p.encrs,
+            integs: p.integs,
+            prfs: p.prfs,
+            groups: p.groups,
+            additional: p.additional,
+        })
     }
 
     /// The keywords of its legacy algorithms.
     pub fn legacy(&self) -> Vec<&'static str> {
         let prfs = self.prfs.iter().filter(|p| p.is_legacy()).map(|p| p.keyword());
-        legacy(&self.encrs, &self.integs, &self.groups).chain(prfs).collect()
+        legacy(&self.encrs, &self.integs, &self.groups).chain(more(&self.additional)).chain(prfs).collect()
     }
 }
 
@@ -292,6 +337,10 @@ fn legacy(encrs: &[Encr], integs: &[Integ], groups: &[Group]) -> impl Iterator<I
     let integs = integs.iter().filter(|i| i.is_legacy()).map(|i| i.keyword());
     let groups = groups.iter().filter(|g| g.is_legacy()).map(|g| g.keyword());
     encrs.chain(integs).chain(groups)
+}
+
+fn more(additional: &AdditionalOffer) -> impl Iterator<Item = &'static str> + '_ {
+    additional.methods().filter(|g| g.is_legacy()).map(Group::keyword)
 }
 
 impl EspProposal {
@@ -307,12 +356,13 @@ impl EspProposal {
         if p.esn.is_empty() {
             p.esn = vec![true, false];
         }
-        Ok(Self { encrs: p.encrs, integs: p.integs, groups: p.groups, esn: p.esn })
+        let Parts { encrs, integs, groups, additional, esn, .. } = p;
+        Ok(Self { encrs, integs, groups, additional, esn })
     }
 
     /// The keywords of its legacy algorithms.
     pub fn legacy(&self) -> Vec<&'static str> {
-        legacy(&self.encrs, &self.integs, &self.groups).collect()
+        legacy(&self.encrs, &self.integs, &self.groups).chain(more(&self.additional)).collect()
     }
 }
 
@@ -326,12 +376,14 @@ impl IkeProposal {
                 integs: vec![],
                 prfs: vec![Prf::HmacSha384, Prf::HmacSha256, Prf::HmacSha512],
                 groups: groups.clone(),
+                additional: AdditionalOffer::default(),
             },
             Self {
                 encrs: vec![Encr::AesCbc256, Encr::AesCbc128],
                 integs: vec![Integ::HmacSha256_128, Integ::HmacSha384_192, Integ::HmacSha512_256],
                 prfs: vec![Prf::HmacSha256, Prf::HmacSha384, Prf::HmacSha512],
                 groups,
+                additional: AdditionalOffer::default(),
             },
         ]
     }
@@ -342,6 +394,7 @@ impl IkeProposal {
             && suite.integ.map_or(self.integs.is_empty(), |i| self.integs.contains(&i))
             && self.prfs.contains(&suite.prf)
             && self.groups.contains(&suite.group)
+            && self.additional.allows(&suite.additional)
     }
 }
 
@@ -350,7 +403,13 @@ impl EspProposal {
     pub fn defaults() -> Vec<Self> {
         IkeProposal::defaults()
             .into_iter()
-            .map(|p| Self { encrs: p.encrs, integs: p.integs, groups: p.groups, esn: vec![true, false] })
+            .map(|p| Self {
+                encrs: p.encrs,
+                integs: p.integs,
+                groups: p.groups,
+                additional: p.additional,
+                esn: vec![true, false],
+            })
             .collect()
     }
 
@@ -359,19 +418,15 @@ impl EspProposal {
     pub fn allows(&self, suite: &EspSuite) -> bool {
         self.encrs.contains(&suite.encr)
             && suite.integ.map_or(self.integs.is_empty(), |i| self.integs.contains(&i))
-            && suite.group.is_none_or(|g| self.groups.contains(&g))
+            && suite
+                .group
+                .is_none_or(|g| self.groups.contains(&g) && self.additional.allows(&suite.additional))
             && self.esn.contains(&suite.esn)
     }
 }
 
-fn join(f: &mut fmt::Formatter<'_>, words: impl Iterator<Item = &'static str>) -> fmt::Result {
-    for (n, w) in words.enumerate() {
-        if n > 0 {
-            f.write_str("-")?;
-        }
-        f.write_str(w)?;
-    }
-    Ok(())
+fn join(f: &mut fmt::Formatter<'_>, words: impl Iterator<Item = String>) -> fmt::Result {
+    f.write_str(&words.collect::<Vec<_>>().join("-"))
 }
 
 impl fmt::Display for IkeProposal {
@@ -381,7 +436,9 @@ impl fmt::Display for IkeProposal {
             (self.encrs.iter().map(|e| e.info().keyword))
                 .chain(self.integs.iter().map(|i| i.keyword()))
                 .chain(self.prfs.iter().map(|p| p.keyword()))
-                .chain(self.groups.iter().map(|g| g.keyword())),
+                .chain(self.groups.iter().map(|g| g.keyword()))
+                .map(str::to_owned)
+                .chain(self.additional.keywords()),
         )
     }
 }
@@ -393,7 +450,9 @@ impl fmt::Display for EspProposal {
             (self.encrs.iter().map(|e| e.info().keyword))
                 .chain(self.integs.iter().map(|i| i.keyword()))
                 .chain(self.groups.iter().map(|g| g.keyword()))
-                .chain(self.esn.iter().map(|e| if *e { "esn" } else { "noesn" })),
+                .map(str::to_owned)
+                .chain(self.additional.keywords())
+                .chain(self.esn.iter().map(|e| if *e { "esn" } else { "noesn" }.to_owned())),
         )
     }
 }
@@ -439,6 +498,33 @@ mod tests {
         for odd in ["dh", "dh014", "dh+14", "group99", "dh70000", "!", "-", ";"] {
             assert!(matches!(ike(&format!("aes256-sha256-{odd}")), Err(ProposalError::Unknown(_))), "{odd}");
         }
+    }
+
+    #[test]
+    fn additional_key_exchanges_are_read_and_printed() {
+        let text = "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke2_ecp384-ke2_none";
+        let p: IkeProposal = text.parse().unwrap();
+        assert_eq!(p.groups, [Group::X25519]);
+        let of = |n| p.additional.get(AddKe::new(n).unwrap()).clone();
+        assert_eq!(of(1), [Some(Group::MlKem768)]);
+        assert_eq!(of(2), [Some(Group::Ecp384), None]);
+        assert_eq!(p.to_string(), text);
+        let esp: EspProposal = "aes256gcm16-ecp384-KE1_MLKEM1024-noesn".parse().unwrap();
+        assert_eq!(esp.to_string(), "aes256gcm16-ecp384-ke1_mlkem1024-noesn");
+        let ike = |t: &str| t.parse::<IkeProposal>().unwrap_err().to_string();
+        for (word, says) in [
+            ("mlkem768", "x25519-ke1_mlkem768"),
+            ("x25519-ke8_mlkem768", "ke1_ to ke7_"),
+            ("x25519-ke0_mlkem768", "ke1_ to ke7_"),
+            ("x25519-ke1_sha256", "unknown algorithm"),
+            ("x25519-ke1_mlkem768-ke1_mlkem768", "twice"),
+            ("ke1_mlkem768", "write a group before it"),
+            ("x25519-ke1_modp1024", "legacy: true"),
+        ] {
+            let told = ike(&format!("aes256gcm16-prfsha384-{word}"));
+            assert!(told.contains(says), "{word}: {told}");
+        }
+        assert!(matches!("aes256gcm16-ke1_mlkem768".parse::<EspProposal>(), Err(ProposalError::NothingToAddTo(_))));
     }
 
     #[test]

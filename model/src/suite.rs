@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::addke::Additional;
+
 /// Encryption algorithm with its key length (transform type 1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Encr {
@@ -300,11 +302,17 @@ pub enum Group {
     Modp6144,
     /// 8192-bit MODP group (RFC 3526).
     Modp8192,
+    /// ML-KEM-512 (FIPS 203, draft-ietf-ipsecme-ikev2-mlkem). Only as an additional key exchange, like the other two.
+    MlKem512,
+    /// ML-KEM-768.
+    MlKem768,
+    /// ML-KEM-1024.
+    MlKem1024,
 }
 
 impl Group {
     /// Every method, preferred first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::X25519,
         Self::Ecp256,
         Self::Ecp384,
@@ -316,6 +324,9 @@ impl Group {
         Self::Modp2048,
         Self::Modp1536,
         Self::Modp1024,
+        Self::MlKem768,
+        Self::MlKem1024,
+        Self::MlKem512,
     ];
 
     /// IANA transform id.
@@ -332,11 +343,15 @@ impl Group {
             Self::Ecp384 => 20,
             Self::Ecp521 => 21,
             Self::X25519 => 31,
+            Self::MlKem512 => 35,
+            Self::MlKem768 => 36,
+            Self::MlKem1024 => 37,
         }
     }
 
-    /// Length of the public value in a KE payload, in octets (ECP: x and y, RFC 5903 §7).
-    pub const fn public_len(self) -> usize {
+    /// Length of the value in the initiator's KE payload, in octets: a public value (ECP: x and y, RFC 5903 §7), or an
+    /// encapsulation key.
+    pub const fn offer_len(self) -> usize {
         match self {
             Self::Modp1024 => 128,
             Self::Modp1536 => 192,
@@ -349,7 +364,24 @@ impl Group {
             Self::Ecp384 => 96,
             Self::Ecp521 => 132,
             Self::X25519 => 32,
+            Self::MlKem512 => 800,
+            Self::MlKem768 => 1184,
+            Self::MlKem1024 => 1568,
         }
+    }
+
+    /// The same for the responder's: a public value, or a ciphertext.
+    pub const fn answer_len(self) -> usize {
+        match self {
+            Self::MlKem512 => 768,
+            Self::MlKem768 => 1088,
+            _ => self.offer_len(),
+        }
+    }
+
+    /// Whether it is a key encapsulation mechanism: the responder can begin nothing before it has the initiator's value.
+    pub const fn is_kem(self) -> bool {
+        matches!(self, Self::MlKem512 | Self::MlKem768 | Self::MlKem1024)
     }
 
     /// Whether it is spoken only where the configuration asks for it (RFC 8247 §2.4).
@@ -371,6 +403,9 @@ impl Group {
             Self::Ecp384 => "ecp384",
             Self::Ecp521 => "ecp521",
             Self::X25519 => "x25519",
+            Self::MlKem512 => "mlkem512",
+            Self::MlKem768 => "mlkem768",
+            Self::MlKem1024 => "mlkem1024",
         }
     }
 
@@ -389,8 +424,10 @@ pub struct IkeSuite {
     pub integ: Option<Integ>,
     /// Pseudorandom function.
     pub prf: Prf,
-    /// Key exchange.
+    /// Key exchange of IKE_SA_INIT.
     pub group: Group,
+    /// Those of IKE_INTERMEDIATE (RFC 9370).
+    pub additional: Additional,
 }
 
 /// The algorithms of one pair of ESP SAs, as negotiated.
@@ -402,6 +439,8 @@ pub struct EspSuite {
     pub integ: Option<Integ>,
     /// The additional key exchange of this child (PFS); `None` for the first child and without PFS.
     pub group: Option<Group>,
+    /// Those that follow it (RFC 9370).
+    pub additional: Additional,
     /// Extended (64 bit) sequence numbers, RFC 4303 §2.2.1.
     pub esn: bool,
 }
@@ -419,7 +458,7 @@ impl fmt::Display for IkeSuite {
         if let Some(i) = self.integ {
             write!(f, "-{}", i.keyword())?;
         }
-        write!(f, "-{}-{}", self.prf.keyword(), self.group.keyword())
+        write!(f, "-{}-{}{}", self.prf.keyword(), self.group.keyword(), self.additional)
     }
 }
 
@@ -430,7 +469,7 @@ impl fmt::Display for EspSuite {
             write!(f, "-{}", i.keyword())?;
         }
         if let Some(g) = self.group {
-            write!(f, "-{}", g.keyword())?;
+            write!(f, "-{}{}", g.keyword(), self.additional)?;
         }
         if self.esn { f.write_str("-esn") } else { Ok(()) }
     }
