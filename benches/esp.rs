@@ -100,7 +100,7 @@ fn cpu_time() -> Duration {
 }
 
 fn options() -> Options {
-    let aead = |encr| EspSuite { encr, integ: None, group: None, esn: false };
+    let aead = |encr| EspSuite::plain(encr, None, false);
     let mut options = Options {
         seconds: 5,
         streams: 1,

@@ -22,7 +22,7 @@ use cygnet_xfrm::route::Family;
 use cygnet_xfrm::routing::Routing;
 use netns::{CHILD, Lab, OUTER, guard, net, open, possible, sa};
 
-const GCM: EspSuite = EspSuite { encr: Encr::AesGcm16_256, integ: None, group: None, esn: true };
+const GCM: EspSuite = EspSuite::plain(Encr::AesGcm16_256, None, true);
 const HOSTS: [(&str, &str); 2] = [("10.1.0.2", "10.2.0.2"), ("fd01::2", "fd02::2")];
 
 #[test]
@@ -30,8 +30,8 @@ fn ping_and_tcp_pass_both_ways_and_nothing_in_clear() {
     if !possible("ping_and_tcp_pass_both_ways_and_nothing_in_clear") {
         return;
     }
-    let cbc = EspSuite { encr: Encr::AesCbc256, integ: Some(Integ::HmacSha384_192), group: None, esn: false };
-    let chacha = EspSuite { encr: Encr::ChaCha20Poly1305, integ: None, group: None, esn: false };
+    let cbc = EspSuite::plain(Encr::AesCbc256, Some(Integ::HmacSha384_192), false);
+    let chacha = EspSuite::plain(Encr::ChaCha20Poly1305, None, false);
     for (suite, offload) in [(GCM, true), (GCM, false), (cbc, true), (chacha, true)] {
         let lab = Lab::new();
         let mut planes = lab.tunnel(suite, offload);
@@ -350,7 +350,7 @@ fn the_device_promises_what_the_suite_can_carry() {
     };
     plane.guard(&guard(0)).unwrap();
     plane.open_tunnel(&netns::tunnel(0)).unwrap();
-    let cbc = EspSuite { encr: Encr::AesCbc256, integ: Some(Integ::HmacSha512_256), group: None, esn: false };
+    let cbc = EspSuite::plain(Encr::AesCbc256, Some(Integ::HmacSha512_256), false);
     let mut long = sa(0, Direction::Out, cbc);
     (long.local, long.remote) = ("2001:db8:a::1".parse().unwrap(), "2001:db8:b::1".parse().unwrap());
     plane.install(&long).unwrap();

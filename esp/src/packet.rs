@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn layouts() -> [Layout; 3] {
-        let suite = |encr, integ| Layout::of(EspSuite { encr, integ, group: None, esn: false });
+        let suite = |encr, integ| Layout::of(EspSuite::plain(encr, integ, false));
         [
             suite(Encr::AesGcm16_128, None),
             suite(Encr::AesCbc256, Some(Integ::HmacSha512_256)),

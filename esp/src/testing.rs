@@ -29,14 +29,14 @@ pub fn suites() -> Vec<EspSuite> {
         let integs: Vec<Option<Integ>> =
             if encr.is_aead() { vec![None] } else { Integ::ALL.into_iter().map(Some).collect() };
         for integ in integs {
-            all.extend([false, true].map(|esn| EspSuite { encr, integ, group: None, esn }));
+            all.extend([false, true].map(|esn| EspSuite::plain(encr, integ, esn)));
         }
     }
     all
 }
 
 pub fn gcm() -> EspSuite {
-    EspSuite { encr: Encr::AesGcm16_128, integ: None, group: None, esn: false }
+    EspSuite::plain(Encr::AesGcm16_128, None, false)
 }
 
 /// An SA of `CHILD` between 10.1/16, fd01::/16 here and 10.2/16, fd02::/16 there.

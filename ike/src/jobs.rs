@@ -93,8 +93,9 @@ impl Job {
         Output(match self.work {
             Work::Begin(group) => kex::begin(provider, group, random).map(|(key, own)| Made::Key(key, own)),
             Work::Finish(key, peer) => key.finish(&peer).map(Made::Secret),
-            Work::Answer(group, peer) => kex::begin(provider, group, random)
-                .and_then(|(key, own)| Ok(Made::Answer(own, key.finish(&peer)?))),
+            Work::Answer(group, peer) => {
+                kex::answer(provider, group, &peer, random).map(|(own, secret)| Made::Answer(own, secret))
+            }
         })
     }
 
@@ -115,7 +116,9 @@ impl Job {
     pub const fn effort(&self) -> Effort {
         match (&self.work, self.group()) {
             (Work::Begin(_), Group::X25519 | Group::Ecp256) => Effort::Slight,
-            (_, Group::X25519 | Group::Ecp256) => Effort::Short,
+            (_, Group::X25519 | Group::Ecp256 | Group::MlKem512 | Group::MlKem768 | Group::MlKem1024) => {
+                Effort::Short
+            }
             _ => Effort::Long,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use cygnet_model::addke::{AddKe, AdditionalOffer};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
@@ -20,6 +21,8 @@ pub enum Differs {
     Prf,
     /// Key exchange groups; of a child: PFS.
     KeyExchange,
+    /// Additional key exchanges (RFC 9370).
+    AdditionalKeyExchange,
     /// Extended sequence numbers.
     SequenceNumbers,
     /// No single kind: every kind of transform has something in common with one proposal or another.
@@ -40,6 +43,7 @@ impl Differs {
             Self::Integrity => "integrity",
             Self::Prf => "PRF",
             Self::KeyExchange => "key exchange group",
+            Self::AdditionalKeyExchange => "additional key exchange",
             Self::SequenceNumbers => "sequence numbers",
             Self::Proposals => "proposals",
             Self::Spi => "SPI",
@@ -79,12 +83,14 @@ pub(crate) fn listed<T: fmt::Display>(all: impl IntoIterator<Item = T>) -> Strin
 /// Why none of a peer's IKE proposals fits ours.
 pub(crate) fn ike(ours: &[IkeProposal], offered: &[Proposal]) -> Vec<Mismatch> {
     let wanted = |p: &IkeProposal| {
-        vec![
+        let mut kinds = vec![
             (TransformType::ENCR, p.encrs.iter().map(|e| name_of_encr(*e)).collect()),
             (TransformType::INTEG, integs(&p.integs)),
             (TransformType::PRF, p.prfs.iter().map(|x| x.keyword().to_owned()).collect()),
             (TransformType::KE, p.groups.iter().map(|g| g.keyword().to_owned()).collect()),
-        ]
+        ];
+        kinds.extend(additional(&p.additional));
+        kinds
     };
     nearest(ours.iter().map(wanted).collect(), Protocol::IKE, offered, || listed(ours))
 }
@@ -100,6 +106,7 @@ pub(crate) fn esp(ours: &[EspProposal], offered: &[Proposal], with_ke: bool) -> 
         if with_ke {
             let groups = p.groups.iter().map(|g| g.keyword().to_owned()).collect();
             kinds.push((TransformType::KE, or_none(groups)));
+            kinds.extend(additional(&p.additional));
         }
         kinds
     };
@@ -174,13 +181,14 @@ fn nearest(
     }
 }
 
-const fn respect(kind: TransformType) -> Differs {
+fn respect(kind: TransformType) -> Differs {
     match kind {
         TransformType::ENCR => Differs::Encryption,
         TransformType::INTEG => Differs::Integrity,
         TransformType::PRF => Differs::Prf,
         TransformType::KE => Differs::KeyExchange,
         TransformType::ESN => Differs::SequenceNumbers,
+        _ if kind.additional().is_some() => Differs::AdditionalKeyExchange,
         _ => Differs::Proposals,
     }
 }
@@ -194,6 +202,14 @@ fn or_none(mut names: Vec<String>) -> Vec<String> {
 
 fn integs(all: &[Integ]) -> Vec<String> {
     or_none(all.iter().map(|i| i.keyword().to_owned()).collect())
+}
+
+/// What a proposal of ours says of each additional key exchange.
+fn additional(offer: &AdditionalOffer) -> impl Iterator<Item = (TransformType, Vec<String>)> + '_ {
+    offer.iter().map(|(which, methods)| {
+        let names = methods.iter().map(|method| method.map_or("none", Group::keyword).to_owned()).collect();
+        (TransformType::of_additional(which), or_none(names))
+    })
 }
 
 fn name_of_encr(e: Encr) -> String {
@@ -214,6 +230,7 @@ fn names(p: &Proposal, kind: TransformType) -> Vec<String> {
     let all = p.transforms.iter().filter(|t| t.kind == kind).take(16).map(name).collect::<Vec<_>>();
     match kind {
         TransformType::INTEG | TransformType::KE => or_none(all),
+        _ if kind.additional().is_some() => or_none(all),
         _ => all,
     }
 }
@@ -221,18 +238,16 @@ fn names(p: &Proposal, kind: TransformType) -> Vec<String> {
 /// A peer's proposal in the keywords of the configuration, in their usual order; what has none stands in brackets with its
 /// number. Without key exchange as in IKE_AUTH.
 pub(crate) fn keywords(p: &Proposal, with_ke: bool) -> String {
-    const ORDER: [TransformType; 5] = [
-        TransformType::ENCR,
-        TransformType::INTEG,
-        TransformType::PRF,
-        TransformType::KE,
-        TransformType::ESN,
-    ];
+    use TransformType as T;
+    let order = || {
+        let more = AddKe::all().map(T::of_additional);
+        [T::ENCR, T::INTEG, T::PRF, T::KE].into_iter().chain(more).chain([T::ESN])
+    };
     let left_out = |t: &Transform| match t.kind {
         // None is written by leaving it out.
         TransformType::INTEG => t.id == 0,
         TransformType::KE => t.id == 0 || !with_ke,
-        _ => false,
+        _ => !with_ke && t.kind.additional().is_some(),
     };
     let word = |t: &Transform| match t.kind {
         TransformType::ESN if t.id <= 1 => if t.id == 1 { "esn" } else { "noesn" }.to_owned(),
@@ -244,12 +259,15 @@ pub(crate) fn keywords(p: &Proposal, with_ke: bool) -> String {
                     what => format!("[{} {}{bits}]", what.name(), t.id),
                 }
             },
-            str::to_owned,
+            |known| match kind.additional() {
+                Some(which) => format!("ke{}_{known}", which.number()),
+                None => known.to_owned(),
+            },
         ),
     };
     let of = |kind| p.transforms.iter().filter(move |t| t.kind == kind);
-    let others = p.transforms.iter().filter(|t| !ORDER.contains(&t.kind));
-    let all = ORDER.into_iter().flat_map(of).chain(others).filter(|t| !left_out(t)).take(NAMED);
+    let others = p.transforms.iter().filter(|t| !order().any(|kind| kind == t.kind));
+    let all = order().flat_map(of).chain(others).filter(|t| !left_out(t)).take(NAMED);
     all.map(word).collect::<Vec<_>>().join("-")
 }
 
@@ -267,6 +285,8 @@ fn keyword(t: &Transform) -> Option<&'static str> {
         TransformType::PRF => Prf::from_transform(t.id).map(Prf::keyword),
         TransformType::INTEG => Integ::from_transform(t.id).map(Integ::keyword),
         TransformType::KE => Group::from_transform(t.id).map(Group::keyword),
+        _ if t.kind.additional().is_some() && t.id == 0 => Some("none"),
+        _ if t.kind.additional().is_some() => Group::from_transform(t.id).map(Group::keyword),
         _ => None,
     }
 }
@@ -303,6 +323,19 @@ mod tests {
         let found = ike(&ike_text("aes256-sha384-x25519"), &offered);
         let kinds: Vec<Differs> = found.iter().map(|m| m.what).collect();
         assert_eq!(kinds, [Differs::Integrity, Differs::Prf, Differs::KeyExchange]);
+    }
+
+    #[test]
+    fn an_additional_key_exchange_on_one_side_only_is_named() {
+        let ike_text = |t: &str| vec![t.parse::<IkeProposal>().unwrap()];
+        let hybrid = ike_text("aes256gcm16-prfsha384-x25519-ke1_mlkem768");
+        let classic = ike_text("aes256gcm16-prfsha384-x25519");
+        let found = |ours, theirs: &[IkeProposal]| words(&ike(ours, &offer_ike(theirs, &[])));
+        assert_eq!(found(&hybrid, &classic), "additional key exchange: the peer offers none, we want mlkem768");
+        assert_eq!(found(&classic, &hybrid), "additional key exchange: the peer offers mlkem768, we want none");
+        let offer = offer_ike(&hybrid, &[]);
+        assert_eq!(keywords(&offer[0], true), hybrid[0].to_string());
+        assert_eq!(keywords(&offer[0], false), "aes256gcm16-prfsha384");
     }
 
     #[test]

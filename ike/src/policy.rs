@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use cygnet_model::addke::{AdditionalOffer, Additional};
 pub use cygnet_model::negotiation::{Encap, Start};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::selector::TrafficSelector;
@@ -282,13 +283,21 @@ fn encr_transforms(encrs: &[Encr]) -> impl Iterator<Item = Transform> {
     })
 }
 
+fn additional_transforms(offer: &AdditionalOffer) -> impl Iterator<Item = Transform> {
+    offer.iter().flat_map(|(which, methods)| {
+        let ids = methods.iter().map(|method| method.map_or(0, Group::transform));
+        transforms(TransformType::of_additional(which), ids)
+    })
+}
+
 /// Our IKE proposals as they go on the wire; `spi` is empty in IKE_SA_INIT.
 pub(crate) fn offer_ike(proposals: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     number(proposals.iter().map(|p| {
         let t = encr_transforms(&p.encrs)
             .chain(transforms(TransformType::INTEG, p.integs.iter().map(|i| i.transform())))
             .chain(transforms(TransformType::PRF, p.prfs.iter().map(|x| x.transform())))
-            .chain(transforms(TransformType::KE, p.groups.iter().map(|g| g.transform())));
+            .chain(transforms(TransformType::KE, p.groups.iter().map(|g| g.transform())))
+            .chain(additional_transforms(&p.additional));
         (Protocol::IKE, spi.to_vec(), t.collect())
     }))
 }
@@ -308,13 +317,20 @@ pub(crate) fn keeping(proposals: &[IkeProposal], prf: Prf) -> Vec<IkeProposal> {
 /// Our ESP proposals as they go on the wire. In IKE_AUTH there is no key exchange to propose (RFC 7296 §1.2).
 pub(crate) fn offer_esp(proposals: &[EspProposal], spi: [u8; 4], with_ke: bool) -> Vec<Proposal> {
     number(proposals.iter().map(|p| {
-        let groups = if with_ke { p.groups.as_slice() } else { &[] };
+        let none = AdditionalOffer::default();
+        let (groups, additional) = if with_ke { (&*p.groups, &p.additional) } else { (&[][..], &none) };
         let t = encr_transforms(&p.encrs)
             .chain(transforms(TransformType::INTEG, p.integs.iter().map(|i| i.transform())))
             .chain(transforms(TransformType::KE, groups.iter().map(|g| g.transform())))
+            .chain(additional_transforms(additional))
             .chain(transforms(TransformType::ESN, p.esn.iter().map(|e| u16::from(*e))));
         (Protocol::ESP, spi.to_vec(), t.collect())
     }))
+}
+
+/// Whether a proposal asks for key exchanges in IKE_INTERMEDIATE.
+pub(crate) fn wants_intermediate(p: &Proposal) -> bool {
+    p.transforms.iter().any(|t| t.kind.additional().is_some())
 }
 
 fn number(parts: impl Iterator<Item = (Protocol, Vec<u8>, Vec<Transform>)>) -> Vec<Proposal> {
@@ -331,11 +347,14 @@ struct Sorted {
     prf: Vec<Prf>,
     integ: Vec<Option<Integ>>,
     ke: Vec<Option<Group>>,
+    additional: AdditionalOffer,
     esn: Vec<bool>,
 }
 
 fn sort(p: &Proposal) -> Option<Sorted> {
-    let mut s = Sorted { encr: vec![], prf: vec![], integ: vec![], ke: vec![], esn: vec![] };
+    let additional = AdditionalOffer::default();
+    let mut s = Sorted { encr: vec![], prf: vec![], integ: vec![], ke: vec![], additional, esn: vec![] };
+    let mut unusable = AdditionalOffer::default();
     for t in p.transforms.iter() {
         let known = !t.unknown_attribute && (t.key_bits.is_none() || t.kind == TransformType::ENCR);
         match t.kind {
@@ -347,8 +366,17 @@ fn sort(p: &Proposal) -> Option<Sorted> {
             TransformType::KE => s.ke.extend(Group::from_transform(t.id).filter(|_| known).map(Some)),
             TransformType::ESN if t.id <= 1 && known => s.esn.push(t.id == 1),
             TransformType::ESN => {}
-            _ => return None,
+            kind => {
+                let which = kind.additional()?;
+                let method = if t.id == 0 { Some(None) } else { Group::from_transform(t.id).map(Some) };
+                let list = if known && method.is_some() { &mut s.additional } else { &mut unusable };
+                list.get_mut(which).push(method.flatten());
+            }
         }
+    }
+    // An additional key exchange that is offered with methods only that we do not know cannot be left out.
+    if unusable.iter().any(|(which, methods)| !methods.is_empty() && s.additional.get(which).is_empty()) {
+        return None;
     }
     // No integrity transform at all means none; a kind whose every member we do not know means no match.
     if s.integ.is_empty() && !p.transforms.iter().any(|t| t.kind == TransformType::INTEG) {
@@ -385,11 +413,13 @@ pub(crate) fn choose_ike(
             let Some(s) = sort(p) else { continue };
             let groups: Vec<Group> = s.ke.iter().copied().flatten().collect();
             let suite = (|| {
+                let group = pick(&own.groups, &groups)?;
                 Some(IkeSuite {
                     encr: pick(&own.encrs, &s.encr)?,
                     integ: pick_integ(&own.integs, &s.integ)?,
                     prf: pick(&own.prfs, &s.prf)?,
-                    group: pick(&own.groups, &groups)?,
+                    group,
+                    additional: own.additional.choose(&s.additional, Some(group))?,
                 })
             })();
             if let Some(suite) = suite {
@@ -420,10 +450,17 @@ pub(crate) fn choose_esp(
                     let theirs: Vec<Group> = s.ke.iter().copied().flatten().collect();
                     Some(pick(&own.groups, &theirs)?)
                 };
+                let additional = match group {
+                    Some(group) => own.additional.choose(&s.additional, Some(group))?,
+                    // In IKE_AUTH, or without PFS: there is nothing to add to.
+                    None if with_ke && !s.additional.allows(&Additional::NONE) => return None,
+                    None => Additional::NONE,
+                };
                 Some(EspSuite {
                     encr: pick(&own.encrs, &s.encr)?,
                     integ: pick_integ(&own.integs, &s.integ)?,
                     group,
+                    additional,
                     esn: pick(&own.esn, &s.esn)?,
                 })
             })();
@@ -442,6 +479,7 @@ pub(crate) fn answer_ike(suite: IkeSuite, number: u8, spi: &[u8]) -> Vec<Proposa
         integs: suite.integ.into_iter().collect(),
         prfs: vec![suite.prf],
         groups: vec![suite.group],
+        additional: AdditionalOffer::only(&suite.additional),
     };
     let mut out = offer_ike(&[p], spi);
     out.iter_mut().for_each(|p| p.number = number);
@@ -454,6 +492,7 @@ pub(crate) fn answer_esp(suite: EspSuite, number: u8, spi: [u8; 4]) -> Vec<Propo
         encrs: vec![suite.encr],
         integs: suite.integ.into_iter().collect(),
         groups: suite.group.into_iter().collect(),
+        additional: AdditionalOffer::only(&suite.additional),
         esn: vec![suite.esn],
     };
     let mut out = offer_esp(&[p], spi, true);
@@ -548,6 +587,35 @@ mod tests {
             second.number = 2;
             assert_eq!(choose_ike(&ours, &[bad, second], 0).unwrap().1, 2, "case {n}");
         }
+    }
+
+    #[test]
+    fn additional_key_exchanges_are_negotiated_like_any_other_kind() {
+        let hybrid = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768");
+        let either = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem1024-ke1_mlkem768-ke1_none");
+        let classic = ike("aes256gcm16-prfsha384-x25519");
+        let both = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768,aes256gcm16-prfsha384-x25519");
+        let chosen = |ours: &[IkeProposal], theirs: &[IkeProposal]| {
+            let (suite, number, _) = choose_ike(ours, &offer_ike(theirs, &[]), 0)?;
+            assert_eq!(accept_ike(theirs, &answer_ike(suite, number, &[]), 0), Some((suite, vec![])));
+            Some((suite.to_string(), number))
+        };
+        let is = |text: &str, number| Some((format!("aes256gcm16-prfsha384-x25519{text}"), number));
+        assert_eq!(chosen(&hybrid, &either), is("-ke1_mlkem768", 1));
+        assert_eq!(chosen(&either, &classic), is("", 1));
+        assert_eq!((chosen(&hybrid, &classic), chosen(&classic, &hybrid)), (None, None));
+        // Who knows nothing of it skips the first proposal, and takes the second.
+        assert_eq!(chosen(&classic, &both), is("", 2));
+        // A method that nobody knows is no reason to do without.
+        let mut odd = offer_ike(&classic, &[]);
+        odd[0].transforms.push(Transform::plain(TransformType(6), 4711));
+        assert!(choose_ike(&either, &odd, 0).is_none() && choose_ike(&classic, &odd, 0).is_none());
+        // The first child has no key exchange of its own, and so nothing to add to.
+        let ours = esp("aes256gcm16-x25519-ke1_mlkem768");
+        let of = |with_ke| choose_esp(&ours, &offer_esp(&ours, [0, 0, 1, 1], with_ke), with_ke).unwrap().0;
+        assert_eq!((of(false).additional.is_empty(), of(true).to_string().as_str()), (true, "aes256gcm16-x25519-ke1_mlkem768-esn"));
+        let without = offer_esp(&esp("aes256gcm16-x25519"), [0, 0, 1, 1], true);
+        assert!(choose_esp(&ours, &without, true).is_none());
     }
 
     #[test]

@@ -446,6 +446,11 @@ pub struct EspSuite {
 }
 
 impl EspSuite {
+    /// One without a key exchange of its own, as the first child's.
+    pub const fn plain(encr: Encr, integ: Option<Integ>, esn: bool) -> Self {
+        Self { encr, integ, group: None, additional: Additional::NONE, esn }
+    }
+
     /// Octets of the integrity check value on the wire.
     pub fn icv_len(self) -> usize {
         self.integ.map_or(self.encr.info().icv_len, Integ::icv_len)

@@ -100,7 +100,7 @@ impl Site {
             local,
             remote,
             encap: None,
-            suite: EspSuite { encr: Encr::AesGcm16_128, integ: None, group: None, esn: true },
+            suite: EspSuite::plain(Encr::AesGcm16_128, None, true),
             encr_key: SecretBytes::new((0..20).map(|i| (spi & 0x7F) as u8 ^ (i + 1)).collect()),
             integ_key: SecretBytes::new(vec![]),
             replay_window: 1024,

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     fn suite(encr: Encr, integ: Option<Integ>) -> EspSuite {
-        EspSuite { encr, integ, group: None, esn: false }
+        EspSuite::plain(encr, integ, false)
     }
 
     #[test]

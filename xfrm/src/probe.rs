@@ -88,7 +88,7 @@ fn ask(confined: Option<Errno>) -> KernelReport {
         Ok(x) => try_sa(x, v6, suite).map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),
     };
-    let plain = |encr, integ| EspSuite { encr, integ, group: None, esn: false };
+    let plain = |encr, integ| EspSuite::plain(encr, integ, false);
     let ciphers: Vec<_> = Encr::ALL
         .into_iter()
         .map(|encr| {

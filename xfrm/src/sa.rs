@@ -286,7 +286,7 @@ pub(crate) mod tests {
             local: "192.0.2.1".parse().unwrap(),
             remote: "192.0.2.2".parse().unwrap(),
             encap: Some(UdpEncap { local_port: 4500, remote_port: 61234 }),
-            suite: EspSuite { encr: Encr::AesGcm16_128, integ: None, group: None, esn },
+            suite: EspSuite::plain(Encr::AesGcm16_128, None, esn),
             encr_key: SecretBytes::new(vec![7; 20]),
             integ_key: SecretBytes::new(vec![]),
             replay_window: window,

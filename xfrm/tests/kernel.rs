@@ -39,7 +39,7 @@ fn kernel_has_esp() -> bool {
 }
 
 fn suites() -> Vec<EspSuite> {
-    let suite = |encr, integ, esn| EspSuite { encr, integ, group: None, esn };
+    let suite = |encr, integ, esn| EspSuite::plain(encr, integ, esn);
     let mut all = Vec::new();
     for esn in [false, true] {
         all.push(suite(Encr::AesGcm16_256, None, esn));

@@ -278,7 +278,7 @@ fn cipher_of(suite: EspSuite) -> Cipher {
 }
 
 const fn suite(encr: Encr, integ: Option<Integ>, esn: bool) -> EspSuite {
-    EspSuite { encr, integ, group: None, esn }
+    EspSuite::plain(encr, integ, esn)
 }
 
 fn for_each(file: &[u8], mut test: impl FnMut(&Value, &Value)) {

@@ -1,5 +1,6 @@
 //! Proposals and selectors as they stand in the configuration, so that what a peer offers can be written there.
 
+use cygnet_model::addke::AdditionalOffer;
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, Group, IkeSuite};
@@ -30,7 +31,11 @@ pub(super) fn ike(ours: &[IkeProposal]) -> Text {
 /// Our own ESP proposals. Those of IKE_AUTH have no key exchange.
 pub(super) fn esp(ours: &[EspProposal], with_ke: bool) -> Text {
     let bare = |p: &EspProposal| {
-        if with_ke { p.to_string() } else { EspProposal { groups: Vec::new(), ..p.clone() }.to_string() }
+        if with_ke {
+            return p.to_string();
+        }
+        let additional = AdditionalOffer::default();
+        EspProposal { groups: Vec::new(), additional, ..p.clone() }.to_string()
     };
     text(join(ours.iter().map(bare), ", "))
 }
@@ -48,6 +53,7 @@ pub(super) fn ike_suite(s: IkeSuite) -> Text {
         integs: s.integ.into_iter().collect(),
         prfs: vec![s.prf],
         groups: vec![s.group],
+        additional: AdditionalOffer::only(&s.additional),
     };
     text(p.to_string())
 }
@@ -57,6 +63,7 @@ pub(super) fn esp_suite(s: EspSuite) -> Text {
         encrs: vec![s.encr],
         integs: s.integ.into_iter().collect(),
         groups: s.group.into_iter().collect(),
+        additional: AdditionalOffer::only(&s.additional),
         esn: vec![s.esn],
     };
     text(p.to_string())

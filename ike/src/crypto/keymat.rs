@@ -6,6 +6,37 @@ use cygnet_model::suite::{EspSuite, IkeSuite, Integ, Prf};
 
 use super::prf::{prf, prf_plus};
 
+/// The secrets of the key exchanges of one CREATE_CHILD_SA: of its own, and of the additional ones that followed
+/// (RFC 9370 §2.2.4).
+pub struct Secrets {
+    first: SecretBytes,
+    additional: Vec<SecretBytes>,
+}
+
+impl From<SecretBytes> for Secrets {
+    fn from(first: SecretBytes) -> Self {
+        Self { first, additional: Vec::new() }
+    }
+}
+
+impl Secrets {
+    /// Adds the one of the next additional key exchange.
+    pub fn add(&mut self, secret: SecretBytes) {
+        self.additional.push(secret);
+    }
+
+    /// How many additional ones there are.
+    pub const fn additional(&self) -> usize {
+        self.additional.len()
+    }
+
+    /// `SK (0) | Ni | Nr | SK (1) | … | SK (n)`.
+    fn around<'a>(&'a self, nonces: &[&'a [u8]]) -> Vec<&'a [u8]> {
+        let more = self.additional.iter().map(SecretBytes::expose);
+        std::iter::once(self.first.expose()).chain(nonces.iter().copied()).chain(more).collect()
+    }
+}
+
 /// SKEYSEED, from which an IKE SA's keys come.
 pub struct SkeySeed(SecretBytes);
 
@@ -16,9 +47,16 @@ impl SkeySeed {
         Self(prf(alg, &key, &[shared.expose()]))
     }
 
-    /// `prf(SK_d (old), g^ir (new) | Ni | Nr)` for a rekeyed one, with the old SA's PRF (RFC 7296 §2.18).
-    pub fn rekeyed(old: Prf, sk_d: &SecretBytes, shared: &SecretBytes, ni: &[u8], nr: &[u8]) -> Self {
-        Self(prf(old, sk_d.expose(), &[shared.expose(), ni, nr]))
+    /// `prf(SK_d (old), g^ir (new) | Ni | Nr)` for a rekeyed one, with the old SA's PRF (RFC 7296 §2.18), followed by the
+    /// secrets of additional key exchanges (RFC 9370 §2.2.4).
+    pub fn rekeyed(old: Prf, sk_d: &SecretBytes, secrets: &Secrets, ni: &[u8], nr: &[u8]) -> Self {
+        Self(prf(old, sk_d.expose(), &secrets.around(&[ni, nr])))
+    }
+
+    /// `prf(SK_d (before), SK (n) | Ni | Nr)` after the nth additional key exchange in IKE_INTERMEDIATE, with the nonces of
+    /// IKE_SA_INIT (RFC 9370 §2.2.2).
+    pub fn further(alg: Prf, sk_d: &SecretBytes, shared: &SecretBytes, ni: &[u8], nr: &[u8]) -> Self {
+        Self(prf(alg, sk_d.expose(), &[shared.expose(), ni, nr]))
     }
 
     #[cfg(test)]
@@ -92,20 +130,20 @@ pub struct ChildKeys {
 }
 
 impl ChildKeys {
-    /// `KEYMAT = prf+(SK_d, [g^ir (new)] | Ni | Nr)`, cut as RFC 7296 §2.17 says. Nonces are those of the exchange
-    /// that makes the child.
+    /// `KEYMAT = prf+(SK_d, [g^ir (new)] | Ni | Nr)`, cut as RFC 7296 §2.17 says, with the secrets of additional key exchanges
+    /// behind (RFC 9370 §2.2.4). Nonces are those of the exchange that makes the child.
     pub fn derive(
         alg: Prf,
         sk_d: &SecretBytes,
-        shared: Option<&SecretBytes>,
+        secrets: Option<&Secrets>,
         ni: &[u8],
         nr: &[u8],
         suite: &EspSuite,
     ) -> Self {
         let encr = suite.encr.keymat_len();
         let integ = suite.integ.map_or(0, Integ::key_len);
-        let shared = shared.map_or(&[][..], SecretBytes::expose);
-        let keymat = prf_plus(alg, sk_d.expose(), &[shared, ni, nr], 2 * (encr + integ))
+        let seed = secrets.map_or_else(|| vec![ni, nr], |secrets| secrets.around(&[ni, nr]));
+        let keymat = prf_plus(alg, sk_d.expose(), &seed, 2 * (encr + integ))
             .expect("a child needs at most 200 octets, prf+ yields 5100 at least");
         let mut c = Cutter(keymat.expose());
         Self { encr_i: c.cut(encr), integ_i: c.cut(integ), encr_r: c.cut(encr), integ_r: c.cut(integ) }

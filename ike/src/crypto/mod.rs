@@ -1,9 +1,11 @@
-//! Cryptography of IKE: PRF, key derivation, key exchange and the SK cipher, on ring, aes, des, crypto-bigint and p521.
+//! Cryptography of IKE: PRF, key derivation, key exchange and the SK cipher, on ring, aes, des, crypto-bigint, p521 and
+//! ml-kem.
 
 pub mod cipher;
 mod curves;
 pub mod kex;
 pub mod keymat;
+mod mlkem;
 mod modp;
 mod p521;
 pub mod prf;

@@ -152,6 +152,7 @@ impl Modp {
             Group::Modp1536 => (5, P1536, 256),
             Group::Modp1024 => (6, P1024, 256),
             Group::X25519 | Group::Ecp256 | Group::Ecp384 | Group::Ecp521 => return None,
+            Group::MlKem512 | Group::MlKem768 | Group::MlKem1024 => return None,
         };
         Some(CELLS.get(index)?.get_or_init(|| Self::new(hex, exponent_bits)))
     }

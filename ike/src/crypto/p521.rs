@@ -52,7 +52,7 @@ impl Key {
     }
 
     pub fn finish(self, peer: &[u8]) -> Result<SecretBytes, KexError> {
-        if peer.len() != Group::Ecp521.public_len() {
+        if peer.len() != Group::Ecp521.offer_len() {
             return Err(KexError::PublicLength);
         }
         let mut point = Vec::with_capacity(peer.len() + 1);

@@ -1,12 +1,13 @@
 use std::io::Read;
 
 use cygnet_model::SecretBytes;
+use cygnet_model::addke::Additional;
 use cygnet_model::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
 use ring::hmac;
 
 use super::cipher::SkCipher;
 use super::kex::{self, KexError, PrivateKey, Provider};
-use super::keymat::{ChildKeys, IkeKeys, SkeySeed};
+use super::keymat::{ChildKeys, IkeKeys, Secrets, SkeySeed};
 use super::*;
 
 pub(crate) struct Counting(pub u8);
@@ -25,11 +26,11 @@ fn begin(group: Group, random: &mut dyn Random) -> (PrivateKey, Vec<u8>) {
     kex::begin(Provider::Real, group, random).unwrap()
 }
 
-fn hex(text: &str) -> Vec<u8> {
+pub(super) fn hex(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
 }
 
-fn gunzip(bytes: &[u8]) -> String {
+pub(super) fn gunzip(bytes: &[u8]) -> String {
     let mut text = String::new();
     flate2::read::GzDecoder::new(bytes).read_to_string(&mut text).unwrap();
     text
@@ -98,10 +99,11 @@ fn nist_ikev2_kdf() {
         // The same through the typed stages, for the functions that we negotiate.
         let Some(prf) = Prf::ALL.into_iter().find(|p| p.output_len() == seed.len()) else { continue };
         typed += 1;
+        let secrets = Secrets::from(shared_new.duplicate());
         assert_eq!(SkeySeed::initial(prf, &ni, &nr, &shared).expose(), f("SKEYSEED"));
-        assert_eq!(SkeySeed::rekeyed(prf, &sk_d, &shared_new, &ni, &nr).expose(), f("SKEYSEED(Rekey)"));
+        assert_eq!(SkeySeed::rekeyed(prf, &sk_d, &secrets, &ni, &nr).expose(), f("SKEYSEED(Rekey)"));
         let integ = Some(Integ::HmacSha256_128);
-        let suite = IkeSuite { encr: Encr::AesCbc256, integ, prf, group: Group::X25519 };
+        let suite = IkeSuite { encr: Encr::AesCbc256, integ, prf, group: Group::X25519, additional: Additional::NONE };
         let seed = SkeySeed::initial(prf, &ni, &nr, &shared);
         let keys =
             IkeKeys::derive(suite, &seed, &ni, &nr, spi_i.try_into().unwrap(), spi_r.try_into().unwrap());
@@ -110,8 +112,8 @@ fn nist_ikev2_kdf() {
         let joined: Vec<u8> = parts.iter().flat_map(|p| p.expose().to_vec()).collect();
         let n = joined.len().min(dkm_len);
         assert_eq!(joined[..n], f("DKM")[..n]);
-        let esp = EspSuite { encr: Encr::AesGcm16_128, integ: None, group: None, esn: false };
-        for (shared, name) in [(None, "DKM(Child SA)"), (Some(&shared_new), "DKM(Child SA D-H)")] {
+        let esp = EspSuite::plain(Encr::AesGcm16_128, None, false);
+        for (shared, name) in [(None, "DKM(Child SA)"), (Some(&secrets), "DKM(Child SA D-H)")] {
             let ck = ChildKeys::derive(prf, &keys.sk_d, shared, &ni, &nr, &esp);
             let want = f(name);
             assert_eq!((ck.encr_i.expose(), ck.encr_r.expose()), (&want[..20], &want[20..40]));
@@ -126,12 +128,17 @@ fn both_sides_of_every_group_agree() {
     let mut random = Counting(1);
     for group in Group::ALL {
         let (a, a_public) = begin(group, &mut random);
-        let (b, b_public) = begin(group, &mut random);
-        assert_eq!(a_public.len(), group.public_len());
-        let (s1, s2) = (a.finish(&b_public).unwrap(), b.finish(&a_public).unwrap());
+        assert_eq!(a_public.len(), group.offer_len());
+        let (b_public, s2) = kex::answer(Provider::Real, group, &a_public, &mut random).unwrap();
+        assert_eq!(b_public.len(), group.answer_len());
+        let s1 = a.finish(&b_public).unwrap();
         assert!(s1.ct_eq(s2.expose()), "{group:?}");
-        let modp = group.keyword().starts_with("modp");
-        let want = if modp || group == Group::X25519 { group.public_len() } else { group.public_len() / 2 };
+        let want = match group {
+            Group::X25519 => 32,
+            Group::Ecp256 | Group::Ecp384 | Group::Ecp521 => group.offer_len() / 2,
+            _ if group.is_kem() => 32,
+            _ => group.offer_len(),
+        };
         assert_eq!(s1.len(), want);
     }
 }
@@ -139,8 +146,8 @@ fn both_sides_of_every_group_agree() {
 #[test]
 fn t13_bad_public_values_never_make_a_secret() {
     let mut random = Counting(3);
-    for group in Group::ALL {
-        let n = group.public_len();
+    for group in Group::ALL.into_iter().filter(|g| !g.is_kem()) {
+        let n = group.offer_len();
         let mut one = vec![0u8; n];
         one[n - 1] = 1;
         let mut bad: Vec<(&str, Vec<u8>)> = vec![
@@ -165,6 +172,20 @@ fn t13_bad_public_values_never_make_a_secret() {
             assert!(key.finish(&value).is_err(), "{group:?} accepts {what}");
         }
     }
+    // A ciphertext of another key is no error of the method, and gives a secret that nobody else has (FIPS 203 §6.3).
+    for group in Group::ALL.into_iter().filter(|g| g.is_kem()) {
+        for n in [0, group.answer_len() - 1, group.answer_len() + 1] {
+            let (key, _) = begin(group, &mut random);
+            assert_eq!(key.finish(&vec![7; n]).err(), Some(KexError::PublicLength), "{group:?} {n}");
+        }
+        for n in [0, group.offer_len() - 1, group.offer_len() + 1] {
+            let made = kex::answer(Provider::Real, group, &vec![7; n], &mut random);
+            assert_eq!(made.err(), Some(KexError::PublicLength), "{group:?} {n}");
+        }
+        let beyond = vec![0xff; group.offer_len()];
+        let made = kex::answer(Provider::Real, group, &beyond, &mut random);
+        assert_eq!(made.err(), Some(KexError::PublicValue), "{group:?}");
+    }
     // p − 1 of group 14: the prime ends in all ones, so only the last octet differs.
     let (key, public) = begin(Group::Modp2048, &mut random);
     assert_eq!(public.len(), 256);
@@ -172,7 +193,7 @@ fn t13_bad_public_values_never_make_a_secret() {
 }
 
 /// Wycheproof: https://github.com/C2SP/wycheproof (see tests/vectors/README.md).
-fn wycheproof(bytes: &[u8], mut check: impl FnMut(&serde_json::Value, &serde_json::Value)) -> usize {
+pub(super) fn wycheproof(bytes: &[u8], mut check: impl FnMut(&serde_json::Value, &serde_json::Value)) -> usize {
     let doc: serde_json::Value = serde_json::from_str(&gunzip(bytes)).unwrap();
     let mut n = 0;
     for group in doc["testGroups"].as_array().unwrap() {

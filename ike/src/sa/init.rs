@@ -341,7 +341,7 @@ impl InitSent {
             return Err((FailureReason::InvalidKe, "uses another key exchange group than its choice"));
         }
         // Checked here, where the key is still ours: nobody has proven to be the peer, so the true answer may yet come.
-        if ke.data.len() != suite.group.public_len() {
+        if ke.data.len() != suite.group.answer_len() {
             return Err((FailureReason::InvalidSyntax, "has a key exchange value of the wrong length"));
         }
         Ok((suite, ke.data.clone(), nonce.clone()))

@@ -100,7 +100,7 @@ pub(crate) fn respond(
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_KE_PAYLOAD, group));
         return None;
     }
-    if ke.data.len() != suite.group.public_len() {
+    if ke.data.len() != suite.group.offer_len() {
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;
     }

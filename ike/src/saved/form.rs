@@ -17,6 +17,9 @@ pub struct IkeSuite {
     pub prf: u16,
     #[n(3)]
     pub group: u16,
+    /// Methods of ADDKE1 to ADDKE7, 0 for none; absent: none at all. So in all records.
+    #[n(4)]
+    pub additional: Option<[u16; 7]>,
 }
 
 /// Those of an ESP SA.
@@ -31,6 +34,8 @@ pub struct EspSuite {
     pub group: Option<u16>,
     #[n(3)]
     pub esn: bool,
+    #[n(4)]
+    pub additional: Option<[u16; 7]>,
 }
 
 /// A proposal, each list in the order of preference.
@@ -49,6 +54,9 @@ pub struct Proposal {
     /// Of ESP only.
     #[n(4)]
     pub esn: Vec<bool>,
+    /// Methods of each additional key exchange by its number, 1 to 7; 0: it may be left out.
+    #[n(5)]
+    pub additional: Option<Vec<(u8, Vec<u16>)>>,
 }
 
 /// A configured child, as it was when the SAs were made.
@@ -355,6 +363,9 @@ pub struct Outstanding<'a> {
     pub datagrams: Vec<Octets<'a>>,
     #[b(2)]
     pub request: Request<'a>,
+    /// It is an IKE_FOLLOWUP_KE request of what was asked for.
+    #[n(3)]
+    pub follow_up: Option<bool>,
 }
 
 #[derive(Encode, Decode)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cygnet_model::addke::{AddKe, Additional, AdditionalOffer};
 use cygnet_model::id::Reqid;
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::suite::{Encr, EspSuite, Group, IkeSuite, Integ, Prf};
@@ -40,6 +41,44 @@ pub fn group_of(number: u16) -> Result<Group> {
 
 fn prf_of(number: u16) -> Result<Prf> {
     Prf::from_transform(number).ok_or(bad("pseudorandom function"))
+}
+
+fn addke_of(number: u8) -> Result<AddKe> {
+    AddKe::new(number).ok_or(bad("additional key exchange"))
+}
+
+fn additional(all: &Additional) -> Option<[u16; AddKe::COUNT]> {
+    let mut numbers = [0; AddKe::COUNT];
+    for (slot, which) in numbers.iter_mut().zip(AddKe::all()) {
+        *slot = all.get(which).map_or(0, Group::transform);
+    }
+    (!all.is_empty()).then_some(numbers)
+}
+
+fn additional_of(numbers: Option<[u16; AddKe::COUNT]>) -> Result<Additional> {
+    let mut all = Additional::NONE;
+    for (number, which) in numbers.into_iter().flatten().zip(AddKe::all()) {
+        if number != 0 {
+            all.set(which, group_of(number)?);
+        }
+    }
+    Ok(all)
+}
+
+fn additional_offer(offer: &AdditionalOffer) -> Option<Vec<(u8, Vec<u16>)>> {
+    let named = offer.iter().filter(|(_, methods)| !methods.is_empty());
+    let number = |method: &Option<Group>| method.map_or(0, Group::transform);
+    let numbers: Vec<_> = named.map(|(w, methods)| (w.number(), methods.iter().map(number).collect())).collect();
+    (!numbers.is_empty()).then_some(numbers)
+}
+
+fn additional_offer_of(numbers: Option<Vec<(u8, Vec<u16>)>>) -> Result<AdditionalOffer> {
+    let mut offer = AdditionalOffer::default();
+    let method = |number| if number == 0 { Ok(None) } else { group_of(number).map(Some) };
+    for (which, methods) in numbers.into_iter().flatten() {
+        *offer.get_mut(addke_of(which)?) = all(&methods, method)?;
+    }
+    Ok(offer)
 }
 
 /// What a list of numbers stands for.
@@ -89,6 +128,7 @@ impl From<IkeSuite> for form::IkeSuite {
             integ: s.integ.map(Integ::transform),
             prf: s.prf.transform(),
             group: s.group.transform(),
+            additional: additional(&s.additional),
         }
     }
 }
@@ -100,7 +140,8 @@ impl form::IkeSuite {
         if encr.is_aead() == integ.is_some() {
             return Err(bad("suite"));
         }
-        Ok(IkeSuite { encr, integ, prf: prf_of(self.prf)?, group: group_of(self.group)? })
+        let (prf, group) = (prf_of(self.prf)?, group_of(self.group)?);
+        Ok(IkeSuite { encr, integ, prf, group, additional: additional_of(self.additional)? })
     }
 }
 
@@ -111,6 +152,7 @@ impl From<EspSuite> for form::EspSuite {
             integ: s.integ.map(Integ::transform),
             group: s.group.map(Group::transform),
             esn: s.esn,
+            additional: additional(&s.additional),
         }
     }
 }
@@ -122,7 +164,8 @@ impl form::EspSuite {
         if encr.is_aead() == integ.is_some() {
             return Err(bad("suite"));
         }
-        Ok(EspSuite { encr, integ, group: opt(self.group, group_of)?, esn: self.esn })
+        let (group, additional) = (opt(self.group, group_of)?, additional_of(self.additional)?);
+        Ok(EspSuite { encr, integ, group, additional, esn: self.esn })
     }
 }
 
@@ -220,6 +263,7 @@ fn ike_proposal(p: &IkeProposal) -> form::Proposal {
         prfs: p.prfs.iter().map(|x| x.transform()).collect(),
         groups: p.groups.iter().map(|g| g.transform()).collect(),
         esn: Vec::new(),
+        additional: additional_offer(&p.additional),
     }
 }
 
@@ -230,6 +274,7 @@ fn esp_proposal(p: &EspProposal) -> form::Proposal {
         prfs: Vec::new(),
         groups: p.groups.iter().map(|g| g.transform()).collect(),
         esn: p.esn.clone(),
+        additional: additional_offer(&p.additional),
     }
 }
 
@@ -240,6 +285,7 @@ impl form::Proposal {
             integs: all(&self.integs, integ_of)?,
             prfs: all(&self.prfs, prf_of)?,
             groups: all(&self.groups, group_of)?,
+            additional: additional_offer_of(self.additional)?,
         })
     }
 
@@ -248,6 +294,7 @@ impl form::Proposal {
             encrs: all(&self.encrs, encr_of)?,
             integs: all(&self.integs, integ_of)?,
             groups: all(&self.groups, group_of)?,
+            additional: additional_offer_of(self.additional)?,
             esn: self.esn,
         })
     }

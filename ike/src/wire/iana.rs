@@ -1,6 +1,8 @@
 //! Numbers of the registry "Internet Key Exchange Version 2 (IKEv2) Parameters" that are not algorithms
 //! (those are in `cygnet_model::suite`).
 
+use cygnet_model::addke::AddKe;
+
 /// Declares a newtype over a wire number with named values and a name for people.
 macro_rules! registry {
     ($(#[$doc:meta])* $name:ident($int:ty) { $($value:ident = $number:literal,)* }) => {
@@ -39,12 +41,14 @@ macro_rules! registry {
 }
 
 registry! {
-    /// Exchange types (RFC 7296 §3.1).
+    /// Exchange types (RFC 7296 §3.1, RFC 9242, RFC 9370).
     Exchange(u8) {
         IKE_SA_INIT = 34,
         IKE_AUTH = 35,
         CREATE_CHILD_SA = 36,
         INFORMATIONAL = 37,
+        IKE_INTERMEDIATE = 43,
+        IKE_FOLLOWUP_KE = 44,
     }
 }
 
@@ -92,6 +96,7 @@ registry! {
         INVALID_SELECTORS = 39,
         TEMPORARY_FAILURE = 43,
         CHILD_SA_NOT_FOUND = 44,
+        STATE_NOT_FOUND = 47,
         INITIAL_CONTACT = 16384,
         SET_WINDOW_SIZE = 16385,
         ADDITIONAL_TS_POSSIBLE = 16386,
@@ -105,6 +110,8 @@ registry! {
         MOBIKE_SUPPORTED = 16396,
         IKEV2_FRAGMENTATION_SUPPORTED = 16430,
         SIGNATURE_HASH_ALGORITHMS = 16431,
+        INTERMEDIATE_EXCHANGE_SUPPORTED = 16438,
+        ADDITIONAL_KEY_EXCHANGE = 16441,
     }
 }
 
@@ -133,6 +140,18 @@ registry! {
         INTEG = 3,
         KE = 4,
         ESN = 5,
+    }
+}
+
+impl TransformType {
+    /// The one of an additional key exchange (RFC 9370 §2.2.1).
+    pub const fn of_additional(which: AddKe) -> Self {
+        Self(which.transform_type())
+    }
+
+    /// The additional key exchange that it is about, if it is about one.
+    pub fn additional(self) -> Option<AddKe> {
+        AddKe::from_transform_type(self.0)
     }
 }
 

@@ -40,7 +40,7 @@ pub fn suites() -> Vec<EspSuite> {
         integs.into_iter().map(move |integ| (encr, integ))
     });
     suites
-        .flat_map(|(encr, integ)| [false, true].map(|esn| EspSuite { encr, integ, group: None, esn }))
+        .flat_map(|(encr, integ)| [false, true].map(|esn| EspSuite::plain(encr, integ, esn)))
         .collect()
 }
 

@@ -5,6 +5,7 @@ use cygnet_ike::io::Role;
 use cygnet_ike::testing::Channel;
 use cygnet_ike::wire::{Exchange, PayloadType, Payloads};
 use cygnet_model::SecretBytes;
+use cygnet_model::addke::Additional;
 use cygnet_model::suite::{Encr, Group, IkeSuite, Integ, Prf};
 use cygnet_sim::Seeded;
 
@@ -23,6 +24,7 @@ pub fn ike_suites() -> Vec<IkeSuite> {
         integ: (!encr.is_aead()).then_some(Integ::HmacSha256_128),
         prf: Prf::HmacSha256,
         group: Group::X25519,
+        additional: Additional::NONE,
     };
     Encr::ALL.into_iter().map(suite).collect()
 }
