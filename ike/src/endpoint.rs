@@ -412,6 +412,7 @@ impl Endpoint {
             Some(State::Established(s) | State::Rekeyed(s) | State::Deleting(s)) => {
                 (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r)
             }
+            Some(State::Intermediate(s)) => s.spis() == (header.spi_i, header.spi_r),
             Some(State::AuthSent(s)) => (s.channel.spi_i, s.channel.spi_r) == (header.spi_i, header.spi_r),
             Some(State::Refused(s)) => s.spi_i == theirs,
             Some(State::Closed(_)) => true,

@@ -150,7 +150,8 @@ impl FailureReason {
             NotifyType::SINGLE_PAIR_REQUIRED => Self::SinglePair,
             NotifyType::NO_ADDITIONAL_SAS => Self::NoAdditionalSas,
             NotifyType::INVALID_SYNTAX => Self::InvalidSyntax,
-            NotifyType::TEMPORARY_FAILURE => Self::TemporaryFailure,
+            // The peer has forgotten what an IKE_FOLLOWUP_KE is about: all of it begins anew (RFC 9370 §2.2.4).
+            NotifyType::TEMPORARY_FAILURE | NotifyType::STATE_NOT_FOUND => Self::TemporaryFailure,
             _ => Self::PeerError,
         }
     }

@@ -2,6 +2,7 @@
 //! Each stage consumes or borrows the one before; none can be printed.
 
 use cygnet_model::SecretBytes;
+use cygnet_model::addke::Additional;
 use cygnet_model::suite::{EspSuite, IkeSuite, Integ, Prf};
 
 use super::prf::{prf, prf_plus};
@@ -25,9 +26,9 @@ impl Secrets {
         self.additional.push(secret);
     }
 
-    /// How many additional ones there are.
-    pub const fn additional(&self) -> usize {
-        self.additional.len()
+    /// Whether there is one of each of these additional key exchanges.
+    pub fn are_of(&self, additional: &Additional) -> bool {
+        self.additional.len() == additional.iter().count()
     }
 
     /// `SK (0) | Ni | Nr | SK (1) | … | SK (n)`.

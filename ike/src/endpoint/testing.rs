@@ -37,6 +37,7 @@ impl Endpoint {
             State::Agreeing(s) => Some((spi.value(), s.spi_r)),
             State::InitTaken(s) => Some((s.spi_i, spi.value())),
             State::InitAnswered(s) => Some((s.spi_i, spi.value())),
+            State::Intermediate(s) => Some(s.spis()),
             State::AuthSent(s) => Some((s.channel.spi_i, s.channel.spi_r)),
             State::Refused(s) => Some((s.spi_i, spi.value())),
             State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => {
@@ -50,9 +51,11 @@ impl Endpoint {
     pub fn message_ids(&self, spi: IkeSpi) -> Option<(u32, u32)> {
         match &self.sas.get(&spi)?.state {
             State::Preparing(_) | State::InitSent(_) | State::InitTaken(_) => Some((0, 0)),
-            State::InitAnswered(_) => Some((1, 0)),
-            State::Agreeing(_) | State::AuthSent(_) => Some((0, 1)),
-            State::Refused(_) => Some((2, 0)),
+            State::InitAnswered(s) => Some((s.mixing.due(), 0)),
+            State::Agreeing(_) => Some((0, 1)),
+            State::Intermediate(s) => Some((0, s.id())),
+            State::AuthSent(s) => Some((0, s.id)),
+            State::Refused(s) => Some((s.exchange.1 + 1, 0)),
             State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => {
                 Some((s.window.expected, s.window.next_request.saturating_sub(1)))
             }
@@ -116,6 +119,7 @@ impl State {
             Self::Preparing(_) => "Preparing",
             Self::InitSent(_) => "InitSent",
             Self::Agreeing(_) => "Agreeing",
+            Self::Intermediate(_) => "Intermediate",
             Self::AuthSent(_) => "AuthSent",
             Self::InitTaken(_) => "InitTaken",
             Self::InitAnswered(_) => "InitAnswered",
@@ -130,6 +134,7 @@ impl State {
 
 fn channel(sa: &mut IkeSa) -> Option<&mut Channel> {
     match &mut sa.state {
+        State::Intermediate(s) => Some(s.channel_mut()),
         State::AuthSent(s) => Some(&mut s.channel),
         State::InitAnswered(s) => s.secret.known_mut().map(|d| &mut d.channel),
         State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(&mut s.channel),
@@ -144,6 +149,7 @@ fn channel(sa: &mut IkeSa) -> Option<&mut Channel> {
 
 fn channel_ref(sa: &IkeSa) -> Option<&Channel> {
     match &sa.state {
+        State::Intermediate(s) => Some(s.channel()),
         State::AuthSent(s) => Some(&s.channel),
         State::InitAnswered(s) => s.secret.known().map(|d| &d.channel),
         State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(&s.channel),

@@ -1,6 +1,7 @@
 //! The IKE_AUTH exchange (RFC 7296 §1.2, §2.15) in both roles, with pre-shared keys.
 
 mod initiator;
+mod mixing;
 mod proof;
 mod responder;
 
@@ -23,6 +24,7 @@ use crate::policy::TunnelPolicy;
 use crate::wire::{DecodeError, DecodeErrorKind, Identity, Notify, NotifyType};
 
 pub(crate) use self::initiator::AuthSent;
+pub(crate) use self::mixing::Mixing;
 pub(crate) use self::proof::PeerAuthenticated;
 pub(crate) use self::responder::Refused;
 
@@ -32,7 +34,7 @@ pub(super) const FATAL: [NotifyType; 3] =
     [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
 
 /// `prf(prf(PSK, "Key Pad for IKEv2"), <SignedOctets>)` where SignedOctets are the signer's first message, the other
-/// side's nonce and `prf(SK_p, identity)` (RFC 7296 §2.15).
+/// side's nonce and `prf(SK_p, identity)` (RFC 7296 §2.15), and what IKE_INTERMEDIATE was about (RFC 9242 §3.3.2).
 fn psk_auth(
     alg: Prf,
     psk: &SecretBytes,
@@ -40,10 +42,11 @@ fn psk_auth(
     nonce: &[u8],
     sk_p: &SecretBytes,
     id: &Identity,
+    intermediate: &[u8],
 ) -> SecretBytes {
     let padded = prf(alg, psk.expose(), &[b"Key Pad for IKEv2"]);
     let maced_id = prf(alg, sk_p.expose(), &[&id.body()]);
-    prf(alg, padded.expose(), &[message, nonce, maced_id.expose()])
+    prf(alg, padded.expose(), &[message, nonce, maced_id.expose(), intermediate])
 }
 
 /// What the initiator knows after IKE_SA_INIT, but for the shared secret.
@@ -132,7 +135,7 @@ impl Secret {
     }
 }
 
-fn derive(
+pub(super) fn derive(
     suite: IkeSuite,
     shared: &SecretBytes,
     nonces: (&[u8], &[u8]),
@@ -141,13 +144,33 @@ fn derive(
     fragmentation: bool,
 ) -> Option<Derived> {
     let seed = SkeySeed::initial(suite.prf, nonces.0, nonces.1, shared);
-    let keys = IkeKeys::derive(suite, &seed, nonces.0, nonces.1, spis.0.to_be_bytes(), spis.1.to_be_bytes());
+    of_seed(suite, &seed, nonces, spis, role, fragmentation)
+}
+
+fn of_seed(
+    suite: IkeSuite,
+    seed: &SkeySeed,
+    (ni, nr): (&[u8], &[u8]),
+    spis: (u64, u64),
+    role: Role,
+    fragmentation: bool,
+) -> Option<Derived> {
+    let keys = IkeKeys::derive(suite, seed, ni, nr, spis.0.to_be_bytes(), spis.1.to_be_bytes());
     let mut channel = Channel::new(suite, &keys, spis.0, spis.1, role)?;
     channel.fragmentation = fragmentation;
     Some(Derived { keys, channel })
 }
 
-fn internal(policy: Arc<TunnelPolicy>) -> State {
+impl Derived {
+    /// The keys after one more key exchange (RFC 9370 §2.2.2).
+    pub fn further(&self, suite: IkeSuite, shared: &SecretBytes, nonces: (&[u8], &[u8])) -> Option<Self> {
+        let seed = SkeySeed::further(suite.prf, &self.keys.sk_d, shared, nonces.0, nonces.1);
+        let c = &self.channel;
+        of_seed(suite, &seed, nonces, (c.spi_i, c.spi_r), c.role, c.fragmentation)
+    }
+}
+
+pub(super) fn internal(policy: Arc<TunnelPolicy>) -> State {
     State::Closed(Closed {
         policy: Some(policy),
         ending: Ending::Failed(FailureReason::Internal),

@@ -643,6 +643,9 @@ impl Live {
         if let Some(theirs) = self.their_rekey.take() {
             theirs.release(ctx);
         }
+        if let Some(promise) = self.promise.take() {
+            promise.release(ctx);
+        }
     }
 }
 

@@ -7,10 +7,11 @@ use cygnet_model::selector::Packet;
 use cygnet_model::suite::{Group, IkeSuite};
 use cygnet_model::{SecretBytes, Timestamp};
 
-use super::auth::InitDone;
+use super::auth::{InitDone, derive, internal};
+use super::intermediate;
 use super::natt::{self, Nat};
 use super::window::{Outgoing, Retried};
-use super::{AuthSent, Closed, Core, Ctx, IkeSa, State};
+use super::{Closed, Core, Ctx, IkeSa, State};
 use crate::account::{Draft, Party, Stage};
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::error::{DropReason, FailureReason};
@@ -178,7 +179,8 @@ fn closed(policy: Arc<TunnelPolicy>, reason: FailureReason, detail: String) -> S
     State::Closed(Closed { policy: Some(policy), ending, detail, was_up: false })
 }
 
-// I -> R  IKE_SA_INIT { [N(COOKIE)], SAi1, KEi, Ni, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
+// I -> R  IKE_SA_INIT { [N(COOKIE)], SAi1, KEi, Ni, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED),
+//                       N(INTERMEDIATE_EXCHANGE_SUPPORTED) }
 fn request(
     policy: &TunnelPolicy,
     core: &Core,
@@ -193,6 +195,9 @@ fn request(
     notifies.extend(natt::notifies(spi_i, 0, &core.flow, policy.encap));
     if policy.fragmentation {
         notifies.push(Notify::new(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, vec![]));
+    }
+    if policy.proposals.iter().any(|p| !p.additional.is_empty()) {
+        notifies.push(Notify::new(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, vec![]));
     }
     let payloads = Payloads {
         sa: Some(policy::offer_ike(&policy.proposals, &[])),
@@ -336,6 +341,11 @@ impl InitSent {
         }
         let (suite, _) = policy::accept_ike(&self.policy.proposals, sa, 0)
             .ok_or((FailureReason::NoProposalChosen, "chooses what we did not propose"))?;
+        if !suite.additional.is_empty()
+            && payloads.notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED).is_none()
+        {
+            return Err((FailureReason::NoProposalChosen, "chooses additional key exchanges without IKE_INTERMEDIATE"));
+        }
         let tried = std::iter::once(&self.current).chain(&self.earlier).any(|a| a.group == suite.group);
         if !tried || ke.group != suite.group.transform() {
             return Err((FailureReason::InvalidKe, "uses another key exchange group than its choice"));
@@ -544,7 +554,7 @@ impl Said<'_> {
 }
 
 impl Agreeing {
-    /// The secret is there: IKE_AUTH goes out.
+    /// The secret is there: IKE_INTERMEDIATE or IKE_AUTH goes out.
     pub fn on_secret(
         self: Box<Self>,
         core: &mut Core,
@@ -553,7 +563,15 @@ impl Agreeing {
     ) -> State {
         let this = *self;
         match secret {
-            Ok(secret) => AuthSent::start(core, ctx, this.policy, this.done, &secret),
+            Ok(secret) => {
+                let (policy, done) = (this.policy, this.done);
+                let spis = (core.spi.value(), done.spi_r);
+                let nonces = (&*done.nonce_i, &*done.nonce_r);
+                match derive(done.suite, &secret, nonces, spis, Role::Initiator, done.fragmentation) {
+                    Some(derived) => intermediate::proceed(core, ctx, policy, done, derived),
+                    None => internal(policy),
+                }
+            }
             Err(e) => {
                 let detail = format!("key exchange with {} failed: {e}", core.flow.remote);
                 let reason =

@@ -3,8 +3,8 @@
 //! What comes back goes on where it stood: the same keys, message IDs, children and tasks, the answer that the peer may ask
 //! for again, and the request that it may not have answered, octet for octet. Not kept is what the next minutes bring
 //! anew: signs of life, rates, fragments of half a message, and the private keys of key exchanges. What waits for a job is
-//! kept as it was before the message that needs it, which the peer repeats. `create_child` and
-//! `rekey_ike` say what becomes of an answer to a request whose private key is gone.
+//! kept as it was before the message that needs it, which the peer repeats. `create_child`, `rekey_ike`
+//! and `follow_up` say what becomes of an answer to a request whose private key is gone.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{ChildId, IkeSpi, Now, SecretBytes, Spi, Timestamp, TunnelId};
 
 use super::create_child::{Created, CreatingChild, Key};
+use super::follow_up::FollowUp;
 use super::live::{Request, Resumed};
 use super::message::{Channel, ChannelKeys};
 use super::natt::Nat;
@@ -51,7 +52,7 @@ pub(crate) struct Kept {
     sent: u32,
     received: u32,
     answer: Option<Vec<Vec<u8>>>,
-    outstanding: Option<(u32, Vec<Vec<u8>>, Request)>,
+    outstanding: Option<(u32, Vec<Vec<u8>>, Request, FollowUp)>,
     pub children: Vec<Child>,
     pub lingering: Vec<(Timestamp, SaId)>,
     queue: Vec<Task>,
@@ -120,6 +121,7 @@ impl Live {
                 id: o.id,
                 datagrams: octets(&o.out.datagrams),
                 request: o.request.show(),
+                follow_up: o.follow_up.is_asked().then_some(true),
             }),
             children: self.children.iter().map(Child::show).collect(),
             lingering: self.lingering.iter().map(show_lingering).collect(),
@@ -402,7 +404,10 @@ impl Kept {
             Some(o) if o.id.checked_add(1) != Some(record.next_request) => {
                 return Err(SavedError::Value("message ID"));
             }
-            Some(o) => Some((o.id, copies(&o.datagrams), o.request.open(tunnel)?)),
+            Some(o) => {
+                let follow_up = if o.follow_up == Some(true) { FollowUp::Lost } else { FollowUp::No };
+                Some((o.id, copies(&o.datagrams), o.request.open(tunnel)?, follow_up))
+            }
         };
         let policy: form::Policy<'_> = read(record.policy)?;
         Ok(Self {
@@ -456,7 +461,7 @@ impl Kept {
         ike.extend(self.their_rekey.iter().map(|(sa, _)| sa.core.spi));
         let mut esp: Vec<Spi> = self.children.iter().map(|c| c.inbound).collect();
         esp.extend(self.lingering.iter().map(|(_, sa)| sa.spi));
-        match self.outstanding.as_ref().map(|(.., request)| request) {
+        match self.outstanding.as_ref().map(|(_, _, request, _)| request) {
             Some(Request::CreateChild(c)) => esp.push(c.inbound),
             Some(Request::RekeyIke(r)) => ike.push(r.spi),
             _ => {}
@@ -473,11 +478,12 @@ impl Kept {
         if let Some(datagrams) = self.answer {
             window.remember(datagrams);
         }
-        window.outstanding = self.outstanding.map(|(id, datagrams, request)| Outstanding {
+        window.outstanding = self.outstanding.map(|(id, datagrams, request, follow_up)| Outstanding {
             id,
             out: Outgoing::resumed(now.mono, policy, datagrams),
             request,
             answer: None,
+            follow_up,
         });
         let their_rekey = match self.their_rekey {
             None => None,
@@ -500,6 +506,7 @@ impl Kept {
             delayed: self.delayed,
             created: self.created,
             their_rekey,
+            promise: None,
             refused_in_auth: self.refused_in_auth,
             outdated: self.outdated,
             retire_at: self.retire_at,

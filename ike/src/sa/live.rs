@@ -14,6 +14,7 @@ use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::auth::{PeerAuthenticated, error_notify};
 use super::create_child::{BUSY_RETRY, Created, CreatingChild};
+use super::follow_up::{FollowUp, Progress, Promise};
 use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
@@ -22,6 +23,7 @@ use super::window::{Answer, Outgoing, Outstanding, Place, Retried, Window, Worki
 use super::work::{Handled, NextKey};
 use super::{Child, ChildState, Closed, Core, Ctx, Next, Phase, Seeking, State};
 use crate::crypto::kex::KexError;
+use crate::crypto::keymat::Secrets;
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Action, Ending, Event, Flow};
 use crate::jobs::Asker;
@@ -119,6 +121,8 @@ pub(crate) struct Live {
     pub created: Vec<Created>,
     /// The peer's rekey of this IKE SA, while our own is on its way.
     pub their_rekey: Option<Box<RekeyedByPeer>>,
+    /// What the peer asked for and gets once the key exchanges that follow are made.
+    pub promise: Option<Box<Promise>>,
     /// The peer refused the first child in IKE_AUTH because of its algorithms: another IKE_AUTH will not help.
     pub refused_in_auth: bool,
     /// It is to be replaced by a new IKE SA, because rekeys fail.
@@ -212,6 +216,7 @@ impl Live {
             delayed: Vec::new(),
             created: Vec::new(),
             their_rekey: None,
+            promise: None,
             refused_in_auth: false,
             outdated: false,
             retire_at: None,
@@ -263,7 +268,10 @@ impl Live {
         datagram: &[u8],
         flow: Flow,
     ) -> Next {
-        let known = matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL);
+        let known = matches!(
+            header.exchange,
+            Exchange::CREATE_CHILD_SA | Exchange::INFORMATIONAL | Exchange::IKE_FOLLOWUP_KE
+        );
         let clear = header.exchange == Exchange::IKE_SA_INIT;
         let place = self.window.place(header.message_id);
         // A request of another exchange that proves to be the peer's deserves an answer (RFC 7296 §2.21.3).
@@ -326,8 +334,14 @@ impl Live {
         self.on_seen(ctx, None);
         let reply = match opened {
             Err(e) => Reply::notify(error_notify(&e)),
-            Ok(payloads) if header.exchange == Exchange::CREATE_CHILD_SA => {
-                match self.on_create_child(core, ctx, phase, &payloads, None) {
+            Ok(payloads)
+                if matches!(header.exchange, Exchange::CREATE_CHILD_SA | Exchange::IKE_FOLLOWUP_KE) =>
+            {
+                let handled = match header.exchange {
+                    Exchange::IKE_FOLLOWUP_KE => self.on_follow_up(core, ctx, phase, &payloads, None),
+                    _ => self.on_create_child(core, ctx, phase, &payloads, &mut Progress::Asked),
+                };
+                match handled {
                     Handled::Reply(reply) => reply,
                     Handled::Work(group, work) => {
                         let job = ctx.run(core.spi, Asker::Known, work);
@@ -354,8 +368,10 @@ impl Live {
         (exchange, id): (Exchange, u32),
         mut reply: Reply,
     ) -> Next {
-        // What the peer asks for next it asks for knowing what we made.
-        self.created.clear();
+        // What the peer asks for next it asks for knowing what we made. What it has asked for before that is still under way.
+        if self.promise.is_none() {
+            self.created.clear();
+        }
         if reply.payloads.notify(NotifyType::INVALID_SYNTAX).is_some() {
             let detail = format!("{} sent an {exchange} request that makes no sense", core.flow.remote);
             reply.next = fatal(phase, detail);
@@ -403,6 +419,9 @@ impl Live {
             let peer = core.flow.remote;
             return fatal(phase, format!("{peer} takes our {} request for malformed", header.exchange));
         }
+        if o.follow_up.is_asked() {
+            return self.on_followed(core, ctx, phase, o, payloads);
+        }
         if let Some(work) = self.secret_for(phase, &mut o.request, &payloads) {
             let job = ctx.run(core.spi, Asker::Known, work);
             o.answer = Some(Answer { job, payloads });
@@ -420,7 +439,7 @@ impl Live {
         phase: Phase,
         request: Request,
         payloads: &Payloads,
-        secret: Option<Result<SecretBytes, KexError>>,
+        secret: Option<Result<Secrets, KexError>>,
     ) -> Next {
         match request {
             // It goes with the IKE SA, whose deletion waited for this answer. A new IKE SA is taken down by itself.
@@ -519,13 +538,25 @@ impl Live {
     }
 
     fn send(&mut self, core: &Core, ctx: &mut Ctx<'_>, payloads: &Payloads, request: Request) {
+        self.send_as(core, ctx, payloads, request, FollowUp::No);
+    }
+
+    /// Sends a request, or one that follows it.
+    pub(super) fn send_as(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        payloads: &Payloads,
+        request: Request,
+        follow_up: FollowUp,
+    ) {
         let id = self.window.next_request;
         if self.window.exhausted() {
             // The next tick ends the IKE SA.
             request.release(ctx);
             return;
         }
-        let exchange = request.exchange();
+        let exchange = follow_up.exchange_of(&request);
         let Some(datagrams) = self.channel.seal(exchange, id, false, payloads, ctx.random) else {
             // No IV is left under this key. The lifetime ends long before.
             request.release(ctx);
@@ -534,7 +565,7 @@ impl Live {
         self.window.next_request = id.saturating_add(1);
         self.last_out = ctx.now.mono;
         let out = Outgoing::send(ctx, &self.policy, core.flow, datagrams);
-        self.window.outstanding = Some(Outstanding { id, out, request, answer: None });
+        self.window.outstanding = Some(Outstanding { id, out, request, answer: None, follow_up });
     }
 
     /// Adds a task unless the same one waits already.
@@ -753,6 +784,6 @@ impl Request {
 impl Outstanding {
     /// The exchange type of the request.
     pub const fn exchange(&self) -> Exchange {
-        self.request.exchange()
+        self.follow_up.exchange_of(&self.request)
     }
 }

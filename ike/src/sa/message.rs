@@ -55,6 +55,44 @@ pub(crate) enum Opened {
     Partial,
 }
 
+/// A whole message without what protects it.
+pub(crate) struct Plain {
+    pub payloads: Result<Payloads, DecodeError>,
+    pub content: Content,
+}
+
+/// A whole message as it stands before encryption and fragmentation, which is what IKE_AUTH proves of IKE_INTERMEDIATE:
+/// `IntAuth_A | IntAuth_P` of RFC 9242 §3.3.2, the header with adjusted lengths and the inner payloads.
+pub(crate) struct Content(Vec<u8>);
+
+impl Content {
+    /// Of a datagram of the message (any fragment has the same header), the octet of its SK header that holds the critical bit
+    /// and what is reserved, and the inner payloads with the type of the first one. `None` if it is too long for an SK payload.
+    fn of(datagram: &[u8], reserved: u8, first: PayloadType, plain: &[u8]) -> Option<Self> {
+        let payload = 4 + plain.len();
+        let mut octets = Vec::with_capacity(HEADER_LEN + payload);
+        octets.extend_from_slice(datagram.get(..16)?);
+        octets.push(PayloadType::SK.0);
+        octets.extend_from_slice(datagram.get(17..24)?);
+        octets.extend_from_slice(&u32::try_from(HEADER_LEN + payload).ok()?.to_be_bytes());
+        octets.extend_from_slice(&[first.0, reserved]);
+        octets.extend_from_slice(&u16::try_from(payload).ok()?.to_be_bytes());
+        octets.extend_from_slice(plain);
+        Some(Self(octets))
+    }
+
+    pub fn octets(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The inner payloads of a whole message, as they were opened.
+struct Chain {
+    first: PayloadType,
+    reserved: u8,
+    plain: Vec<u8>,
+}
+
 impl Channel {
     /// Takes the ciphers of an IKE SA into use. `None` if the keys do not fit the suite, which derived keys do.
     pub fn new(suite: IkeSuite, keys: &IkeKeys, spi_i: u64, spi_r: u64, role: Role) -> Option<Self> {
@@ -104,13 +142,36 @@ impl Channel {
         payloads: &Payloads,
         random: &mut dyn Random,
     ) -> Option<Vec<Vec<u8>>> {
-        let mut chain = Writer::chain();
-        payloads.encode(&mut chain);
-        let first = chain.first();
-        let plain = chain.into_chain();
+        let (first, plain) = inner(payloads);
+        self.seal_chain(exchange, message_id, response, (first, &plain), random)
+    }
+
+    /// The same, with what IKE_AUTH proves of the message.
+    pub fn seal_proven(
+        &mut self,
+        exchange: Exchange,
+        message_id: u32,
+        response: bool,
+        payloads: &Payloads,
+        random: &mut dyn Random,
+    ) -> Option<(Vec<Vec<u8>>, Content)> {
+        let (first, plain) = inner(payloads);
+        let datagrams = self.seal_chain(exchange, message_id, response, (first, &plain), random)?;
+        let content = Content::of(datagrams.first()?, 0, first, &plain)?;
+        Some((datagrams, content))
+    }
+
+    fn seal_chain(
+        &mut self,
+        exchange: Exchange,
+        message_id: u32,
+        response: bool,
+        (first, plain): (PayloadType, &[u8]),
+        random: &mut dyn Random,
+    ) -> Option<Vec<Vec<u8>>> {
         let whole = HEADER_LEN + 4 + plain.len() + self.tx.overhead(plain.len());
         if !self.fragmentation || whole <= FRAGMENT_SIZE {
-            return Some(vec![self.seal_one(exchange, message_id, response, first, &plain, None, random)?]);
+            return Some(vec![self.seal_one(exchange, message_id, response, first, plain, None, random)?]);
         }
         // The largest plaintext whose sealed fragment still fits; 64 covers headers, and IV, padding and ICV of any suite.
         let room = FRAGMENT_SIZE - HEADER_LEN - 8 - 64;
@@ -189,15 +250,30 @@ impl Channel {
 
     /// Opens a datagram whose header was decoded. Nothing is known of the sender unless this succeeds.
     pub fn open(&mut self, header: &Header, datagram: &[u8]) -> Result<Opened, DropReason> {
+        Ok(match self.open_chain(header, datagram)? {
+            Some(chain) => Opened::Message(Payloads::decode(chain.first, &chain.plain)),
+            None => Opened::Partial,
+        })
+    }
+
+    /// The same, with what IKE_AUTH proves of the message; `None` for a fragment of one that is not complete yet.
+    pub fn open_proven(&mut self, header: &Header, datagram: &[u8]) -> Result<Option<Plain>, DropReason> {
+        let Some(Chain { first, reserved, plain }) = self.open_chain(header, datagram)? else { return Ok(None) };
+        let content = Content::of(datagram, reserved, first, &plain).ok_or(DropReason::Malformed)?;
+        Ok(Some(Plain { payloads: Payloads::decode(first, &plain), content }))
+    }
+
+    fn open_chain(&mut self, header: &Header, datagram: &[u8]) -> Result<Option<Chain>, DropReason> {
         let chain = datagram.get(HEADER_LEN..).ok_or(DropReason::Malformed)?;
         let payloads = split(header.next, chain).map_err(|_| DropReason::Malformed)?;
         // The encrypted payload is the only one: what stands before it would be believed without need.
         let [sealed] = payloads.as_slice() else { return Err(DropReason::Malformed) };
+        let reserved = *chain.get(1).ok_or(DropReason::Malformed)?;
         match sealed.kind {
             PayloadType::SK => {
                 let aad = datagram.get(..HEADER_LEN + 4).ok_or(DropReason::Malformed)?;
                 let plain = self.rx.open(aad, sealed.body).map_err(|_| DropReason::Integrity)?;
-                Ok(Opened::Message(Payloads::decode(sealed.next, &plain)))
+                Ok(Some(Chain { first: sealed.next, reserved, plain }))
             }
             PayloadType::SKF if self.fragmentation => {
                 let (number, total) = fragment_numbers(sealed.body)?;
@@ -205,15 +281,19 @@ impl Channel {
                 let body = sealed.body.get(4..).ok_or(DropReason::Malformed)?;
                 let plain = self.rx.open(aad, body).map_err(|_| DropReason::Integrity)?;
                 let reassembly = if header.response { &mut self.responses } else { &mut self.requests };
-                match reassembly.add(header.message_id, number, total, sealed.next, plain)? {
-                    Some((first, chain)) => Ok(Opened::Message(Payloads::decode(first, &chain))),
-                    None => Ok(Opened::Partial),
-                }
+                reassembly.add(header.message_id, number, total, (sealed.next, reserved), plain)
             }
             PayloadType::SKF => Err(DropReason::Fragment),
             _ => Err(DropReason::Malformed),
         }
     }
+}
+
+/// The type of the first payload, and all of them.
+fn inner(payloads: &Payloads) -> (PayloadType, Vec<u8>) {
+    let mut chain = Writer::chain();
+    payloads.encode(&mut chain);
+    (chain.first(), chain.into_chain())
 }
 
 fn fragment_numbers(body: &[u8]) -> Result<(u16, u16), DropReason> {
@@ -243,7 +323,8 @@ pub(crate) fn asks_again(header: &Header, datagram: &[u8]) -> bool {
 struct Reassembly {
     message_id: u32,
     total: u16,
-    first: Option<PayloadType>,
+    /// Of the first fragment: the type of the first payload, and the octet of the header that holds what is reserved.
+    first: Option<(PayloadType, u8)>,
     parts: BTreeMap<u16, Vec<u8>>,
     octets: usize,
 }
@@ -255,9 +336,9 @@ impl Reassembly {
         message_id: u32,
         number: u16,
         total: u16,
-        next: PayloadType,
+        head: (PayloadType, u8),
         plain: Vec<u8>,
-    ) -> Result<Option<(PayloadType, Vec<u8>)>, DropReason> {
+    ) -> Result<Option<Chain>, DropReason> {
         // A larger total means that the sender chose smaller fragments: start over. A smaller one is an old copy
         // (RFC 7383 §2.6).
         if message_id != self.message_id || total > self.total {
@@ -271,15 +352,16 @@ impl Reassembly {
             return Err(DropReason::Fragment);
         }
         if number == 1 {
-            self.first = Some(next);
+            self.first = Some(head);
         }
         self.parts.insert(number, plain);
         if self.parts.len() < usize::from(total) {
             return Ok(None);
         }
         let done = std::mem::take(self);
-        let first = done.first.ok_or(DropReason::Fragment)?;
-        Ok(Some((first, done.parts.into_values().flatten().collect())))
+        let (first, reserved) = done.first.ok_or(DropReason::Fragment)?;
+        let plain = done.parts.into_values().flatten().collect();
+        Ok(Some(Chain { first, reserved, plain }))
     }
 }
 
@@ -288,6 +370,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const FIRST: (PayloadType, u8) = (PayloadType::SA, 0);
+    const OTHER: (PayloadType, u8) = (PayloadType::NONE, 0);
 
     proptest! {
         #[test]
@@ -301,30 +386,30 @@ mod tests {
             let mut done = None;
             for (i, n) in order.iter().enumerate() {
                 if i == repeat && i > 0 {
-                    prop_assert!(r.add(7, order[0], 9, PayloadType::SA, part(order[0])).is_err());
+                    prop_assert!(r.add(7, order[0], 9, FIRST, part(order[0])).is_err());
                 }
                 if wrong_total < 9 && wrong_total > 0 && i == 4 {
-                    prop_assert!(r.add(7, 1, wrong_total, PayloadType::SA, vec![]).is_err());
+                    prop_assert!(r.add(7, 1, wrong_total, FIRST, vec![]).is_err());
                 }
-                done = r.add(7, *n, 9, PayloadType::SA, part(*n)).unwrap();
+                done = r.add(7, *n, 9, FIRST, part(*n)).unwrap();
                 prop_assert_eq!(done.is_some(), i == 8);
             }
             let want: Vec<u8> = (1u16..=9).flat_map(part).collect();
-            prop_assert_eq!(done.unwrap().1, want);
+            prop_assert_eq!(done.unwrap().plain, want);
         }
     }
 
     #[test]
     fn t43_totals_may_grow_and_octets_are_bounded() {
         let mut r = Reassembly::default();
-        assert!(r.add(1, 1, 2, PayloadType::SA, vec![1]).unwrap().is_none());
-        assert!(r.add(1, 1, 3, PayloadType::SA, vec![2]).unwrap().is_none(), "starts over");
-        assert!(r.add(1, 2, 3, PayloadType::NONE, vec![3]).unwrap().is_none());
-        assert_eq!(r.add(1, 3, 3, PayloadType::NONE, vec![4]).unwrap().unwrap().1, [2, 3, 4]);
+        assert!(r.add(1, 1, 2, FIRST, vec![1]).unwrap().is_none());
+        assert!(r.add(1, 1, 3, FIRST, vec![2]).unwrap().is_none(), "starts over");
+        assert!(r.add(1, 2, 3, OTHER, vec![3]).unwrap().is_none());
+        assert_eq!(r.add(1, 3, 3, OTHER, vec![4]).unwrap().unwrap().plain, [2, 3, 4]);
         for n in 1..=64 {
-            assert!(r.add(2, n, 100, PayloadType::SA, vec![0; 1024]).is_ok());
+            assert!(r.add(2, n, 100, FIRST, vec![0; 1024]).is_ok());
         }
-        assert!(r.add(2, 65, 100, PayloadType::SA, vec![0; 1024]).is_err());
+        assert!(r.add(2, 65, 100, FIRST, vec![0; 1024]).is_err());
         for (number, total) in [(0u16, 1u16), (2, 1), (1, 0), (1, 65535)] {
             let body = [number.to_be_bytes(), total.to_be_bytes()].concat();
             assert_eq!(fragment_numbers(&body), Err(DropReason::Fragment), "{number}/{total}");

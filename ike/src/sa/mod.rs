@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   initiate ─▶ Preparing ─key▶ InitSent ──IKE_SA_INIT──▶ Agreeing ─secret▶ AuthSent ──IKE_AUTH──▶ Established
+//!                                                            └─▶ Intermediate ─┘ (IKE_INTERMEDIATE)
 //!   respond ──▶ InitTaken ─key▶ InitAnswered ──IKE_AUTH, secret──────────────────────────────────▶ Established
 //!                                    └── refused ─▶ Refused (repeats its answer) ─▶ Closed
 //!   Established ──rekey──▶ Rekeyed ─┐
@@ -18,8 +19,10 @@ mod child;
 mod collide;
 mod create_child;
 mod follow;
+mod follow_up;
 mod inform;
 mod init;
+mod intermediate;
 mod keep;
 mod live;
 pub(crate) mod message;
@@ -53,6 +56,7 @@ pub(crate) use auth::{AuthSent, Refused};
 pub(crate) use child::{Child, ChildState};
 pub(crate) use follow::is_another_peer;
 pub(crate) use init::{Agreeing, Begin, Cookies, InitSent, Preparing, initiate, stateless};
+pub(crate) use intermediate::Intermediate;
 pub(crate) use keep::{Kept, show_policy};
 pub(crate) use live::{Live, Task};
 #[cfg(feature = "test-util")]
@@ -219,11 +223,13 @@ pub(crate) enum State {
     InitSent(Box<InitSent>),
     /// We have the answer, and compute the secret.
     Agreeing(Box<Agreeing>),
+    /// We make additional key exchanges in IKE_INTERMEDIATE.
+    Intermediate(Box<Intermediate>),
     /// We sent IKE_AUTH and wait for the answer.
     AuthSent(Box<AuthSent>),
     /// We make a key to answer IKE_SA_INIT.
     InitTaken(Box<InitTaken>),
-    /// We answered IKE_SA_INIT and wait for IKE_AUTH, or compute the secret to read it.
+    /// We answered IKE_SA_INIT and wait for IKE_INTERMEDIATE and IKE_AUTH, or compute the secrets to read them.
     InitAnswered(Box<InitAnswered>),
     /// We refused IKE_AUTH and keep the answer for repetitions.
     Refused(Box<Refused>),
@@ -289,10 +295,17 @@ impl IkeSa {
                 let reason = if repeated { DropReason::Duplicate } else { DropReason::UnexpectedExchange };
                 drop_in(State::Agreeing(s), ctx, reason, flow)
             }
+            State::Intermediate(s) => match (header.exchange, header.response) {
+                (Exchange::IKE_INTERMEDIATE, true) => s.on_response(core, ctx, header, datagram),
+                (Exchange::IKE_SA_INIT, true) => {
+                    drop_in(State::Intermediate(s), ctx, DropReason::Duplicate, flow)
+                }
+                _ => drop_in(State::Intermediate(s), ctx, DropReason::UnexpectedExchange, flow),
+            },
             State::AuthSent(s) => match (header.exchange, header.response) {
                 (Exchange::IKE_AUTH, true) => s.on_response(core, ctx, header, datagram),
-                // A repeated answer to IKE_SA_INIT.
-                (Exchange::IKE_SA_INIT, true) => {
+                // A repeated answer to what was before.
+                (Exchange::IKE_SA_INIT | Exchange::IKE_INTERMEDIATE, true) => {
                     drop_in(State::AuthSent(s), ctx, DropReason::Duplicate, flow)
                 }
                 _ => drop_in(State::AuthSent(s), ctx, DropReason::UnexpectedExchange, flow),
@@ -304,7 +317,9 @@ impl IkeSa {
             }
             State::InitAnswered(s) => match (header.exchange, header.response) {
                 (Exchange::IKE_SA_INIT, false) => State::InitAnswered(s.on_repeated(ctx, datagram, flow)),
-                (Exchange::IKE_AUTH, false) => s.on_auth_request(core, ctx, header, datagram, flow),
+                (Exchange::IKE_INTERMEDIATE | Exchange::IKE_AUTH, false) => {
+                    s.on_request(core, ctx, header, datagram, flow)
+                }
                 _ => drop_in(State::InitAnswered(s), ctx, DropReason::UnexpectedExchange, flow),
             },
             State::Refused(mut s) => {
@@ -338,10 +353,12 @@ impl IkeSa {
             State::Preparing(s) if s.job == job => s.on_key(core, ctx, output.key()),
             State::InitSent(s) if s.is_making(job) => s.on_key(core, ctx, output.key()),
             State::Agreeing(s) if s.job == job => s.on_secret(core, ctx, output.secret()),
+            State::Intermediate(s) if s.is_waiting_for(job) => s.on_done(core, ctx, output),
             State::InitTaken(s) if s.job == job => s.on_key(core, ctx, output.key()),
-            State::InitAnswered(mut s) => {
-                kept = s.on_done(core, ctx, job, output);
-                State::InitAnswered(s)
+            State::InitAnswered(s) => {
+                let next;
+                (next, kept) = s.on_done(core, ctx, job, output);
+                next
             }
             State::Established(mut s) => {
                 let next = s.on_done(core, ctx, Phase::Established, job, output);
@@ -360,6 +377,7 @@ impl IkeSa {
             s @ (State::Preparing(_)
             | State::InitSent(_)
             | State::Agreeing(_)
+            | State::Intermediate(_)
             | State::InitTaken(_)
             | State::AuthSent(_)
             | State::Refused(_)
@@ -378,6 +396,7 @@ impl IkeSa {
         let taken = std::mem::replace(state, State::placeholder());
         *state = match taken {
             State::InitSent(s) => s.on_tick(core, ctx),
+            State::Intermediate(s) => s.on_tick(core, ctx),
             State::AuthSent(s) => s.on_tick(core, ctx),
             State::InitAnswered(s) if ctx.now.mono >= s.expires => State::Closed(Closed {
                 policy: None,
@@ -402,6 +421,7 @@ impl IkeSa {
     pub fn next_wakeup(&self) -> Option<Timestamp> {
         match &self.state {
             State::InitSent(s) => Some(s.next_wakeup()),
+            State::Intermediate(s) => s.next_wakeup(),
             State::AuthSent(s) => Some(s.out.next),
             State::InitAnswered(s) => Some(s.expires),
             State::Refused(s) => Some(s.until),
@@ -419,6 +439,7 @@ impl IkeSa {
             State::Preparing(s) => Some(s.policy.id),
             State::InitSent(s) => Some(s.policy.id),
             State::Agreeing(s) => Some(s.policy.id),
+            State::Intermediate(s) => Some(s.policy.id),
             State::AuthSent(s) => Some(s.policy.id),
             State::InitTaken(_) | State::InitAnswered(_) | State::Refused(_) => None,
             State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(s.policy.id),
@@ -488,6 +509,7 @@ impl IkeSa {
             State::Preparing(s) => Some(&s.policy),
             State::InitSent(s) => Some(&s.policy),
             State::Agreeing(s) => Some(&s.policy),
+            State::Intermediate(s) => Some(&s.policy),
             State::AuthSent(s) => Some(&s.policy),
             State::Established(s) | State::Rekeyed(s) | State::Deleting(s) => Some(&s.policy),
             State::InitTaken(_) | State::InitAnswered(_) | State::Refused(_) | State::Closed(_) => None,
@@ -503,7 +525,11 @@ impl IkeSa {
     pub const fn is_beginning(&self) -> bool {
         matches!(
             self.state,
-            State::Preparing(_) | State::InitSent(_) | State::Agreeing(_) | State::AuthSent(_)
+            State::Preparing(_)
+                | State::InitSent(_)
+                | State::Agreeing(_)
+                | State::Intermediate(_)
+                | State::AuthSent(_)
         )
     }
 }

@@ -4,18 +4,19 @@
 
 use cygnet_model::proposal::IkeProposal;
 use cygnet_model::suite::{Group, IkeSuite};
-use cygnet_model::{IkeSpi, SecretBytes};
+use cygnet_model::IkeSpi;
 
 use super::collide::{self, Winner};
 use super::create_child::BUSY_RETRY;
+use super::follow_up::{Progress, Promise, Promised};
 use super::live::{REKEYED_LIFETIME, Reply, Request};
 use super::message::Channel;
 use super::window::Window;
-use super::work::{Handled, Made, Worked};
+use super::work::{Handled, Made, busy};
 use super::{Core, Ctx, Effect, IkeSa, Live, Next, State, Task};
 use crate::account::{Draft, Party, Stage};
 use crate::crypto::kex::{KexError, PrivateKey};
-use crate::crypto::keymat::{IkeKeys, SkeySeed};
+use crate::crypto::keymat::{IkeKeys, Secrets, SkeySeed};
 use crate::error::{FailureReason, Trouble};
 use crate::io::{Event, RekeyKind, Role};
 use crate::jobs::Work;
@@ -35,14 +36,26 @@ pub(crate) struct RekeyingIke {
 
 impl RekeyingIke {
     /// Whether the answer cannot be followed: nobody has the key any more, and no secret came of it.
-    pub fn is_without_key(&self, secret: Option<&Result<SecretBytes, KexError>>) -> bool {
+    pub fn is_without_key(&self, secret: Option<&Result<Secrets, KexError>>) -> bool {
         self.key.is_none() && secret.is_none_or(is_lost)
     }
 }
 
 /// Whether there is no secret, and the peer is not to blame.
-fn is_lost(secret: &Result<SecretBytes, KexError>) -> bool {
+fn is_lost(secret: &Result<Secrets, KexError>) -> bool {
     matches!(secret, Err(e) if !e.blames_peer())
+}
+
+/// The new IKE SA that the peer asked for, without keys.
+pub(crate) struct Successor {
+    /// Our SPI of it.
+    pub spi: IkeSpi,
+    peer_spi: u64,
+    pub(super) suite: IkeSuite,
+    /// The peer's nonce, and ours.
+    nonces: (Vec<u8>, Vec<u8>),
+    /// Tells that it was made.
+    account: Draft,
 }
 
 /// The new IKE SA of the peer's request, which ours crossed.
@@ -147,11 +160,11 @@ impl Live {
         ctx: &mut Ctx<'_>,
         request: RekeyingIke,
         answer: &Payloads,
-        secret: Option<Result<SecretBytes, KexError>>,
+        secret: Option<Result<Secrets, KexError>>,
     ) -> Next {
         if request.is_without_key(secret.as_ref()) {
-            let RekeyingIke { spi, nonce, second_try, .. } = request;
-            return self.on_answer_without_key(core, ctx, spi, &nonce, second_try, answer);
+            let made = answer.sa.is_some() && answer.error().is_none();
+            return self.on_answer_without_key(core, ctx, request, answer, made);
         }
         let RekeyingIke { spi, nonce, group, second_try, .. } = request;
         let sa = self.finish_ike(core, ctx, spi, &nonce, group, secret, answer);
@@ -204,22 +217,21 @@ impl Live {
     /// An answer to a request of an earlier process, which took the private key with it. If the peer made the new IKE SA it
     /// takes that for the one in use from now on, and its children with it: they go on at both ends, and a new IKE SA is
     /// negotiated beside to take them over.
-    fn on_answer_without_key(
+    pub(super) fn on_answer_without_key(
         &mut self,
         core: &Core,
         ctx: &mut Ctx<'_>,
-        spi: IkeSpi,
-        nonce: &[u8],
-        second_try: bool,
+        request: RekeyingIke,
         answer: &Payloads,
+        made: bool,
     ) -> Next {
+        let RekeyingIke { spi, nonce, second_try, .. } = request;
         ctx.spis.ike.remove(&spi);
         let theirs = self.their_rekey.take();
-        let made = answer.sa.is_some() && answer.error().is_none();
         let nonce_r = answer.nonce.as_deref().unwrap_or_default();
         let ours_wins = |theirs: &RekeyedByPeer| {
             let pair = (theirs.nonces.0.as_slice(), theirs.nonces.1.as_slice());
-            collide::winner((nonce, nonce_r), pair) == Winner::Ours
+            collide::winner((&nonce, nonce_r), pair) == Winner::Ours
         };
         match theirs {
             // Ours is redundant at the peer's end as well, and goes there by itself.
@@ -245,7 +257,7 @@ impl Live {
     }
 
     /// Checks the answer: the suite and the peer's SPI.
-    fn check_ike(&self, group: Group, answer: &Payloads) -> Result<(IkeSuite, u64), FailureReason> {
+    pub(super) fn check_ike(&self, group: Group, answer: &Payloads) -> Result<(IkeSuite, u64), FailureReason> {
         if let Some(n) = answer.error() {
             return Err(FailureReason::of_notify(n.kind));
         }
@@ -280,13 +292,14 @@ impl Live {
         spi: IkeSpi,
         nonce: &[u8],
         group: Group,
-        secret: Option<Result<SecretBytes, KexError>>,
+        secret: Option<Result<Secrets, KexError>>,
         answer: &Payloads,
     ) -> Result<IkeSa, FailureReason> {
         let (suite, peer_spi) = self.check_ike(group, answer)?;
         let nonce_r = answer.nonce.as_deref().ok_or(FailureReason::InvalidSyntax)?;
-        let shared = secret.and_then(Result::ok).ok_or(FailureReason::InvalidSyntax)?;
-        let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, nonce, nonce_r);
+        let secrets = secret.and_then(Result::ok).filter(|s| s.are_of(&suite.additional));
+        let secrets = secrets.ok_or(FailureReason::InvalidSyntax)?;
+        let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &secrets, nonce, nonce_r);
         let spis = (spi.value(), peer_spi);
         let draft = Draft::authenticated(Stage::RekeyIke, Role::Initiator, core.flow.remote);
         ctx.tell(draft.ike_chosen(&self.for_successor(), None, suite).agreed(self.policy.id));
@@ -347,12 +360,15 @@ impl Live {
         core: &mut Core,
         ctx: &mut Ctx<'_>,
         offer: &Payloads,
-        worked: Option<Worked>,
+        progress: &mut Progress,
     ) -> Handled {
         let refuse = |kind, data| Handled::Reply(Reply::notify(Notify::new(kind, data)));
         if self.their_rekey.is_some() {
             // Its first one waits for the answer to ours; there is one successor, not two.
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
+        }
+        if let Some(promise) = progress.take_promise() {
+            return self.keep_promise_of_ike(core, ctx, promise);
         }
         let (Some(proposals), Some(ke), Some(ni)) = (&offer.sa, &offer.ke, &offer.nonce) else {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
@@ -380,7 +396,7 @@ impl Live {
         if peer_spi == 0 {
             return refuse(NotifyType::INVALID_SYNTAX, vec![]);
         }
-        let Some(worked) = worked else {
+        let Some(worked) = progress.take_worked() else {
             return Handled::Work(suite.group, Work::Answer(suite.group, ke.data.clone()));
         };
         let (public, shared) = match worked.made {
@@ -390,27 +406,50 @@ impl Live {
             Err(e) if e.blames_peer() => return refuse(NotifyType::INVALID_SYNTAX, vec![]),
             Err(_) => return refuse(NotifyType::TEMPORARY_FAILURE, vec![]),
         };
-        let spi = ctx.spis.new_ike(ctx.random);
-        let nr = ctx.nonce();
-        let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, &shared, ni, &nr);
-        let spis = (peer_spi, spi.value());
-        let sa = self.successor(core, ctx, spi, Role::Responder, suite, spis, &seed, (ni, &nr));
-        let Some(sa) = sa else {
-            ctx.spis.ike.remove(&spi);
-            return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
-        };
         let draft = Draft::authenticated(Stage::RekeyIke, Role::Responder, core.flow.remote);
-        let draft = draft.ike_chosen(ours, Some(proposals), suite);
-        ctx.tell(draft.agreed(self.policy.id));
-        // <- CREATE_CHILD_SA { SA, Nr, KEr }
-        let mut reply = Reply::with(Payloads {
-            sa: Some(policy::answer_ike(suite, number, &spi.to_be_bytes())),
+        let account = draft.ike_chosen(ours, Some(proposals), suite);
+        let successor =
+            Successor { spi: ctx.spis.new_ike(ctx.random), peer_spi, suite, nonces: (ni.clone(), ctx.nonce()), account };
+        // <- CREATE_CHILD_SA { SA, Nr, KEr, [N(ADDITIONAL_KEY_EXCHANGE)] }
+        let payloads = Payloads {
+            sa: Some(policy::answer_ike(suite, number, &successor.spi.to_be_bytes())),
             ke: Some(KeyExchange { group: suite.group.transform(), data: public }),
-            nonce: Some(nr.clone()),
+            nonce: Some(successor.nonces.1.clone()),
             ..Payloads::default()
-        });
+        };
+        if !suite.additional.is_empty() {
+            return self.promise(ctx, offer, shared, Promised::Ike(successor), payloads);
+        }
+        self.make_successor(core, ctx, successor, &shared.into(), payloads)
+    }
+
+    // <- IKE_FOLLOWUP_KE { KEr(n) }
+    fn keep_promise_of_ike(&mut self, core: &Core, ctx: &mut Ctx<'_>, promise: Promise) -> Handled {
+        let Promise { secrets, made, last, .. } = promise;
+        let Promised::Ike(successor) = made else { return Handled::Reply(busy()) };
+        self.make_successor(core, ctx, successor, &secrets, Payloads { ke: last, ..Payloads::default() })
+    }
+
+    /// Makes the new IKE SA of the peer's request, and answers it.
+    fn make_successor(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        successor: Successor,
+        secrets: &Secrets,
+        payloads: Payloads,
+    ) -> Handled {
+        let Successor { spi, peer_spi, suite, nonces: (ni, nr), account } = successor;
+        let seed = SkeySeed::rekeyed(self.suite.prf, &self.sk_d, secrets, &ni, &nr);
+        let spis = (peer_spi, spi.value());
+        let Some(sa) = self.successor(core, ctx, spi, Role::Responder, suite, spis, &seed, (&ni, &nr)) else {
+            ctx.spis.ike.remove(&spi);
+            return Handled::Reply(busy());
+        };
+        ctx.tell(account.agreed(self.policy.id));
+        let mut reply = Reply::with(payloads);
         if matches!(self.window.outstanding.as_ref().map(|o| &o.request), Some(Request::RekeyIke(_))) {
-            self.their_rekey = Some(Box::new(RekeyedByPeer { sa, nonces: (ni.clone(), nr) }));
+            self.their_rekey = Some(Box::new(RekeyedByPeer { sa, nonces: (ni, nr) }));
         } else {
             self.hand_over(ctx, sa);
             reply.next = Next::Rekeyed;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cygnet_model::Timestamp;
 use cygnet_model::suite::IkeSuite;
 
-use super::auth::Secret;
+use super::auth::{Mixing, Secret};
 use super::init::{clear_message, stateless};
 use super::natt::{self, Nat};
 use super::window::REPEATS;
@@ -46,6 +46,8 @@ pub(crate) struct InitAnswered {
     pub nonce_i: Vec<u8>,
     pub nonce_r: Vec<u8>,
     pub secret: Secret,
+    /// Where the additional key exchanges stand.
+    pub mixing: Mixing,
     pub request: Vec<u8>,
     pub response: Vec<u8>,
     pub nat: Option<Nat>,
@@ -69,7 +71,10 @@ pub(crate) fn respond(
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;
     };
-    let chosen = candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, sa, 0)?)));
+    let intermediate = payloads.notifies.iter().any(|n| n.kind == NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED);
+    // Additional key exchanges have no other place (RFC 9370 §2.2.1).
+    let usable: Vec<_> = sa.iter().filter(|p| intermediate || !policy::wants_intermediate(p)).cloned().collect();
+    let chosen = candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, &usable, 0)?)));
     let Some((policy, (suite, number, _))) = chosen else {
         let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();
         stateless(ctx, header, flow, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, vec![]));
@@ -136,7 +141,8 @@ impl InitTaken {
         self.request == datagram
     }
 
-    // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED) }
+    // R -> I  IKE_SA_INIT { SAr1, KEr, Nr, N(NAT_DETECTION_*), N(IKEV2_FRAGMENTATION_SUPPORTED),
+    //                       N(INTERMEDIATE_EXCHANGE_SUPPORTED) }
     pub fn on_key(
         self,
         core: &Core,
@@ -157,6 +163,9 @@ impl InitTaken {
         if this.fragmentation {
             notifies.push(Notify::new(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, vec![]));
         }
+        if !this.suite.additional.is_empty() {
+            notifies.push(Notify::new(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED, vec![]));
+        }
         let answer = Payloads {
             sa: Some(policy::answer_ike(this.suite, this.number, &[])),
             ke: Some(KeyExchange { group: this.suite.group.transform(), data: public }),
@@ -171,6 +180,7 @@ impl InitTaken {
             nonce_i: this.nonce_i,
             nonce_r,
             secret: Secret::Due(key, this.theirs),
+            mixing: Mixing::default(),
             request: this.request,
             response,
             nat: this.nat,

@@ -6,6 +6,7 @@ use cygnet_model::Timestamp;
 use cygnet_model::suite::Group;
 
 use super::Ctx;
+use super::follow_up::FollowUp;
 use super::live::Request;
 use crate::error::DropReason;
 use crate::io::{Action, Event, Flow};
@@ -97,6 +98,8 @@ pub(crate) struct Outstanding {
     pub request: Request,
     /// The response, once it is there and waits for its secret.
     pub answer: Option<Answer>,
+    /// The key exchanges that follow what was asked for.
+    pub follow_up: FollowUp,
 }
 
 /// A response that cannot be taken before a secret is computed: for the rest of the protocol it is still on its way.

@@ -4,12 +4,13 @@
 use cygnet_model::SecretBytes;
 use cygnet_model::suite::Group;
 
+use super::follow_up::Progress;
 use super::live::{Reply, Request};
-use super::window::{Answer, Outstanding, Working};
+use super::window::{Outstanding, Working};
 use super::{Core, Ctx, Live, Next, Phase, Task};
 use crate::crypto::kex::{KexError, PrivateKey};
 use crate::jobs::{Asker, JobId, Output, Work};
-use crate::wire::{Notify, NotifyType, Payloads};
+use crate::wire::{Exchange, Notify, NotifyType, Payloads};
 
 /// What becomes of a request of the peer.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart where it is returned")]
@@ -63,17 +64,19 @@ impl Live {
         if let Some(working) = self.window.working.take_if(|w| w.job == job) {
             let Working { id, exchange, payloads, group, .. } = working;
             let worked = Worked { group, made: output.answer() };
-            let reply = match self.on_create_child(core, ctx, phase, &payloads, Some(worked)) {
+            let handled = match exchange {
+                Exchange::IKE_FOLLOWUP_KE => self.on_follow_up(core, ctx, phase, &payloads, Some(worked)),
+                _ => self.on_create_child(core, ctx, phase, &payloads, &mut Progress::Worked(worked)),
+            };
+            let reply = match handled {
                 Handled::Reply(reply) => reply,
                 Handled::Work(..) => busy(),
             };
             return self.answer(core, ctx, phase, (exchange, id), reply);
         }
         let answers = |o: &mut Outstanding| o.answer.as_ref().is_some_and(|a| a.job == job);
-        if let Some(Outstanding { request, answer: Some(Answer { payloads, .. }), .. }) =
-            self.window.outstanding.take_if(answers)
-        {
-            return self.conclude(core, ctx, phase, request, &payloads, Some(output.secret()));
+        if let Some(outstanding) = self.window.outstanding.take_if(answers) {
+            return self.on_own_work(core, ctx, phase, outstanding, output);
         }
         if let NextKey::Making(id, group) = self.key
             && id == job

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use cygnet_model::selector::{Packet, TrafficSelector};
 use cygnet_model::suite::IkeSuite;
-use cygnet_model::{SecretBytes, Spi};
+use cygnet_model::Spi;
 
 use super::proof::{PeerAuthenticated, verify};
-use super::{Derived, FATAL, InitDone, derive, internal, psk_auth};
+use super::{Derived, FATAL, InitDone, internal, psk_auth};
 use crate::account::{Draft, Party, Stage};
 use crate::coverage::networks;
 use crate::crypto::keymat::{ChildKeys, IkeKeys};
@@ -16,6 +16,7 @@ use crate::io::{Action, Ending, Role};
 use crate::policy::{self, TunnelPolicy};
 use crate::sa;
 use crate::sa::child::{self, NewPair, Offered};
+use crate::sa::intermediate::IntAuth;
 use crate::sa::message::{Channel, Opened};
 use crate::sa::natt::Nat;
 use crate::sa::seek;
@@ -33,6 +34,10 @@ pub(crate) struct AuthSent {
     nonce_r: Vec<u8>,
     /// The responder's IKE_SA_INIT message, which its AUTH covers.
     response: Vec<u8>,
+    /// What its AUTH covers of IKE_INTERMEDIATE.
+    intermediate: Vec<u8>,
+    /// Message ID of IKE_AUTH.
+    pub id: u32,
     nat: Nat,
     /// Inbound SPI of the first child.
     inbound: Spi,
@@ -50,12 +55,12 @@ impl AuthSent {
         ctx: &mut Ctx<'_>,
         policy: Arc<TunnelPolicy>,
         done: InitDone,
-        shared: &SecretBytes,
+        derived: Derived,
+        int_auth: IntAuth,
+        id: u32,
     ) -> State {
-        let spis = (core.spi.value(), done.spi_r);
-        let nonces = (&*done.nonce_i, &*done.nonce_r);
-        let derived = derive(done.suite, shared, nonces, spis, Role::Initiator, done.fragmentation);
-        let Some(Derived { keys, mut channel }) = derived else { return internal(policy) };
+        let Derived { keys, mut channel } = derived;
+        let intermediate = int_auth.octets(id);
         let inbound = ctx.spis.new_esp(ctx.random);
         let auth = psk_auth(
             done.suite.prf,
@@ -64,6 +69,7 @@ impl AuthSent {
             &done.nonce_r,
             &keys.sk_pi,
             &policy.local_id,
+            &intermediate,
         );
         let mut notifies = Vec::new();
         if ctx.established.get(&policy.id).copied().unwrap_or(0) == 0 {
@@ -82,7 +88,7 @@ impl AuthSent {
             notifies,
             ..Payloads::default()
         };
-        let Some(datagrams) = channel.seal(Exchange::IKE_AUTH, 1, false, &payloads, ctx.random) else {
+        let Some(datagrams) = channel.seal(Exchange::IKE_AUTH, id, false, &payloads, ctx.random) else {
             return internal(policy);
         };
         let out = Outgoing::send(ctx, &policy, core.flow, datagrams);
@@ -94,6 +100,8 @@ impl AuthSent {
             nonce_i: done.nonce_i,
             nonce_r: done.nonce_r,
             response: done.response,
+            intermediate,
+            id,
             nat: done.nat,
             inbound,
             offered,
@@ -154,7 +162,7 @@ impl AuthSent {
         header: &Header,
         datagram: &[u8],
     ) -> State {
-        if header.message_id != 1 {
+        if header.message_id != self.id {
             return sa::drop_in(State::AuthSent(self), ctx, DropReason::UnexpectedResponse, core.flow);
         }
         let payloads = match self.channel.open(header, datagram) {
@@ -197,7 +205,10 @@ impl AuthSent {
             return self.refuse(core, ctx, FailureReason::UnknownIdentity, detail, notify);
         }
         let keys = &self.keys;
-        let expected = |psk| psk_auth(self.suite.prf, psk, &self.response, &self.nonce_i, &keys.sk_pr, idr);
+        let expected = |psk| {
+            let (message, nonce) = (&self.response, &self.nonce_i);
+            psk_auth(self.suite.prf, psk, message, nonce, &keys.sk_pr, idr, &self.intermediate)
+        };
         let Some(proof) = self.policy.psks().find_map(|psk| verify(auth, &expected(psk), idr)) else {
             let detail = format!("{peer} does not prove to be {idr}: its AUTH payload is wrong");
             let account = self.draft(core).unproven(&self.policy, idr, auth.method);
@@ -233,7 +244,7 @@ impl AuthSent {
         notify: NotifyType,
     ) -> State {
         let payloads = Payloads { notifies: vec![Notify::new(notify, vec![])], ..Payloads::default() };
-        let sealed = self.channel.seal(Exchange::INFORMATIONAL, 2, false, &payloads, ctx.random);
+        let sealed = self.channel.seal(Exchange::INFORMATIONAL, self.id + 1, false, &payloads, ctx.random);
         for bytes in sealed.into_iter().flatten() {
             ctx.out.push(Action::Send { flow: core.flow, bytes });
         }
@@ -266,7 +277,7 @@ impl AuthSent {
             NewPair { keys, negotiated, role: Role::Initiator }
         });
         let sk_d = this.keys.sk_d.duplicate();
-        let window = Window::new(2, 0);
+        let window = Window::new(this.id + 1, 0);
         let mut live =
             Live::new(core, ctx, this.policy, this.channel, this.suite, sk_d, this.nat, window, proof);
         live.packets.extend(this.packet.filter(|(of, _)| *of != 0));

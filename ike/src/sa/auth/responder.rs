@@ -30,9 +30,11 @@ const HANDSHAKES: (Duration, u32) = (Duration::from_secs(2), 16);
 /// How long a refusal is kept for repetitions of the request.
 const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
 
-/// A refused IKE_AUTH: the answer stays for repetitions, and nothing else does.
+/// A refused IKE_AUTH or IKE_INTERMEDIATE: the answer stays for repetitions, and nothing else does.
 pub(crate) struct Refused {
     pub spi_i: u64,
+    /// The exchange that was refused, and its message ID.
+    pub exchange: (Exchange, u32),
     answer: Vec<Vec<u8>>,
     repeats: Rate,
     channel: Channel,
@@ -48,7 +50,7 @@ impl Refused {
         datagram: &[u8],
         flow: Flow,
     ) {
-        let repeated = header.exchange == Exchange::IKE_AUTH && !header.response && header.message_id == 1;
+        let repeated = (header.exchange, header.message_id) == self.exchange && !header.response;
         if !repeated || !asks_again(header, datagram) {
             return ctx.dropped(DropReason::UnexpectedExchange, flow);
         }
@@ -70,15 +72,15 @@ impl Refused {
     }
 }
 
-/// Why a responder refuses IKE_AUTH as a whole.
-struct Refusal {
-    notify: Notify,
+/// Why a responder refuses IKE_AUTH or IKE_INTERMEDIATE as a whole.
+pub(super) struct Refusal {
+    pub notify: Notify,
     /// Whose peer it is, if that is proven: what a stranger does is no tunnel's failure.
-    policy: Option<Arc<TunnelPolicy>>,
-    reason: FailureReason,
-    detail: String,
+    pub policy: Option<Arc<TunnelPolicy>>,
+    pub reason: FailureReason,
+    pub detail: String,
     /// What it was about, for the tunnels that may be meant.
-    accounts: Vec<(TunnelId, Draft)>,
+    pub accounts: Vec<(TunnelId, Draft)>,
 }
 
 impl InitAnswered {
@@ -109,7 +111,9 @@ impl InitAnswered {
         policies.iter().take(account::TOLD).map(of).collect()
     }
 
-    pub fn on_auth_request(
+    /// A request under the keys of IKE_SA_INIT: of IKE_INTERMEDIATE as long as additional key exchanges are to be made, then of
+    /// IKE_AUTH.
+    pub fn on_request(
         mut self: Box<Self>,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
@@ -117,8 +121,14 @@ impl InitAnswered {
         datagram: &[u8],
         flow: Flow,
     ) -> State {
-        if header.message_id != 1 {
-            return sa::drop_in(State::InitAnswered(self), ctx, DropReason::MessageId, flow);
+        if header.message_id != self.mixing.due() {
+            if let Err(reason) = self.mixing.repeat(ctx, datagram, flow) {
+                ctx.dropped(reason, flow);
+            }
+            return State::InitAnswered(self);
+        }
+        if self.mixing.is_working() {
+            return sa::drop_in(State::InitAnswered(self), ctx, DropReason::Duplicate, flow);
         }
         let derived = match std::mem::replace(&mut self.secret, Secret::None) {
             Secret::Due(key, public) => {
@@ -146,6 +156,24 @@ impl InitAnswered {
             Secret::Known(derived) => derived,
         };
         self.secret = Secret::Known(derived);
+        if header.exchange == Exchange::IKE_INTERMEDIATE {
+            return self.on_intermediate(core, ctx, header, datagram, flow);
+        }
+        self.on_auth_request(core, ctx, header, datagram, flow)
+    }
+
+    fn on_auth_request(
+        mut self: Box<Self>,
+        core: &mut Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+        flow: Flow,
+    ) -> State {
+        if self.next_method().is_some() {
+            // What was agreed on is not left out.
+            return sa::drop_in(State::InitAnswered(self), ctx, DropReason::UnexpectedExchange, flow);
+        }
         let Some(derived) = self.secret.known_mut() else { return State::InitAnswered(self) };
         let result = match derived.channel.open(header, datagram) {
             Ok(Opened::Partial) => return State::InitAnswered(self),
@@ -160,12 +188,27 @@ impl InitAnswered {
                 sa::drop_in(State::InitAnswered(self), ctx, DropReason::RateLimit, flow)
             }
             Ok((policy, payloads, psk, proof)) => self.establish(core, ctx, (policy, psk), payloads, proof),
-            Err(refusal) => self.refuse(core, ctx, refusal),
+            Err(refusal) => self.refuse(core, ctx, (Exchange::IKE_AUTH, header.message_id), refusal),
         }
     }
 
-    /// The secret is there, or there is none. Gives what has arrived in the meantime.
+    /// What was computed is there: an answer to IKE_INTERMEDIATE, or the secret of IKE_SA_INIT, if there is one. Gives what has
+    /// arrived in the meantime.
     pub fn on_done(
+        mut self: Box<Self>,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        job: JobId,
+        output: Output,
+    ) -> (State, Vec<(Flow, Vec<u8>)>) {
+        if self.is_mixing(job) {
+            return (self.on_mixed(core, ctx, output.answer()), Vec::new());
+        }
+        let kept = self.on_secret(core, ctx, job, output);
+        (State::InitAnswered(self), kept)
+    }
+
+    fn on_secret(
         &mut self,
         core: &Core,
         ctx: &mut Ctx<'_>,
@@ -248,8 +291,10 @@ impl InitAnswered {
             .flat_map(|candidates| candidates.of_peer(idi, payloads.idr.as_ref()))
             .cloned()
             .collect();
+        let intermediate = self.mixing.int_auth.octets(self.mixing.due());
         let expected = |psk: &SecretBytes| {
-            psk_auth(self.suite.prf, psk, &self.request, &self.nonce_r, &derived.keys.sk_pi, idi)
+            let (message, nonce) = (&self.request, &self.nonce_r);
+            psk_auth(self.suite.prf, psk, message, nonce, &derived.keys.sk_pi, idi, &intermediate)
         };
         if named.is_empty() {
             let decoy = SecretBytes::copy_of(&self.nonce_r);
@@ -326,7 +371,13 @@ impl InitAnswered {
         self.draft(draft, policy).known(policy, proof.peer(), payloads.idr.as_ref())
     }
 
-    fn refuse(mut self: Box<Self>, core: &Core, ctx: &mut Ctx<'_>, refusal: Refusal) -> State {
+    pub(super) fn refuse(
+        mut self: Box<Self>,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        exchange: (Exchange, u32),
+        refusal: Refusal,
+    ) -> State {
         for (tunnel, draft) in refusal.accounts {
             ctx.tell(draft.refused(tunnel, Party::We, refusal.reason, &refusal.detail));
         }
@@ -342,13 +393,13 @@ impl InitAnswered {
         let Some(Derived { mut channel, .. }) = secret.into_known() else {
             return sa::drop_in(State::InitAnswered(self), ctx, DropReason::Integrity, core.flow);
         };
-        let sealed = channel.seal(Exchange::IKE_AUTH, 1, true, &payloads, ctx.random);
+        let sealed = channel.seal(exchange.0, exchange.1, true, &payloads, ctx.random);
         let answer = sealed.unwrap_or_default();
         for bytes in &answer {
             ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
         let until = ctx.now.mono + REFUSAL_LIFETIME;
-        let refused = Refused { spi_i: self.spi_i, answer, repeats: Rate::default(), channel, until };
+        let refused = Refused { spi_i: self.spi_i, exchange, answer, repeats: Rate::default(), channel, until };
         State::Refused(Box::new(refused))
     }
 
@@ -363,11 +414,13 @@ impl InitAnswered {
     ) -> State {
         let account = self.of_peer(&policy, &proof, &payloads, core.flow);
         let this = *self;
+        let id = this.mixing.due();
+        let intermediate = this.mixing.int_auth.octets(id);
         let Some(Derived { keys, mut channel }) = this.secret.into_known() else { return internal(policy) };
         // The fragmentation of the tunnel itself counts, now that it is known.
         channel.fragmentation = this.fragmentation && policy.fragmentation;
-        let auth =
-            psk_auth(this.suite.prf, &psk, &this.response, &this.nonce_i, &keys.sk_pr, &policy.local_id);
+        let (message, nonce, own) = (&this.response, &this.nonce_i, &policy.local_id);
+        let auth = psk_auth(this.suite.prf, &psk, message, nonce, &keys.sk_pr, own, &intermediate);
         let mut answer = Payloads {
             idr: Some(policy.local_id.clone()),
             auth: Some(Auth { method: AuthMethod::SHARED_KEY_MIC, data: auth.expose().to_vec() }),
@@ -376,7 +429,7 @@ impl InitAnswered {
         let initial_contact = payloads.notify(NotifyType::INITIAL_CONTACT).is_some();
         let sk_d = keys.sk_d.duplicate();
         let nat = this.nat.unwrap_or_default();
-        let window = Window::new(0, 1);
+        let window = Window::new(0, id);
         let mut live = Live::new(core, ctx, policy, channel, this.suite, sk_d, nat, window, proof);
         let chosen = child::find(&live.policy, &payloads, false, None, |_| false, |_| false);
         let offered = payloads.sa.as_deref().unwrap_or_default();
@@ -427,7 +480,7 @@ impl InitAnswered {
             let trouble = Trouble { reason: FailureReason::NoProposalChosen, detail };
             ctx.effects.push(Effect::Learned { tunnel: live.policy.id, trouble });
         }
-        let sealed = live.channel.seal(Exchange::IKE_AUTH, 1, true, &answer, ctx.random);
+        let sealed = live.channel.seal(Exchange::IKE_AUTH, id, true, &answer, ctx.random);
         live.window.respond(ctx, core.flow, sealed.unwrap_or_default());
         ctx.effects.push(Effect::Established { spi: core.spi, tunnel: live.policy.id, initial_contact });
         State::Established(Box::new(live))

@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use cygnet_model::Spi;
+use cygnet_model::{SecretBytes, Spi};
 
 use super::Created;
 use crate::account::{Draft, Offer, Party, Stage};
-use crate::crypto::keymat::ChildKeys;
+use crate::crypto::keymat::{ChildKeys, Secrets};
 use crate::error::{DropReason, FailureReason};
 use crate::io::{Event, RekeyKind, Role};
 use crate::jobs::Work;
 use crate::policy;
 use crate::sa::child::{self, NewPair};
 use crate::sa::collide::{self, Asked, Ours, Verdict, Winner};
+use crate::sa::follow_up::{Progress, Promise, Promised, PromisedPair};
 use crate::sa::live::{Reply, Request, Resumed};
-use crate::sa::work::{Handled, Worked, busy};
+use crate::sa::work::{Handled, busy};
 use crate::sa::{ChildState, Core, Ctx, Live, Phase, Task};
 use crate::wire::{KeyExchange, Notify, NotifyType, Payloads, Protocol};
 
@@ -46,21 +47,22 @@ impl Live {
     }
 
     /// Answers CREATE_CHILD_SA of any kind. One that needs a key exchange changes nothing before that is computed; then the
-    /// same request comes here again, with what was computed, and meets the state of that moment.
+    /// same request comes here again, with what was computed, and meets the state of that moment. So it does once more when
+    /// further key exchanges followed (`follow_up`).
     pub(in crate::sa) fn on_create_child(
         &mut self,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
         phase: Phase,
         offer: &Payloads,
-        worked: Option<Worked>,
+        progress: &mut Progress,
     ) -> Handled {
         let later = || Handled::Reply(busy());
         // One that a newer IKE SA has replaced makes no keys that would be preferred to the newer one's, to go a moment later.
         if phase != Phase::Established || self.retire_at.is_some() {
             return later();
         }
-        if worked.is_none() && !self.admits(ctx, offer) {
+        if matches!(progress, Progress::Asked) && !self.admits(ctx, offer) {
             ctx.dropped(DropReason::RateLimit, core.flow);
             return later();
         }
@@ -71,14 +73,14 @@ impl Live {
         if is_for_ike(offer) {
             return match collide::verdict(Asked::RekeyIke, self.ours(None)) {
                 Verdict::Later => later(),
-                Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, offer, worked),
+                Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, offer, progress),
             };
         }
         let Some(n) = offer.notify(NotifyType::REKEY_SA).cloned() else {
             return match collide::verdict(Asked::CreateChild, self.ours(None)) {
                 Verdict::Later => later(),
                 Verdict::Proceed | Verdict::ProceedAndCompare => {
-                    match self.answer_child(core, ctx, offer, None, worked) {
+                    match self.answer_child(core, ctx, offer, None, progress) {
                         Answered::Made(reply, made) => {
                             self.compare_created(ctx, made);
                             Handled::Reply(reply)
@@ -115,7 +117,7 @@ impl Live {
         if verdict == Verdict::Later {
             return later();
         }
-        let (reply, made) = match self.answer_child(core, ctx, offer, Some(old), worked) {
+        let (reply, made) = match self.answer_child(core, ctx, offer, Some(old), progress) {
             Answered::Made(reply, made) => (reply, made),
             Answered::Not(handled) => return handled,
         };
@@ -212,7 +214,7 @@ impl Live {
         ctx: &mut Ctx<'_>,
         offer: &Payloads,
         rekeys: Option<Spi>,
-        worked: Option<Worked>,
+        progress: &mut Progress,
     ) -> Answered {
         let refuse = |kind, data| Answered::Not(Handled::Reply(Reply::notify(Notify::new(kind, data))));
         let stage = if rekeys.is_some() { Stage::RekeyChild } else { Stage::Child };
@@ -220,6 +222,9 @@ impl Live {
         let only = rekeys.and_then(|old| Some(self.children.iter().find(|c| c.inbound == old)?.of));
         if !self.has_room() {
             return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
+        }
+        if let Some(promise) = progress.take_promise() {
+            return self.keep_promise_of_child(core, ctx, rekeys, promise);
         }
         let found = match child::find(
             &self.policy,
@@ -255,13 +260,13 @@ impl Live {
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
         }
         let Some(ni) = &offer.nonce else { return refuse(NotifyType::INVALID_SYNTAX, vec![]) };
-        let (mut shared, mut ke) = (None, None);
+        let (mut shared, mut ke) = (None::<SecretBytes>, None);
         if let Some(group) = found.suite().group {
             let theirs = offer.ke.as_ref().filter(|k| k.group == group.transform());
             let Some(theirs) = theirs else {
                 return refuse(NotifyType::INVALID_KE_PAYLOAD, group.transform().to_be_bytes().to_vec());
             };
-            let Some(worked) = worked else {
+            let Some(worked) = progress.take_worked() else {
                 return Answered::Not(Handled::Work(group, Work::Answer(group, theirs.data.clone())));
             };
             match worked.made {
@@ -279,7 +284,6 @@ impl Live {
         let number = found.number;
         let account = found.account(draft, &self.policy, Offer(offer), true);
         let negotiated = found.negotiate(ctx);
-        let keys = ChildKeys::derive(self.suite.prf, &self.sk_d, shared.as_ref(), ni, &nr, &negotiated.suite);
         let inbound = negotiated.inbound;
         let payloads = Payloads {
             sa: Some(policy::answer_esp(negotiated.suite, number, inbound.to_be_bytes())),
@@ -289,12 +293,53 @@ impl Live {
             tsr: Some(negotiated.local.clone()),
             ..Payloads::default()
         };
+        let pair = PromisedPair { negotiated, nonces: (ni.clone(), nr), account };
+        match shared {
+            Some(shared) if !pair.negotiated.suite.additional.is_empty() => {
+                Answered::Not(self.promise(ctx, offer, shared, Promised::Child(pair), payloads))
+            }
+            shared => self.make_child(core, ctx, rekeys, pair, shared.map(Secrets::from), payloads),
+        }
+    }
+
+    // <- IKE_FOLLOWUP_KE { KEr(n) }
+    fn keep_promise_of_child(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        rekeys: Option<Spi>,
+        promise: Promise,
+    ) -> Answered {
+        let Promise { secrets, made, last, .. } = promise;
+        let Promised::Child(pair) = made else { return Answered::Not(Handled::Reply(busy())) };
+        if self.is_bound(pair.negotiated.outbound) {
+            ctx.spis.esp.remove(&pair.negotiated.inbound);
+            return Answered::Not(Handled::Reply(busy()));
+        }
+        self.make_child(core, ctx, rekeys, pair, Some(secrets), Payloads { ke: last, ..Payloads::default() })
+    }
+
+    /// Installs the pair that the peer asked for, and answers.
+    fn make_child(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        rekeys: Option<Spi>,
+        pair: PromisedPair,
+        secrets: Option<Secrets>,
+        payloads: Payloads,
+    ) -> Answered {
+        let PromisedPair { negotiated, nonces, account } = pair;
+        let inbound = negotiated.inbound;
+        let (prf, suite) = (self.suite.prf, &negotiated.suite);
+        let keys = ChildKeys::derive(prf, &self.sk_d, secrets.as_ref(), &nonces.0, &nonces.1, suite);
         let pair = NewPair { negotiated, keys, role: Role::Responder };
         let Some(id) = self.install(core, ctx, pair, rekeys) else {
-            return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
+            let notify = Notify::new(NotifyType::NO_ADDITIONAL_SAS, vec![]);
+            return Answered::Not(Handled::Reply(Reply::notify(notify)));
         };
         ctx.tell(account.agreed(self.policy.id));
-        Answered::Made(Reply::with(payloads), Created { id, inbound, nonces: (ni.clone(), nr) })
+        Answered::Made(Reply::with(payloads), Created { id, inbound, nonces })
     }
 }
 

@@ -2,13 +2,13 @@
 
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::Group;
-use cygnet_model::{ChildId, SecretBytes, Spi};
+use cygnet_model::{ChildId, Spi};
 
 use super::{BUSY_RETRY, Created, CreatingChild, Key};
 use crate::account::{Draft, Party};
 use crate::coverage::networks;
 use crate::crypto::kex::KexError;
-use crate::crypto::keymat::ChildKeys;
+use crate::crypto::keymat::{ChildKeys, Secrets};
 use crate::error::{FailureReason, Trouble};
 use crate::io::{Ending, Event, RekeyKind, Role};
 use crate::jobs::Work;
@@ -131,7 +131,7 @@ impl Live {
         ctx: &mut Ctx<'_>,
         mut creating: CreatingChild,
         answer: &Payloads,
-        secret: Option<Result<SecretBytes, KexError>>,
+        secret: Option<Result<Secrets, KexError>>,
     ) -> Next {
         let deleted = std::mem::take(&mut creating.deleted);
         self.take_created(core, ctx, creating, &deleted, answer, secret);
@@ -149,7 +149,7 @@ impl Live {
         creating: CreatingChild,
         deleted: &[u32],
         answer: &Payloads,
-        secret: Option<Result<SecretBytes, KexError>>,
+        secret: Option<Result<Secrets, KexError>>,
     ) {
         let pair = match self.finish_child(&creating, answer, secret) {
             Ok(pair) => pair,
@@ -229,7 +229,11 @@ impl Live {
     }
 
     /// Checks the answer.
-    fn check_child(&self, creating: &CreatingChild, answer: &Payloads) -> Result<child::Negotiated, Unfit> {
+    pub(in crate::sa) fn check_child(
+        &self,
+        creating: &CreatingChild,
+        answer: &Payloads,
+    ) -> Result<child::Negotiated, Unfit> {
         let offered = Offered {
             of: creating.of,
             inbound: creating.inbound,
@@ -263,14 +267,16 @@ impl Live {
         &self,
         creating: &CreatingChild,
         answer: &Payloads,
-        secret: Option<Result<SecretBytes, KexError>>,
+        secret: Option<Result<Secrets, KexError>>,
     ) -> Result<NewPair, Unfit> {
         let negotiated = self.check_child(creating, answer)?;
         let nonce = answer.nonce.as_ref().ok_or_else(Unfit::syntax)?;
-        let shared = match (negotiated.suite.group, &creating.key) {
+        let secrets = match (negotiated.suite.group, &creating.key) {
             (None, _) => None,
             (Some(chosen), Key::Used(sent)) if chosen == *sent => match secret {
-                Some(Ok(secret)) => Some(secret),
+                Some(Ok(secrets)) if secrets.are_of(&negotiated.suite.additional) => Some(secrets),
+                // The configuration has changed in the meantime.
+                Some(Ok(_)) => return Err(Unfit::lost()),
                 Some(Err(e)) if e.blames_peer() => return Err(Unfit::syntax()),
                 Some(Err(_)) | None => return Err(Unfit::lost()),
             },
@@ -287,7 +293,7 @@ impl Live {
         let keys = ChildKeys::derive(
             self.suite.prf,
             &self.sk_d,
-            shared.as_ref(),
+            secrets.as_ref(),
             &creating.nonce,
             nonce,
             &negotiated.suite,
@@ -297,7 +303,13 @@ impl Live {
 
     /// The peer made the pair that an earlier process asked for, and the keys cannot be known any more: it is deleted at the
     /// peer, and asked for anew. Until then what it was to replace goes on.
-    fn ask_again(&mut self, ctx: &mut Ctx<'_>, creating: &CreatingChild, deleted: &[u32], answer: &Payloads) {
+    pub(in crate::sa) fn ask_again(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        creating: &CreatingChild,
+        deleted: &[u32],
+        answer: &Payloads,
+    ) {
         let of = creating.of;
         let Some(old) = creating.rekeys else {
             return self.enqueue(Task::CreateChild { index: of, group: None });
