@@ -10,9 +10,10 @@
 //! the state of that moment, so what collides with what is no other question than without additional key exchanges.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use cygnet_model::SecretBytes;
 use cygnet_model::suite::Group;
+use cygnet_model::{SecretBytes, Timestamp};
 
 use super::child::Negotiated;
 use super::live::{Reply, Request};
@@ -28,6 +29,9 @@ use crate::wire::{Exchange, KeyExchange, Notify, NotifyType, Payloads};
 
 /// Octets of the links that we give.
 const LINK: usize = 16;
+
+/// How long a promise waits for the next of its key exchanges: longer than a peer repeats its request.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the additional key exchanges of a request of ours stand.
 pub(crate) enum FollowUp {
@@ -115,6 +119,8 @@ pub(crate) struct Promise {
     /// The request.
     offer: Payloads,
     link: Vec<u8>,
+    /// When it is given up.
+    pub until: Timestamp,
     pub(super) secrets: Secrets,
     /// What is still to be made.
     methods: VecDeque<Group>,
@@ -335,7 +341,8 @@ impl Live {
         ctx.random.fill(&mut link);
         payloads.notifies.push(linked(&link));
         let (offer, secrets) = (offer.clone(), Secrets::from(first));
-        let promise = Promise { offer, link, secrets, methods, made, last: None };
+        let until = ctx.now.mono + PATIENCE;
+        let promise = Promise { offer, link, until, secrets, methods, made, last: None };
         // A peer with a window of one that asks for something else has given up on what it asked for before.
         if let Some(forgotten) = self.promise.replace(Box::new(promise)) {
             forgotten.release(ctx);
@@ -382,6 +389,7 @@ impl Live {
         if !promise.methods.is_empty() {
             // <- IKE_FOLLOWUP_KE { KEr(n), N(ADDITIONAL_KEY_EXCHANGE)(link) }
             let notifies = vec![linked(&promise.link)];
+            promise.until = ctx.now.mono + PATIENCE;
             self.promise = Some(promise);
             return Handled::Reply(Reply::with(Payloads { ke, notifies, ..Payloads::default() }));
         }

@@ -631,6 +631,7 @@ impl Live {
             .chain(self.children.iter().filter(|c| c.pending.is_some()).filter_map(|c| c.switch_at))
             .chain(self.children.iter().filter(|_| stays).filter_map(Child::presumed_at))
             .chain(self.retire_at)
+            .chain(self.promise.as_ref().map(|promise| promise.until))
             .chain(self.window.outstanding.as_ref().and_then(Outstanding::next_repetition))
             .chain(self.delayed.iter().map(|(at, _)| *at))
             .chain(self.lingering.iter().map(|(at, _)| *at))
@@ -663,6 +664,9 @@ impl Live {
         for (_, sa) in self.lingering.extract_if(.., |(at, _)| *at <= now) {
             ctx.out.push(Action::RemoveSa(sa));
             ctx.spis.esp.remove(&sa.spi);
+        }
+        if let Some(promise) = self.promise.take_if(|promise| promise.until <= now) {
+            promise.release(ctx);
         }
         if phase == Phase::Established {
             self.close_by_time(ctx);

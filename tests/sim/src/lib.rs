@@ -300,6 +300,17 @@ pub fn policy(side: usize, children: u8) -> TunnelPolicy {
     }
 }
 
+/// Gives a policy additional key exchanges: two for the IKE SA, and one or two for each child, as its responder prefers.
+pub fn hybrid(p: &mut TunnelPolicy) {
+    let ike = p.proposals.iter().map(|p| format!("{p}-ke1_mlkem768-ke2_mlkem1024"));
+    p.proposals = ike.map(|text| text.parse().expect("a proposal")).collect();
+    for (c, n) in p.children.values_mut().zip(0u32..) {
+        let second = if n % 2 == 0 { "ke2_none-ke2_ecp521" } else { "ke2_ecp521-ke2_none" };
+        let more = format!("ke1_mlkem768-{second}");
+        c.proposals = vec![format!("aes256gcm16-x25519-ecp384-{more}").parse().expect("a proposal")];
+    }
+}
+
 impl Lab {
     /// Two gateways with these policies, started at once.
     pub fn new(seed: u64, link: Link, policies: [TunnelPolicy; 2]) -> Self {

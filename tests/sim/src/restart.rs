@@ -74,7 +74,7 @@ pub struct Back {
 
 /// Every IV that was sent under any key, to see that none is used for two messages.
 #[derive(Default)]
-pub(crate) struct Ivs(BTreeMap<(u64, u64, bool, [u8; 8]), u64>);
+pub(crate) struct Ivs(BTreeMap<(u64, u64, bool, u32, [u8; 8]), u64>);
 
 impl Ivs {
     /// Looks at a datagram. The very same octets may go out again.
@@ -92,7 +92,9 @@ impl Ivs {
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         let digest = hasher.finish();
-        let known = self.0.insert((header.spi_i, header.spi_r, header.from_initiator, iv), digest);
+        // Each IKE_INTERMEDIATE exchange has keys of its own, and what comes after them has the last ones.
+        let keys = if header.exchange == Exchange::IKE_INTERMEDIATE { header.message_id } else { 0 };
+        let known = self.0.insert((header.spi_i, header.spi_r, header.from_initiator, keys, iv), digest);
         assert!(known.is_none_or(|known| known == digest), "one IV for two messages: {header:?}");
     }
 }

@@ -9,7 +9,7 @@ use cygnet_ike::policy::Start;
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_model::ChildId;
 use cygnet_model::tunnel::SaId;
-use cygnet_sim::{Back, Lab, Link, Pace, TUNNEL, failures, net, policy, seeds, single_pairs};
+use cygnet_sim::{Back, Lab, Link, Pace, TUNNEL, failures, hybrid, net, policy, seeds, single_pairs};
 
 /// What a seed is about, beside the weather.
 #[derive(Clone, Copy)]
@@ -29,6 +29,8 @@ struct Plan {
     one_file: bool,
     /// Data planes may have lost SAs.
     lossy: bool,
+    /// With additional key exchanges.
+    hybrid: bool,
 }
 
 /// The address that the NAT gives gateway 0.
@@ -45,6 +47,7 @@ impl Plan {
             stale: seed % 8 == 3,
             one_file: false,
             lossy: seed % 8 >= 5,
+            hybrid: false,
         }
     }
 
@@ -70,6 +73,9 @@ impl Plan {
             if side == 0 {
                 p = single_pairs(p);
             }
+        }
+        if self.hybrid {
+            hybrid(&mut p);
         }
         if self.without_pfs {
             p.children.values_mut().for_each(|c| c.proposals = vec!["aes256gcm16".parse().unwrap()]);
@@ -133,6 +139,12 @@ fn storm(seed: u64) {
 fn slow_storm(seed: u64) {
     let plan = Plan { one_file: true, ..Plan::new(seed) };
     storm_at(plan, seed, if seed.is_multiple_of(2) { Pace::SLOW } else { Pace::LOSSY });
+}
+
+/// The same with additional key exchanges, of which some are half made when a process dies.
+fn hybrid_storm(seed: u64) {
+    let plan = Plan { hybrid: true, one_file: true, ..Plan::new(seed) };
+    storm_at(plan, seed, [Pace::AT_ONCE, Pace::SLOW, Pace::LOSSY][(seed / 3 % 3) as usize]);
 }
 
 fn storm_at(plan: Plan, seed: u64, pace: Pace) {
@@ -225,12 +237,19 @@ fn slow_processes_that_die_in_bad_weather_end_in_agreement() {
 }
 
 #[test]
+fn hybrid_processes_that_die_in_bad_weather_end_in_agreement() {
+    let failed = failures(seeds(2000), hybrid_storm);
+    assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
+}
+
+#[test]
 fn processes_that_die_on_a_good_link_lose_no_packet() {
     let failed = failures(seeds(500), calm);
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
 }
 
-/// Prints what happened under one seed, with `CYGNET_SIM_CALM=1` on a good link, with `CYGNET_SIM_SLOW=1` slowly:
+/// Prints what happened under one seed, with `CYGNET_SIM_CALM=1` on a good link, with `CYGNET_SIM_SLOW=1` slowly, with
+/// `CYGNET_SIM_HYBRID=1` of the hybrid ones:
 /// `CYGNET_SIM_TELL=1 CYGNET_SIM_FIRST=24 cargo test -p cygnet-sim --test restarts -- --ignored --nocapture`.
 #[test]
 #[ignore = "a tool for people: tells the story of one seed"]
@@ -240,6 +259,8 @@ fn story() {
         calm
     } else if std::env::var_os("CYGNET_SIM_SLOW").is_some() {
         slow_storm
+    } else if std::env::var_os("CYGNET_SIM_HYBRID").is_some() {
+        hybrid_storm
     } else {
         storm
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cygnet_ike::policy::Start;
 use cygnet_ike::{Command, Input, TunnelPolicy};
 use cygnet_model::{ChildId, SecretBytes};
-use cygnet_sim::{Lab, Link, Pace, TUNNEL, failures, net, policy, seeds, single_pairs};
+use cygnet_sim::{Lab, Link, Pace, TUNNEL, failures, hybrid, net, policy, seeds, single_pairs};
 
 /// Where the gateways are wrongly configured, failing cleanly is the right ending.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,8 @@ struct Plan {
     /// Only this end demands PFS. One child: others would never come up.
     pfs: Option<usize>,
     wrong: Option<Wrong>,
+    /// With additional key exchanges.
+    hybrid: bool,
 }
 
 /// The address that the NAT gives gateway 0.
@@ -76,6 +78,7 @@ impl Plan {
             missing: split.is_some() && seed % 18 == 5,
             pfs,
             wrong,
+            hybrid: false,
         }
     }
 
@@ -113,6 +116,9 @@ impl Plan {
             if side == end {
                 p = single_pairs(p);
             }
+        }
+        if self.hybrid {
+            hybrid(&mut p);
         }
         if self.pfs.is_some_and(|end| end != side) {
             p.children.values_mut().for_each(|c| c.proposals = vec!["aes256gcm16".parse().unwrap()]);
@@ -172,7 +178,10 @@ impl Plan {
 }
 
 fn storm(seed: u64, pace: Pace) {
-    let plan = Plan::new(seed);
+    storm_of(&Plan::new(seed), seed, pace);
+}
+
+fn storm_of(plan: &Plan, seed: u64, pace: Pace) {
     let mut lab = Lab::new(seed, Link::BAD, [plan.policy(0), plan.policy(1)]);
     lab.set_pace(pace);
     lab.nat.public = plan.nat.then(|| PUBLIC.parse().unwrap());
@@ -257,6 +266,16 @@ fn handshakes_and_rekeys_of_gateways_that_lose_results_end_in_agreement() {
     weather(seeds(3000), Pace::LOSSY);
 }
 
+/// Additional key exchanges: up to three more exchanges for each new key, and whatever collides meanwhile.
+#[test]
+fn hybrid_handshakes_and_rekeys_in_bad_weather_end_in_agreement() {
+    let failed = failures(seeds(3000), |seed| {
+        let pace = [Pace::AT_ONCE, Pace::SLOW, Pace::LOSSY][(seed / 3 % 3) as usize];
+        storm_of(&Plan { hybrid: true, ..Plan::new(seed) }, seed, pace);
+    });
+    assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
+}
+
 fn weather(all: std::ops::Range<u64>, pace: Pace) {
     let failed = failures(all, |seed| storm(seed, pace));
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
@@ -271,7 +290,8 @@ fn seeds_of_rare_orders_end_in_agreement() {
     }
 }
 
-/// Prints what happened under one seed, with `CYGNET_SIM_PACE=slow` or `lossy` at that pace: `CYGNET_SIM_FIRST=24 cargo test -p cygnet-sim --test storm -- --ignored --nocapture`.
+/// Prints what happened under one seed, with `CYGNET_SIM_PACE=slow` or `lossy` at that pace, with `CYGNET_SIM_HYBRID=1` of the
+/// hybrid ones: `CYGNET_SIM_FIRST=24 cargo test -p cygnet-sim --test storm -- --ignored --nocapture`.
 #[test]
 #[ignore = "a tool for people: tells the story of one seed"]
 fn story() {
@@ -281,6 +301,7 @@ fn story() {
         Ok("lossy") => Pace::LOSSY,
         _ => Pace::AT_ONCE,
     };
-    let told = std::panic::catch_unwind(|| storm(seed, pace));
+    let hybrid = std::env::var_os("CYGNET_SIM_HYBRID").is_some();
+    let told = std::panic::catch_unwind(|| storm_of(&Plan { hybrid, ..Plan::new(seed) }, seed, pace));
     assert!(told.is_ok(), "seed {seed}");
 }

@@ -9,6 +9,7 @@ mod children;
 mod collisions;
 mod ending;
 mod explain;
+mod hybrid;
 mod jobs;
 mod messages;
 mod middle;
