@@ -160,7 +160,20 @@ impl Found {
 
     /// Whether a pair has the same selectors.
     pub fn is_like(&self, c: &Child) -> bool {
-        c.of == self.of && same(&c.local, &self.local) && same(&c.remote, &self.remote)
+        c.is_of(self.of, &self.local, &self.remote)
+    }
+}
+
+impl Negotiated {
+    /// Whether a pair has the same selectors.
+    pub fn is_like(&self, c: &Child) -> bool {
+        c.is_of(self.of, &self.local, &self.remote)
+    }
+}
+
+impl Child {
+    fn is_of(&self, of: u16, local: &[TrafficSelector], remote: &[TrafficSelector]) -> bool {
+        self.of == of && same(&self.local, local) && same(&self.remote, remote)
     }
 }
 

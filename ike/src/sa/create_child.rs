@@ -68,6 +68,11 @@ impl CreatingChild {
         if self.rekeys.is_none() { Some(self.of) } else { None }
     }
 
+    /// Whether an earlier process took the key with it.
+    pub const fn is_without_key(&self) -> bool {
+        matches!(self.key, Key::Lost(_))
+    }
+
     const fn stage(&self) -> Stage {
         if self.rekeys.is_none() { Stage::Child } else { Stage::RekeyChild }
     }

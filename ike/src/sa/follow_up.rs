@@ -39,8 +39,8 @@ pub(crate) enum FollowUp {
     No,
     /// One is under way.
     Going(Box<Chain>),
-    /// An earlier process asked, and took the keys with it.
-    Lost,
+    /// An earlier process asked, and took the keys with it. The responder's nonce is left.
+    Lost(Vec<u8>),
 }
 
 impl FollowUp {
@@ -49,7 +49,7 @@ impl FollowUp {
         match self {
             Self::Going(chain) if chain.asked => Exchange::IKE_FOLLOWUP_KE,
             Self::No | Self::Going(_) => request.exchange(),
-            Self::Lost => Exchange::IKE_FOLLOWUP_KE,
+            Self::Lost(_) => Exchange::IKE_FOLLOWUP_KE,
         }
     }
 
@@ -58,7 +58,16 @@ impl FollowUp {
         match self {
             Self::No => false,
             Self::Going(chain) => chain.asked,
-            Self::Lost => true,
+            Self::Lost(_) => true,
+        }
+    }
+
+    /// The responder's nonce, once a request of them is on its way.
+    pub fn nonce(&self) -> Option<&[u8]> {
+        match self {
+            Self::Going(chain) if chain.asked => chain.answer.nonce.as_deref(),
+            Self::No | Self::Going(_) => None,
+            Self::Lost(nonce) => Some(nonce),
         }
     }
 }
@@ -158,6 +167,12 @@ fn link_of(payloads: &Payloads) -> Option<&[u8]> {
     payloads.notify(NotifyType::ADDITIONAL_KEY_EXCHANGE).map(|n| n.data.as_slice())
 }
 
+/// What stands for the answer where we cannot go on and the peer has made nothing yet: it is asked again.
+pub(super) fn not_made() -> Payloads {
+    let notifies = vec![Notify::new(NotifyType::TEMPORARY_FAILURE, vec![])];
+    Payloads { notifies, ..Payloads::default() }
+}
+
 fn linked(link: &[u8]) -> Notify {
     Notify::new(NotifyType::ADDITIONAL_KEY_EXCHANGE, link.to_vec())
 }
@@ -176,7 +191,7 @@ impl Live {
         let Outstanding { id, out, request, answer, follow_up } = outstanding;
         let payloads = answer.map(|a| a.payloads).unwrap_or_default();
         let chain = match follow_up {
-            FollowUp::No | FollowUp::Lost => {
+            FollowUp::No | FollowUp::Lost(_) => {
                 let secrets = output.secret().map(Secrets::from);
                 let methods = self.methods_after(&request, &payloads);
                 match (secrets, link_of(&payloads)) {
@@ -189,12 +204,18 @@ impl Live {
                         let blame = Some(Err(KexError::PublicValue));
                         return self.conclude(core, ctx, phase, request, &payloads, blame);
                     }
+                    (Err(e), _) if !methods.is_empty() && !e.blames_peer() => {
+                        return self.conclude(core, ctx, phase, request, &not_made(), None);
+                    }
                     (secrets, _) => return self.conclude(core, ctx, phase, request, &payloads, Some(secrets)),
                 }
             }
             FollowUp::Going(mut chain) if payloads.ke.is_some() => {
                 match output.secret() {
                     Ok(secret) => chain.secrets.add(secret),
+                    Err(e) if chain.methods.len() > 1 && !e.blames_peer() => {
+                        return self.conclude(core, ctx, phase, request, &not_made(), None);
+                    }
                     Err(e) => return self.conclude(core, ctx, phase, request, &chain.answer, Some(Err(e))),
                 }
                 chain.methods.pop_front();
@@ -214,7 +235,7 @@ impl Live {
                         (chain.key, chain.asked) = (Some(key), true);
                         self.send_follow_up(core, ctx, request, chain, public);
                     }
-                    Err(e) => return self.conclude(core, ctx, phase, request, &chain.answer, Some(Err(e))),
+                    Err(_) => return self.conclude(core, ctx, phase, request, &not_made(), None),
                 }
                 return Next::Stay;
             }
@@ -269,8 +290,13 @@ impl Live {
         mut outstanding: Outstanding,
         payloads: Payloads,
     ) -> Next {
-        let FollowUp::Going(chain) = &mut outstanding.follow_up else {
-            return self.on_lost(core, ctx, phase, outstanding.request, &payloads);
+        let chain = match &mut outstanding.follow_up {
+            FollowUp::Going(chain) => chain,
+            FollowUp::Lost(nonce) => {
+                let nonce = std::mem::take(nonce);
+                return self.on_lost(core, ctx, phase, outstanding.request, &payloads, nonce);
+            }
+            FollowUp::No => return self.conclude(core, ctx, phase, outstanding.request, &payloads, None),
         };
         let method = chain.methods.front().copied();
         let fits = |ke: &&KeyExchange| {
@@ -292,7 +318,17 @@ impl Live {
         }
     }
 
-    /// An answer to a request of an earlier process. If it is none of refusal, the peer may have made what was asked for.
+    /// Whether an answer to a request of an earlier process, which took the key with it, promises only what was asked for.
+    pub(super) fn is_only_promised(&self, request: &Request, answer: &Payloads) -> bool {
+        let lost = match request {
+            Request::CreateChild(c) => c.is_without_key(),
+            Request::RekeyIke(r) => r.key.is_none(),
+            Request::DeleteChild { .. } | Request::DeleteIke | Request::Liveness => false,
+        };
+        lost && !self.methods_after(request, answer).is_empty()
+    }
+
+    /// An answer to the last request of an earlier process, if it is no refusal: the peer has made what was asked for.
     fn on_lost(
         &mut self,
         core: &mut Core,
@@ -300,22 +336,27 @@ impl Live {
         phase: Phase,
         request: Request,
         payloads: &Payloads,
+        nonce: Vec<u8>,
     ) -> Next {
         if payloads.error().is_some() || phase == Phase::Deleting {
             return self.conclude(core, ctx, phase, request, payloads, None);
         }
+        if link_of(payloads).is_some() {
+            return self.conclude(core, ctx, phase, request, &not_made(), None);
+        }
+        let made = Payloads { nonce: Some(nonce), ..Payloads::default() };
         match request {
             Request::CreateChild(mut creating) => {
                 ctx.spis.esp.remove(&creating.inbound);
                 self.queue.push_front(Task::DisownChild { inbound: creating.inbound });
                 let deleted = std::mem::take(&mut creating.deleted);
-                self.ask_again(ctx, &creating, &deleted, payloads);
+                self.ask_again(ctx, &creating, &deleted, &made);
                 for outbound in deleted {
                     self.on_delete(ctx, outbound);
                 }
                 Next::Stay
             }
-            Request::RekeyIke(rekeying) => self.on_answer_without_key(core, ctx, *rekeying, payloads, true),
+            Request::RekeyIke(rekeying) => self.on_answer_without_key(core, ctx, *rekeying, &made, true),
             other => self.conclude(core, ctx, phase, other, payloads, None),
         }
     }

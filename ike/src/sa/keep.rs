@@ -121,7 +121,7 @@ impl Live {
                 id: o.id,
                 datagrams: octets(&o.out.datagrams),
                 request: o.request.show(),
-                follow_up: o.follow_up.is_asked().then_some(true),
+                follow_up: o.follow_up.nonce().map(Octets::from),
             }),
             children: self.children.iter().map(Child::show).collect(),
             lingering: self.lingering.iter().map(show_lingering).collect(),
@@ -405,7 +405,7 @@ impl Kept {
                 return Err(SavedError::Value("message ID"));
             }
             Some(o) => {
-                let follow_up = if o.follow_up == Some(true) { FollowUp::Lost } else { FollowUp::No };
+                let follow_up = o.follow_up.map_or(FollowUp::No, |nonce| FollowUp::Lost(nonce.to_vec()));
                 Some((o.id, copies(&o.datagrams), o.request.open(tunnel)?, follow_up))
             }
         };

@@ -14,7 +14,7 @@ use cygnet_model::{SecretBytes, Spi, Timestamp};
 
 use super::auth::{PeerAuthenticated, error_notify};
 use super::create_child::{BUSY_RETRY, Created, CreatingChild};
-use super::follow_up::{FollowUp, Progress, Promise};
+use super::follow_up::{FollowUp, Progress, Promise, not_made};
 use super::inform::begin_disown_child;
 use super::message::{Channel, Opened, asks_again};
 use super::natt::Nat;
@@ -427,6 +427,9 @@ impl Live {
             o.answer = Some(Answer { job, payloads });
             self.window.outstanding = Some(o);
             return Next::Stay;
+        }
+        if self.is_only_promised(&o.request, &payloads) {
+            return self.conclude(core, ctx, phase, o.request, &not_made(), None);
         }
         self.conclude(core, ctx, phase, o.request, &payloads, None)
     }

@@ -363,9 +363,9 @@ pub struct Outstanding<'a> {
     pub datagrams: Vec<Octets<'a>>,
     #[b(2)]
     pub request: Request<'a>,
-    /// It is an IKE_FOLLOWUP_KE request of what was asked for.
-    #[n(3)]
-    pub follow_up: Option<bool>,
+    /// It is an IKE_FOLLOWUP_KE request of what was asked for; the responder's nonce of that.
+    #[b(3)]
+    pub follow_up: Option<Octets<'a>>,
 }
 
 #[derive(Encode, Decode)]

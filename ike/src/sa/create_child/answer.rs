@@ -183,11 +183,11 @@ impl Live {
 
     /// Whether the peer may not have known, when it asked for a pair for this child, that we had made one, and we are
     /// rekeying that by now. It will see that it needs none.
-    fn is_rekeying_created(&self, found: &child::Found) -> bool {
+    fn is_rekeying_created(&self, is_like: impl Fn(&crate::sa::Child) -> bool) -> bool {
         self.created.iter().any(|made| {
             let rekeying =
                 |c: &crate::sa::Child| c.inbound == made.inbound && c.state == ChildState::Rekeying;
-            self.children.iter().any(|c| rekeying(c) && found.is_like(c))
+            self.children.iter().any(|c| rekeying(c) && is_like(c))
         })
     }
 
@@ -256,7 +256,7 @@ impl Live {
             }
             return refuse(NotifyType::NO_ADDITIONAL_SAS, vec![]);
         }
-        if rekeys.is_none() && self.is_rekeying_created(&found) {
+        if rekeys.is_none() && self.is_rekeying_created(|c| found.is_like(c)) {
             return refuse(NotifyType::TEMPORARY_FAILURE, vec![]);
         }
         let Some(ni) = &offer.nonce else { return refuse(NotifyType::INVALID_SYNTAX, vec![]) };
@@ -312,7 +312,8 @@ impl Live {
     ) -> Answered {
         let Promise { secrets, made, last, .. } = promise;
         let Promised::Child(pair) = made else { return Answered::Not(Handled::Reply(busy())) };
-        if self.is_bound(pair.negotiated.outbound) {
+        let crossed = rekeys.is_none() && self.is_rekeying_created(|c| pair.negotiated.is_like(c));
+        if crossed || self.is_bound(pair.negotiated.outbound) {
             ctx.spis.esp.remove(&pair.negotiated.inbound);
             return Answered::Not(Handled::Reply(busy()));
         }
