@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use cygnet_model::IpRange;
+use cygnet_model::addke::AddKe;
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
 use zeroize::Zeroizing;
 
@@ -44,10 +45,24 @@ fn prf(p: Prf) -> Option<&'static str> {
 }
 
 fn group(g: Group) -> Option<&'static str> {
-    Some(number(g))
+    (!g.is_kem()).then_some(number(g))
 }
 
-const WORDS: Words = Words { ike: encr, esp: encr, ike_integ: integ, esp_integ: integ, prf, group };
+/// From 7.6.6 on.
+fn more(_: AddKe, method: Group) -> Option<&'static str> {
+    method.is_kem().then_some(number(method))
+}
+
+const WORDS: Words = Words {
+    ike: encr,
+    esp: encr,
+    ike_integ: integ,
+    esp_integ: integ,
+    prf,
+    group,
+    ike_more: more,
+    esp_more: more,
+};
 /// The longest name of a phase 1, which is also an interface's.
 const MAX_NAME: usize = 15;
 
@@ -104,6 +119,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     }
     line!(out, "        set proposal {}", ike.iter().flat_map(ike_words).collect::<Vec<_>>().join(" "));
     line!(out, "        set dhgrp {}", groups(&ike).join(" "));
+    additional(&mut out, &ike);
     let lifetime = within("ike.lifetime", m.ike.lifetime.as_secs(), 120, 172_800, product, notes);
     line!(out, "        set keylife {lifetime}");
     match m.ike.dpd {
@@ -137,6 +153,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         } else {
             line!(out, "        set pfs enable");
             line!(out, "        set dhgrp {}", pfs.join(" "));
+            additional(&mut out, &esp);
         }
         if let Some(bytes) = m.esp.bytes {
             let kb = within("esp.bytes (kilobytes)", bytes / 1000, 5120, 4_294_967_295, product, notes);
@@ -170,6 +187,9 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         }
         line!(out, "end");
     }
+    if ike.iter().chain(&esp).any(|f| !f.more.is_empty()) {
+        notes.push("addke: FortiOS has it from 7.6.6 on; elsewhere leave these lines out of the text".into());
+    }
     notes.push(
         "interface: write the public interface for wan1, and firewall policies between it and the networks"
             .into(),
@@ -198,6 +218,25 @@ fn groups(fits: &[Fit]) -> Vec<&'static str> {
         }
     }
     out
+}
+
+/// Additional key exchanges, which are for all proposals as well: 0 where a proposal may do without one.
+fn additional(out: &mut Lines, fits: &[Fit]) {
+    for which in AddKe::all() {
+        let of = |f: &Fit| -> Vec<&'static str> {
+            let words = f.more.iter().find(|(w, _)| *w == which).map(|(_, words)| words.as_slice());
+            words.unwrap_or(&[None]).iter().map(|word| word.unwrap_or("0")).collect()
+        };
+        let mut words: Vec<&str> = Vec::new();
+        for word in fits.iter().flat_map(of) {
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+        if words != ["0"] {
+            line!(out, "        set addke{} {}", which.number(), words.join(" "));
+        }
+    }
 }
 
 fn subnet(out: &mut Lines, side: &str, block: &IpRange) {
