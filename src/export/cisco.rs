@@ -77,16 +77,8 @@ fn more(which: AddKe, method: Group) -> Option<&'static str> {
     (which.number() == 1 && method.is_kem()).then_some(method.keyword())
 }
 
-const WORDS: Words = Words {
-    ike,
-    esp,
-    ike_integ: integ,
-    esp_integ,
-    prf,
-    group,
-    ike_more: more,
-    esp_more: more,
-};
+const WORDS: Words =
+    Words { ike, esp, ike_integ: integ, esp_integ, prf, group, ike_more: more, esp_more: more };
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;

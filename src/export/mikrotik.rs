@@ -61,16 +61,8 @@ fn group(g: Group) -> Option<&'static str> {
     }
 }
 
-const WORDS: Words = Words {
-    ike,
-    esp,
-    ike_integ: integ,
-    esp_integ,
-    prf,
-    group,
-    ike_more: fit::none,
-    esp_more: fit::none,
-};
+const WORDS: Words =
+    Words { ike, esp, ike_integ: integ, esp_integ, prf, group, ike_more: fit::none, esp_more: fit::none };
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;

@@ -90,7 +90,9 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     line!(out, "  }}");
     line!(out, "}}");
     let kem = |offer: &AdditionalOffer| offer.methods().any(Group::is_kem);
-    if m.ike.proposals.iter().any(|p| kem(&p.additional)) || m.esp.proposals.iter().any(|p| kem(&p.additional)) {
+    if m.ike.proposals.iter().any(|p| kem(&p.additional))
+        || m.esp.proposals.iter().any(|p| kem(&p.additional))
+    {
         notes.push(
             "mlkem: strongSwan has it from 6.0 on, by its plugin ml, or by openssl, botan or wolfssl if they have it; without any \
              of them it selects it all the same and fails: then leave these proposals out of the text"
