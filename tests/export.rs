@@ -140,7 +140,7 @@ fn cases() -> Vec<Case> {
         Case {
             title: "additional key exchanges, some of which may be left out",
             tunnel: "    spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ]
-    ike: { proposals: [aes256-sha256-modp3072-ke1_mlkem1024-ke1_none-ke2_ecp384-ke2_none] }
+    ike: { proposals: [aes256-sha256-modp3072-ke1_mlkem1024-ke1_mlkem768-ke1_mlkem512-ke1_none-ke2_ecp384-ke2_none, aes256-sha256-modp3072] }
     esp: { proposals: [aes256-sha256-modp3072-ke1_mlkem1024-ke1_none] }
 ",
             ..usual

@@ -162,7 +162,14 @@ fn told(
     if !lacks.is_empty() {
         notes.push(format!("{protocol}: {product} does not know {lacks}; its proposals do without"));
     }
-    Ok(fits)
+    // What is left out may have been all that they differed in.
+    let mut kept: Vec<Fit> = Vec::new();
+    fits.into_iter().for_each(|fit| {
+        if !kept.contains(&fit) {
+            kept.push(fit);
+        }
+    });
+    Ok(kept)
 }
 
 /// For formats whose one word for a hash means integrity and PRF: beside other ciphers than AEADs, the hashes that a proposal
