@@ -130,6 +130,29 @@ fn cases() -> Vec<Case> {
             ..usual
         },
         Case {
+            title: "additional key exchanges, with proposals for peers without",
+            tunnel: "    spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ]
+    ike: { proposals: [aes256gcm16-prfsha384-ecp384-ke1_mlkem768-ke1_mlkem1024, aes256-sha384-ecp384] }
+    esp: { proposals: [aes256gcm16-ecp384-ke1_mlkem768-noesn, aes256gcm16-ecp384-noesn] }
+",
+            ..usual
+        },
+        Case {
+            title: "additional key exchanges, some of which may be left out",
+            tunnel: "    spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ]
+    ike: { proposals: [aes256-sha256-modp3072-ke1_mlkem1024-ke1_mlkem768-ke1_mlkem512-ke1_none-ke2_ecp384-ke2_none, aes256-sha256-modp3072] }
+    esp: { proposals: [aes256-sha256-modp3072-ke1_mlkem1024-ke1_none] }
+",
+            ..usual
+        },
+        Case {
+            title: "no less than ML-KEM",
+            tunnel: "    preset: cnsa2
+    spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ]
+",
+            ..usual
+        },
+        Case {
             title: "a PRF that is not that of the integrity algorithm",
             tunnel: "    spd: [ { local: 10.1.0.0/16, remote: [10.2.0.0/16] } ]
     ike: { proposals: [aes256-sha256-prfsha384-ecp384, aes128-sha256-prfsha256-ecp384] }

@@ -128,6 +128,7 @@ fn ike() -> impl Strategy<Value = &'static str> {
         Just("chacha20poly1305-aes128gcm16-prfsha256-prfsha512-ecp384-ecp521"),
         Just("aes192-aes128-sha384-sha512-prfsha256-modp4096-modp8192"),
         Just("3des-sha1-modp1024"),
+        Just("aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke2_ecp384-ke2_none, aes256gcm16-prfsha384-x25519"),
     ]
 }
 
@@ -137,6 +138,7 @@ fn esp() -> impl Strategy<Value = &'static str> {
         Just("chacha20poly1305-aes128gcm16-esn"),
         Just("aes128-sha512-ecp256-noesn"),
         Just("3des-aes128-sha1-sha256-modp1536"),
+        Just("aes256gcm16-x25519-ke1_mlkem1024-ke1_mlkem768, aes256gcm16-x25519"),
     ]
 }
 
@@ -211,6 +213,7 @@ tunnels:
             Just("chacha20poly1305-aes128gcm16-prfsha256-prfsha512-ecp384-ecp521"),
             Just("aes192-aes128-sha384-sha512-modp4096-modp8192"),
             Just("3des-sha1-modp1536"),
+            Just("aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke2_ecp384-ke2_none, aes256gcm16-prfsha384-x25519"),
         ],
         esp in esp(), locals in 1u8..3, remotes in 1u8..3, hours in 1u32..24,
     ) {
@@ -237,7 +240,10 @@ tunnels:
         let (back, mirrored) = (load(&back.yaml), load(&told(Format::Cygnet).text));
         let (a, b) = (&back.tunnels[0], &mirrored.tunnels[0]);
         prop_assert_eq!(pairs(a), pairs(b));
-        let groups = |t: &Tunnel| t.ike.proposals.iter().map(|p| (p.encrs.clone(), p.groups.clone())).collect::<Vec<_>>();
+        let groups = |t: &Tunnel| {
+            let each = t.ike.proposals.iter();
+            each.map(|p| (p.encrs.clone(), p.groups.clone(), p.additional.clone())).collect::<Vec<_>>()
+        };
         prop_assert_eq!(groups(a), groups(b));
         prop_assert_eq!((a.ike.lifetime, a.esp.lifetime, a.start), (b.ike.lifetime, b.esp.lifetime, b.start));
     }
@@ -270,6 +276,8 @@ fn soup() -> impl Strategy<Value = String> {
         "\tleftsubnet=10.1.0.0/16,0.0.0.0/0\n",
         "\trightsubnet=10.2.0.0-10.3.0.7\n",
         "\tike=aes-md5-dh2,default!\n",
+        "\tike=aes_gcm256;dh19;addke1=ml_kem_768+none+dh2;addke9=dh20,aes256-sha2;addke2=ml_kem_768\n",
+        "proposals = aes256-sha256-ke1_mlkem768, aes128-sha1-x25519-ke1_kyber3-ke8_ecp256-ke2_none-mlkem512\n",
         "\tesp=null-null\n",
         "\tauto=start\n",
         "\tikelifetime=9999999w\n",

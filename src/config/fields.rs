@@ -107,6 +107,8 @@ const PROPOSAL: Kind =
     Kind::Text { is: "a proposal", pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-prfsha384-x25519" };
 const ESP_PROPOSAL: Kind =
     Kind::Text { is: "a proposal", pattern: "^[A-Za-z0-9_;-]+!?$", example: "aes256gcm16-x25519" };
+const IKE_PROPOSALS: &str =
+    "Proposals, preferred first. Behind the group `ke1_mlkem768` makes the key exchange a hybrid one.";
 const MARK: Kind = Kind::Text {
     is: "a mark",
     pattern: "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$",
@@ -575,7 +577,7 @@ pub static IKE: Section = Section {
     name: "ike",
     secret: false,
     fields: &[
-        may("proposals", Kind::List(&PROPOSAL), "AEAD and AES-CBC with SHA-2", "Proposals, preferred first."),
+        may("proposals", Kind::List(&PROPOSAL), "AEAD and AES-CBC with SHA-2", IKE_PROPOSALS),
         LEGACY,
         may("lifetime", DURATION, "24h", "60s to 7d."),
         may(
@@ -622,7 +624,7 @@ pub static ESP: Section = Section {
             "proposals",
             Kind::List(&ESP_PROPOSAL),
             "AEAD and AES-CBC with SHA-2, with PFS",
-            "Preferred first.",
+            "Preferred first. Behind the group `ke1_mlkem768` makes the key exchange a hybrid one.",
         ),
         LEGACY,
         may("lifetime", DURATION, "1h", "180s to 7d."),

@@ -169,6 +169,16 @@ pub static PRESETS: &[Preset] = &[
         (24 * 60, 4 * 60),
         30,
     ),
+    preset(
+        "cnsa2",
+        "the algorithms of CNSA 2.0, whoever the peer is",
+        // SHA-384 is the suite's hash, and PRF_HMAC_SHA2_512 as good (RFC 9206 §8). A child's key exchange is that of its IKE SA
+        // (RFC 9206 §11).
+        &["aes256gcm16-prfsha384-prfsha512-ecp384-ke1_mlkem1024"],
+        &["aes256gcm16-ecp384-ke1_mlkem1024"],
+        (24 * 60, 4 * 60),
+        30,
+    ),
 ];
 
 /// Their names, in the same order.
@@ -187,12 +197,8 @@ pub const NAMES: &[&str] = &[
     "mikrotik",
     "paloalto",
     "bsi",
+    "cnsa2",
 ];
-
-/// Policies that one may ask for and that cannot be met: the name, and what they demand that is not spoken. A preset of that
-/// name with something less would be a claim that does not hold.
-pub const UNMET: &[(&str, &str)] =
-    &[("cnsa2", "CNSA 2.0 demands ML-KEM-1024 as the key exchange, which is not spoken yet")];
 
 impl Preset {
     /// The preset of that name.
@@ -234,12 +240,13 @@ impl Eq for Preset {}
 
 #[cfg(test)]
 mod tests {
+    use cygnet_model::addke::{Additional, AdditionalOffer};
+
     use super::*;
 
     #[test]
     fn every_preset_can_be_read_whole() {
         assert!(PRESETS.iter().map(|p| p.name).eq(NAMES.iter().copied()));
-        assert!(UNMET.iter().all(|(name, _)| !NAMES.contains(name)));
         for p in PRESETS {
             assert_eq!(
                 (p.ike().proposals.len(), p.esp().proposals.len()),
@@ -251,6 +258,20 @@ mod tests {
             assert!((1..=10_080).contains(&minutes(p.ike().lifetime)), "{}", p.name);
             assert!((3..=10_080).contains(&minutes(p.esp().lifetime)), "{}", p.name);
         }
+    }
+
+    /// No fall-back to less than the suite has.
+    #[test]
+    fn cnsa2_offers_nothing_but_its_suite() {
+        let p = Preset::named("cnsa2").unwrap();
+        let suite = ["aes256gcm16", "prfsha384", "prfsha512", "ecp384", "ke1_mlkem1024"];
+        for words in p.ike.iter().chain(p.esp) {
+            assert!(words.split('-').all(|word| suite.contains(&word)), "{words}");
+            assert!(words.contains("-ecp384-ke1_mlkem1024"), "{words}");
+        }
+        let demanded = |offer: &AdditionalOffer| !offer.allows(&Additional::NONE);
+        assert!(p.ike().proposals.iter().all(|p| demanded(&p.additional)));
+        assert!(p.esp().proposals.iter().all(|p| demanded(&p.additional)));
     }
 
     /// What the vendors publish that their gateways take. A keyword beyond would be refused by them.

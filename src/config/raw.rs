@@ -380,14 +380,6 @@ fn customer(item: &Item<'_>) -> Option<RawCustomer> {
 
 fn preset(r: &Reader<'_>) -> Option<&'static Preset> {
     let item = r.get("preset")?;
-    let unmet = preset::UNMET.iter().find(|(name, _)| item.is_word(name));
-    if let Some((name, lack)) = unmet {
-        item.error(wrong(
-            format!("there is no preset {name}: {lack}"),
-            "bsi is the strictest that there is, and something else",
-        ));
-        return None;
-    }
     preset::PRESETS.get(item.word(preset::NAMES)?)
 }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use cygnet_model::IpRange;
+use cygnet_model::addke::AddKe;
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
 use zeroize::Zeroizing;
 
@@ -66,11 +67,18 @@ fn prf(p: Prf) -> Option<&'static str> {
 fn group(g: Group) -> Option<&'static str> {
     match g {
         Group::X25519 | Group::Modp6144 | Group::Modp8192 => None,
+        Group::MlKem512 | Group::MlKem768 | Group::MlKem1024 => None,
         other => Some(number(other)),
     }
 }
 
-const WORDS: Words = Words { ike, esp, ike_integ: integ, esp_integ, prf, group };
+/// ML-KEM from 26.1 on, as the only additional key exchange.
+fn more(which: AddKe, method: Group) -> Option<&'static str> {
+    (which.number() == 1 && method.is_kem()).then_some(method.keyword())
+}
+
+const WORDS: Words =
+    Words { ike, esp, ike_integ: integ, esp_integ, prf, group, ike_more: more, esp_more: more };
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;
@@ -96,6 +104,11 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
             line!(out, " prf {}", f.prfs.join(" "));
         }
         line!(out, " group {}", f.groups.join(" "));
+        for (_, words) in &f.more {
+            let methods: Vec<&str> = words.iter().copied().flatten().collect();
+            let optional = if words.contains(&None) { " optional" } else { "" };
+            line!(out, " pqc {}{optional}", methods.join(" "));
+        }
     }
     line!(out, "crypto ikev2 policy {name}");
     line!(out, " match address local {near}");
@@ -135,8 +148,9 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     line!(out, "crypto ipsec profile {name}");
     let sets: Vec<String> = (1..=esp.len()).map(|n| format!("{name}-{n}")).collect();
     line!(out, " set transform-set {}", sets.join(" "));
-    if let Some(group) = pfs {
-        line!(out, " set pfs group{group}");
+    if let Some(group) = pfs.group {
+        let more: String = pfs.more.iter().map(|(_, word)| format!(" pqc {word}")).collect();
+        line!(out, " set pfs group{group}{more}");
     }
     line!(out, " set ikev2-profile {name}");
     let lifetime = within("esp.lifetime", m.esp.lifetime.as_secs(), 120, 2_592_000, product, notes);
@@ -172,6 +186,12 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         "interface: write the number of a free tunnel interface for Tunnel1, and the public interface for GigabitEthernet1"
             .into(),
     );
+    if ike.iter().any(|f| !f.more.is_empty()) || !pfs.more.is_empty() {
+        notes.push(
+            "pqc: IOS-XE has it from 26.1 on, on some platforms (show crypto pqc-support); elsewhere leave it out of the text"
+                .into(),
+        );
+    }
     if m.ike.encap.is_forced() {
         notes.push("encap: IOS-XE puts ESP into UDP where it detects NAT, which our end makes it do".into());
     }

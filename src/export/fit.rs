@@ -1,5 +1,6 @@
 //! Which of our algorithms a peer can be told of, in its words.
 
+use cygnet_model::addke::{AddKe, AdditionalOffer, keyword};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
 
@@ -20,7 +21,19 @@ pub struct Words {
     pub prf: fn(Prf) -> Option<&'static str>,
     /// Key exchanges.
     pub group: fn(Group) -> Option<&'static str>,
+    /// Additional key exchanges of an IKE SA (RFC 9370).
+    pub ike_more: fn(AddKe, Group) -> Option<&'static str>,
+    /// The same of ESP.
+    pub esp_more: fn(AddKe, Group) -> Option<&'static str>,
 }
+
+/// For formats that know no additional key exchange.
+pub fn none(_: AddKe, _: Group) -> Option<&'static str> {
+    None
+}
+
+/// Additional key exchanges that a proposal names, each with its methods. `None` among them: it may be left out.
+pub type More = Vec<(AddKe, Vec<Option<&'static str>>)>;
 
 /// What is left of a proposal, in the words of the format and in our order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +46,8 @@ pub struct Fit {
     pub prfs: Vec<&'static str>,
     /// Key exchanges; none in ESP without PFS.
     pub groups: Vec<&'static str>,
+    /// Additional key exchanges.
+    pub more: More,
     /// Acceptable extended sequence numbers.
     pub esn: Vec<bool>,
 }
@@ -42,16 +57,41 @@ fn keep<T: Copy>(
     all: &[T],
     word: fn(T) -> Option<&'static str>,
     ours: fn(T) -> &'static str,
-    lost: &mut Vec<&'static str>,
+    lost: &mut Vec<String>,
 ) -> Option<Vec<&'static str>> {
     let mut kept = Vec::new();
     for one in all {
         match word(*one) {
             Some(w) => kept.push(w),
-            None => lost.push(ours(*one)),
+            None => lost.push(ours(*one).to_owned()),
         }
     }
     (!kept.is_empty() || all.is_empty()).then_some(kept)
+}
+
+/// The same of additional key exchanges. One that may be left out is left out where the format knows no method of it.
+fn keep_more(
+    offer: &AdditionalOffer,
+    word: fn(AddKe, Group) -> Option<&'static str>,
+    lost: &mut Vec<String>,
+) -> Option<More> {
+    let mut kept = More::new();
+    let mut all_are_known = true;
+    for (which, methods) in offer.iter().filter(|(_, methods)| !methods.is_empty()) {
+        let mut words = Vec::new();
+        for method in methods {
+            match method.map(|group| (group, word(which, group))) {
+                Some((group, None)) => lost.push(keyword(which, Some(group))),
+                Some((_, known)) => words.push(known),
+                None => words.push(None),
+            }
+        }
+        all_are_known &= !words.is_empty();
+        if words.iter().any(Option::is_some) {
+            kept.push((which, words));
+        }
+    }
+    all_are_known.then_some(kept)
 }
 
 fn encr_name(e: Encr) -> &'static str {
@@ -61,13 +101,21 @@ fn encr_name(e: Encr) -> &'static str {
 /// The proposals of the IKE SA, at least one.
 pub fn ike(mirror: &Mirror<'_>, words: &Words, notes: &mut Vec<String>) -> Result<Vec<Fit>, ExportError> {
     let mut lost = Vec::new();
-    let one = |p: &IkeProposal, lost: &mut Vec<&'static str>| {
+    let one = |p: &IkeProposal, lost: &mut Vec<String>| {
         // All kinds are looked at, so that all that is lacking is told.
         let encrs = keep(&p.encrs, words.ike, encr_name, lost);
         let integs = keep(&p.integs, words.ike_integ, Integ::keyword, lost);
         let prfs = keep(&p.prfs, words.prf, Prf::keyword, lost);
         let groups = keep(&p.groups, words.group, Group::keyword, lost);
-        Some(Fit { encrs: encrs?, integs: integs?, prfs: prfs?, groups: groups?, esn: Vec::new() })
+        let more = keep_more(&p.additional, words.ike_more, lost);
+        Some(Fit {
+            encrs: encrs?,
+            integs: integs?,
+            prfs: prfs?,
+            groups: groups?,
+            more: more?,
+            esn: Vec::new(),
+        })
     };
     let fits: Vec<Fit> = mirror.ike.proposals.iter().filter_map(|p| one(p, &mut lost)).collect();
     told(mirror, "IKE", fits, lost, notes)
@@ -76,11 +124,19 @@ pub fn ike(mirror: &Mirror<'_>, words: &Words, notes: &mut Vec<String>) -> Resul
 /// The proposals of ESP, at least one.
 pub fn esp(mirror: &Mirror<'_>, words: &Words, notes: &mut Vec<String>) -> Result<Vec<Fit>, ExportError> {
     let mut lost = Vec::new();
-    let one = |p: &EspProposal, lost: &mut Vec<&'static str>| {
+    let one = |p: &EspProposal, lost: &mut Vec<String>| {
         let encrs = keep(&p.encrs, words.esp, encr_name, lost);
         let integs = keep(&p.integs, words.esp_integ, Integ::keyword, lost);
         let groups = keep(&p.groups, words.group, Group::keyword, lost);
-        Some(Fit { encrs: encrs?, integs: integs?, prfs: Vec::new(), groups: groups?, esn: p.esn.clone() })
+        let more = keep_more(&p.additional, words.esp_more, lost);
+        Some(Fit {
+            encrs: encrs?,
+            integs: integs?,
+            prfs: Vec::new(),
+            groups: groups?,
+            more: more?,
+            esn: p.esn.clone(),
+        })
     };
     let fits: Vec<Fit> = mirror.esp.proposals.iter().filter_map(|p| one(p, &mut lost)).collect();
     told(mirror, "ESP", fits, lost, notes)
@@ -90,10 +146,10 @@ fn told(
     mirror: &Mirror<'_>,
     protocol: &'static str,
     fits: Vec<Fit>,
-    lost: Vec<&'static str>,
+    lost: Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Fit>, ExportError> {
-    let mut lacks: Vec<&str> = Vec::new();
+    let mut lacks: Vec<String> = Vec::new();
     lost.into_iter().for_each(|word| {
         if !lacks.contains(&word) {
             lacks.push(word);
@@ -106,7 +162,14 @@ fn told(
     if !lacks.is_empty() {
         notes.push(format!("{protocol}: {product} does not know {lacks}; its proposals do without"));
     }
-    Ok(fits)
+    // What is left out may have been all that they differed in.
+    let mut kept: Vec<Fit> = Vec::new();
+    fits.into_iter().for_each(|fit| {
+        if !kept.contains(&fit) {
+            kept.push(fit);
+        }
+    });
+    Ok(kept)
 }
 
 /// For formats whose one word for a hash means integrity and PRF: beside other ciphers than AEADs, the hashes that a proposal
@@ -146,7 +209,11 @@ pub fn first_of_each(
     notes: &mut Vec<String>,
 ) -> Vec<Fit> {
     let cut = |list: &[&'static str]| list.first().copied().into_iter().collect::<Vec<_>>();
-    let several = fits.iter().any(|f| [&f.encrs, &f.integs, &f.prfs, &f.groups].iter().any(|l| l.len() > 1));
+    let several = fits.iter().any(|f| {
+        [&f.encrs, &f.integs, &f.prfs, &f.groups].iter().any(|l| l.len() > 1)
+            || f.more.iter().any(|(_, words)| words.len() > 1)
+    });
+    let first = |words: &[Option<&'static str>]| words.first().copied().into_iter();
     if several {
         notes.push(format!(
             "{protocol}: {} names one algorithm of each kind in a proposal; it has our first choice of each",
@@ -159,26 +226,52 @@ pub fn first_of_each(
             integs: cut(&f.integs),
             prfs: cut(&f.prfs),
             groups: cut(&f.groups),
+            more: f.more.iter().map(|(which, words)| (*which, first(words).collect())).collect(),
             esn: f.esn.clone(),
         })
         .collect()
 }
 
+/// What formats have that know one PFS for all ESP proposals.
+pub struct Pfs {
+    /// Its group; `None`: there is no PFS.
+    pub group: Option<&'static str>,
+    /// The additional key exchanges beside it.
+    pub more: Vec<(AddKe, &'static str)>,
+}
+
+impl Pfs {
+    /// Our first choice.
+    fn of(fit: &Fit) -> Self {
+        let first = |words: &[Option<&'static str>]| words.first().copied().flatten();
+        Self {
+            group: fit.groups.first().copied(),
+            more: fit.more.iter().filter_map(|(which, words)| Some((*which, first(words)?))).collect(),
+        }
+    }
+
+    /// Whether a proposal allows it.
+    fn fits(&self, fit: &Fit) -> bool {
+        let word = |which| self.more.iter().find(|(w, _)| *w == which).map(|(_, word)| *word);
+        let offered = |which: AddKe| fit.more.iter().find(|(w, _)| *w == which).map(|(_, words)| words);
+        self.group.map_or(fit.groups.is_empty(), |g| fit.groups.contains(&g))
+            && AddKe::all()
+                .all(|which| offered(which).map_or(word(which).is_none(), |w| w.contains(&word(which))))
+    }
+}
+
 /// For formats with one PFS group for all ESP proposals: the group, and the proposals that allow it.
-pub fn one_pfs(
-    fits: Vec<Fit>,
-    mirror: &Mirror<'_>,
-    notes: &mut Vec<String>,
-) -> (Option<&'static str>, Vec<Fit>) {
-    let group = fits.first().and_then(|f| f.groups.first()).copied();
-    let allows = |f: &Fit| group.map_or(f.groups.is_empty(), |g| f.groups.contains(&g));
-    let more = fits.iter().any(|f| f.groups.len() > 1 || !allows(f));
-    let kept: Vec<Fit> = fits.into_iter().filter(allows).collect();
+pub fn one_pfs(fits: Vec<Fit>, mirror: &Mirror<'_>, notes: &mut Vec<String>) -> (Pfs, Vec<Fit>) {
+    let pfs = fits.first().map_or(Pfs { group: None, more: Vec::new() }, Pfs::of);
+    let several = |f: &Fit| f.groups.len() > 1 || f.more.iter().any(|(_, words)| words.len() > 1);
+    let more = fits.iter().any(|f| several(f) || !pfs.fits(f));
+    let kept: Vec<Fit> = fits.into_iter().filter(|f| pfs.fits(f)).collect();
     if more {
-        let word = group.map_or_else(|| "none".to_owned(), |g| format!("{g}, our first choice"));
+        let beside: String = pfs.more.iter().map(|(_, word)| format!(" with {word}")).collect();
+        let word = pfs.group.map_or_else(|| "none".to_owned(), |g| format!("{g}{beside}, our first choice"));
         notes.push(format!("PFS: {} has one group for all proposals: {word}", mirror.product()));
     }
-    (group, kept)
+    (pfs, kept)
 }
 
 /// Whether extended sequence numbers are left to a peer that has none, and a note if they are not.
@@ -204,5 +297,8 @@ pub fn number(g: Group) -> &'static str {
         Group::Ecp384 => "20",
         Group::Ecp521 => "21",
         Group::X25519 => "31",
+        Group::MlKem512 => "35",
+        Group::MlKem768 => "36",
+        Group::MlKem1024 => "37",
     }
 }

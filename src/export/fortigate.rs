@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use cygnet_model::IpRange;
+use cygnet_model::addke::AddKe;
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
 use zeroize::Zeroizing;
 
@@ -44,12 +45,28 @@ fn prf(p: Prf) -> Option<&'static str> {
 }
 
 fn group(g: Group) -> Option<&'static str> {
-    Some(number(g))
+    (!g.is_kem()).then_some(number(g))
 }
 
-const WORDS: Words = Words { ike: encr, esp: encr, ike_integ: integ, esp_integ: integ, prf, group };
+/// From 7.6.6 on.
+fn more(_: AddKe, method: Group) -> Option<&'static str> {
+    method.is_kem().then_some(number(method))
+}
+
+const WORDS: Words = Words {
+    ike: encr,
+    esp: encr,
+    ike_integ: integ,
+    esp_integ: integ,
+    prf,
+    group,
+    ike_more: more,
+    esp_more: more,
+};
 /// The longest name of a phase 1, which is also an interface's.
 const MAX_NAME: usize = 15;
+/// The most methods of an additional key exchange of one number.
+const MAX_ADDITIONAL: usize = 3;
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;
@@ -102,8 +119,9 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         }
         None => line!(out, "        set peertype any"),
     }
-    line!(out, "        set proposal {}", ike.iter().flat_map(ike_words).collect::<Vec<_>>().join(" "));
+    line!(out, "        set proposal {}", each_once(ike.iter().flat_map(ike_words)).join(" "));
     line!(out, "        set dhgrp {}", groups(&ike).join(" "));
+    additional(&mut out, &ike, notes);
     let lifetime = within("ike.lifetime", m.ike.lifetime.as_secs(), 120, 172_800, product, notes);
     line!(out, "        set keylife {lifetime}");
     match m.ike.dpd {
@@ -131,12 +149,13 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     for (n, (near, far)) in m.pairs().iter().enumerate() {
         line!(out, "    edit \"{name}-{}\"", n + 1);
         line!(out, "        set phase1name \"{name}\"");
-        line!(out, "        set proposal {}", esp.iter().flat_map(esp_words).collect::<Vec<_>>().join(" "));
+        line!(out, "        set proposal {}", each_once(esp.iter().flat_map(esp_words)).join(" "));
         if pfs.is_empty() {
             line!(out, "        set pfs disable");
         } else {
             line!(out, "        set pfs enable");
             line!(out, "        set dhgrp {}", pfs.join(" "));
+            additional(&mut out, &esp, notes);
         }
         if let Some(bytes) = m.esp.bytes {
             let kb = within("esp.bytes (kilobytes)", bytes / 1000, 5120, 4_294_967_295, product, notes);
@@ -170,6 +189,9 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         }
         line!(out, "end");
     }
+    if ike.iter().chain(&esp).any(|f| !f.more.is_empty()) {
+        notes.push("addke: FortiOS has it from 7.6.6 on; elsewhere leave these lines out of the text".into());
+    }
     notes.push(
         "interface: write the public interface for wan1, and firewall policies between it and the networks"
             .into(),
@@ -189,15 +211,40 @@ fn esp_words(f: &Fit) -> Vec<String> {
     f.encrs.iter().flat_map(|e| f.integs.iter().map(move |h| format!("{e}-{h}"))).collect()
 }
 
-/// All groups, each once; FortiOS has them for all proposals.
-fn groups(fits: &[Fit]) -> Vec<&'static str> {
-    let mut out: Vec<&str> = Vec::new();
-    for g in fits.iter().flat_map(|f| &f.groups) {
-        if !out.contains(g) {
-            out.push(g);
+fn each_once<T: PartialEq>(words: impl Iterator<Item = T>) -> Vec<T> {
+    let mut out = Vec::new();
+    for word in words {
+        if !out.contains(&word) {
+            out.push(word);
         }
     }
     out
+}
+
+/// All groups; FortiOS has them for all proposals.
+fn groups(fits: &[Fit]) -> Vec<&'static str> {
+    each_once(fits.iter().flat_map(|f| f.groups.iter().copied()))
+}
+
+/// Additional key exchanges, which are for all proposals as well: 0 where a proposal may do without one.
+fn additional(out: &mut Lines, fits: &[Fit], notes: &mut Vec<String>) {
+    for which in AddKe::all() {
+        let of = |f: &Fit| -> Vec<&'static str> {
+            let words = f.more.iter().find(|(w, _)| *w == which).map(|(_, words)| words.as_slice());
+            words.unwrap_or(&[None]).iter().map(|word| word.unwrap_or("0")).collect()
+        };
+        let mut words = each_once(fits.iter().flat_map(of));
+        if words.len() > MAX_ADDITIONAL {
+            notes.push(format!("addke: FortiOS takes {MAX_ADDITIONAL} of each number; some are left out"));
+            // Those that are wanted least; whether it may be left out stays.
+            let last = words.pop().filter(|word| *word == "0");
+            words.truncate(MAX_ADDITIONAL - last.iter().len());
+            words.extend(last);
+        }
+        if words != ["0"] {
+            line!(out, "        set addke{} {}", which.number(), words.join(" "));
+        }
+    }
 }
 
 fn subnet(out: &mut Lines, side: &str, block: &IpRange) {

@@ -47,13 +47,23 @@ fn prf(p: Prf) -> Option<&'static str> {
 }
 
 fn group(g: Group) -> Option<&'static str> {
-    Some(match g {
-        Group::X25519 => "curve25519",
-        other => other.keyword(),
-    })
+    match g {
+        Group::X25519 => Some("curve25519"),
+        Group::MlKem512 | Group::MlKem768 | Group::MlKem1024 => None,
+        other => Some(other.keyword()),
+    }
 }
 
-const WORDS: Words = Words { ike, esp, ike_integ: integ, esp_integ: integ, prf, group };
+const WORDS: Words = Words {
+    ike,
+    esp,
+    ike_integ: integ,
+    esp_integ: integ,
+    prf,
+    group,
+    ike_more: fit::none,
+    esp_more: fit::none,
+};
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;

@@ -69,10 +69,12 @@ fn group(g: Group) -> Option<&'static str> {
         Group::Ecp384 => "group20",
         Group::Ecp521 => "group21",
         Group::Modp6144 | Group::Modp8192 | Group::X25519 => return None,
+        Group::MlKem512 | Group::MlKem768 | Group::MlKem1024 => return None,
     })
 }
 
-const WORDS: Words = Words { ike, esp, ike_integ: integ, esp_integ, prf, group };
+const WORDS: Words =
+    Words { ike, esp, ike_integ: integ, esp_integ, prf, group, ike_more: fit::none, esp_more: fit::none };
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;
@@ -149,7 +151,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
             line!(out, "{p} extended-sequence-number");
         }
     }
-    if let Some(group) = pfs {
+    if let Some(group) = pfs.group {
         line!(out, "set security ipsec policy {name} perfect-forward-secrecy keys {group}");
     }
     line!(out, "set security ipsec policy {name} proposals {}", names(esp.len()));

@@ -1,6 +1,7 @@
 //! ipsec.conf of libreswan 4.0 and later, with the line of ipsec.secrets as a comment.
 
 use cygnet_model::IpRange;
+use cygnet_model::addke::AddKe;
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
 use zeroize::Zeroizing;
 
@@ -54,10 +55,30 @@ fn group(g: Group) -> Option<&'static str> {
         Group::Ecp384 => "dh20",
         Group::Ecp521 => "dh21",
         Group::X25519 => "dh31",
+        Group::MlKem512 | Group::MlKem768 | Group::MlKem1024 => return None,
     })
 }
 
-const WORDS: Words = Words { ike: encr, esp: encr, ike_integ: integ, esp_integ: integ, prf, group };
+/// From 5.4 on, for the IKE SA alone. ML-KEM-512 is not built in.
+fn more(_: AddKe, method: Group) -> Option<&'static str> {
+    match method {
+        Group::MlKem512 => None,
+        Group::MlKem768 => Some("ml_kem_768"),
+        Group::MlKem1024 => Some("ml_kem_1024"),
+        other => group(other),
+    }
+}
+
+const WORDS: Words = Words {
+    ike: encr,
+    esp: encr,
+    ike_integ: integ,
+    esp_integ: integ,
+    prf,
+    group,
+    ike_more: more,
+    esp_more: fit::none,
+};
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;
@@ -86,6 +107,10 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     }
     if let Some(id) = &far {
         line!(out, "\trightid={id}");
+    }
+    if ike.iter().any(|f| !f.more.is_empty()) {
+        line!(out, "\tintermediate=yes");
+        notes.push("IKE: libreswan has additional key exchanges (addke1=) from 5.4 on".into());
     }
     line!(out, "\tike={}", ike.iter().map(ike_text).collect::<Vec<_>>().join(","));
     line!(out, "\tesp={}", esp.iter().map(esp_text).collect::<Vec<_>>().join(","));
@@ -157,7 +182,12 @@ fn networks(out: &mut Lines, side: &str, all: &[IpRange]) {
 fn ike_text(f: &Fit) -> String {
     // The second place is the PRF beside an AEAD, and both beside other ciphers (libreswan 4 has no fourth).
     let hashes = if f.integs.is_empty() { &f.prfs } else { &f.integs };
-    format!("{}-{}-{}", f.encrs.join("+"), hashes.join("+"), f.groups.join("+"))
+    let more = |(which, words): &(AddKe, Vec<Option<&'static str>>)| {
+        let words: Vec<&str> = words.iter().map(|w| w.unwrap_or("none")).collect();
+        format!(";addke{}={}", which.number(), words.join("+"))
+    };
+    let more: String = f.more.iter().map(more).collect();
+    format!("{}-{}-{}{more}", f.encrs.join("+"), hashes.join("+"), f.groups.join("+"))
 }
 
 fn esp_text(f: &Fit) -> String {

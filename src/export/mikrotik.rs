@@ -56,12 +56,13 @@ fn prf(p: Prf) -> Option<&'static str> {
 
 fn group(g: Group) -> Option<&'static str> {
     match g {
-        Group::X25519 => None,
+        Group::X25519 | Group::MlKem512 | Group::MlKem768 | Group::MlKem1024 => None,
         other => Some(other.keyword()),
     }
 }
 
-const WORDS: Words = Words { ike, esp, ike_integ: integ, esp_integ, prf, group };
+const WORDS: Words =
+    Words { ike, esp, ike_integ: integ, esp_integ, prf, group, ike_more: fit::none, esp_more: fit::none };
 
 pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<String>, ExportError> {
     let ike = fit::ike(m, &WORDS, notes)?;
@@ -105,7 +106,7 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
         all(|f| &f.encrs),
         all(|f| &f.integs),
         m.esp.lifetime.as_secs(),
-        pfs.unwrap_or("none"),
+        pfs.group.unwrap_or("none"),
     );
     line!(out, "/ip ipsec peer");
     let near = m.near.address.ip().map_or_else(String::new, |ip| format!(" local-address={ip}"));

@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use cygnet_model::addke::AdditionalOffer;
+use cygnet_model::suite::Group;
 use zeroize::Zeroizing;
 
 use super::ExportError;
@@ -87,6 +89,16 @@ pub fn render(m: &Mirror<'_>, notes: &mut Vec<String>) -> Result<Zeroizing<Strin
     line!(out, "    secret = \"{}\"", m.key.with_0x().as_str());
     line!(out, "  }}");
     line!(out, "}}");
+    let kem = |offer: &AdditionalOffer| offer.methods().any(Group::is_kem);
+    if m.ike.proposals.iter().any(|p| kem(&p.additional))
+        || m.esp.proposals.iter().any(|p| kem(&p.additional))
+    {
+        notes.push(
+            "mlkem: strongSwan has it from 6.0 on, by its plugin ml, or by openssl, botan or wolfssl if they have it; without any \
+             of them it selects it all the same and fails: then leave these proposals out of the text"
+                .into(),
+        );
+    }
     if m.esp.proposals.iter().any(|p| p.esn.contains(&true)) {
         notes.push(
             "esn: strongSwan's ESP in userspace (kernel-libipsec) has none; with it, leave esn out of esp_proposals".into(),

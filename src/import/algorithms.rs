@@ -1,5 +1,6 @@
 //! Proposals as strongSwan and libreswan write them, turned into ours: what we do not speak is left out and told.
 
+use cygnet_model::addke::{AddKe, AdditionalOffer};
 use cygnet_model::proposal::{EspProposal, IkeProposal, Permit};
 use cygnet_model::suite::{Encr, Group, Integ, Prf};
 
@@ -25,6 +26,7 @@ enum Word {
     Integ(Integ),
     Prf(Prf),
     Group(Group),
+    Additional(AddKe, Option<Group>),
     Esn(bool),
     /// Says nothing by itself: integrity of an AEAD, no PFS.
     Nothing,
@@ -37,6 +39,7 @@ struct Parts {
     integs: Vec<Integ>,
     prfs: Vec<Prf>,
     groups: Vec<Group>,
+    additional: AdditionalOffer,
     esn: Vec<bool>,
 }
 
@@ -70,16 +73,43 @@ fn ours(word: &str) -> String {
     named.to_owned()
 }
 
+/// `ke1_mlkem768` of strongSwan: the number of an additional key exchange, and its method.
+fn additional(text: &str) -> Option<(AddKe, &str)> {
+    let (number, method) = text.strip_prefix("ke")?.split_once('_')?;
+    Some((AddKe::new(number.parse().ok()?)?, method))
+}
+
+/// `addke1=ml_kem_768+none` of libreswan: the number, and the list of methods.
+fn additional_list(text: &str) -> Option<(AddKe, &str)> {
+    let (number, methods) = text.strip_prefix("addke")?.split_once('=')?;
+    Some((AddKe::new(number.parse().ok()?)?, methods))
+}
+
+/// A key exchange, by its name or its number.
+fn group(name: &str) -> Option<Group> {
+    let number = name.strip_prefix("dh").or_else(|| name.strip_prefix("group"));
+    let by_number = || number.and_then(|n| n.parse().ok()).and_then(Group::from_transform);
+    Group::ALL.into_iter().find(|g| g.keyword() == name).or_else(by_number)
+}
+
+/// A method of an additional key exchange; `none` for one that may be left out.
+fn method(which: AddKe, text: &str) -> Option<Word> {
+    let name = ours(text);
+    if name == "none" {
+        return Some(Word::Additional(which, None));
+    }
+    group(&name).map(|g| Word::Additional(which, Some(g)))
+}
+
 fn word(text: &str) -> Option<Word> {
+    if let Some((which, name)) = additional(text) {
+        return method(which, name);
+    }
     let name = ours(text);
     let encr = Encr::ALL.into_iter().find(|e| e.info().keyword == name).map(Word::Encr);
     let integ = || Integ::ALL.into_iter().find(|i| i.keyword() == name).map(Word::Integ);
     let prf = || Prf::ALL.into_iter().find(|p| p.keyword() == name).map(Word::Prf);
-    let group = || {
-        let number = name.strip_prefix("dh").or_else(|| name.strip_prefix("group"));
-        let by_number = number.and_then(|n| n.parse().ok()).and_then(Group::from_transform);
-        Group::ALL.into_iter().find(|g| g.keyword() == name).or(by_number).map(Word::Group)
-    };
+    let group = || group(&name).filter(|g| !g.is_kem()).map(Word::Group);
     let other = || match name.as_str() {
         "esn" => Some(Word::Esn(true)),
         "noesn" => Some(Word::Esn(false)),
@@ -91,10 +121,10 @@ fn word(text: &str) -> Option<Word> {
 
 /// Why a word is not understood, in the words of our own configuration.
 fn why_not(text: &str) -> String {
-    let name = ours(text);
-    if name.starts_with("ke") && name.contains("mlkem") || name.contains("kyber") {
-        return "post-quantum key exchanges are not there yet".into();
+    if ["kyber", "hqc", "bike", "frodo", "sntrup"].iter().any(|kem| text.contains(kem)) {
+        return "ML-KEM is the only post-quantum key exchange that is spoken".into();
     }
+    let name = if text.starts_with("ke") && text.contains('_') { text.to_owned() } else { ours(text) };
     if name.contains("gcm")
         && (name.ends_with("12") || name.ends_with('8') || name.ends_with("64") || name.ends_with("96"))
     {
@@ -110,16 +140,28 @@ fn why_not(text: &str) -> String {
 fn parts(text: &str, at: Line<'_>, notes: &mut Notes) -> Parts {
     let mut p = Parts::default();
     let text = text.trim().to_lowercase();
-    for token in text.trim_end_matches('!').split(['-', ';', '+']).map(str::trim).filter(|t| !t.is_empty()) {
-        match word(token) {
-            Some(Word::Encr(v)) => push(&mut p.encrs, v),
-            Some(Word::Integ(v)) => push(&mut p.integs, v),
-            Some(Word::Prf(v)) => push(&mut p.prfs, v),
-            Some(Word::Group(v)) => push(&mut p.groups, v),
-            Some(Word::Esn(v)) => push(&mut p.esn, v),
-            Some(Word::Nothing) => {}
-            None => notes.add(Kind::Changed, at.line, at.key, token, format!("left out: {}", why_not(token))),
+    for part in text.trim_end_matches('!').split(['-', ';']).map(str::trim) {
+        let (of, list) = additional_list(part).map_or((None, part), |(which, list)| (Some(which), list));
+        for token in list.split('+').map(str::trim).filter(|t| !t.is_empty()) {
+            match of.map_or_else(|| word(token), |which| method(which, token)) {
+                Some(Word::Encr(v)) => push(&mut p.encrs, v),
+                Some(Word::Integ(v)) => push(&mut p.integs, v),
+                Some(Word::Prf(v)) => push(&mut p.prfs, v),
+                Some(Word::Group(v)) => push(&mut p.groups, v),
+                Some(Word::Additional(which, v)) => push(p.additional.get_mut(which), v),
+                Some(Word::Esn(v)) => push(&mut p.esn, v),
+                Some(Word::Nothing) => {}
+                None => {
+                    notes.add(Kind::Changed, at.line, at.key, token, format!("left out: {}", why_not(token)));
+                }
+            }
         }
+    }
+    if p.groups.is_empty() && !p.additional.is_empty() {
+        let words: Vec<String> = p.additional.keywords().collect();
+        let why = "left out: no key exchange is left that it could add to";
+        notes.add(Kind::Changed, at.line, at.key, &words.join("-"), why);
+        p.additional = AdditionalOffer::default();
     }
     p
 }
@@ -163,7 +205,8 @@ pub fn ike(at: Line<'_>, notes: &mut Notes) -> Option<Vec<IkeProposal>> {
                 notes.add(Kind::Changed, at.line, at.key, text, why);
                 continue;
             }
-            push(&mut out, IkeProposal { encrs, integs, prfs, groups: p.groups.clone() });
+            let (groups, additional) = (p.groups.clone(), p.additional.clone());
+            push(&mut out, IkeProposal { encrs, integs, prfs, groups, additional });
         }
         if p.encrs.is_empty() {
             notes.add(
@@ -195,7 +238,8 @@ pub fn esp(at: Line<'_>, notes: &mut Notes) -> Option<Vec<EspProposal>> {
                 continue;
             }
             let esn = if p.esn.is_empty() { vec![true, false] } else { p.esn.clone() };
-            push(&mut out, EspProposal { encrs, integs, groups: p.groups.clone(), esn });
+            let (groups, additional) = (p.groups.clone(), p.additional.clone());
+            push(&mut out, EspProposal { encrs, integs, groups, additional, esn });
         }
         if p.encrs.is_empty() {
             notes.add(

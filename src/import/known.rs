@@ -180,7 +180,7 @@ pub const IPSEC: &[Row] = &[
     ("hostkey", I, RAW),
     ("ppk", C, "there are no post-quantum pre-shared keys"),
     ("ppk-ids", C, "there are no post-quantum pre-shared keys"),
-    ("intermediate", I, "IKE_INTERMEDIATE is not there yet"),
+    ("intermediate", I, "it is spoken where a proposal has additional key exchanges"),
     ("session-resumption", I, "the daemon goes on with its tunnels over restarts"),
     ("accept-redirect", I, "peers cannot redirect"),
     ("accept-redirect-to", I, "peers cannot redirect"),
