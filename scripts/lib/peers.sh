@@ -183,7 +183,8 @@ CONF
     done
 }
 
-# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section.
+# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section;
+# SWAN_ROOT: a directory whose usr and etc have another strongSwan than the installed one (scripts/vm-lab fetch strongswan).
 swan_config() { # HOST START IKE ESP
     local host=$1 peer dir=$LAB_DIR/$1.swan l6 r6 libipsec=yes
     peer=$(other "$host")
@@ -217,6 +218,7 @@ ${SWAN_EXTRA:-}
     test-vectors { load = no }
   }
 }
+swanctl { load = random openssl }
 CONF
     local start=none v6=""
     if [[ $2 == active ]]; then start=start; fi
@@ -254,11 +256,15 @@ secrets {
 CONF
 }
 
+# In a mount namespace: its pid file and sockets are private, and so are its files where it is another than the installed one.
+SWAN_MOUNTS='mount -t tmpfs tmpfs /run && mkdir -p /run/lock || exit
+if [ -n "$SWAN_ROOT" ]; then mount --bind "$SWAN_ROOT/etc" /etc && mount --bind "$SWAN_ROOT/usr" /usr || exit; fi
+exec "$@"'
+
 swan_start() { # HOST
     local dir=$LAB_DIR/$1.swan
-    # Its pid file and sockets are private: a mount namespace with its own /run.
-    STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c \
-        'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec /usr/sbin/charon-systemd' >>"$dir/out" 2>&1 </dev/null &
+    SWAN_ROOT=${SWAN_ROOT:-} STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c "$SWAN_MOUNTS" sh \
+        /usr/sbin/charon-systemd >>"$dir/out" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
     # An emulated machine takes its time.
     wait_for 60 test -S "$dir/vici"
@@ -268,5 +274,7 @@ swan_start() { # HOST
 swan() { # HOST SWANCTL-ARGS...
     local host=$1
     shift
-    swanctl "$@" --uri "unix://$LAB_DIR/$host.swan/vici"
+    set -- swanctl "$@" --uri "unix://$LAB_DIR/$host.swan/vici"
+    if [[ -n ${SWAN_ROOT:-} ]]; then set -- env SWAN_ROOT="$SWAN_ROOT" STRONGSWAN_CONF="$LAB_DIR/$host.swan/strongswan.conf" unshare -m sh -c "$SWAN_MOUNTS" sh "$@"; fi
+    "$@"
 }
