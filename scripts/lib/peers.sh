@@ -184,9 +184,11 @@ CONF
 }
 
 # strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section;
-# SWAN_ROOT: a directory whose usr and etc have another strongSwan than the installed one (scripts/vm-lab fetch strongswan).
+# SWAN_CONNECTION: more for its connection; SWAN_PROPOSALS: "IKE ESP", if others than its peer's; SWAN_ROOT: a directory whose usr
+# and etc have another strongSwan than the installed one (scripts/vm-lab fetch strongswan).
 swan_config() { # HOST START IKE ESP
-    local host=$1 peer dir=$LAB_DIR/$1.swan l6 r6 libipsec=yes
+    local host=$1 peer dir=$LAB_DIR/$1.swan l6 r6 libipsec=yes ike esp
+    read -r ike esp <<<"${SWAN_PROPOSALS:-$3 $4}"
     peer=$(other "$host")
     read -r _ l6 <<<"$(nets "$host")"
     read -r _ r6 <<<"$(nets "$peer")"
@@ -225,7 +227,7 @@ CONF
     if [[ -z ${V4ONLY:-} ]]; then
         v6="v6 { local_ts = $l6
         remote_ts = $r6
-        esp_proposals = $4
+        esp_proposals = $esp
         start_action = $start
         dpd_action = $([[ $start == start ]] && echo restart || echo clear) }"
     fi
@@ -235,15 +237,16 @@ connections {
     version = 2
     local_addrs = $(outer "$host")
     remote_addrs = $(peer_address "$host")
-    proposals = $3
+    proposals = $ike
     keyingtries = 0
     dpd_delay = 10s
+    ${SWAN_CONNECTION:-}
     local { auth = psk
       id = $(outer "$host") }
     remote { auth = psk
       id = $(outer "$peer") }
     children {
-$(swan_children "$host" "$start" "$4")
+$(swan_children "$host" "$start" "$esp")
       $v6
     }
   }
