@@ -183,9 +183,12 @@ CONF
     done
 }
 
-# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section.
+# strongSwan, one instance for a namespace. SWAN_ESP=libipsec (default) or kernel; SWAN_EXTRA: more for its daemon's section;
+# SWAN_CONNECTION: more for its connection; SWAN_PROPOSALS: "IKE ESP", if others than its peer's; SWAN_ROOT: a directory whose usr
+# and etc have another strongSwan than the installed one (scripts/vm-lab fetch strongswan).
 swan_config() { # HOST START IKE ESP
-    local host=$1 peer dir=$LAB_DIR/$1.swan l6 r6 libipsec=yes
+    local host=$1 peer dir=$LAB_DIR/$1.swan l6 r6 libipsec=yes ike esp
+    read -r ike esp <<<"${SWAN_PROPOSALS:-$3 $4}"
     peer=$(other "$host")
     read -r _ l6 <<<"$(nets "$host")"
     read -r _ r6 <<<"$(nets "$peer")"
@@ -217,13 +220,14 @@ ${SWAN_EXTRA:-}
     test-vectors { load = no }
   }
 }
+swanctl { load = random openssl }
 CONF
     local start=none v6=""
     if [[ $2 == active ]]; then start=start; fi
     if [[ -z ${V4ONLY:-} ]]; then
         v6="v6 { local_ts = $l6
         remote_ts = $r6
-        esp_proposals = $4
+        esp_proposals = $esp
         start_action = $start
         dpd_action = $([[ $start == start ]] && echo restart || echo clear) }"
     fi
@@ -233,15 +237,16 @@ connections {
     version = 2
     local_addrs = $(outer "$host")
     remote_addrs = $(peer_address "$host")
-    proposals = $3
+    proposals = $ike
     keyingtries = 0
     dpd_delay = 10s
+    ${SWAN_CONNECTION:-}
     local { auth = psk
       id = $(outer "$host") }
     remote { auth = psk
       id = $(outer "$peer") }
     children {
-$(swan_children "$host" "$start" "$4")
+$(swan_children "$host" "$start" "$esp")
       $v6
     }
   }
@@ -254,11 +259,15 @@ secrets {
 CONF
 }
 
+# In a mount namespace: its pid file and sockets are private, and so are its files where it is another than the installed one.
+SWAN_MOUNTS='mount -t tmpfs tmpfs /run && mkdir -p /run/lock || exit
+if [ -n "$SWAN_ROOT" ]; then mount --bind "$SWAN_ROOT/etc" /etc && mount --bind "$SWAN_ROOT/usr" /usr || exit; fi
+exec "$@"'
+
 swan_start() { # HOST
     local dir=$LAB_DIR/$1.swan
-    # Its pid file and sockets are private: a mount namespace with its own /run.
-    STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c \
-        'mount -t tmpfs tmpfs /run && mkdir -p /run/lock && exec /usr/sbin/charon-systemd' >>"$dir/out" 2>&1 </dev/null &
+    SWAN_ROOT=${SWAN_ROOT:-} STRONGSWAN_CONF=$dir/strongswan.conf ns_start "$1" unshare -m sh -c "$SWAN_MOUNTS" sh \
+        /usr/sbin/charon-systemd >>"$dir/out" 2>&1 </dev/null &
     DAEMON_PID[$1]=$!
     # An emulated machine takes its time.
     wait_for 60 test -S "$dir/vici"
@@ -268,5 +277,7 @@ swan_start() { # HOST
 swan() { # HOST SWANCTL-ARGS...
     local host=$1
     shift
-    swanctl "$@" --uri "unix://$LAB_DIR/$host.swan/vici"
+    set -- swanctl "$@" --uri "unix://$LAB_DIR/$host.swan/vici"
+    if [[ -n ${SWAN_ROOT:-} ]]; then set -- env SWAN_ROOT="$SWAN_ROOT" STRONGSWAN_CONF="$LAB_DIR/$host.swan/strongswan.conf" unshare -m sh -c "$SWAN_MOUNTS" sh "$@"; fi
+    "$@"
 }
