@@ -331,8 +331,14 @@ mod tests {
         let hybrid = ike_text("aes256gcm16-prfsha384-x25519-ke1_mlkem768");
         let classic = ike_text("aes256gcm16-prfsha384-x25519");
         let found = |ours, theirs: &[IkeProposal]| words(&ike(ours, &offer_ike(theirs, &[])));
-        assert_eq!(found(&hybrid, &classic), "additional key exchange: the peer offers none, we want mlkem768");
-        assert_eq!(found(&classic, &hybrid), "additional key exchange: the peer offers mlkem768, we want none");
+        assert_eq!(
+            found(&hybrid, &classic),
+            "additional key exchange: the peer offers none, we want mlkem768"
+        );
+        assert_eq!(
+            found(&classic, &hybrid),
+            "additional key exchange: the peer offers mlkem768, we want none"
+        );
         let offer = offer_ike(&hybrid, &[]);
         assert_eq!(keywords(&offer[0], true), hybrid[0].to_string());
         assert_eq!(keywords(&offer[0], false), "aes256gcm16-prfsha384");

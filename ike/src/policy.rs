@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cygnet_model::addke::{AdditionalOffer, Additional};
+use cygnet_model::addke::{Additional, AdditionalOffer};
 pub use cygnet_model::negotiation::{Encap, Start};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::selector::TrafficSelector;
@@ -613,7 +613,10 @@ mod tests {
         // The first child has no key exchange of its own, and so nothing to add to.
         let ours = esp("aes256gcm16-x25519-ke1_mlkem768");
         let of = |with_ke| choose_esp(&ours, &offer_esp(&ours, [0, 0, 1, 1], with_ke), with_ke).unwrap().0;
-        assert_eq!((of(false).additional.is_empty(), of(true).to_string().as_str()), (true, "aes256gcm16-x25519-ke1_mlkem768-esn"));
+        assert_eq!(
+            (of(false).additional.is_empty(), of(true).to_string().as_str()),
+            (true, "aes256gcm16-x25519-ke1_mlkem768-esn")
+        );
         let without = offer_esp(&esp("aes256gcm16-x25519"), [0, 0, 1, 1], true);
         assert!(choose_esp(&ours, &without, true).is_none());
     }

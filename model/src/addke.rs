@@ -191,7 +191,8 @@ mod tests {
     #[test]
     fn each_is_agreed_on_by_itself_and_no_method_is_taken_twice() {
         let chosen = |ours: &AdditionalOffer, theirs: &AdditionalOffer| {
-            ours.choose(theirs, Some(Group::X25519)).map(|c| c.iter().map(|(w, g)| (w.number(), g)).collect::<Vec<_>>())
+            ours.choose(theirs, Some(Group::X25519))
+                .map(|c| c.iter().map(|(w, g)| (w.number(), g)).collect::<Vec<_>>())
         };
         let ours = offer(&[(1, &[A, B])]);
         assert_eq!(chosen(&ours, &offer(&[(1, &[B, A])])), Some(vec![(1, Group::MlKem768)]));

@@ -90,7 +90,9 @@ pub enum ProposalError {
     #[error("\"{0}\" is not supported; use {1}")]
     Absent(String, &'static str),
     /// A post-quantum method where the first key exchange stands.
-    #[error("\"{0}\" is an additional key exchange (RFC 9370); write a group before it, as in x25519-ke1_{0}")]
+    #[error(
+        "\"{0}\" is an additional key exchange (RFC 9370); write a group before it, as in x25519-ke1_{0}"
+    )]
     OnlyAdditional(&'static str),
     /// Additional key exchanges without a first one.
     #[error("\"{0}\" adds to a key exchange that is not there; write a group before it, as in x25519-{0}")]
@@ -524,7 +526,10 @@ mod tests {
             let told = ike(&format!("aes256gcm16-prfsha384-{word}"));
             assert!(told.contains(says), "{word}: {told}");
         }
-        assert!(matches!("aes256gcm16-ke1_mlkem768".parse::<EspProposal>(), Err(ProposalError::NothingToAddTo(_))));
+        assert!(matches!(
+            "aes256gcm16-ke1_mlkem768".parse::<EspProposal>(),
+            Err(ProposalError::NothingToAddTo(_))
+        ));
     }
 
     #[test]

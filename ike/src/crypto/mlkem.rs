@@ -145,7 +145,8 @@ mod tests {
                         done[0] += 1;
                     }
                     "decapsulation" => with_set!(group, Set, {
-                        let expanded = ExpandedDecapsulationKey::<Set>::try_from(&*field(test, "dk")).unwrap();
+                        let expanded =
+                            ExpandedDecapsulationKey::<Set>::try_from(&*field(test, "dk")).unwrap();
                         let key = DecapsulationKey::<Set>::from_expanded(&expanded).unwrap();
                         let key = Key { group, key: Box::new(key) };
                         let k = key.finish(&field(test, "c")).unwrap();

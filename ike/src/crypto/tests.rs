@@ -103,7 +103,13 @@ fn nist_ikev2_kdf() {
         assert_eq!(SkeySeed::initial(prf, &ni, &nr, &shared).expose(), f("SKEYSEED"));
         assert_eq!(SkeySeed::rekeyed(prf, &sk_d, &secrets, &ni, &nr).expose(), f("SKEYSEED(Rekey)"));
         let integ = Some(Integ::HmacSha256_128);
-        let suite = IkeSuite { encr: Encr::AesCbc256, integ, prf, group: Group::X25519, additional: Additional::NONE };
+        let suite = IkeSuite {
+            encr: Encr::AesCbc256,
+            integ,
+            prf,
+            group: Group::X25519,
+            additional: Additional::NONE,
+        };
         let seed = SkeySeed::initial(prf, &ni, &nr, &shared);
         let keys =
             IkeKeys::derive(suite, &seed, &ni, &nr, spi_i.try_into().unwrap(), spi_r.try_into().unwrap());
@@ -193,7 +199,10 @@ fn t13_bad_public_values_never_make_a_secret() {
 }
 
 /// Wycheproof: https://github.com/C2SP/wycheproof (see tests/vectors/README.md).
-pub(super) fn wycheproof(bytes: &[u8], mut check: impl FnMut(&serde_json::Value, &serde_json::Value)) -> usize {
+pub(super) fn wycheproof(
+    bytes: &[u8],
+    mut check: impl FnMut(&serde_json::Value, &serde_json::Value),
+) -> usize {
     let doc: serde_json::Value = serde_json::from_str(&gunzip(bytes)).unwrap();
     let mut n = 0;
     for group in doc["testGroups"].as_array().unwrap() {

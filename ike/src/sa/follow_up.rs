@@ -207,7 +207,9 @@ impl Live {
                     (Err(e), _) if !methods.is_empty() && !e.blames_peer() => {
                         return self.conclude(core, ctx, phase, request, &not_made(), None);
                     }
-                    (secrets, _) => return self.conclude(core, ctx, phase, request, &payloads, Some(secrets)),
+                    (secrets, _) => {
+                        return self.conclude(core, ctx, phase, request, &payloads, Some(secrets));
+                    }
                 }
             }
             FollowUp::Going(mut chain) if payloads.ke.is_some() => {
@@ -421,7 +423,11 @@ impl Live {
             Ok(made) => made,
             Err(e) => {
                 promise.release(ctx);
-                return if e.blames_peer() { refuse(NotifyType::INVALID_SYNTAX) } else { Handled::Reply(busy()) };
+                return if e.blames_peer() {
+                    refuse(NotifyType::INVALID_SYNTAX)
+                } else {
+                    Handled::Reply(busy())
+                };
             }
         };
         promise.secrets.add(secret);

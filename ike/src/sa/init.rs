@@ -344,7 +344,10 @@ impl InitSent {
         if !suite.additional.is_empty()
             && payloads.notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED).is_none()
         {
-            return Err((FailureReason::NoProposalChosen, "chooses additional key exchanges without IKE_INTERMEDIATE"));
+            return Err((
+                FailureReason::NoProposalChosen,
+                "chooses additional key exchanges without IKE_INTERMEDIATE",
+            ));
         }
         let tried = std::iter::once(&self.current).chain(&self.earlier).any(|a| a.group == suite.group);
         if !tried || ke.group != suite.group.transform() {

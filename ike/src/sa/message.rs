@@ -258,7 +258,9 @@ impl Channel {
 
     /// The same, with what IKE_AUTH proves of the message; `None` for a fragment of one that is not complete yet.
     pub fn open_proven(&mut self, header: &Header, datagram: &[u8]) -> Result<Option<Plain>, DropReason> {
-        let Some(Chain { first, reserved, plain }) = self.open_chain(header, datagram)? else { return Ok(None) };
+        let Some(Chain { first, reserved, plain }) = self.open_chain(header, datagram)? else {
+            return Ok(None);
+        };
         let content = Content::of(datagram, reserved, first, &plain).ok_or(DropReason::Malformed)?;
         Ok(Some(Plain { payloads: Payloads::decode(first, &plain), content }))
     }

@@ -2,9 +2,9 @@
 //!
 //! The new IKE SA inherits the children. If both sides rekey at once the nonces decide which new SA does.
 
+use cygnet_model::IkeSpi;
 use cygnet_model::proposal::IkeProposal;
 use cygnet_model::suite::{Group, IkeSuite};
-use cygnet_model::IkeSpi;
 
 use super::collide::{self, Winner};
 use super::create_child::BUSY_RETRY;
@@ -257,7 +257,11 @@ impl Live {
     }
 
     /// Checks the answer: the suite and the peer's SPI.
-    pub(super) fn check_ike(&self, group: Group, answer: &Payloads) -> Result<(IkeSuite, u64), FailureReason> {
+    pub(super) fn check_ike(
+        &self,
+        group: Group,
+        answer: &Payloads,
+    ) -> Result<(IkeSuite, u64), FailureReason> {
         if let Some(n) = answer.error() {
             return Err(FailureReason::of_notify(n.kind));
         }
@@ -408,8 +412,13 @@ impl Live {
         };
         let draft = Draft::authenticated(Stage::RekeyIke, Role::Responder, core.flow.remote);
         let account = draft.ike_chosen(ours, Some(proposals), suite);
-        let successor =
-            Successor { spi: ctx.spis.new_ike(ctx.random), peer_spi, suite, nonces: (ni.clone(), ctx.nonce()), account };
+        let successor = Successor {
+            spi: ctx.spis.new_ike(ctx.random),
+            peer_spi,
+            suite,
+            nonces: (ni.clone(), ctx.nonce()),
+            account,
+        };
         // <- CREATE_CHILD_SA { SA, Nr, KEr, [N(ADDITIONAL_KEY_EXCHANGE)] }
         let payloads = Payloads {
             sa: Some(policy::answer_ike(suite, number, &successor.spi.to_be_bytes())),

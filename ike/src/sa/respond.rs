@@ -71,9 +71,11 @@ pub(crate) fn respond(
         stateless(ctx, header, flow, Notify::new(NotifyType::INVALID_SYNTAX, vec![]));
         return None;
     };
-    let intermediate = payloads.notifies.iter().any(|n| n.kind == NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED);
+    let intermediate =
+        payloads.notifies.iter().any(|n| n.kind == NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED);
     // Additional key exchanges have no other place (RFC 9370 §2.2.1).
-    let usable: Vec<_> = sa.iter().filter(|p| intermediate || !policy::wants_intermediate(p)).cloned().collect();
+    let usable: Vec<_> =
+        sa.iter().filter(|p| intermediate || !policy::wants_intermediate(p)).cloned().collect();
     let chosen = candidates.iter().find_map(|p| Some((p, policy::choose_ike(&p.proposals, &usable, 0)?)));
     let Some((policy, (suite, number, _))) = chosen else {
         let ours: Vec<_> = candidates.iter().take(8).flat_map(|p| p.proposals.iter().cloned()).collect();

@@ -1,6 +1,6 @@
+use cygnet_model::addke::Additional;
 use cygnet_model::id::Reqid;
 use cygnet_model::selector::{IpRange, TrafficSelector};
-use cygnet_model::addke::Additional;
 use cygnet_model::suite::{Encr, EspSuite, Group, Integ};
 use cygnet_model::tunnel::{Direction, Mark, SaId, SaSpec, UdpEncap, VolumeLimits};
 use cygnet_model::{ChildId, SecretBytes, Spi, TunnelId};
@@ -18,7 +18,13 @@ fn spec() -> SaSpec {
         local: "192.0.2.1".parse().unwrap(),
         remote: "192.0.2.2".parse().unwrap(),
         encap: Some(UdpEncap { local_port: 4500, remote_port: 61_000 }),
-        suite: EspSuite { encr: Encr::AesGcm16_128, integ: None, group: Some(Group::X25519), additional: Additional::NONE, esn: true },
+        suite: EspSuite {
+            encr: Encr::AesGcm16_128,
+            integ: None,
+            group: Some(Group::X25519),
+            additional: Additional::NONE,
+            esn: true,
+        },
         encr_key: SecretBytes::new((0..20).collect()),
         integ_key: SecretBytes::new(Vec::new()),
         replay_window: 128,

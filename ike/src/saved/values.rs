@@ -68,7 +68,8 @@ fn additional_of(numbers: Option<[u16; AddKe::COUNT]>) -> Result<Additional> {
 fn additional_offer(offer: &AdditionalOffer) -> Option<Vec<(u8, Vec<u16>)>> {
     let named = offer.iter().filter(|(_, methods)| !methods.is_empty());
     let number = |method: &Option<Group>| method.map_or(0, Group::transform);
-    let numbers: Vec<_> = named.map(|(w, methods)| (w.number(), methods.iter().map(number).collect())).collect();
+    let numbers: Vec<_> =
+        named.map(|(w, methods)| (w.number(), methods.iter().map(number).collect())).collect();
     (!numbers.is_empty()).then_some(numbers)
 }
 

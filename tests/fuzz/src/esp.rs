@@ -39,9 +39,7 @@ pub fn suites() -> Vec<EspSuite> {
         let integs = if encr.is_aead() { vec![None] } else { Integ::ALL.map(Some).to_vec() };
         integs.into_iter().map(move |integ| (encr, integ))
     });
-    suites
-        .flat_map(|(encr, integ)| [false, true].map(|esn| EspSuite::plain(encr, integ, esn)))
-        .collect()
+    suites.flat_map(|(encr, integ)| [false, true].map(|esn| EspSuite::plain(encr, integ, esn))).collect()
 }
 
 /// An SA between any addresses, with the keys of the corpus.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use cygnet_model::Spi;
 use cygnet_model::selector::{Packet, TrafficSelector};
 use cygnet_model::suite::IkeSuite;
-use cygnet_model::Spi;
 
 use super::proof::{PeerAuthenticated, verify};
 use super::{Derived, FATAL, InitDone, internal, psk_auth};

@@ -153,7 +153,8 @@ impl InitAnswered {
         let payloads = Payloads { ke, ..Payloads::default() };
         let exchange = Exchange::IKE_INTERMEDIATE;
         let sealed = derived.channel.seal_proven(exchange, id, true, &payloads, ctx.random);
-        let (Some((answer, response)), Some(further)) = (sealed, derived.further(suite, &shared, nonces)) else {
+        let (Some((answer, response)), Some(further)) = (sealed, derived.further(suite, &shared, nonces))
+        else {
             return State::InitAnswered(self);
         };
         self.mixing.int_auth.add(suite.prf, &derived.keys, &request, &response);

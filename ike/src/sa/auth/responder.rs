@@ -399,7 +399,8 @@ impl InitAnswered {
             ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
         let until = ctx.now.mono + REFUSAL_LIFETIME;
-        let refused = Refused { spi_i: self.spi_i, exchange, answer, repeats: Rate::default(), channel, until };
+        let refused =
+            Refused { spi_i: self.spi_i, exchange, answer, repeats: Rate::default(), channel, until };
         State::Refused(Box::new(refused))
     }
 

@@ -73,7 +73,9 @@ impl Live {
         if is_for_ike(offer) {
             return match collide::verdict(Asked::RekeyIke, self.ours(None)) {
                 Verdict::Later => later(),
-                Verdict::Proceed | Verdict::ProceedAndCompare => self.on_rekey_ike(core, ctx, offer, progress),
+                Verdict::Proceed | Verdict::ProceedAndCompare => {
+                    self.on_rekey_ike(core, ctx, offer, progress)
+                }
             };
         }
         let Some(n) = offer.notify(NotifyType::REKEY_SA).cloned() else {

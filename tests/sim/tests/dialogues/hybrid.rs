@@ -61,7 +61,11 @@ fn they_come_between_ike_sa_init_and_ike_auth_one_by_one() {
     assert!(datagrams > 4, "{datagrams}");
     assert!(log.borrow().iter().all(|(_, bytes)| bytes.len() <= 1232));
     assert_eq!(lab.view(0).ike.unwrap().suite.to_string(), IKE);
-    assert_eq!(lab.view(0).children[0].suite.to_string(), "aes256gcm16-esn", "the first child has none of its own");
+    assert_eq!(
+        lab.view(0).children[0].suite.to_string(),
+        "aes256gcm16-esn",
+        "the first child has none of its own"
+    );
 }
 
 #[test]
