@@ -217,7 +217,8 @@ impl Intermediate {
             }
         };
         if let Some(n) = payloads.error() {
-            let detail = format!("{peer} answers {} with {}", self.what(), n.kind);
+            let detail =
+                format!("{peer} answers {} with {}; it may lack a method that it chose", self.what(), n.kind);
             return self.refused(core, ctx, Party::Peer, FailureReason::of_notify(n.kind), detail);
         }
         let fits = |ke: &KeyExchange| {

@@ -269,7 +269,7 @@ fn an_end_that_dies_between_them_leaves_nothing_half_made() {
                 }
                 Some(bytes)
             }));
-            lab.command(0, command.clone());
+            lab.command(0, command);
             while !*followed.borrow() {
                 lab.run(Duration::from_millis(1));
             }
