@@ -84,9 +84,10 @@ fn every_message_of_an_error_type_has_an_entry() {
     for dir in ["src", "xfrm/src", "model/src", "ike/src", "esp/src", "reconcile/src"] {
         for file in sources(dir) {
             let text = fs::read_to_string(file).unwrap();
-            for rest in text.split("#[error(\"").skip(1) {
-                known.insert(shown(rest));
-            }
+            // Behind the bracket, or on the next line.
+            let literals =
+                text.split("#[error(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"'));
+            known.extend(literals.map(shown));
         }
     }
     assert!(known.remove("…"), "a type that hands on another one's words");
@@ -99,7 +100,14 @@ fn shown(literal: &str) -> String {
     while let Some(c) = chars.next() {
         match c {
             '"' => break,
-            '\\' => out.extend(chars.next()),
+            '\\' => match chars.next() {
+                // The literal goes on in the next line.
+                Some('\n') => {
+                    let rest = chars.as_str().trim_start();
+                    chars = rest.chars();
+                }
+                escaped => out.extend(escaped),
+            },
             '{' => {
                 chars.by_ref().find(|c| *c == '}');
                 out.push('…');

@@ -393,6 +393,17 @@ fn pick<T: PartialEq + Copy>(ours: &[T], theirs: &[T]) -> Option<T> {
     ours.iter().copied().find(|o| theirs.contains(o))
 }
 
+/// The first of our groups that is among theirs, with the additional key exchanges beside which it can stand.
+fn pick_exchanges(
+    groups: &[Group],
+    additional: &AdditionalOffer,
+    theirs: &[Group],
+    offered: &Sorted,
+) -> Option<(Group, Additional)> {
+    let common = groups.iter().filter(|group| theirs.contains(group));
+    common.copied().find_map(|group| Some((group, additional.choose(&offered.additional, Some(group))?)))
+}
+
 fn pick_integ(ours: &[Integ], theirs: &[Option<Integ>]) -> Option<Option<Integ>> {
     if ours.is_empty() {
         theirs.contains(&None).then_some(None)
@@ -413,13 +424,13 @@ pub(crate) fn choose_ike(
             let Some(s) = sort(p) else { continue };
             let groups: Vec<Group> = s.ke.iter().copied().flatten().collect();
             let suite = (|| {
-                let group = pick(&own.groups, &groups)?;
+                let (group, additional) = pick_exchanges(&own.groups, &own.additional, &groups, &s)?;
                 Some(IkeSuite {
                     encr: pick(&own.encrs, &s.encr)?,
                     integ: pick_integ(&own.integs, &s.integ)?,
                     prf: pick(&own.prfs, &s.prf)?,
                     group,
-                    additional: own.additional.choose(&s.additional, Some(group))?,
+                    additional,
                 })
             })();
             if let Some(suite) = suite {
@@ -442,19 +453,16 @@ pub(crate) fn choose_esp(
             let Ok(spi) = <[u8; 4]>::try_from(p.spi.as_slice()) else { continue };
             let Some(s) = sort(p) else { continue };
             let suite = (|| {
-                let group = if !with_ke {
-                    None
+                let (group, additional) = if !with_ke {
+                    (None, Additional::NONE)
                 } else if own.groups.is_empty() {
-                    s.ke.contains(&None).then_some(None)?
+                    // There is nothing to add to.
+                    (s.ke.contains(&None) && s.additional.allows(&Additional::NONE)).then_some(())?;
+                    (None, Additional::NONE)
                 } else {
                     let theirs: Vec<Group> = s.ke.iter().copied().flatten().collect();
-                    Some(pick(&own.groups, &theirs)?)
-                };
-                let additional = match group {
-                    Some(group) => own.additional.choose(&s.additional, Some(group))?,
-                    // In IKE_AUTH, or without PFS: there is nothing to add to.
-                    None if with_ke && !s.additional.allows(&Additional::NONE) => return None,
-                    None => Additional::NONE,
+                    let (group, additional) = pick_exchanges(&own.groups, &own.additional, &theirs, &s)?;
+                    (Some(group), additional)
                 };
                 Some(EspSuite {
                     encr: pick(&own.encrs, &s.encr)?,

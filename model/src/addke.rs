@@ -131,21 +131,43 @@ impl AdditionalOffer {
     /// other key exchange of the negotiation uses (RFC 9370 §2.2.1 wants them to differ). `None` if there is one on which they
     /// cannot agree.
     pub fn choose(&self, theirs: &Self, first: Option<Group>) -> Option<Additional> {
-        let mut chosen = Additional::NONE;
         let mut used: Vec<Group> = first.into_iter().collect();
-        for which in AddKe::all() {
-            let either = |methods: &Vec<Option<Group>>| {
-                if methods.is_empty() { vec![None] } else { methods.clone() }
-            };
-            let (ours, theirs) = (either(self.get(which)), either(theirs.get(which)));
-            let free = |method: &Option<Group>| method.is_none_or(|m| !used.contains(&m));
-            let common = ours.into_iter().find(|method| theirs.contains(method) && free(method))?;
-            if let Some(method) = common {
+        self.choose_from(1, theirs, &mut used, Additional::NONE)
+    }
+
+    /// The same of those from this number on, beside what is used before. At most as many ways are tried as our own lists
+    /// have, whatever a peer names.
+    fn choose_from(
+        &self,
+        number: u8,
+        theirs: &Self,
+        used: &mut Vec<Group>,
+        chosen: Additional,
+    ) -> Option<Additional> {
+        const LEFT_OUT: &[Option<Group>] = &[None];
+        let Some(which) = AddKe::new(number) else { return Some(chosen) };
+        let of = |offer| -> &[Option<Group>] {
+            let methods: &Vec<_> = Self::get(offer, which);
+            if methods.is_empty() { LEFT_OUT } else { methods }
+        };
+        let theirs_here = of(theirs);
+        for method in of(self).iter().filter(|method| theirs_here.contains(method)) {
+            let mut with = chosen;
+            if let Some(method) = *method {
+                if used.contains(&method) {
+                    continue;
+                }
+                with.set(which, method);
                 used.push(method);
-                chosen.set(which, method);
+            }
+            if let Some(all) = self.choose_from(number + 1, theirs, used, with) {
+                return Some(all);
+            }
+            if method.is_some() {
+                used.pop();
             }
         }
-        Some(chosen)
+        None
     }
 
     /// Whether these are among what is offered.
@@ -207,6 +229,9 @@ mod tests {
         let twice = offer(&[(1, &[A, B]), (3, &[A, B])]);
         assert_eq!(chosen(&twice, &twice), Some(vec![(1, Group::MlKem768), (3, Group::MlKem1024)]));
         assert_eq!(offer(&[(1, &[C])]).choose(&offer(&[(1, &[C])]), C), None);
+        // What is preferred gives way to what makes the rest possible.
+        let narrow = offer(&[(1, &[A, B]), (2, &[A])]);
+        assert_eq!(chosen(&narrow, &narrow), Some(vec![(1, Group::MlKem1024), (2, Group::MlKem768)]));
     }
 
     #[test]

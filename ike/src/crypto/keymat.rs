@@ -61,7 +61,7 @@ impl SkeySeed {
     }
 
     #[cfg(test)]
-    pub(super) fn expose(&self) -> &[u8] {
+    pub(crate) fn expose(&self) -> &[u8] {
         self.0.expose()
     }
 }

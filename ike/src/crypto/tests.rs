@@ -26,11 +26,11 @@ fn begin(group: Group, random: &mut dyn Random) -> (PrivateKey, Vec<u8>) {
     kex::begin(Provider::Real, group, random).unwrap()
 }
 
-pub(super) fn hex(text: &str) -> Vec<u8> {
+pub(crate) fn hex(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
 }
 
-pub(super) fn gunzip(bytes: &[u8]) -> String {
+pub(crate) fn gunzip(bytes: &[u8]) -> String {
     let mut text = String::new();
     flate2::read::GzDecoder::new(bytes).read_to_string(&mut text).unwrap();
     text

@@ -63,6 +63,12 @@ impl Live {
             Arc::new(new.with_remote(self.policy.remote.clone()))
         };
         let old = std::mem::replace(&mut self.policy, policy);
+        // What was chosen by the old one is not made under the new one. The peer asks anew (RFC 9370 §2.2.4).
+        if (&old.proposals, &old.children) != (&new.proposals, &new.children)
+            && let Some(promise) = self.promise.take()
+        {
+            promise.release(ctx);
+        }
         if (&old.proposals, old.lifetime) != (&new.proposals, new.lifetime) {
             self.enqueue(Task::RekeyIke { group: None });
         }

@@ -31,7 +31,7 @@ use crate::wire::{Exchange, KeyExchange, Notify, NotifyType, Payloads};
 const LINK: usize = 16;
 
 /// How long a promise waits for the next of its key exchanges: longer than a peer repeats its request.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where the additional key exchanges of a request of ours stand.
 pub(crate) enum FollowUp {
@@ -242,10 +242,7 @@ impl Live {
                 return Next::Stay;
             }
         };
-        if phase == Phase::Deleting && matches!(request, Request::CreateChild(_)) {
-            request.release(ctx);
-            return Next::Stay;
-        }
+        // Also while the IKE SA is being deleted: strongSwan answers nothing else before the last of them.
         let Some(method) = chain.methods.front().copied() else { return Next::Stay };
         let job = ctx.run(core.spi, Asker::Known, Work::Begin(method));
         // Until the key is there the request before it counts as not answered, and is not repeated.
@@ -311,6 +308,16 @@ impl Live {
                 self.window.outstanding = Some(outstanding);
                 Next::Stay
             }
+            // The peer has made what we cannot take.
+            (None, _) if payloads.ke.is_some() && payloads.error().is_none() && chain.methods.len() == 1 => {
+                let FollowUp::Going(chain) = outstanding.follow_up else { return Next::Stay };
+                let blame = Some(Err(KexError::PublicValue));
+                self.conclude(core, ctx, phase, outstanding.request, &chain.answer, blame)
+            }
+            // strongSwan says nothing more of what has lost against its own.
+            (None, _) if payloads.ke.is_none() && payloads.error().is_none() => {
+                self.conclude(core, ctx, phase, outstanding.request, &not_made(), None)
+            }
             // As if the peer had refused what was asked for, or had said something that makes no sense.
             _ => {
                 let notifies = payloads.notifies.into_iter().filter(|n| n.kind.is_error()).collect();
@@ -343,7 +350,7 @@ impl Live {
         if payloads.error().is_some() || phase == Phase::Deleting {
             return self.conclude(core, ctx, phase, request, payloads, None);
         }
-        if link_of(payloads).is_some() {
+        if link_of(payloads).is_some() || payloads.ke.is_none() {
             return self.conclude(core, ctx, phase, request, &not_made(), None);
         }
         let made = Payloads { nonce: Some(nonce), ..Payloads::default() };

@@ -269,3 +269,99 @@ impl Intermediate {
         State::Closed(Closed { policy: Some(self.policy), ending, detail, was_up: false })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cygnet_model::addke::Additional;
+    use cygnet_model::suite::{Encr, EspSuite, IkeSuite};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::crypto::keymat::{ChildKeys, Secrets, SkeySeed};
+    use crate::crypto::tests::{gunzip, hex};
+
+    const PRF: Prf = Prf::HmacSha384;
+
+    fn field(of: &Value, name: &str) -> Vec<u8> {
+        hex(of[name].as_str().unwrap())
+    }
+
+    fn secret(of: &Value, name: &str) -> SecretBytes {
+        SecretBytes::new(field(of, name))
+    }
+
+    fn assert_keys(keys: &IkeKeys, of: &Value) {
+        let all = [&keys.sk_d, &keys.sk_ei, &keys.sk_er, &keys.sk_pi, &keys.sk_pr];
+        for (key, name) in all.into_iter().zip(["sk_d", "sk_ei", "sk_er", "sk_pi", "sk_pr"]) {
+            assert_eq!(key.expose(), field(of, name), "{name}");
+        }
+    }
+
+    /// The secrets of ML-KEM-768 and of ECP-384, which stand one behind the other.
+    fn secrets(of: &Value) -> Secrets {
+        let mut secrets = Secrets::from(secret(of, "shared"));
+        let additional = field(of, "additional");
+        let (kem, ecp) = additional.split_at(32);
+        secrets.add(SecretBytes::copy_of(kem));
+        secrets.add(SecretBytes::copy_of(ecp));
+        secrets
+    }
+
+    /// Every step from the first secret to the keys of a rekeyed IKE SA, as two strongSwans had them.
+    #[test]
+    fn keys_and_proofs_are_those_of_another_implementation() {
+        let text = gunzip(include_bytes!("../../tests/vectors/intermediate_strongswan.json.gz"));
+        let doc: Value = serde_json::from_str(&text).unwrap();
+        let (nonces, additional) = (field(&doc, "nonces"), Additional::NONE);
+        let (ni, nr) = nonces.split_at(32);
+        let suite =
+            IkeSuite { encr: Encr::AesGcm16_256, integ: None, prf: PRF, group: Group::X25519, additional };
+        let exchanges = doc["exchanges"].as_array().unwrap();
+        let header = field(&exchanges[0], "request");
+        let (spi_i, spi_r) = (header[..8].try_into().unwrap(), header[8..16].try_into().unwrap());
+        let derive = |seed: &SkeySeed| IkeKeys::derive(suite, seed, ni, nr, spi_i, spi_r);
+
+        let generations = doc["generations"].as_array().unwrap();
+        let mut keys = derive(&SkeySeed::initial(PRF, ni, nr, &secret(&generations[0], "shared")));
+        assert_keys(&keys, &generations[0]);
+        let mut int_auth = IntAuth::default();
+        assert!(int_auth.octets(1).is_empty());
+        for (exchange, after) in exchanges.iter().zip(&generations[1..]) {
+            let content = |name| Content::of_octets(field(exchange, name));
+            int_auth.add(PRF, &keys, &content("request"), &content("response"));
+            let so_far =
+                [field(exchange, "int_auth_i"), field(exchange, "int_auth_r"), vec![0, 0, 0, 9]].concat();
+            assert_eq!(int_auth.octets(9), so_far);
+            keys = derive(&SkeySeed::further(PRF, &keys.sk_d, &secret(after, "shared"), ni, nr));
+            assert_keys(&keys, after);
+        }
+        assert_eq!(generations.len(), 3);
+
+        let proofs = doc["auth"].as_array().unwrap();
+        for proof in proofs {
+            let octets = field(proof, "octets");
+            assert!(octets.ends_with(&int_auth.octets(3)), "IKE_AUTH was message 3");
+            let padded = prf(PRF, &field(proof, "secret"), &[b"Key Pad for IKEv2"]);
+            assert_eq!(prf(PRF, padded.expose(), &[&octets]).expose(), field(proof, "auth"));
+        }
+        assert_eq!(proofs.len(), 2);
+
+        let esp = EspSuite::plain(Encr::AesGcm16_256, None, false);
+        let assert_child = |made: &ChildKeys, of: &Value| {
+            assert_eq!(made.encr_i.expose(), field(of, "encr_i"));
+            assert_eq!(made.encr_r.expose(), field(of, "encr_r"));
+        };
+        let first = ChildKeys::derive(PRF, &keys.sk_d, None, ni, nr, &esp);
+        assert_child(&first, &doc["first_child"]);
+        let child = &doc["child"];
+        let seed = field(child, "seed");
+        let (ni, nr) = (&seed[32..64], &seed[64..96]);
+        let renewed = ChildKeys::derive(PRF, &keys.sk_d, Some(&secrets(child)), ni, nr, &esp);
+        assert_child(&renewed, child);
+        let rekeyed = &doc["rekeyed"];
+        let nonces = field(rekeyed, "nonces");
+        let (ni, nr) = nonces.split_at(32);
+        let seed = SkeySeed::rekeyed(PRF, &keys.sk_d, &secrets(rekeyed), ni, nr);
+        assert_eq!(seed.expose(), field(rekeyed, "skeyseed"));
+    }
+}

@@ -84,6 +84,12 @@ impl Content {
     pub fn octets(&self) -> &[u8] {
         &self.0
     }
+
+    /// Of a message that another implementation made.
+    #[cfg(test)]
+    pub const fn of_octets(octets: Vec<u8>) -> Self {
+        Self(octets)
+    }
 }
 
 /// The inner payloads of a whole message, as they were opened.

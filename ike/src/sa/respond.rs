@@ -85,6 +85,11 @@ pub(crate) fn respond(
             flow.remote,
             mismatch::words(&mismatch::ike(&ours, sa))
         );
+        let detail = if usable.len() < sa.len() {
+            format!("{detail}; its additional key exchanges come without IKE_INTERMEDIATE (RFC 9242)")
+        } else {
+            detail
+        };
         let told = if ctx.may_tell_claim() { account::TOLD } else { 0 };
         for p in candidates_all.iter().take(told) {
             let draft =

@@ -137,7 +137,12 @@ impl Live {
     /// The key exchange that must be finished before a response can be taken.
     pub(super) fn secret_for(&self, phase: Phase, request: &mut Request, answer: &Payloads) -> Option<Work> {
         match request {
-            Request::CreateChild(_) if phase == Phase::Deleting => None,
+            Request::CreateChild(_)
+                if phase == Phase::Deleting
+                    && answer.notify(NotifyType::ADDITIONAL_KEY_EXCHANGE).is_none() =>
+            {
+                None
+            }
             Request::CreateChild(c) => self.secret_for_child(c, answer),
             Request::RekeyIke(r) => self.secret_for_ike(r, answer),
             Request::DeleteChild { .. } | Request::DeleteIke | Request::Liveness => None,

@@ -12,18 +12,19 @@ use crate::jobs::{Asker, JobId, Work};
 use crate::rate::Rate;
 use crate::sa;
 use crate::sa::intermediate::IntAuth;
-use crate::sa::message::{Content, Plain, asks_again};
+use crate::sa::message::{Channel, Content, Plain, asks_again};
 use crate::sa::window::REPEATS;
 use crate::sa::{Core, Ctx, InitAnswered, State};
 use crate::wire::{Exchange, Header, KeyExchange, Notify, NotifyType, Payloads};
+/// Largest message of IKE_INTERMEDIATE that a stranger's place is worth, in octets. The value of no method has 2,000.
+const LARGEST: usize = 16 * 1024;
+
 /// Where the responder's IKE_INTERMEDIATE exchanges stand.
 #[derive(Default)]
 pub(crate) struct Mixing {
     /// How many have ended.
     done: u32,
     pub int_auth: IntAuth,
-    /// The datagram of the request under way that asks for the response again when it is repeated.
-    first: Vec<u8>,
     /// The request that is being answered.
     working: Option<Working>,
     last: Option<Last>,
@@ -36,9 +37,9 @@ struct Working {
     request: Content,
 }
 
-/// The last response, and what asks for it again: the very same datagram.
+/// The last response, and the keys of the exchange.
 struct Last {
-    first: Vec<u8>,
+    channel: Channel,
     answer: Vec<Vec<u8>>,
     repeats: Rate,
 }
@@ -54,14 +55,26 @@ impl Mixing {
         self.working.is_some()
     }
 
-    /// Repeats the last response, if a datagram is the request for it.
-    pub fn repeat(&mut self, ctx: &mut Ctx<'_>, datagram: &[u8], flow: Flow) -> Result<(), DropReason> {
-        let last = self.last.as_mut().filter(|last| last.first == datagram).ok_or(DropReason::MessageId)?;
+    /// Repeats the last response, if a datagram is the request for it, in whatever form that is sent again (RFC 9242 §3.3.2).
+    pub fn repeat(
+        &mut self,
+        core: &Core,
+        ctx: &mut Ctx<'_>,
+        header: &Header,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let before = header.exchange == Exchange::IKE_INTERMEDIATE && header.message_id == self.done;
+        let last = self.last.as_mut().filter(|_| before).ok_or(DropReason::MessageId)?;
+        if !asks_again(header, datagram) {
+            return Err(DropReason::Duplicate);
+        }
+        last.channel.authenticate(header, datagram)?;
         if !last.repeats.admit(ctx.now.mono, REPEATS.0, REPEATS.1) {
             return Err(DropReason::RateLimit);
         }
         for bytes in &last.answer {
-            ctx.out.push(Action::Send { flow, bytes: bytes.clone() });
+            // Where the request came from that was answered, whoever copies it.
+            ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
         Ok(())
     }
@@ -90,11 +103,10 @@ impl InitAnswered {
             return sa::drop_in(State::InitAnswered(self), ctx, DropReason::Busy, flow);
         }
         let Some(derived) = self.secret.known_mut() else { return State::InitAnswered(self) };
-        let opened = derived.channel.open_proven(header, datagram);
-        if opened.is_ok() && asks_again(header, datagram) {
-            self.mixing.first = datagram.to_vec();
-        }
-        let Plain { payloads, content } = match opened {
+        let Plain { payloads, content } = match derived.channel.open_proven(header, datagram) {
+            Ok(Some(plain)) if plain.content.octets().len() > LARGEST => {
+                return sa::drop_in(State::InitAnswered(self), ctx, DropReason::Malformed, flow);
+            }
             Ok(Some(plain)) => plain,
             Ok(None) => return State::InitAnswered(self),
             Err(reason) => return sa::drop_in(State::InitAnswered(self), ctx, reason, flow),
@@ -158,12 +170,11 @@ impl InitAnswered {
             return State::InitAnswered(self);
         };
         self.mixing.int_auth.add(suite.prf, &derived.keys, &request, &response);
-        *derived = further;
+        let before = std::mem::replace(derived, further);
         for bytes in &answer {
             ctx.out.push(Action::Send { flow: core.flow, bytes: bytes.clone() });
         }
-        let first = std::mem::take(&mut self.mixing.first);
-        self.mixing.last = Some(Last { first, answer, repeats: Rate::default() });
+        self.mixing.last = Some(Last { channel: before.channel, answer, repeats: Rate::default() });
         self.mixing.done += 1;
         State::InitAnswered(self)
     }

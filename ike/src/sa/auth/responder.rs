@@ -122,7 +122,7 @@ impl InitAnswered {
         flow: Flow,
     ) -> State {
         if header.message_id != self.mixing.due() {
-            if let Err(reason) = self.mixing.repeat(ctx, datagram, flow) {
+            if let Err(reason) = self.mixing.repeat(core, ctx, header, datagram) {
                 ctx.dropped(reason, flow);
             }
             return State::InitAnswered(self);

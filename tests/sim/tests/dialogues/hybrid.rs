@@ -286,3 +286,123 @@ fn an_end_that_dies_between_them_leaves_nothing_half_made() {
         }
     }
 }
+
+/// Runs until the request of a follow-up was seen so many times, and loses what this end says of it from then on.
+fn until_follow_up(lab: &mut Lab, requests: usize, lost_of: usize) {
+    let seen = Rc::new(RefCell::new(0));
+    let (count, mut last) = (Rc::clone(&seen), None);
+    lab.tap = Some(Box::new(move |side, bytes| {
+        let (header, _) = Header::decode(&bytes).unwrap();
+        if header.exchange != Exchange::IKE_FOLLOWUP_KE {
+            return Some(bytes);
+        }
+        if !header.response && last.replace(header.message_id) != Some(header.message_id) {
+            *count.borrow_mut() += 1;
+        }
+        (side != lost_of || *count.borrow() < requests).then_some(bytes)
+    }));
+    while *seen.borrow() < requests {
+        lab.run(Duration::from_millis(1));
+    }
+    lab.run(Duration::from_millis(50));
+}
+
+#[test]
+fn what_was_promised_under_an_older_policy_is_not_made_under_the_new_one() {
+    let narrower = ["aes256gcm16-prfsha384-x25519-ke1_mlkem1024", "aes256gcm16-x25519-ke1_mlkem1024"];
+    for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
+        let mut lab = lab(101, IKE, ESP);
+        lab.run(secs(1));
+        lab.command(0, command);
+        until_follow_up(&mut lab, 2, 0);
+        for side in [1, 0] {
+            lab.configure(side, with(side, narrower[0], narrower[1]));
+        }
+        lab.tap = None;
+        lab.run(secs(200));
+        lab.assert_settled(1);
+        for side in [0, 1] {
+            let view = lab.view(side);
+            assert_eq!(view.ike.unwrap().suite.to_string(), narrower[0], "{command:?}");
+            assert_eq!(view.children[0].suite.to_string(), format!("{}-esn", narrower[1]), "{command:?}");
+        }
+    }
+}
+
+#[test]
+fn whatever_a_follow_up_is_answered_with_the_tunnel_stays_and_gets_new_keys() {
+    let error = |kind| crate::notify(kind);
+    let ke = |group, octets: usize| Payloads {
+        ke: Some(KeyExchange { group, data: vec![7; octets] }),
+        ..Payloads::default()
+    };
+    let answers = [
+        Payloads::default(),
+        error(NotifyType::STATE_NOT_FOUND),
+        error(NotifyType::TEMPORARY_FAILURE),
+        error(NotifyType::NO_PROPOSAL_CHOSEN),
+        ke(36, 1087),
+        ke(20, 96),
+        ke(37, 1568),
+    ];
+    for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
+        for (n, answer) in answers.iter().enumerate() {
+            // The second is the last one: the peer has made what was asked for, and what refuses it lies.
+            for nth in if answer.ke.is_some() { [1, 2].as_slice() } else { &[1] } {
+                let nth = *nth;
+                let mut lab = lab(102, IKE, "aes256gcm16-x25519-ke1_mlkem768-ke2_mlkem1024");
+                lab.run(secs(1));
+                lab.command(0, command);
+                until_follow_up(&mut lab, nth, 1);
+                // <- IKE_FOLLOWUP_KE
+                lab.forge(1, Exchange::IKE_FOLLOWUP_KE, true, answer);
+                lab.tap = None;
+                lab.run(secs(1200));
+                let what = format!("answer {n} to follow-up {nth} of {command:?}");
+                assert!(lab.is_up(), "{what}");
+                lab.assert_consistent();
+                lab.command(0, command);
+                lab.run(secs(100));
+                lab.assert_settled(1);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_end_that_goes_in_the_middle_of_them_is_gone() {
+    for side in [0, 1] {
+        for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
+            let mut lab = lab(103, IKE, ESP);
+            lab.run(secs(1));
+            lab.command(0, command);
+            until_follow_up(&mut lab, 1, 1);
+            lab.command(side, Command::Shutdown);
+            lab.command(1 - side, Command::Shutdown);
+            lab.tap = None;
+            lab.run(secs(120));
+            (0..2).for_each(|side| lab.assert_gone(side));
+        }
+    }
+}
+
+#[test]
+fn a_promise_that_nobody_comes_back_for_is_forgotten() {
+    for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
+        let mut lab = lab(104, IKE, ESP);
+        lab.run(secs(1));
+        lab.command(0, command);
+        until_follow_up(&mut lab, 1, 0);
+        let reserved = lab.gateways[1].endpoint.reserved();
+        assert_eq!(reserved.0 + reserved.1, 3, "{command:?}");
+        lab.kill(0);
+        lab.run(secs(20));
+        assert_eq!(lab.gateways[1].endpoint.reserved(), reserved, "{command:?}");
+        // Longer than that, and shorter than it takes to miss the peer.
+        let mut quiet = with(1, IKE, ESP);
+        quiet.dpd = None;
+        lab.configure(1, quiet);
+        lab.run(secs(200));
+        assert_eq!(lab.gateways[1].endpoint.reserved(), (1, 1), "{command:?}");
+    }
+}
