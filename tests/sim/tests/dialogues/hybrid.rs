@@ -343,7 +343,7 @@ fn whatever_a_follow_up_is_answered_with_the_tunnel_stays_and_gets_new_keys() {
         error(NotifyType::NO_PROPOSAL_CHOSEN),
         ke(36, 1087),
         ke(20, 96),
-        ke(37, 1568),
+        ke(37, 1567),
     ];
     for command in [Command::RekeyChildren(TUNNEL), Command::RekeyIke(TUNNEL)] {
         for (n, answer) in answers.iter().enumerate() {
