@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cygnet_ike::saved::{Saved, SavedError};
 use cygnet_ike::{Command, Input};
 use cygnet_model::tunnel::Direction;
-use cygnet_sim::{Back, Lab, Link, TUNNEL, policy, single_pairs};
+use cygnet_sim::{Back, Lab, Link, TUNNEL, hybrid, policy, single_pairs};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/saved-1.txt");
 
@@ -102,6 +102,23 @@ fn in_many_states() -> BTreeMap<String, Vec<u8>> {
     lab.command(0, Command::RekeyChildren(TUNNEL));
     lab.run(step);
     take(&lab, "parts-rekey");
+    // With additional key exchanges, while those of new keys are on their way, and in use.
+    let both = [0, 1].map(|side| {
+        let mut p = policy(side, 2);
+        hybrid(&mut p);
+        p
+    });
+    let mut lab = Lab::new(7, Link::GOOD, both);
+    lab.run(Duration::from_secs(2));
+    lab.command(0, Command::RekeyChildren(TUNNEL));
+    lab.run(2 * step);
+    take(&lab, "hybrid-child-follow-up");
+    lab.run(Duration::from_secs(2));
+    lab.command(1, Command::RekeyIke(TUNNEL));
+    lab.run(2 * step);
+    take(&lab, "hybrid-ike-follow-up");
+    lab.run(Duration::from_secs(8));
+    take(&lab, "hybrid");
     all
 }
 
