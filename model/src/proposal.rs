@@ -100,6 +100,11 @@ pub enum ProposalError {
     /// The number of an additional key exchange.
     #[error("\"{token}\" is none of the seven additional key exchanges; write ke1_ to ke7_ before a group", token = .0.escape_debug())]
     AdditionalNumber(String),
+    /// Key exchanges of which no two are alike cannot be chosen of it.
+    #[error(
+        "leaves no way in which each of its key exchanges is another one (RFC 9370); name a further method"
+    )]
+    Alike,
     /// A keyword stands twice.
     #[error("names \"{0}\" twice")]
     Twice(String),
@@ -263,6 +268,10 @@ fn parts(text: &str, permit: Permit) -> Result<Parts, ProposalError> {
         && let Some(word) = p.additional.keywords().next()
     {
         return Err(ProposalError::NothingToAddTo(word));
+    }
+    let agrees = |group: &Group| p.additional.choose(&p.additional, Some(*group)).is_some();
+    if !p.groups.is_empty() && !p.groups.iter().any(agrees) {
+        return Err(ProposalError::Alike);
     }
     let aeads = p.encrs.iter().filter(|e| e.is_aead()).count();
     if p.encrs.is_empty() {
@@ -521,6 +530,8 @@ mod tests {
             ("x25519-ke1_sha256", "unknown algorithm"),
             ("x25519-ke1_mlkem768-ke1_mlkem768", "twice"),
             ("ke1_mlkem768", "write a group before it"),
+            ("ecp384-ke1_ecp384", "each of its key exchanges is another one"),
+            ("x25519-ke1_mlkem768-ke2_mlkem768", "each of its key exchanges is another one"),
             ("x25519-ke1_modp1024", "legacy: true"),
         ] {
             let told = ike(&format!("aes256gcm16-prfsha384-{word}"));
