@@ -100,7 +100,7 @@ pub enum ProposalError {
     /// The number of an additional key exchange.
     #[error("\"{token}\" is none of the seven additional key exchanges; write ke1_ to ke7_ before a group", token = .0.escape_debug())]
     AdditionalNumber(String),
-    /// Key exchanges of which no two are alike cannot be chosen of it.
+    /// Whatever is chosen of it, two of its key exchanges are the same.
     #[error(
         "leaves no way in which each of its key exchanges is another one (RFC 9370); name a further method"
     )]
