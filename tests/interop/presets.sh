@@ -453,8 +453,10 @@ case_preset-cnsa2() { has_kem && against_preset cnsa2; }
 
 # A peer without ML-KEM is refused, and it is said why: the preset holds no proposal without it.
 case_preset-cnsa2-classic() {
-    V4ONLY=1 PRESET=cnsa2 OUR='' THEIR='' REKEYS='' MORE='' TS=one
-    gateway_config gwb aes256gcm16-prfsha384-ecp384 aes256gcm16-ecp384
+    V4ONLY=1 PRESET=cnsa2 OUR='' THEIR='' REKEYS='' MORE=''
+    gateway_cnsa2
+    # shellcheck disable=SC2086
+    gateway_config gwb $WEAK
     swan_start gwb || fail "strongSwan does not start"
     preset_config gwa '    start: passive'
     cygnet_start gwa || fail "cygnet does not start"
