@@ -8,14 +8,19 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use cygnet::plane::echo::{EchoSockets, Heard, Lead};
 use cygnet::plane::near;
 use cygnet::plane::source::{self, Wish};
+use cygnet::quality::Method;
+use cygnet::quality::wire::{self, Probe};
 use cygnet::shaping::apply::{Gateway, Shaper};
+use cygnet_esp::inner::InnerHeader;
 use cygnet_model::plane::{Acquire, DataPlane, PlaneErrorKind, PlaneEvent, SaCounters};
 use cygnet_model::tunnel::{
-    Bypass, Direction, GuardAction, GuardSpec, NewAddresses, SaSpec, Source, UdpEncap, VolumeLimits,
+    Bypass, Direction, GuardAction, GuardSpec, Mark, NewAddresses, SaSpec, Source, UdpEncap, VolumeLimits,
 };
 use cygnet_model::{ChildId, Reqid, SecretBytes, Spi, TrafficSelector, TunnelId};
+use cygnet_xfrm::policy::{Policy, PolicyAction, PolicyDirection, PolicyKey, PolicySelector, PortMask};
 use cygnet_xfrm::routing::Routing;
 use cygnet_xfrm::{probe, sockopt};
 
@@ -658,4 +663,77 @@ fn a_taken_spi_is_told_apart_and_listed() {
     let e = a.plane.install(&a.sa(Direction::In, 0)).unwrap_err();
     println!("{e}");
     assert_eq!(e.kind, PlaneErrorKind::Exists);
+}
+
+/// Of a socket, to leave by the SA of this generation.
+fn by_sa(n: u32) -> Lead {
+    let selector = PolicySelector {
+        source: (ip("0.0.0.0"), 0),
+        destination: (ip("0.0.0.0"), 0),
+        protocol: 0,
+        source_port: PortMask::ANY,
+        destination_port: PortMask::ANY,
+    };
+    Lead::Sa(Policy {
+        key: PolicyKey { direction: PolicyDirection::Out, selector, mark: None },
+        priority: 0,
+        reqid: reqid().0,
+        action: PolicyAction::Protect { source: ip(A), destination: ip(B), spi: Spi::new(SPI + n * 2 + 1) },
+    })
+}
+
+#[test]
+fn a_probe_leaves_by_the_sa_that_is_named_or_not_at_all() {
+    let Some((mut a, mut b)) = sites() else { return };
+    let sockets = a.netns.enter(|| EchoSockets::open(77)).unwrap();
+    let send = |seq, lead| {
+        let probe = Probe { token: 77, tunnel: child().tunnel, seq, by: None };
+        let packet = wire::request(&probe, Method::Icmp, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
+        sockets.send(&packet, &lead)
+    };
+    let answered = || {
+        wait_for("an answer", || {
+            sockets.receive(10).into_iter().find_map(|heard| match heard {
+                Heard::Answer(answer) => Some(answer.seq),
+                Heard::Asked { .. } => None,
+            })
+        })
+    };
+    // There is no such SA, and no guard: without the socket's policy it would arrive.
+    let _ = send(1, by_sa(50));
+    send(2, Lead::Policies(None)).unwrap();
+    assert_eq!(answered(), 2, "the policy is off the socket again");
+    // Where packets with a mark have a policy of their own, a probe with that mark meets it.
+    let mark = Mark { value: 7, mask: u32::MAX };
+    a.netns.run("ip xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out mark 7 action block");
+    assert!(send(3, Lead::Policies(Some(mark))).is_err());
+    send(4, Lead::Policies(None)).unwrap();
+    assert_eq!(answered(), 4, "the mark is off the socket again");
+    let report = probe::probe();
+    if !report.has_esp() {
+        return skip("kernel-esp", &report.ciphers[0].1.reason);
+    }
+    up(&mut a, &mut b);
+    install(&mut a, &mut b, 1);
+    let header = wire::request(
+        &Probe { token: 77, tunnel: child().tunnel, seq: 9, by: None },
+        Method::Icmp,
+        ip("10.1.0.1"),
+        ip("10.2.0.1"),
+    )
+    .and_then(|packet| InnerHeader::parse(&packet))
+    .unwrap();
+    assert_eq!(a.plane.lead(child().tunnel, &header, false), Some(Lead::Policies(None)));
+    let elsewhere = InnerHeader { dst: ip("10.3.0.1"), ..header };
+    assert_eq!(a.plane.lead(child().tunnel, &elsewhere, true), None);
+    assert_eq!(a.plane.lead(TunnelId(99), &header, true), None);
+    let newest = a.plane.lead(child().tunnel, &header, true).unwrap();
+    assert_eq!(b.plane.tunnel_of(Spi::new(SPI + 1).unwrap()), Some(child().tunnel), "inbound there");
+    assert_eq!(a.plane.tunnel_of(Spi::new(SPI + 1).unwrap()), None, "and outbound here");
+    let packets = |a: &mut Site| [0, 1].map(|n| a.counters()[&(SPI + n * 2 + 1)].packets);
+    assert_eq!(packets(&mut a), [0, 0]);
+    send(5, by_sa(0)).unwrap();
+    assert_eq!((answered(), packets(&mut a)), (5, [1, 0]));
+    send(6, newest).unwrap();
+    assert_eq!((answered(), packets(&mut a)), (6, [1, 1]));
 }

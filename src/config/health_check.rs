@@ -106,9 +106,10 @@ fn percent(text: &str) -> Result<u8, Wrong> {
 pub(super) fn check(t: &RawTunnel, plane: PlaneChoice, sink: &Sink) {
     let Some(check) = &t.health_check else { return };
     let target = &check.target;
-    if plane != PlaneChoice::Userspace && t.weight.is_some() {
-        let fix = "set data_plane: userspace to probe each of them; dead peer detection moves the traffic all the same";
-        let what = "of tunnels that share their networks, which have weights, none is probed with the kernel's data plane";
+    if plane != PlaneChoice::Userspace && t.weight.is_some() && t.mark.is_some() {
+        let fix = "give them networks of their own; dead peer detection moves the traffic all the same";
+        let what =
+            "of tunnels that share their networks and their mark none is probed with the kernel's data plane";
         sink.warning(&target.at, wrong(what, fix));
     }
     // What is wrong with the rules is noted elsewhere.

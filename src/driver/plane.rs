@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cygnet_esp::DropReason;
+use cygnet_esp::inner::InnerHeader;
 use cygnet_ike::crypto::Random as _;
 use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
@@ -15,14 +17,16 @@ use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::routing::Routing;
 
 use crate::config::model::Guards;
-use crate::plane::echo::EchoSockets;
+use crate::plane::echo::{EchoSockets, Heard};
 use crate::plane::ips;
 use crate::plane::kernel::KernelPlane;
 use crate::plane::levels::{self, Keeper, Wanted};
 use crate::plane::near;
+use crate::plane::probing::{Outgoing, Probing, Received};
 use crate::plane::source::{self, Wish};
-use crate::plane::user::{IkeSink, Outgoing, Probing, UserPlane, UserPlaneConfig};
+use crate::plane::user::{IkeSink, UserPlane, UserPlaneConfig};
 use crate::plane::wall::{Protection, Wall};
+use crate::quality::wire;
 use crate::shaping::pause::Pause;
 use crate::traffic::accounts::Counted;
 use crate::traffic::meter::Traffic;
@@ -53,6 +57,8 @@ pub struct Plane {
     echo: Option<EchoSockets>,
     /// Where their answers go.
     probing: Option<Probing>,
+    /// The peers' probes that the daemon answers.
+    probed: Received,
 }
 
 enum Esp {
@@ -91,6 +97,7 @@ impl Plane {
             put_back: 0,
             echo: None,
             probing: None,
+            probed: Received::default(),
             wishes: Vec::new(),
             layout: source::Layout::default(),
             looked_at: None,
@@ -265,8 +272,8 @@ impl Plane {
         }
     }
 
-    /// Says where answers to probes go, and for which addresses the peers' probes are answered. With the kernel's plane the
-    /// kernel answers them, as any ping.
+    /// Says where answers to probes go, and for which addresses the peers' probes are answered: with the kernel's plane those that
+    /// name an SA; the kernel answers any, as other pings.
     pub fn follow_probing(&mut self, probing: Probing) {
         match &self.esp {
             Esp::User(p) => p.follow_probing(probing),
@@ -274,19 +281,14 @@ impl Plane {
         }
     }
 
-    /// Sends probes: each by its own children, with our own plane; by what carries their addresses, with the kernel's.
+    /// Sends probes, each by one of its own children. Of those that cannot be sent nobody hears: they count as lost.
     pub fn probe(&self, packets: Vec<Outgoing>) {
         match &self.esp {
             Esp::User(_) if packets.is_empty() => {}
             Esp::User(p) => p.probe(packets),
-            Esp::Kernel(_) => {
+            Esp::Kernel(p) => {
                 let Some(echo) = &self.echo else { return };
-                for probe in packets {
-                    if let Err(e) = echo.send(&probe.packet) {
-                        // It counts as lost.
-                        tracing::debug!(error = %e, "a probe was not sent");
-                    }
-                }
+                packets.iter().for_each(|probe| send(p, echo, probe));
             }
         }
     }
@@ -296,12 +298,27 @@ impl Plane {
         self.echo.iter().flat_map(EchoSockets::fds)
     }
 
-    /// Takes answers of the kernel's plane. Says whether there may be more.
-    pub fn take_answers(&self) -> bool {
-        let (Some(echo), Some(probing)) = (&self.echo, &self.probing) else { return false };
-        let answers = echo.receive(ANSWERS);
-        let more = answers.len() >= ANSWERS;
-        answers.into_iter().for_each(|answer| (probing.sink)(answer));
+    /// Takes answers of the kernel's plane, and answers the peers' probes. Says whether there may be more.
+    pub fn take_answers(&mut self) -> bool {
+        let (Some(echo), Some(probing), Esp::Kernel(p)) = (&self.echo, &self.probing, &self.esp) else {
+            return false;
+        };
+        let heard = echo.receive(ANSWERS);
+        let more = heard.len() >= ANSWERS;
+        for heard in heard {
+            match heard {
+                Heard::Answer(answer) => (probing.sink)(answer),
+                Heard::Asked { probe, from, to } if probing.own.contains(&to) => {
+                    let Some(tunnel) = probe.by.and_then(|spi| p.tunnel_of(spi)) else { continue };
+                    let count = self.probed.count(tunnel, &probe, Instant::now());
+                    let packet = count.and_then(|count| wire::echo_reply(&probe, to, from, count));
+                    let Some(packet) = packet else { continue };
+                    let children = vec![ChildId { tunnel, index: 0 }];
+                    send(p, echo, &Outgoing { children, packet, contested: true });
+                }
+                Heard::Asked { .. } => {}
+            }
+        }
         more
     }
 
@@ -452,5 +469,16 @@ impl Plane {
             Guards::Keep => ended,
             Guards::Release => ended.and(wall.release()),
         }
+    }
+}
+
+/// Sends a packet by a tunnel of the kernel's plane, if one of its open children takes it.
+fn send(plane: &KernelPlane, echo: &EchoSockets, probe: &Outgoing) {
+    let tunnel = probe.children.first().map(|child| child.tunnel);
+    let header = InnerHeader::parse(&probe.packet);
+    let lead = tunnel.zip(header).and_then(|(tunnel, header)| plane.lead(tunnel, &header, probe.contested));
+    let Some(lead) = lead else { return };
+    if let Err(e) = echo.send(&probe.packet, &lead) {
+        tracing::debug!(error = %e, "a probe was not sent");
     }
 }

@@ -18,7 +18,7 @@ use crate::config::share;
 use crate::observe::events::Kind;
 use crate::observe::rfc3339;
 use crate::observe::snapshot::{MinuteStatus, QualityStatus};
-use crate::plane::user::{Answer, By, Outgoing, Probing};
+use crate::plane::probing::{Answer, By, Outgoing, Probing};
 use crate::quality::health::{Cause, Change, Health};
 use crate::quality::prober::Prober;
 use crate::quality::wire::{self, Probe};
@@ -71,8 +71,8 @@ enum Way {
 
 const NO_SOURCE: &str = "this host has no address inside the local networks to send probes from; give an interface one, or \
                          set health_check.source";
-const SHARED: &str = "another tunnel has the same networks, and with the kernel's data plane probes go by the one that \
-                      carries; set data_plane: userspace to probe each of them";
+const SHARED: &str = "another tunnel has the same networks and the same mark, and with the kernel's data plane marked probes go by \
+                      the one that carries; give them networks or marks of their own";
 const NOT_OWN: &str =
     "health_check.source is no address of this host, which it must be with the kernel's data plane";
 
@@ -209,7 +209,9 @@ impl Daemon {
             let Some(check) = t.health_check else { continue };
             let way = self.way(t, &check).unwrap_or(Way::None(NO_SOURCE));
             let way = match (plane, way) {
-                (PlaneKind::Kernel, Way::By(..)) if self.quality.rivals.contains(&id) => Way::None(SHARED),
+                (PlaneKind::Kernel, Way::By(..)) if t.mark.is_some() && self.quality.rivals.contains(&id) => {
+                    Way::None(SHARED)
+                }
                 (PlaneKind::Kernel, Way::By(source, _)) if !self.quality.own.contains(&source) => {
                     Way::None(NOT_OWN)
                 }
@@ -271,14 +273,18 @@ impl Daemon {
                 Way::By(source, child) if up => {
                     let ticked = w.prober.on_tick(now);
                     changes.extend(ticked.change.map(|change| (id, change)));
-                    let probe = ticked.send.map(|seq| Probe { token: self.quality.token, tunnel: id, seq });
+                    let contested = self.quality.rivals.contains(&id);
+                    // Where several parts carry a child, the one that the packet fits.
+                    let parts = memory.into_iter().flat_map(|m| m.sas.iter().map(|(sa, _)| sa));
+                    let parts = parts.filter(|sa| sa.direction == Direction::Out);
+                    let by = parts.clone().next_back().filter(|_| contested).map(|sa| sa.spi);
+                    let token = self.quality.token;
+                    let probe = ticked.send.map(|seq| Probe { token, tunnel: id, seq, by });
                     let HealthCheck { target, probe: method, .. } = w.check;
                     if let Some(packet) = probe.and_then(|p| wire::request(&p, method, source, target)) {
-                        // Where several parts carry a child, the one that the packet fits.
-                        let parts = memory.into_iter().flat_map(|m| m.sas.iter().map(|(sa, _)| sa));
-                        let parts = parts.filter(|sa| sa.direction == Direction::Out && sa.child != child);
-                        let children = std::iter::once(child).chain(parts.map(|sa| sa.child)).collect();
-                        packets.push(Outgoing { children, packet });
+                        let others = parts.map(|sa| sa.child).filter(|other| *other != child);
+                        let children = std::iter::once(child).chain(others).collect();
+                        packets.push(Outgoing { children, packet, contested });
                     }
                     w.prober.next_wakeup()
                 }
@@ -415,15 +421,16 @@ impl Daemon {
     }
 }
 
-/// Tunnels that can carry something in place of another one: with the kernel's plane those with a child whose selectors
+/// Tunnels that can carry something in place of another one: with the kernel's plane those with a child whose selectors and mark
 /// another tunnel has as well, with ours also those that have one pair of networks in common.
 fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>, plane: PlaneKind) -> BTreeSet<TunnelId> {
-    let mut claims: BTreeMap<String, BTreeSet<TunnelId>> = BTreeMap::new();
+    let mut claims: BTreeMap<(String, Option<(u32, u32)>), BTreeSet<TunnelId>> = BTreeMap::new();
     for (id, place) in places {
         let Some(t) = config.tunnels.get(*place) else { continue };
+        let mark = t.mark.map(|mark| (mark.value, mark.mask));
         for child in t.children() {
             let mut claim = |local: &[TrafficSelector], remote: &[TrafficSelector]| {
-                claims.entry(policy::networks(local, remote)).or_default().insert(*id);
+                claims.entry((policy::networks(local, remote), mark)).or_default().insert(*id);
             };
             match plane {
                 PlaneKind::Kernel => claim(&child.local, &child.remote),

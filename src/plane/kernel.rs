@@ -8,15 +8,16 @@
 //! clear text between. States that are installed again with the same keys are taken over with their sequence numbers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use cygnet_esp::inner::InnerHeader;
 use cygnet_model::plane::{
     Acquire, DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneEvent, PlaneKind, SaCounters,
 };
 use cygnet_model::tunnel::{Direction, GuardSpec, Mark, NewAddresses, SaId, SaSpec, TunnelSpec};
-use cygnet_model::{ChildId, Reqid, Spi};
+use cygnet_model::{ChildId, Reqid, Spi, TunnelId};
 use cygnet_reconcile::Step;
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
@@ -26,6 +27,7 @@ use cygnet_xfrm::route::Prefix;
 use cygnet_xfrm::sa::SaKey;
 use cygnet_xfrm::{Errno, NetlinkError, Xfrm};
 
+use super::echo::Lead;
 use super::foreign;
 use super::near::near;
 use super::spd::{self, Layer, Spd};
@@ -420,6 +422,30 @@ impl KernelPlane {
         let policies =
             spd::tunnel_policies(spec, self.newest_outbound(child)).map_err(|e| error(operation, &e))?;
         self.change(Layer::Tunnel, child, policies, operation)
+    }
+
+    /// How a packet with this header leaves by a tunnel; `None` if no open child of it takes such packets. `contested`: others may
+    /// take them as well.
+    pub fn lead(&self, tunnel: TunnelId, header: &InnerHeader, contested: bool) -> Option<Lead> {
+        let (from, to) = (header.source_end(), header.destination_end());
+        let fits = |spec: &&TunnelSpec| {
+            spec.local.iter().any(|s| s.matches(&from)) && spec.remote.iter().any(|s| s.matches(&to))
+        };
+        let first = ChildId { tunnel, index: 0 };
+        let open = self.tunnels.range(first..).take_while(|(child, _)| child.tunnel == tunnel);
+        let spec = open.map(|(_, spec)| spec).find(fits)?;
+        if !contested || spec.mark.is_some() {
+            return Some(Lead::Policies(spec.mark));
+        }
+        let spi = self.newest_outbound(spec.child)?;
+        Some(Lead::Sa(spd::socket_policy(spec, spi, header.dst.is_ipv6())))
+    }
+
+    /// The tunnel of an inbound SA.
+    pub fn tunnel_of(&self, spi: Spi) -> Option<TunnelId> {
+        let first = SaKey { spi, destination: IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        let named = self.by_key.range(first..).take_while(|(key, _)| key.spi == spi);
+        named.map(|(_, sa)| sa).find(|sa| sa.direction == Direction::In).map(|sa| sa.child.tunnel)
     }
 
     /// Removes the kernel's state and returns its last counters.

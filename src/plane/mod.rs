@@ -9,6 +9,7 @@ pub mod levels;
 pub mod modules;
 pub mod near;
 mod pieces;
+pub mod probing;
 pub mod residue;
 pub mod source;
 mod spd;

@@ -313,6 +313,28 @@ fn is_acquiring(policy: &Policy) -> bool {
     matches!(policy.action, PolicyAction::Protect { source: ACQUIRE_SOURCE, .. })
 }
 
+/// An open tunnel's outbound policy for a socket, whatever that sends.
+pub fn socket_policy(spec: &TunnelSpec, outbound: Spi, v6: bool) -> Policy {
+    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let selector = PolicySelector {
+        source: (any, 0),
+        destination: (any, 0),
+        protocol: 0,
+        source_port: PortMask::ANY,
+        destination_port: PortMask::ANY,
+    };
+    Policy {
+        key: PolicyKey { direction: PolicyDirection::Out, selector, mark: None },
+        priority: BASE,
+        reqid: spec.reqid.0,
+        action: outward(spec, Some(outbound)),
+    }
+}
+
+const fn outward(spec: &TunnelSpec, outbound: Option<Spi>) -> PolicyAction {
+    PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote, spi: outbound }
+}
+
 /// The policies of an open tunnel. The outbound ones name the state to use: left to itself the kernel picks by the
 /// wall clock, in seconds, so that a clock that is set back or two generations within a second would make it go on
 /// with old keys. Inbound ones take ESP from any outer address, as long as it came by an SA of the
@@ -325,8 +347,7 @@ pub fn tunnel_policies(spec: &TunnelSpec, outbound: Option<Spi>) -> Result<Vec<P
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let out =
-        PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote, spi: outbound };
+    let out = outward(spec, outbound);
     let inbound = PolicyAction::Protect { source: any, destination: spec.outer_local, spi: None };
     let actions =
         [(PolicyDirection::Out, out), (PolicyDirection::In, inbound), (PolicyDirection::Forward, inbound)];

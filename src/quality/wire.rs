@@ -2,8 +2,8 @@
 //! to an Echo service (RFC 862), for hosts behind firewalls that let no pings through; with what cygnet needs in its data.
 //!
 //! ```text
-//!   0        8        16       20       24         28     30        32
-//!   | MAGIC  | token  | tunnel | number | received | port | padding |
+//!   0        8        16       20       24         28     30        32    36
+//!   | MAGIC  | token  | tunnel | number | received | port | padding | SPI |
 //! ```
 //!
 //! The *token* is drawn by each life of a daemon, so that it knows answers as its own and takes them off the way of the
@@ -11,19 +11,23 @@
 //! which it came, whatever tunnel its packets take otherwise, and writes how many probes of this tunnel it has *received*;
 //! other hosts leave that zero.
 //!
+//! The kernel does not tell a program by which SA a packet came. So where several tunnels have the same networks, an echo request
+//! names the *SPI* of the SA by which it leaves, and the daemon of a peer whose kernel forwards ESP answers by that tunnel. Others
+//! do not look there.
+//!
 //! An Echo service sends back what it got, so that nothing but its ports tells a datagram's direction. The data name the
 //! *port* that is probed: a datagram to it asks, one from it answers, and no answer is ever answered.
 
 use std::net::IpAddr;
 
 use cygnet_esp::inner::InnerHeader;
-use cygnet_model::TunnelId;
+use cygnet_model::{Spi, TunnelId};
 
 use super::Method;
 
 /// The first octets of a probe's data.
 pub const MAGIC: [u8; 8] = *b"cygnetQ1";
-/// Octets of a probe's data.
+/// Octets of a probe's data, but for the SPI.
 pub const DATA_LEN: usize = 32;
 /// Octets of the header before it, which ICMP and UDP have alike.
 pub const HEAD_LEN: usize = 8;
@@ -51,6 +55,8 @@ pub struct Probe {
     pub tunnel: TunnelId,
     /// Its number among the tunnel's probes.
     pub seq: u32,
+    /// The SA by which it leaves, where several tunnels could carry it. Datagrams and answers do not tell it.
+    pub by: Option<Spi>,
 }
 
 /// A probe that was received, or the answer to one.
@@ -76,28 +82,31 @@ pub struct Reply {
 /// Makes a probe; `None` if the addresses are of different families.
 pub fn request(probe: &Probe, method: Method, source: IpAddr, target: IpAddr) -> Option<Vec<u8>> {
     let (head, port) = match method {
-        Method::Icmp => {
-            let [a, b, ..] = probe.token.to_be_bytes();
-            let [_, _, c, d] = probe.seq.to_be_bytes();
-            (Head::Echo { reply: false, id: [a, b, c, d] }, 0)
-        }
+        Method::Icmp => (Head::echo(false, probe), 0),
         Method::Udp { port } => (Head::Udp { from: source_port(probe.token, port), to: port }, port),
     };
-    let mut data = [0; DATA_LEN];
-    let fields: [&[u8]; 6] = [
-        &MAGIC,
-        &probe.token.to_be_bytes(),
-        &probe.tunnel.0.to_be_bytes(),
-        &probe.seq.to_be_bytes(),
-        &0u32.to_be_bytes(),
-        &port.to_be_bytes(),
-    ];
-    let mut at = 0;
-    for field in fields {
-        data.get_mut(at..at + field.len())?.copy_from_slice(field);
-        at += field.len();
+    let mut data = data(probe, 0, port);
+    if let (Method::Icmp, Some(spi)) = (method, probe.by) {
+        data.extend_from_slice(&spi.value().to_be_bytes());
     }
     packet(source, target, head, &data)
+}
+
+/// The answer to an echo request, with how many were received.
+pub fn echo_reply(probe: &Probe, source: IpAddr, target: IpAddr, received: u32) -> Option<Vec<u8>> {
+    packet(source, target, Head::echo(true, probe), &data(probe, received, 0))
+}
+
+fn data(probe: &Probe, received: u32, port: u16) -> Vec<u8> {
+    let mut out = Vec::with_capacity(DATA_LEN + size_of::<Spi>());
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&probe.token.to_be_bytes());
+    for word in [probe.tunnel.0, probe.seq, received] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    out.extend_from_slice(&port.to_be_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out
 }
 
 /// Whether a packet may be a probe, or the answer to one, by its headers alone; most of the others are told by that.
@@ -115,7 +124,7 @@ pub fn read(protocol: u8, upper: &[u8]) -> Option<Seen> {
     let (probe, received, port) = read_data(data)?;
     let answer = |method| Seen::Answer(Reply { probe, received, method });
     let echo = |(request, reply): (u8, u8)| match head {
-        [kind, 0, ..] if *kind == request => Some(Seen::Request(probe)),
+        [kind, 0, ..] if *kind == request => Some(Seen::Request(Probe { by: read_spi(data), ..probe })),
         [kind, 0, ..] if *kind == reply => Some(answer(Method::Icmp)),
         _ => None,
     };
@@ -153,9 +162,14 @@ pub fn read_data(data: &[u8]) -> Option<(Probe, Option<u32>, u16)> {
         token: u64::from_be_bytes(*token),
         tunnel: TunnelId(u32::from_be_bytes(*tunnel)),
         seq: u32::from_be_bytes(*seq),
+        by: None,
     };
     let received = u32::from_be_bytes(*received);
     Some((probe, (received > 0).then_some(received), port))
+}
+
+fn read_spi(data: &[u8]) -> Option<Spi> {
+    Spi::new(u32::from_be_bytes(*data.get(DATA_LEN..)?.first_chunk()?))
 }
 
 /// The answer to a request with these headers that [`read`] knows, with how many were received.
@@ -193,6 +207,12 @@ enum Head {
 }
 
 impl Head {
+    fn echo(reply: bool, probe: &Probe) -> Self {
+        let [a, b, ..] = probe.token.to_be_bytes();
+        let [_, _, c, d] = probe.seq.to_be_bytes();
+        Self::Echo { reply, id: [a, b, c, d] }
+    }
+
     /// Protocol, octets with a checksum of zero, and where that stands.
     fn octets(self, v4: bool) -> (u8, [u8; HEAD_LEN], usize) {
         match self {
@@ -208,9 +228,9 @@ impl Head {
     }
 }
 
-fn packet(source: IpAddr, target: IpAddr, head: Head, data: &[u8; DATA_LEN]) -> Option<Vec<u8>> {
+fn packet(source: IpAddr, target: IpAddr, head: Head, data: &[u8]) -> Option<Vec<u8>> {
     let (protocol, opening, checksum_at) = head.octets(source.is_ipv4());
-    let mut upper = Vec::with_capacity(HEAD_LEN + DATA_LEN);
+    let mut upper = Vec::with_capacity(HEAD_LEN + data.len());
     upper.extend_from_slice(&opening);
     upper.extend_from_slice(data);
     let mut out = Vec::with_capacity(V6_LEN + upper.len());

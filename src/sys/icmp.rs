@@ -1,4 +1,4 @@
-//! Raw ICMP sockets that get echo replies and nothing else: a filter in the kernel, so that pings of others do not wake us.
+//! Raw ICMP sockets that get echo requests and replies and nothing else, by a filter in the kernel.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,8 +12,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 const ICMP_FILTER: c_int = 1;
 /// `ICMPV6_FILTER` (`linux/icmpv6.h`): likewise, of 256 types.
 const ICMPV6_FILTER: c_int = 1;
-const V4_ECHO_REPLY: u32 = 0;
-const V6_ECHO_REPLY: u32 = 129;
+const V4_ECHO: [u32; 2] = [0, 8];
+const V6_ECHO: [u32; 2] = [128, 129];
 
 /// Opens a socket of a family that does not block. Needs CAP_NET_RAW.
 ///
@@ -25,12 +25,15 @@ pub fn echo_socket(v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(protocol))?;
     if v6 {
         let mut blocked = [u32::MAX; 8];
-        if let Some(word) = blocked.get_mut((V6_ECHO_REPLY / 32) as usize) {
-            *word &= !(1 << (V6_ECHO_REPLY % 32));
+        for kind in V6_ECHO {
+            if let Some(word) = blocked.get_mut((kind / 32) as usize) {
+                *word &= !(1 << (kind % 32));
+            }
         }
         filter(&socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &blocked)?;
     } else {
-        filter(&socket, libc::SOL_RAW, ICMP_FILTER, &[!(1 << V4_ECHO_REPLY)])?;
+        let [reply, request] = V4_ECHO.map(|kind| 1 << kind);
+        filter(&socket, libc::SOL_RAW, ICMP_FILTER, &[!(reply | request)])?;
     }
     Ok(socket)
 }

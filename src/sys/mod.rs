@@ -5,5 +5,6 @@ pub mod inherited;
 pub mod mmsg;
 pub mod peer;
 pub mod seat;
+pub mod socket_policy;
 pub mod terminal;
 pub mod tun;

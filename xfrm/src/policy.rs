@@ -213,17 +213,28 @@ impl Policy {
         self.request(XFRM_MSG_UPDPOLICY)
     }
 
-    fn request(&self, kind: u16) -> Request {
-        let info = UserPolicyInfo {
+    /// The value of the socket options `IP_XFRM_POLICY` and `IPV6_XFRM_POLICY` (`net/xfrm/xfrm_user.c`,
+    /// `xfrm_compile_policy`): the policy of one socket, which goes before those of the SPD. It has no mark there.
+    pub fn as_socket_option(&self) -> Vec<u8> {
+        let mut out = emitted(&self.info());
+        out.extend(self.template().map(|template| emitted(&template)).unwrap_or_default());
+        out
+    }
+
+    fn info(&self) -> UserPolicyInfo {
+        UserPolicyInfo {
             selector: self.key.selector.to_kernel(),
             lifetime_cfg: LifetimeConfig::default(),
             priority: self.priority,
             direction: self.key.direction.code(),
             action: if self.action == PolicyAction::Block { XFRM_POLICY_BLOCK } else { XFRM_POLICY_ALLOW },
             ..UserPolicyInfo::default()
-        };
+        }
+    }
+
+    fn request(&self, kind: u16) -> Request {
         let mut w = Writer::new();
-        w.raw(&emitted(&info));
+        w.raw(&emitted(&self.info()));
         if let Some(template) = self.template() {
             w.attr(XFRMA_TMPL, &emitted(&template));
         }

@@ -45,10 +45,10 @@ pub(crate) enum Dialect {
 /// What names a state in the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SaKey {
+    /// SPI; first, so that in their order those of one SPI stand together.
+    pub spi: Spi,
     /// Outer destination.
     pub destination: IpAddr,
-    /// SPI.
-    pub spi: Spi,
 }
 
 impl SaKey {

@@ -18,9 +18,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::batch::{Batch, Train};
-use super::probes::Outgoing as Probe;
 use super::shared::Shared;
 use super::socket::EspSocket;
+use crate::plane::probing::Outgoing as Probe;
 use crate::sys::mmsg::{Outgoing, Sender};
 use crate::sys::tun::Tun;
 use crate::traffic::level::Size;
@@ -151,7 +151,7 @@ impl Egress {
 
     /// Seals the probes that wait. Their fate is watched by whoever sent them; nothing is counted here.
     fn take_probes(&mut self, tables: &Tables) {
-        while let Some(Probe { children, packet }) = self.shared.probes.pop() {
+        while let Some(Probe { children, packet, .. }) = self.shared.probes.pop() {
             let Some(inner) = InnerHeader::parse(&packet) else { continue };
             let ways = children.into_iter().filter_map(|child| tables.spd.route_by(child, &inner).ok());
             for (sa, path) in ways.take(1) {

@@ -23,8 +23,9 @@ use super::early::Early;
 use super::probes::{self, Verdict};
 use super::shared::Shared;
 use super::socket::EspSocket;
+use crate::plane::probing::Received;
 use crate::quality::wire;
-use crate::sys::mmsg::{Received, Receiver};
+use crate::sys::mmsg::{self, Receiver};
 use crate::sys::tun::TunOffload;
 use crate::traffic::level::Size;
 use crate::traffic::meter::Meter;
@@ -44,7 +45,7 @@ const MOVED_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Ingress {
     receiver: Receiver,
-    received: Vec<Received>,
+    received: Vec<mmsg::Received>,
     /// Slots of the next call.
     slots: usize,
     early: Early,
@@ -59,7 +60,7 @@ struct Opener {
     coalescer: Coalescer,
     meter: Meter,
     /// Peers' probes.
-    probed: probes::Received,
+    probed: Received,
     /// When each SA's peer was last said to have moved.
     moved: BTreeMap<SaId, Instant>,
 }
@@ -82,7 +83,7 @@ impl Ingress {
                 shared,
                 coalescer: Coalescer::new(joins),
                 meter,
-                probed: probes::Received::default(),
+                probed: Received::default(),
                 moved: BTreeMap::new(),
             },
         }
@@ -152,7 +153,7 @@ impl Ingress {
         sad: &mut Sad<'_>,
         local: SocketAddr,
         range: Range<usize>,
-        train: &Received,
+        train: &mmsg::Received,
     ) -> Result<(), DropReason> {
         let arena = self.receiver.arena();
         let datagram = arena.get_mut(range.clone()).ok_or(DropReason::Truncated)?;
@@ -227,7 +228,7 @@ impl<'a> Sad<'a> {
 }
 
 /// How many slots the next call gets, after one that brought `received` in so many.
-fn next_slots(slots: usize, received: &[Received]) -> usize {
+fn next_slots(slots: usize, received: &[mmsg::Received]) -> usize {
     if received.iter().map(|train| train.range.len()).sum::<usize>() > ENOUGH {
         (slots / 2).max(FEWEST_SLOTS)
     } else if received.len() == slots {
@@ -274,7 +275,7 @@ impl Opener {
         let Some(packet) = datagram.get(opened.range.clone()) else { return false };
         let probing = self.shared.probes.probing.load();
         let Some(probing) = probing.as_deref() else { return false };
-        match self.probed.look(probing, child, packet, &opened.header) {
+        match probes::look(&mut self.probed, probing, child, packet, &opened.header) {
             Verdict::Pass => false,
             Verdict::Taken => true,
             Verdict::Answered(answer) => {
@@ -314,9 +315,9 @@ impl Opener {
 mod tests {
     use super::*;
 
-    fn trains(count: usize, len: usize) -> Vec<Received> {
+    fn trains(count: usize, len: usize) -> Vec<mmsg::Received> {
         let from = ([127, 0, 0, 1], 4500).into();
-        vec![Received { range: 0..len, segment: len.min(1_400), from, tos: 0 }; count]
+        vec![mmsg::Received { range: 0..len, segment: len.min(1_400), from, tos: 0 }; count]
     }
 
     #[test]

@@ -7,78 +7,19 @@
 //!                      ingress thread ◀─ a peer's probe for an address of ours ─▶ queue ─▶ the child by which it came
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use cygnet_esp::inner::InnerHeader;
-use cygnet_model::{ChildId, TunnelId};
+use cygnet_model::ChildId;
 
-use crate::quality::Method;
-use crate::quality::wire::{self, Reply, Seen};
+use crate::plane::probing::{Answer, Outgoing, Probing, Received};
+use crate::quality::wire::{self, Seen};
 
 /// Probes that wait for the egress thread at most; those beyond are lost, as by a full link.
 const QUEUE: usize = 16_384;
-
-/// An answer to one of our probes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Answer {
-    /// The tunnel that was probed.
-    pub tunnel: TunnelId,
-    /// Which probe.
-    pub seq: u32,
-    /// How many the other end has received, if it tells.
-    pub received: Option<u32>,
-    /// By what it came.
-    pub by: By,
-}
-
-impl Answer {
-    /// What a packet between these addresses says.
-    pub const fn new(reply: &Reply, from: IpAddr, to: IpAddr) -> Self {
-        let by = match reply.method {
-            Method::Icmp => By::Icmp,
-            Method::Udp { port } => By::Udp { from: SocketAddr::new(from, port), to },
-        };
-        Self { tunnel: reply.probe.tunnel, seq: reply.probe.seq, received: reply.received, by }
-    }
-}
-
-/// By what an answer came.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum By {
-    /// An echo reply.
-    Icmp,
-    /// A datagram to the port from which probes of its port are sent.
-    Udp {
-        /// Who sent it.
-        from: SocketAddr,
-        /// To which address.
-        to: IpAddr,
-    },
-}
-
-/// Receives answers. It is called on the plane's thread and must be quick.
-pub type AnswerSink = Box<dyn Fn(Answer) + Send + Sync>;
-
-/// What the ingress thread has to know.
-pub struct Probing {
-    /// By this answers are known as ours.
-    pub token: u64,
-    /// Addresses for which the peers' probes are answered.
-    pub own: BTreeSet<IpAddr>,
-    /// Where answers go.
-    pub sink: AnswerSink,
-}
-
-/// A probe, or an answer, on its way to the egress thread.
-pub struct Outgoing {
-    /// The children by one of which it may go, the first one that can.
-    pub children: Vec<ChildId>,
-    /// The inner packet.
-    pub packet: Vec<u8>,
-}
 
 /// What the threads share.
 #[derive(Default)]
@@ -105,10 +46,6 @@ impl Probes {
     }
 }
 
-/// What the ingress thread keeps: how many probes of each tunnel it has received, by whose they are.
-#[derive(Default)]
-pub(super) struct Received(BTreeMap<TunnelId, (u64, TunnelId, u32)>);
-
 /// What is to be done with a packet.
 pub(super) enum Verdict {
     /// It is none of this; it goes to the host.
@@ -119,43 +56,45 @@ pub(super) enum Verdict {
     Answered(Outgoing),
 }
 
-impl Received {
-    /// Looks at a packet that came by a child.
-    pub fn look(
-        &mut self,
-        probing: &Probing,
-        child: ChildId,
-        packet: &[u8],
-        header: &InnerHeader,
-    ) -> Verdict {
-        let upper = packet.get(header.header_len..).unwrap_or_default();
-        match wire::read(header.protocol, upper) {
-            Some(Seen::Answer(reply)) if reply.probe.token == probing.token => {
-                (probing.sink)(Answer::new(&reply, header.src, header.dst));
-                Verdict::Taken
-            }
-            Some(Seen::Request(probe)) if probing.own.contains(&header.dst) => {
-                let (token, tunnel, count) =
-                    self.0.entry(child.tunnel).or_insert((probe.token, probe.tunnel, 0));
-                if (*token, *tunnel) != (probe.token, probe.tunnel) {
-                    (*token, *tunnel, *count) = (probe.token, probe.tunnel, 0);
-                }
-                *count = count.saturating_add(1);
-                match wire::answer(packet, header, *count) {
-                    Some(packet) => Verdict::Answered(Outgoing { children: vec![child], packet }),
-                    None => Verdict::Pass,
-                }
-            }
-            _ => Verdict::Pass,
+/// Looks at a packet that came by a child.
+pub(super) fn look(
+    received: &mut Received,
+    probing: &Probing,
+    child: ChildId,
+    packet: &[u8],
+    header: &InnerHeader,
+) -> Verdict {
+    let upper = packet.get(header.header_len..).unwrap_or_default();
+    match wire::read(header.protocol, upper) {
+        Some(Seen::Answer(reply)) if reply.probe.token == probing.token => {
+            (probing.sink)(Answer::new(&reply, header.src, header.dst));
+            Verdict::Taken
         }
+        Some(Seen::Request(probe)) if probing.own.contains(&header.dst) => {
+            // What is too many the host may answer.
+            let count = received.count(child.tunnel, &probe, Instant::now());
+            match count.and_then(|count| wire::answer(packet, header, count)) {
+                Some(packet) => {
+                    Verdict::Answered(Outgoing { children: vec![child], packet, contested: true })
+                }
+                None => Verdict::Pass,
+            }
+        }
+        _ => Verdict::Pass,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
     use std::sync::mpsc;
 
+    use cygnet_model::TunnelId;
+
     use super::*;
+    use crate::plane::probing::By;
+    use crate::quality::Method;
     use crate::quality::wire::Probe;
 
     const CHILD: ChildId = ChildId { tunnel: TunnelId(3), index: 0 };
@@ -166,7 +105,7 @@ mod tests {
 
     fn look(received: &mut Received, probing: &Probing, packet: &[u8]) -> Verdict {
         let header = InnerHeader::parse(packet).unwrap();
-        received.look(probing, CHILD, packet, &header)
+        super::look(received, probing, CHILD, packet, &header)
     }
 
     const METHODS: [Method; 2] = [Method::Icmp, Method::Udp { port: 7 }];
@@ -185,7 +124,7 @@ mod tests {
             let ours = Probing { token: 1, own: BTreeSet::from([ip("10.1.0.1")]), sink };
             let (mut there, mut here) = (Received::default(), Received::default());
             for n in 1..=3 {
-                let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 100 + n };
+                let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 100 + n, by: None };
                 let packet = wire::request(&probe, method, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
                 let Verdict::Answered(answer) = look(&mut there, &theirs, &packet) else {
                     panic!("not answered")
@@ -203,7 +142,7 @@ mod tests {
         let own = BTreeSet::from([ip("10.2.0.1")]);
         let probing = Probing { token: 2, own, sink: Box::new(|_| panic!("not ours")) };
         let mut received = Received::default();
-        let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 1 };
+        let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 1, by: None };
         for method in METHODS {
             // For a host behind us, and the answer to a probe of a host behind us.
             let request = wire::request(&probe, method, ip("10.1.0.1"), ip("10.2.0.9")).unwrap();
@@ -219,7 +158,7 @@ mod tests {
     fn the_answer_to_a_probe_of_an_earlier_life_is_not_answered() {
         let own = BTreeSet::from([ip("10.1.0.1")]);
         let probing = Probing { token: 2, own, sink: Box::new(|_| panic!("not ours")) };
-        let earlier = Probe { token: 1, tunnel: TunnelId(9), seq: 1 };
+        let earlier = Probe { token: 1, tunnel: TunnelId(9), seq: 1, by: None };
         for method in METHODS {
             let request = wire::request(&earlier, method, ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
             let asked = InnerHeader::parse(&request).unwrap();
@@ -237,7 +176,7 @@ mod tests {
     fn datagrams_without_a_probe_in_them_go_to_the_host() {
         let own = BTreeSet::from([ip("10.2.0.1")]);
         let probing = Probing { token: 2, own, sink: Box::new(|_| panic!("not ours")) };
-        let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 1 };
+        let probe = Probe { token: 1, tunnel: TunnelId(9), seq: 1, by: None };
         let packet = wire::request(&probe, METHODS[1], ip("10.1.0.1"), ip("10.2.0.1")).unwrap();
         let header = InnerHeader::parse(&packet).unwrap();
         assert!(wire::may_be(&header));
@@ -251,7 +190,7 @@ mod tests {
     #[test]
     fn the_queue_is_bounded() {
         let probes = Probes::default();
-        let one = || Outgoing { children: vec![CHILD], packet: Vec::new() };
+        let one = || Outgoing { children: vec![CHILD], packet: Vec::new(), contested: false };
         probes.push((0..QUEUE + 5).map(|_| one()));
         let mut count = 0;
         while probes.pop().is_some() {

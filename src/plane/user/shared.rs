@@ -14,8 +14,9 @@ use cygnet_model::plane::PlaneEvent;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::egress;
-use super::probes::{Outgoing, Probes};
+use super::probes::Probes;
 use super::socket::EspSocket;
+use crate::plane::probing::Outgoing;
 use crate::shaping::pause::Pause;
 use crate::sys::tun::Tun;
 use crate::traffic::meter::Traffic;

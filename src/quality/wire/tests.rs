@@ -1,6 +1,6 @@
 use super::*;
 
-const PROBE: Probe = Probe { token: 0x0123_4567_89AB_CDEF, tunnel: TunnelId(7), seq: 70_000 };
+const PROBE: Probe = Probe { token: 0x0123_4567_89AB_CDEF, tunnel: TunnelId(7), seq: 70_000, by: None };
 const METHODS: [Method; 3] = [Method::Icmp, Method::Udp { port: 7 }, Method::Udp { port: 60_000 }];
 
 fn ends() -> [(IpAddr, IpAddr); 2] {
@@ -154,4 +154,31 @@ fn what_is_cut_short_or_of_others_is_no_probe() {
     longer.push(0);
     longer[3] += 1;
     assert_eq!(seen(&longer), None);
+}
+
+/// The last four octets of the data, which others do not read.
+#[test]
+fn an_echo_request_names_its_sa() {
+    let by = Spi::new(0xC0DE_1234);
+    for (source, target) in ends() {
+        let named = request(&Probe { by, ..PROBE }, Method::Icmp, source, target).unwrap();
+        let header = InnerHeader::parse(&named).unwrap();
+        assert!(sums_up(&named, &header));
+        assert_eq!(&named[named.len() - 4..], [0xC0, 0xDE, 0x12, 0x34]);
+        assert_eq!(seen(&named), Some(Seen::Request(Probe { by, ..PROBE })));
+        // The answer is that to one without: known by the header, or by what it said alone.
+        let reply = answer(&named, &header, 3).unwrap();
+        let unnamed = request(&PROBE, Method::Icmp, source, target).unwrap();
+        assert_eq!(answer(&unnamed, &InnerHeader::parse(&unnamed).unwrap(), 3).unwrap(), reply);
+        assert_eq!(echo_reply(&Probe { by, ..PROBE }, target, source, 3).unwrap(), reply);
+        // A datagram has its length, which earlier versions check.
+        let method = Method::Udp { port: 7 };
+        let datagram = request(&Probe { by, ..PROBE }, method, source, target).unwrap();
+        assert_eq!(datagram, request(&PROBE, method, source, target).unwrap());
+        // 0 to 255 are no SPIs (RFC 4303 §2.1).
+        let mut reserved = named;
+        let at = reserved.len() - 4;
+        reserved[at..].copy_from_slice(&[0, 0, 0, 255]);
+        assert_eq!(seen(&reserved), Some(Seen::Request(PROBE)));
+    }
 }
