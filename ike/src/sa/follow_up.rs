@@ -298,9 +298,7 @@ impl Live {
             FollowUp::No => return self.conclude(core, ctx, phase, outstanding.request, &payloads, None),
         };
         let method = chain.methods.front().copied();
-        let fits = |ke: &&KeyExchange| {
-            method.is_some_and(|m| ke.group == m.transform() && ke.data.len() == m.answer_len())
-        };
+        let fits = |ke: &&KeyExchange| method.is_some_and(|m| ke.is_answer_of(m));
         match (payloads.ke.as_ref().filter(fits), chain.key.take()) {
             (Some(ke), Some(key)) if payloads.error().is_none() => {
                 let job = ctx.run(core.spi, Asker::Known, Work::Finish(key, ke.data.clone()));
@@ -415,9 +413,7 @@ impl Live {
             return refuse(NotifyType::STATE_NOT_FOUND);
         };
         let method = promise.methods.front().copied();
-        let fits = |ke: &&KeyExchange| {
-            method.is_some_and(|m| ke.group == m.transform() && ke.data.len() == m.offer_len())
-        };
+        let fits = |ke: &&KeyExchange| method.is_some_and(|m| ke.is_offer_of(m));
         let (Some(method), Some(ke)) = (method, payloads.ke.as_ref().filter(fits)) else {
             promise.release(ctx);
             return refuse(NotifyType::INVALID_SYNTAX);

@@ -221,10 +221,7 @@ impl Intermediate {
                 format!("{peer} answers {} with {}; it may lack a method that it chose", self.what(), n.kind);
             return self.refused(core, ctx, Party::Peer, FailureReason::of_notify(n.kind), detail);
         }
-        let fits = |ke: &KeyExchange| {
-            ke.group == self.method.transform() && ke.data.len() == self.method.answer_len()
-        };
-        let Some(ke) = payloads.ke.filter(fits) else {
+        let Some(ke) = payloads.ke.filter(|ke| ke.is_answer_of(self.method)) else {
             let detail = format!("the answer of {peer} to {} has no value of that method", self.what());
             return self.refused(core, ctx, Party::We, FailureReason::InvalidSyntax, detail);
         };

@@ -15,6 +15,7 @@ pub mod writer;
 use std::fmt;
 
 use cygnet_model::selector::TrafficSelector;
+use cygnet_model::suite::Group;
 
 pub use header::{HEADER_LEN, Header};
 pub use iana::{AuthMethod, Exchange, NotifyType, PayloadType, Protocol, TransformType};
@@ -148,6 +149,19 @@ pub struct KeyExchange {
     pub group: u16,
     /// Public value.
     pub data: Vec<u8>,
+}
+
+impl KeyExchange {
+    /// Whether it is an initiator's value of the method whose turn it is (RFC 9370 §2.2.2, §2.2.4), by its id and its length;
+    /// what is in it is checked when the secret is computed.
+    pub fn is_offer_of(&self, method: Group) -> bool {
+        self.group == method.transform() && self.data.len() == method.offer_len()
+    }
+
+    /// The same for a responder's value.
+    pub fn is_answer_of(&self, method: Group) -> bool {
+        self.group == method.transform() && self.data.len() == method.answer_len()
+    }
 }
 
 /// An AUTH payload (RFC 7296 §3.8).

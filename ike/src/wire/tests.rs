@@ -245,3 +245,19 @@ fn t14_identities_print_on_one_line() {
     assert_eq!(Identity::fqdn("A.Example"), Identity::fqdn("a.example"));
     assert_ne!(Identity::fqdn("a"), Identity::key_id(b"a".to_vec()));
 }
+
+#[test]
+fn a_value_is_of_a_method_and_of_one_side_by_its_id_and_its_length() {
+    let of = |group, len| {
+        let ke = KeyExchange { group, data: vec![0; len] };
+        (ke.is_offer_of(Group::MlKem768), ke.is_answer_of(Group::MlKem768))
+    };
+    // FIPS 203, table 3: encapsulation keys have 1,184 octets, ciphertexts 1,088.
+    assert_eq!(of(36, 1184), (true, false));
+    assert_eq!(of(36, 1088), (false, true));
+    for (group, len) in [(35, 1184), (37, 1088), (36, 0), (36, 1183), (36, 1185)] {
+        assert_eq!(of(group, len), (false, false), "{group} {len}");
+    }
+    let ke = KeyExchange { group: 31, data: vec![0; 32] };
+    assert!(ke.is_offer_of(Group::X25519) && ke.is_answer_of(Group::X25519));
+}

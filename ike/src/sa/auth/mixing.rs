@@ -125,8 +125,7 @@ impl InitAnswered {
             let notify = Notify::new(NotifyType::INVALID_SYNTAX, vec![]);
             return self.refuse(core, ctx, exchange, refusal(notify, detail));
         }
-        let fits = |ke: &KeyExchange| ke.group == method.transform() && ke.data.len() == method.offer_len();
-        let Some(ke) = payloads.ke.filter(fits) else {
+        let Some(ke) = payloads.ke.filter(|ke| ke.is_offer_of(method)) else {
             return self.refuse(core, ctx, exchange, no_value(method, flow));
         };
         let job = ctx.run(core.spi, Asker::Stranger, Work::Answer(method, ke.data));
