@@ -95,6 +95,11 @@ impl Additional {
         self.0.iter().filter_map(|(which, method)| Some((which, (*method)?)))
     }
 
+    /// The method of the one that comes next, when so many are made; `None` after the last.
+    pub fn after(&self, made: u32) -> Option<Group> {
+        self.iter().nth(made as usize).map(|(_, method)| method)
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
@@ -232,6 +237,16 @@ mod tests {
         // What is preferred gives way to what makes the rest possible.
         let narrow = offer(&[(1, &[A, B]), (2, &[A])]);
         assert_eq!(chosen(&narrow, &narrow), Some(vec![(1, Group::MlKem1024), (2, Group::MlKem768)]));
+    }
+
+    #[test]
+    fn the_next_one_is_that_of_the_next_number_that_there_is() {
+        let mut chosen = Additional::NONE;
+        chosen.set(AddKe(4), Group::Ecp384);
+        chosen.set(AddKe(2), Group::MlKem768);
+        let next = [0, 1, 2, u32::MAX].map(|made| chosen.after(made));
+        assert_eq!(next, [A, C, None, None]);
+        assert_eq!(Additional::NONE.after(0), None);
     }
 
     #[test]

@@ -89,8 +89,9 @@ fn next(
     id: u32,
 ) -> State {
     // Message ID 0 was IKE_SA_INIT, whose key exchange was the first one.
-    let method = done.suite.additional.iter().map(|(_, method)| method).nth(id as usize - 1);
-    let Some(method) = method else { return AuthSent::start(core, ctx, policy, done, derived, auth, id) };
+    let Some(method) = done.suite.additional.after(id - 1) else {
+        return AuthSent::start(core, ctx, policy, done, derived, auth, id);
+    };
     let job = ctx.run(core.spi, Asker::Known, Work::Begin(method));
     let step = Step::Preparing(job);
     State::Intermediate(Box::new(Intermediate { policy, done, derived, auth, id, method, step }))

@@ -83,7 +83,7 @@ impl Mixing {
 impl InitAnswered {
     /// The additional key exchange that comes next; `None` when all are made.
     pub fn next_method(&self) -> Option<Group> {
-        self.suite.additional.iter().map(|(_, method)| method).nth(self.mixing.done as usize)
+        self.suite.additional.after(self.mixing.done)
     }
 
     // I -> R  IKE_INTERMEDIATE { KEi(n) }
