@@ -87,38 +87,30 @@ pub(crate) struct Chain {
     asked: bool,
 }
 
-/// How far a request of the peer has come.
+/// How far a request of the peer has come, with what came of it until that is used.
 pub(crate) enum Progress {
     /// It has just arrived.
     Asked,
     /// Its own key exchange is computed.
-    Worked(Worked),
+    Worked(Option<Worked>),
     /// All that followed are made, too.
-    Followed(Box<Promise>),
-    /// What came of it is used.
-    Taken,
+    Followed(Option<Box<Promise>>),
 }
 
 impl Progress {
     /// What was computed, once.
     pub fn take_worked(&mut self) -> Option<Worked> {
-        match std::mem::replace(self, Self::Taken) {
-            Self::Worked(worked) => Some(worked),
-            other => {
-                *self = other;
-                None
-            }
+        match self {
+            Self::Worked(worked) => worked.take(),
+            Self::Asked | Self::Followed(_) => None,
         }
     }
 
     /// What was promised, once.
     pub fn take_promise(&mut self) -> Option<Promise> {
-        match std::mem::replace(self, Self::Taken) {
-            Self::Followed(promise) => Some(*promise),
-            other => {
-                *self = other;
-                None
-            }
+        match self {
+            Self::Followed(promise) => promise.take().map(|promise| *promise),
+            Self::Asked | Self::Worked(_) => None,
         }
     }
 }
@@ -445,7 +437,7 @@ impl Live {
         }
         promise.last = ke;
         let offer = std::mem::take(&mut promise.offer);
-        let mut progress = Progress::Followed(promise);
+        let mut progress = Progress::Followed(Some(promise));
         let handled = self.on_create_child(core, ctx, phase, &offer, &mut progress);
         if let Some(promise) = progress.take_promise() {
             promise.release(ctx);

@@ -66,7 +66,7 @@ impl Live {
             let worked = Worked { group, made: output.answer() };
             let handled = match exchange {
                 Exchange::IKE_FOLLOWUP_KE => self.on_follow_up(core, ctx, phase, &payloads, Some(worked)),
-                _ => self.on_create_child(core, ctx, phase, &payloads, &mut Progress::Worked(worked)),
+                _ => self.on_create_child(core, ctx, phase, &payloads, &mut Progress::Worked(Some(worked))),
             };
             let reply = match handled {
                 Handled::Reply(reply) => reply,
