@@ -693,7 +693,7 @@ fn a_probe_leaves_by_the_sa_that_is_named_or_not_at_all() {
     };
     let answered = || {
         wait_for("an answer", || {
-            sockets.receive(10).into_iter().find_map(|heard| match heard {
+            sockets.receive(10).0.into_iter().find_map(|heard| match heard {
                 Heard::Answer(answer) => Some(answer.seq),
                 Heard::Asked { .. } => None,
             })

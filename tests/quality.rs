@@ -241,6 +241,12 @@ fn takes_over_and_gives_back(mut pair: Pair) {
         assert_eq!(pair.health(side, "t1"), "good", "side {side}");
     }
     pair.carries("t1", "t0");
+    // New keys take the packets nowhere else.
+    for rekey in [["rekey", "t1"].as_slice(), &["rekey", "t1", "--ike"]] {
+        let o = pair.hosts[0].ask("x", rekey);
+        assert_eq!(o.status.code(), Some(0), "{:?}", told(&o));
+        pair.carries("t1", "t0");
+    }
     pair.lose_nothing();
     for side in [0, 1] {
         until(|| pair.health(side, "t0") == "good");

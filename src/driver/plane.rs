@@ -9,9 +9,9 @@ use std::time::Instant;
 use cygnet_esp::DropReason;
 use cygnet_esp::inner::InnerHeader;
 use cygnet_ike::crypto::Random as _;
-use cygnet_model::ChildId;
 use cygnet_model::plane::{DataPlane, Obstacle, PlaneError, PlaneErrorKind, PlaneKind};
 use cygnet_model::tunnel::{GuardSpec, Source};
+use cygnet_model::{ChildId, TunnelId};
 use cygnet_xfrm::address::OwnAddress;
 use cygnet_xfrm::link::RtnlError;
 use cygnet_xfrm::routing::Routing;
@@ -288,7 +288,10 @@ impl Plane {
             Esp::User(p) => p.probe(packets),
             Esp::Kernel(p) => {
                 let Some(echo) = &self.echo else { return };
-                packets.iter().for_each(|probe| send(p, echo, probe));
+                for Outgoing { children, packet, contested } in packets {
+                    let Some(child) = children.first() else { continue };
+                    send(p, echo, child.tunnel, &packet, contested);
+                }
             }
         }
     }
@@ -303,8 +306,7 @@ impl Plane {
         let (Some(echo), Some(probing), Esp::Kernel(p)) = (&self.echo, &self.probing, &self.esp) else {
             return false;
         };
-        let heard = echo.receive(ANSWERS);
-        let more = heard.len() >= ANSWERS;
+        let (heard, more) = echo.receive(ANSWERS);
         for heard in heard {
             match heard {
                 Heard::Answer(answer) => (probing.sink)(answer),
@@ -313,8 +315,7 @@ impl Plane {
                     let count = self.probed.count(tunnel, &probe, Instant::now());
                     let packet = count.and_then(|count| wire::echo_reply(&probe, to, from, count));
                     let Some(packet) = packet else { continue };
-                    let children = vec![ChildId { tunnel, index: 0 }];
-                    send(p, echo, &Outgoing { children, packet, contested: true });
+                    send(p, echo, tunnel, &packet, true);
                 }
                 Heard::Asked { .. } => {}
             }
@@ -473,12 +474,10 @@ impl Plane {
 }
 
 /// Sends a packet by a tunnel of the kernel's plane, if one of its open children takes it.
-fn send(plane: &KernelPlane, echo: &EchoSockets, probe: &Outgoing) {
-    let tunnel = probe.children.first().map(|child| child.tunnel);
-    let header = InnerHeader::parse(&probe.packet);
-    let lead = tunnel.zip(header).and_then(|(tunnel, header)| plane.lead(tunnel, &header, probe.contested));
+fn send(plane: &KernelPlane, echo: &EchoSockets, tunnel: TunnelId, packet: &[u8], contested: bool) {
+    let lead = InnerHeader::parse(packet).and_then(|header| plane.lead(tunnel, &header, contested));
     let Some(lead) = lead else { return };
-    if let Err(e) = echo.send(&probe.packet, &lead) {
+    if let Err(e) = echo.send(packet, &lead) {
         tracing::debug!(error = %e, "a probe was not sent");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cygnet_ike::crypto::Random;
 use cygnet_model::plane::PlaneKind;
 use cygnet_model::tunnel::{Direction, Source};
-use cygnet_model::{ChildId, Now, Timestamp, TrafficSelector, TunnelId};
+use cygnet_model::{ChildId, Now, Timestamp, TunnelId};
 use tokio::sync::mpsc;
 
 use super::addresses::HostAddresses;
@@ -22,7 +22,7 @@ use crate::plane::probing::{Answer, By, Outgoing, Probing};
 use crate::quality::health::{Cause, Change, Health};
 use crate::quality::prober::Prober;
 use crate::quality::wire::{self, Probe};
-use crate::quality::{Figures, Method, history};
+use crate::quality::{Figures, history};
 
 /// Answers on their way to the loop.
 pub(super) const ANSWER_QUEUE: usize = 16_384;
@@ -79,14 +79,8 @@ const NOT_OWN: &str =
 impl Watched {
     /// Whether an answer is one to the probes that are sent, by addresses and port.
     fn asked_for(&self, by: &By) -> bool {
-        match (self.check.probe, by) {
-            (Method::Icmp, By::Icmp) => true,
-            (Method::Udp { port }, By::Udp { from, to }) => {
-                (from.ip(), from.port()) == (self.check.target, port)
-                    && matches!(self.way, Way::By(source, _) if source == *to)
-            }
-            (Method::Icmp, By::Udp { .. }) | (Method::Udp { .. }, By::Icmp) => false,
-        }
+        (by.method, by.from) == (self.check.probe, self.check.target)
+            && matches!(self.way, Way::By(source, _) if source == by.to)
     }
 
     /// Who is probed, for people.
@@ -154,7 +148,7 @@ impl Daemon {
     /// Brings the health checks in line with the configuration.
     pub(super) fn follow_checks(&mut self) {
         let now = clock::now();
-        self.quality.rivals = rivals(&self.config, &self.places, self.choice.plane);
+        self.quality.rivals = rivals(&self.config, &self.places);
         let ids = |names: BTreeSet<&str>| names.into_iter().filter_map(|n| self.registry.tunnel(n)).collect();
         let partners = share::partners(&self.config).into_iter();
         let partners =
@@ -277,7 +271,9 @@ impl Daemon {
                     // Where several parts carry a child, the one that the packet fits.
                     let parts = memory.into_iter().flat_map(|m| m.sas.iter().map(|(sa, _)| sa));
                     let parts = parts.filter(|sa| sa.direction == Direction::Out);
-                    let by = parts.clone().next_back().filter(|_| contested).map(|sa| sa.spi);
+                    let view = if contested { self.endpoint.view(id) } else { None };
+                    let newest = view.and_then(|v| v.children.into_iter().max_by_key(|c| c.made));
+                    let by = newest.map(|child| child.outbound);
                     let token = self.quality.token;
                     let probe = ticked.send.map(|seq| Probe { token, tunnel: id, seq, by });
                     let HealthCheck { target, probe: method, .. } = w.check;
@@ -421,23 +417,16 @@ impl Daemon {
     }
 }
 
-/// Tunnels that can carry something in place of another one: with the kernel's plane those with a child whose selectors and mark
-/// another tunnel has as well, with ours also those that have one pair of networks in common.
-fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>, plane: PlaneKind) -> BTreeSet<TunnelId> {
-    let mut claims: BTreeMap<(String, Option<(u32, u32)>), BTreeSet<TunnelId>> = BTreeMap::new();
+/// Tunnels that can carry something in place of another one: they have a pair of networks, and the mark, in common.
+fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>) -> BTreeSet<TunnelId> {
+    let mut claims: BTreeMap<(String, String, Option<(u32, u32)>), BTreeSet<TunnelId>> = BTreeMap::new();
     for (id, place) in places {
         let Some(t) = config.tunnels.get(*place) else { continue };
         let mark = t.mark.map(|mark| (mark.value, mark.mask));
         for child in t.children() {
-            let mut claim = |local: &[TrafficSelector], remote: &[TrafficSelector]| {
-                claims.entry((policy::networks(local, remote), mark)).or_default().insert(*id);
-            };
-            match plane {
-                PlaneKind::Kernel => claim(&child.local, &child.remote),
-                PlaneKind::Userspace => {
-                    let pairs = child.local.iter().flat_map(|l| child.remote.iter().map(move |r| (l, r)));
-                    pairs.for_each(|(l, r)| claim(std::slice::from_ref(l), std::slice::from_ref(r)));
-                }
+            for (local, remote) in child.local.iter().flat_map(|l| child.remote.iter().map(move |r| (l, r))) {
+                let pair = (local.to_string(), remote.to_string(), mark);
+                claims.entry(pair).or_default().insert(*id);
             }
         }
     }
@@ -490,11 +479,12 @@ mod tests {
     use cygnet_model::registry::Registry;
 
     use super::*;
+    use crate::quality::Method;
 
     #[test]
-    fn an_answer_to_a_datagram_comes_from_where_it_was_sent() {
+    fn an_answer_comes_from_where_the_probe_was_sent() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let udp = |from: &str, to: &str| By::Udp { from: from.parse().unwrap(), to: ip(to) };
+        let by = |method, from, to| By { method, from: ip(from), to: ip(to) };
         let (settings, now) = (crate::quality::Settings::default(), clock::now());
         let child = ChildId { tunnel: TunnelId(1), index: 0 };
         let watched = |probe| Watched {
@@ -504,15 +494,15 @@ mod tests {
             since: now,
             way: Way::By(ip("10.1.0.1"), child),
         };
-        let w = watched(Method::Udp { port: 7 });
-        assert!(w.asked_for(&udp("10.2.0.1:7", "10.1.0.1")));
-        for (from, to) in [("10.2.0.2:7", "10.1.0.1"), ("10.2.0.1:8", "10.1.0.1"), ("10.2.0.1:7", "10.1.0.2")]
-        {
-            assert!(!w.asked_for(&udp(from, to)), "from {from} to {to}");
+        let methods = [Method::Icmp, Method::Udp { port: 7 }, Method::Udp { port: 8 }];
+        for method in methods {
+            let w = watched(method);
+            for other in methods {
+                assert_eq!(w.asked_for(&by(other, "10.2.0.1", "10.1.0.1")), other == method, "{other:?}");
+            }
+            assert!(!w.asked_for(&by(method, "10.2.0.2", "10.1.0.1")), "of another host");
+            assert!(!w.asked_for(&by(method, "10.2.0.1", "10.1.0.2")), "to another address");
         }
-        assert!(!w.asked_for(&By::Icmp));
-        let pinged = watched(Method::Icmp);
-        assert!(pinged.asked_for(&By::Icmp) && !pinged.asked_for(&udp("10.2.0.1:7", "10.1.0.1")));
     }
 
     #[test]
@@ -526,21 +516,17 @@ mod tests {
         let text = format!(
             "gateways: [ {{ name: g, address: 192.0.2.1, networks: [10.1.0.0/16] }} ]\ncustomer_gateways: [ {{ name: ca, \
              address: 192.0.2.2 }}, {{ name: cb, address: 192.0.2.3 }}, {{ name: cc, address: 192.0.2.4 }}, {{ name: cd, \
-             address: 192.0.2.5 }} ]\ntunnels:\n{}{}{}{}",
+             address: 192.0.2.5 }}, {{ name: ce, address: 192.0.2.6 }} ]\ntunnels:\n{}{}{}{}{}",
             tunnel("a", "weight: 0,", "10.2.0.0/16"),
             tunnel("b", "weight: 1,", "10.2.0.0/16"),
             tunnel("c", "weight: 0,", "10.3.0.0/16, 10.4.0.0/16"),
             tunnel("d", "weight: 1,", "10.4.0.0/16"),
+            tunnel("e", "", "10.5.0.0/16"),
         );
         let config = crate::config::load_text(&text, Path::new("/nonexistent")).unwrap().config;
         let mut registry = Registry::default();
         policy::register(&mut registry, &config).unwrap();
-        for (plane, expected) in
-            [(PlaneKind::Kernel, ["a", "b"].as_slice()), (PlaneKind::Userspace, &["a", "b", "c", "d"])]
-        {
-            let found = rivals(&config, &policy::places(&registry, &config), plane);
-            let expected: BTreeSet<_> = expected.iter().filter_map(|name| registry.tunnel(name)).collect();
-            assert_eq!(found, expected, "{plane:?}");
-        }
+        let found = rivals(&config, &policy::places(&registry, &config));
+        assert_eq!(found, ["a", "b", "c", "d"].iter().filter_map(|name| registry.tunnel(name)).collect());
     }
 }

@@ -8,12 +8,13 @@ mod filter;
 mod udp;
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use cygnet_esp::inner::InnerHeader;
 use cygnet_model::tunnel::Mark;
 use cygnet_xfrm::policy::Policy;
+use cygnet_xfrm::sockopt::{clear_policies, set_policy};
 use nix::libc;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg,
@@ -23,8 +24,7 @@ use socket2::Socket;
 
 use crate::plane::probing::Answer;
 use crate::quality::wire::{self, HEAD_LEN, Probe, Seen};
-use crate::sys::icmp::echo_socket;
-use crate::sys::socket_policy;
+use crate::sys::icmp::{Echo, echo_socket};
 
 /// Longer packets are none of ours.
 const LONGEST: usize = 256;
@@ -42,7 +42,10 @@ pub struct EchoSockets {
 
 /// Those of one family.
 struct Family {
+    /// Gets answers to our probes, and sends.
     icmp: Socket,
+    /// Gets the peers' probes, so that whoever sends many takes no room from the answers.
+    asked: Socket,
     udp: Socket,
 }
 
@@ -73,10 +76,15 @@ pub enum Heard {
 
 impl Family {
     fn open(v6: bool, token: u64) -> io::Result<Self> {
-        let icmp = echo_socket(v6)?;
-        filter::attach(&icmp, if v6 { filter::Behind::Nothing } else { filter::Behind::Ipv4 }, None)?;
-        tell_own_address(&icmp, v6)?;
-        Ok(Self { icmp, udp: udp::open(v6, token)? })
+        let behind = if v6 { filter::Behind::Nothing } else { filter::Behind::Ipv4 };
+        let raw = |echo, token| {
+            let socket = echo_socket(v6, echo)?;
+            filter::attach(&socket, behind, token)?;
+            tell_own_address(&socket, v6)?;
+            Ok::<_, io::Error>(socket)
+        };
+        let (icmp, asked) = (raw(Echo::Reply, Some(token))?, raw(Echo::Request, None)?);
+        Ok(Self { icmp, asked, udp: udp::open(v6, token)? })
     }
 }
 
@@ -95,7 +103,7 @@ impl EchoSockets {
 
     /// Descriptors that become readable when something comes.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.families().flat_map(|family| [family.icmp.as_fd(), family.udp.as_fd()])
+        self.families().flat_map(|family| [family.icmp.as_fd(), family.asked.as_fd(), family.udp.as_fd()])
     }
 
     /// Sends a packet that [`wire`] made. Its source must be an address of this host. Another lead than the host's policies for
@@ -120,41 +128,40 @@ impl EchoSockets {
             Lead::Policies(Some(mark)) => {
                 setsockopt(socket, sockopt::Mark, &mark.value)?;
                 let sent = send();
-                setsockopt(socket, sockopt::Mark, &0)?;
-                sent
+                sent.and(setsockopt(socket, sockopt::Mark, &0).map_err(io::Error::from))
             }
             Lead::Sa(policy) => {
-                let v6 = header.dst.is_ipv6();
-                socket_policy::set(socket, v6, &policy.as_socket_option())?;
+                set_policy(socket.as_fd(), policy)?;
                 let sent = send();
-                socket_policy::clear(socket, v6)?;
-                sent
+                sent.and(clear_policies(socket.as_fd(), header.dst.is_ipv6()))
             }
         }
     }
 
-    /// Takes what has come, so many at most of each socket.
-    pub fn receive(&self, most: usize) -> Vec<Heard> {
-        let mut out = Vec::new();
+    /// Takes what has come, so many at most of each socket, of the peers' probes a part of that. Says whether there may be more.
+    pub fn receive(&self, most: usize) -> (Vec<Heard>, bool) {
+        let (mut out, mut more) = (Vec::new(), false);
         for (family, protocol) in self.families().zip([ICMP, ICMPV6]) {
-            take(&family.icmp, most, |packet, from, to| {
+            let mut read = |packet: &[u8], from: SocketAddr, to| {
                 out.extend(self.read(packet, protocol, from.ip(), to));
-            });
-            take(&family.udp, most, |data, from, to| {
+            };
+            more |= take(&family.icmp, most, &mut read) >= most;
+            let few = most.div_ceil(4);
+            more |= take(&family.asked, few, &mut read) >= few;
+            let taken = take(&family.udp, most, |data, from, to| {
                 out.extend(udp::read(data, self.token, from, to).map(Heard::Answer));
             });
+            more |= taken >= most;
         }
-        out
+        (out, more)
     }
 
     /// What an echo request or reply says. IPv4 comes with its header (raw(7)), IPv6 without (RFC 3542 §3).
     fn read(&self, packet: &[u8], protocol: u8, from: IpAddr, to: IpAddr) -> Option<Heard> {
         let header_len = if protocol == ICMP { usize::from(packet.first()? & 0x0F) * 4 } else { 0 };
         match wire::read(protocol, packet.get(header_len..)?)? {
-            // Of an echo reply the addresses say nothing more.
             Seen::Answer(reply) if reply.probe.token == self.token => {
-                let nobody = Ipv4Addr::UNSPECIFIED.into();
-                Some(Heard::Answer(Answer::new(&reply, nobody, nobody)))
+                Some(Heard::Answer(Answer::new(&reply, from, to)))
             }
             Seen::Request(probe) if probe.by.is_some() => Some(Heard::Asked { probe, from, to }),
             Seen::Answer(_) | Seen::Request(_) => None,
@@ -172,16 +179,16 @@ fn tell_own_address(socket: &Socket, v6: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes what has come by a socket, so many at most: what, from whom, and to which address.
-fn take(socket: &Socket, most: usize, mut each: impl FnMut(&[u8], SocketAddr, IpAddr)) {
+/// Takes what has come by a socket, so many at most: what, from whom, and to which address. Returns how many there were.
+fn take(socket: &Socket, most: usize, mut each: impl FnMut(&[u8], SocketAddr, IpAddr)) -> usize {
     let mut space = nix::cmsg_space!(libc::in6_pktinfo);
-    for _ in 0..most {
+    for taken in 0..most {
         let mut buffer = [0; LONGEST];
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;
         let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags);
         // "Nothing there". Errors of ICMP are not told to a socket that is not connected: such a probe is lost.
-        let Ok(message) = message else { break };
+        let Ok(message) = message else { return taken };
         let to = message.cmsgs().into_iter().flatten().find_map(own_address);
         let from = message.address.as_ref().and_then(peer);
         let len = message.bytes;
@@ -189,6 +196,7 @@ fn take(socket: &Socket, most: usize, mut each: impl FnMut(&[u8], SocketAddr, Ip
             each(data, from, to);
         }
     }
+    most
 }
 
 fn peer(address: &SockaddrStorage) -> Option<SocketAddr> {
@@ -269,7 +277,7 @@ mod tests {
     fn heard(sockets: &EchoSockets, what: &str) -> Vec<Heard> {
         let began = Instant::now();
         loop {
-            let heard = sockets.receive(10);
+            let (heard, _) = sockets.receive(10);
             if !heard.is_empty() {
                 return heard;
             }
@@ -288,7 +296,8 @@ mod tests {
                 eprintln!("no IPv6 here");
                 continue;
             }
-            let expected = Answer { tunnel: PROBE.tunnel, seq: PROBE.seq, received: None, by: By::Icmp };
+            let by = By { method: Method::Icmp, from: ip(target), to: ip(source) };
+            let expected = Answer { tunnel: PROBE.tunnel, seq: PROBE.seq, received: None, by };
             assert_eq!(heard(&sockets, source), [Heard::Answer(expected)]);
         }
         // Of others nothing is sent.
@@ -308,20 +317,21 @@ mod tests {
                 continue;
             }
             let asked = Heard::Asked { probe, from: ip(source), to: ip(target) };
-            let answer = Answer { tunnel: PROBE.tunnel, seq: PROBE.seq, received: None, by: By::Icmp };
+            let by = By { method: Method::Icmp, from: ip(target), to: ip(source) };
+            let answer = Answer { tunnel: PROBE.tunnel, seq: PROBE.seq, received: None, by };
             let mut both = Vec::new();
             while both.len() < 2 {
                 both.extend(heard(&sockets, source));
             }
-            assert_eq!(both, [asked, Heard::Answer(answer)]);
+            assert!(both.contains(&asked) && both.contains(&Heard::Answer(answer)), "{both:?}");
             // The answer to it that tells how many came is known as such.
-            let reply = wire::echo_reply(&probe, ip(source), ip(target), 9).unwrap();
+            let reply = wire::echo_reply(&probe, ip(target), ip(source), 9).unwrap();
             sockets.send(&reply, &PLAIN).unwrap();
             assert_eq!(heard(&sockets, source), [Heard::Answer(Answer { received: Some(9), ..answer })]);
         }
     }
 
-    /// A socket that lets in any echo hears both, ours none of them.
+    /// Sockets that let in any echo hear both, ours none of them.
     #[test]
     fn pings_of_others_wake_nobody() {
         let Some(sockets) = opened() else { return };
@@ -331,18 +341,19 @@ mod tests {
             let magic = packet.len() - wire::DATA_LEN;
             packet[magic + 5] += 1;
             packet[magic + 7] -= 1;
-            let any = echo_socket(source == "::1").unwrap();
-            tell_own_address(&any, source == "::1").unwrap();
+            let any = [Echo::Request, Echo::Reply].map(|echo| echo_socket(source == "::1", echo).unwrap());
+            any.iter().for_each(|socket| tell_own_address(socket, source == "::1").unwrap());
             if sockets.send(&packet, &PLAIN).is_err() && source == "::1" {
                 eprintln!("no IPv6 here");
                 continue;
             }
-            let (began, mut echoes) = (Instant::now(), 0);
-            while echoes < 2 {
-                take(&any, 10, |_, _, _| echoes += 1);
-                assert!(began.elapsed() < Duration::from_secs(10), "{echoes} of {source}");
+            let (began, mut echoes) = (Instant::now(), [0, 0]);
+            while echoes != [1, 1] {
+                let taken: Vec<usize> = any.iter().map(|socket| take(socket, 10, |_, _, _| ())).collect();
+                echoes = [echoes[0] + taken[0], echoes[1] + taken[1]];
+                assert!(began.elapsed() < Duration::from_secs(10), "{echoes:?} of {source}");
             }
-            assert_eq!(sockets.receive(10), [], "{source}");
+            assert_eq!(sockets.receive(10).0, [], "{source}");
         }
     }
 
@@ -374,10 +385,10 @@ mod tests {
             let stranger = UdpSocket::bind((ip(target), 0)).unwrap();
             stranger.send_to(&data[..len], from).unwrap();
             assert_eq!(service.send_to(&data[..len], from).unwrap(), len);
-            let by = By::Udp { from: at, to: ip(source) };
+            let by = By { method: Method::Udp { port: at.port() }, from: at.ip(), to: ip(source) };
             let expected = Answer { tunnel: PROBE.tunnel, seq: PROBE.seq, received: None, by };
             assert_eq!(heard(&sockets, source), [Heard::Answer(expected)]);
-            assert_eq!(sockets.receive(10), []);
+            assert_eq!(sockets.receive(10).0, []);
         }
     }
 }

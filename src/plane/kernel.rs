@@ -22,7 +22,7 @@ use cygnet_reconcile::Step;
 use cygnet_xfrm::dump::SaEntry;
 use cygnet_xfrm::monitor::{Event, Monitor};
 use cygnet_xfrm::moving::Move;
-use cygnet_xfrm::policy::{Policy, PolicyChange, PolicyKey};
+use cygnet_xfrm::policy::{Policy, PolicyAction, PolicyChange, PolicyKey};
 use cygnet_xfrm::route::Prefix;
 use cygnet_xfrm::sa::SaKey;
 use cygnet_xfrm::{Errno, NetlinkError, Xfrm};
@@ -403,10 +403,13 @@ impl KernelPlane {
 
     /// The outbound SA that a child shall use.
     fn newest_outbound(&self, child: ChildId) -> Option<Spi> {
+        self.newest(child).map(|(id, _)| id.spi)
+    }
+
+    fn newest(&self, child: ChildId) -> Option<(&SaId, &Installed)> {
         self.of_child(child)
             .filter(|(id, sa)| id.direction == Direction::Out && sa.ended.is_none())
             .max_by_key(|(_, sa)| sa.order)
-            .map(|(id, _)| id.spi)
     }
 
     /// The SAs of a child.
@@ -437,8 +440,11 @@ impl KernelPlane {
         if !contested || spec.mark.is_some() {
             return Some(Lead::Policies(spec.mark));
         }
-        let spi = self.newest_outbound(spec.child)?;
-        Some(Lead::Sa(spd::socket_policy(spec, spi, header.dst.is_ipv6())))
+        // Where it is, which may not be where the tunnel is said to be: a template of a state that is not there makes a larval one.
+        let (_, sa) = self.newest(spec.child)?;
+        let (source, destination, spi) = (sa.source, sa.key.destination, Some(sa.key.spi));
+        let by = PolicyAction::Protect { source, destination, spi };
+        Some(Lead::Sa(spd::socket_policy(sa.reqid, by, header.dst.is_ipv6())))
     }
 
     /// The tunnel of an inbound SA.

@@ -1,7 +1,7 @@
 //! What both planes know of probes of tunnels: what goes, what comes back, and what is counted for the peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use cygnet_model::{ChildId, TunnelId};
@@ -25,26 +25,20 @@ pub struct Answer {
 impl Answer {
     /// What a packet between these addresses says.
     pub const fn new(reply: &Reply, from: IpAddr, to: IpAddr) -> Self {
-        let by = match reply.method {
-            Method::Icmp => By::Icmp,
-            Method::Udp { port } => By::Udp { from: SocketAddr::new(from, port), to },
-        };
+        let by = By { method: reply.method, from, to };
         Self { tunnel: reply.probe.tunnel, seq: reply.probe.seq, received: reply.received, by }
     }
 }
 
 /// By what an answer came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum By {
-    /// An echo reply.
-    Icmp,
-    /// A datagram to the port from which probes of its port are sent.
-    Udp {
-        /// Who sent it.
-        from: SocketAddr,
-        /// To which address.
-        to: IpAddr,
-    },
+pub struct By {
+    /// An echo reply, or a datagram from this port to the one from which probes of it are sent.
+    pub method: Method,
+    /// Who sent it.
+    pub from: IpAddr,
+    /// To which address.
+    pub to: IpAddr,
 }
 
 /// Receives answers. It is called on the plane's thread and must be quick.
@@ -70,36 +64,47 @@ pub struct Outgoing {
     pub contested: bool,
 }
 
-/// Probes of a tunnel that are answered in a second at most, by whomever they are; ours leave every 100 ms at most, while in doubt.
+/// Probes of one sender that are answered in a second at most; ours leave every 100 ms at most, while in doubt.
 const ANSWERED_A_SECOND: u32 = 32;
+/// Senders whose probes of a tunnel are counted and answered. One more may be a new life of one of them; the rest are none.
+const SENDERS: usize = 4;
+/// After so long a silence a sender's place may be another one's.
+const SILENT: Duration = Duration::from_secs(10);
 
 /// The peers' probes, by the tunnels by which they came.
 #[derive(Default)]
-pub struct Received(BTreeMap<TunnelId, Counted>);
+pub struct Received(BTreeMap<TunnelId, Vec<Sender>>);
 
 /// Whose probes come by a tunnel, and how many have.
-struct Counted {
+struct Sender {
     whose: (u64, TunnelId),
     count: u32,
+    heard: Instant,
     /// The second that runs, and how many came in it.
     second: (Instant, u32),
 }
 
 impl Received {
-    /// Counts a probe that came by a tunnel, and says how many have by now: that is what its answer tells. Another life of its sender
-    /// begins anew. `None`: it is one of too many, and not to be answered.
+    /// Counts a probe that came by a tunnel, and says how many of its sender's have by now: that is what its answer tells. `None`: it is one
+    /// of too many, and not to be answered. Whoever floods spends nobody's turn but their own.
     pub fn count(&mut self, by: TunnelId, probe: &Probe, now: Instant) -> Option<u32> {
         let whose = (probe.token, probe.tunnel);
-        let known = self.0.entry(by).or_insert(Counted { whose, count: 0, second: (now, 0) });
-        if known.whose != whose {
-            (known.whose, known.count) = (whose, 0);
+        let senders = self.0.entry(by).or_default();
+        if !senders.iter().any(|s| s.whose == whose) {
+            senders.retain(|s| now.saturating_duration_since(s.heard) < SILENT);
+            if senders.len() >= SENDERS {
+                return None;
+            }
+            senders.push(Sender { whose, count: 0, heard: now, second: (now, 0) });
         }
-        known.count = known.count.saturating_add(1);
-        if now.saturating_duration_since(known.second.0) >= Duration::from_secs(1) {
-            known.second = (now, 0);
+        let sender = senders.iter_mut().find(|s| s.whose == whose)?;
+        sender.heard = now;
+        sender.count = sender.count.saturating_add(1);
+        if now.saturating_duration_since(sender.second.0) >= Duration::from_secs(1) {
+            sender.second = (now, 0);
         }
-        known.second.1 = known.second.1.saturating_add(1);
-        (known.second.1 <= ANSWERED_A_SECOND).then_some(known.count)
+        sender.second.1 = sender.second.1.saturating_add(1);
+        (sender.second.1 <= ANSWERED_A_SECOND).then_some(sender.count)
     }
 }
 
@@ -107,18 +112,35 @@ impl Received {
 mod tests {
     use super::*;
 
+    const T: TunnelId = TunnelId(1);
+
+    fn probe(token: u64) -> Probe {
+        Probe { token, tunnel: TunnelId(7), seq: 1, by: None }
+    }
+
     #[test]
-    fn probes_are_counted_by_tunnel_and_life_and_a_flood_is_not_answered() {
+    fn probes_are_counted_by_tunnel_and_sender() {
         let (now, mut received) = (Instant::now(), Received::default());
-        let probe = |token| Probe { token, tunnel: TunnelId(7), seq: 1, by: None };
-        assert_eq!(received.count(TunnelId(1), &probe(5), now), Some(1));
-        assert_eq!(received.count(TunnelId(1), &probe(5), now), Some(2));
+        assert_eq!(received.count(T, &probe(5), now), Some(1));
+        assert_eq!(received.count(T, &probe(5), now), Some(2));
         assert_eq!(received.count(TunnelId(2), &probe(5), now), Some(1), "by another tunnel");
-        assert_eq!(received.count(TunnelId(1), &probe(6), now), Some(1), "another life");
-        let answered = (0..1000).filter_map(|_| received.count(TunnelId(1), &probe(6), now)).count();
-        assert_eq!(answered as u32, ANSWERED_A_SECOND - 3);
-        assert_eq!(received.count(TunnelId(2), &probe(5), now), Some(2));
+        assert_eq!(received.count(T, &probe(6), now), Some(1), "another life");
+        assert_eq!(received.count(T, &probe(5), now), Some(3), "what is still on its way of the one before");
+    }
+
+    #[test]
+    fn a_flood_is_not_answered_and_takes_nobody_elses_turn() {
+        let (now, mut received) = (Instant::now(), Received::default());
+        received.count(T, &probe(5), now);
+        let answered = (0..1000).filter_map(|_| received.count(T, &probe(6), now)).count();
+        assert_eq!(answered as u32, ANSWERED_A_SECOND);
+        // With ever new tokens no more than a few are heard, and none in the place of who was there.
+        let answered = (100..1100).filter_map(|token| received.count(T, &probe(token), now)).count();
+        assert_eq!(answered, SENDERS - 2);
+        assert_eq!(received.count(T, &probe(5), now), Some(2));
         let later = now + Duration::from_secs(1);
-        assert_eq!(received.count(TunnelId(1), &probe(6), later), Some(1002), "all that came are counted");
+        assert_eq!(received.count(T, &probe(6), later), Some(1001), "all that came are counted");
+        let at_last = later + SILENT;
+        assert_eq!(received.count(T, &probe(9), at_last), Some(1), "who is silent gives up the place");
     }
 }

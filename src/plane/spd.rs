@@ -313,8 +313,8 @@ fn is_acquiring(policy: &Policy) -> bool {
     matches!(policy.action, PolicyAction::Protect { source: ACQUIRE_SOURCE, .. })
 }
 
-/// An open tunnel's outbound policy for a socket, whatever that sends.
-pub fn socket_policy(spec: &TunnelSpec, outbound: Spi, v6: bool) -> Policy {
+/// A policy for a socket by which all that it sends, in one family, leaves by an SA.
+pub fn socket_policy(reqid: Reqid, action: PolicyAction, v6: bool) -> Policy {
     let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let selector = PolicySelector {
         source: (any, 0),
@@ -326,13 +326,9 @@ pub fn socket_policy(spec: &TunnelSpec, outbound: Spi, v6: bool) -> Policy {
     Policy {
         key: PolicyKey { direction: PolicyDirection::Out, selector, mark: None },
         priority: BASE,
-        reqid: spec.reqid.0,
-        action: outward(spec, Some(outbound)),
+        reqid: reqid.0,
+        action,
     }
-}
-
-const fn outward(spec: &TunnelSpec, outbound: Option<Spi>) -> PolicyAction {
-    PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote, spi: outbound }
 }
 
 /// The policies of an open tunnel. The outbound ones name the state to use: left to itself the kernel picks by the
@@ -347,7 +343,8 @@ pub fn tunnel_policies(spec: &TunnelSpec, outbound: Option<Spi>) -> Result<Vec<P
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let out = outward(spec, outbound);
+    let out =
+        PolicyAction::Protect { source: spec.outer_local, destination: spec.outer_remote, spi: outbound };
     let inbound = PolicyAction::Protect { source: any, destination: spec.outer_local, spi: None };
     let actions =
         [(PolicyDirection::Out, out), (PolicyDirection::In, inbound), (PolicyDirection::Forward, inbound)];

@@ -1,4 +1,4 @@
-//! Raw ICMP sockets that get echo requests and replies and nothing else, by a filter in the kernel.
+//! Raw ICMP sockets that get echo requests, or replies, and nothing else: a filter in the kernel, so that other messages do not wake us.
 
 use std::ffi::c_int;
 use std::io;
@@ -12,28 +12,45 @@ use socket2::{Domain, Protocol, Socket, Type};
 const ICMP_FILTER: c_int = 1;
 /// `ICMPV6_FILTER` (`linux/icmpv6.h`): likewise, of 256 types.
 const ICMPV6_FILTER: c_int = 1;
-const V4_ECHO: [u32; 2] = [0, 8];
-const V6_ECHO: [u32; 2] = [128, 129];
+
+/// What a socket gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Echo {
+    /// Echo requests.
+    Request,
+    /// Echo replies.
+    Reply,
+}
+
+impl Echo {
+    /// The type of the message, of ICMPv6 (RFC 4443 §4) or ICMP (RFC 792).
+    const fn number(self, v6: bool) -> u32 {
+        match (self, v6) {
+            (Self::Request, false) => 8,
+            (Self::Reply, false) => 0,
+            (Self::Request, true) => 128,
+            (Self::Reply, true) => 129,
+        }
+    }
+}
 
 /// Opens a socket of a family that does not block. Needs CAP_NET_RAW.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn echo_socket(v6: bool) -> io::Result<Socket> {
+pub fn echo_socket(v6: bool, echo: Echo) -> io::Result<Socket> {
     let (domain, protocol) =
         if v6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
     let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(protocol))?;
+    let number = echo.number(v6);
     if v6 {
         let mut blocked = [u32::MAX; 8];
-        for kind in V6_ECHO {
-            if let Some(word) = blocked.get_mut((kind / 32) as usize) {
-                *word &= !(1 << (kind % 32));
-            }
+        if let Some(word) = blocked.get_mut((number / 32) as usize) {
+            *word &= !(1 << (number % 32));
         }
         filter(&socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &blocked)?;
     } else {
-        let [reply, request] = V4_ECHO.map(|kind| 1 << kind);
-        filter(&socket, libc::SOL_RAW, ICMP_FILTER, &[!(reply | request)])?;
+        filter(&socket, libc::SOL_RAW, ICMP_FILTER, &[!(1 << number)])?;
     }
     Ok(socket)
 }

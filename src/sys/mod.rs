@@ -5,6 +5,5 @@ pub mod inherited;
 pub mod mmsg;
 pub mod peer;
 pub mod seat;
-pub mod socket_policy;
 pub mod terminal;
 pub mod tun;

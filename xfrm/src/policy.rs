@@ -213,9 +213,9 @@ impl Policy {
         self.request(XFRM_MSG_UPDPOLICY)
     }
 
-    /// The value of the socket options `IP_XFRM_POLICY` and `IPV6_XFRM_POLICY` (`net/xfrm/xfrm_user.c`,
-    /// `xfrm_compile_policy`): the policy of one socket, which goes before those of the SPD. It has no mark there.
-    pub fn as_socket_option(&self) -> Vec<u8> {
+    /// The value of the socket options `IP_XFRM_POLICY` and `IPV6_XFRM_POLICY` (`net/xfrm/xfrm_user.c`, `xfrm_compile_policy`): the
+    /// policy, and its template behind it. It has no mark there.
+    pub(crate) fn as_socket_option(&self) -> Vec<u8> {
         let mut out = emitted(&self.info());
         out.extend(self.template().map(|template| emitted(&template)).unwrap_or_default());
         out
@@ -514,5 +514,43 @@ mod tests {
                 prop_assert_eq!(hits, usize::from(first <= p && p <= last));
             }
         }
+    }
+
+    /// `struct xfrm_userpolicy_info` and one `struct xfrm_user_tmpl` (`include/uapi/linux/xfrm.h`), of 168 and 64 octets with 64 bits.
+    #[test]
+    fn a_sockets_policy_has_the_inner_family_and_its_template_the_outer_one() {
+        let any: IpAddr = "::".parse().unwrap();
+        let policy = Policy {
+            key: PolicyKey {
+                direction: PolicyDirection::Out,
+                selector: PolicySelector {
+                    source: (any, 0),
+                    destination: (any, 0),
+                    protocol: 0,
+                    source_port: PortMask::ANY,
+                    destination_port: PortMask::ANY,
+                },
+                mark: None,
+            },
+            priority: 1,
+            reqid: 0x0102_0304,
+            action: PolicyAction::Protect {
+                source: "192.0.2.1".parse().unwrap(),
+                destination: "192.0.2.2".parse().unwrap(),
+                spi: Spi::new(0xC0DE_1234),
+            },
+        };
+        let value = policy.as_socket_option();
+        assert_eq!(value.len(), 168 + 64);
+        let (info, template) = value.split_at(168);
+        assert_eq!(info[40..42], (libc::AF_INET6 as u16).to_ne_bytes(), "sel.family");
+        assert_eq!((info[160], info[161]), (XFRM_POLICY_OUT, XFRM_POLICY_ALLOW));
+        assert_eq!(template[..4], [192, 0, 2, 2], "id.daddr");
+        assert_eq!(template[16..20], [0xC0, 0xDE, 0x12, 0x34], "id.spi");
+        assert_eq!(template[20], IPPROTO_ESP);
+        assert_eq!(template[24..26], (libc::AF_INET as u16).to_ne_bytes(), "family");
+        assert_eq!(template[28..32], [192, 0, 2, 1], "saddr");
+        assert_eq!(template[44..48], 0x0102_0304u32.to_ne_bytes(), "reqid");
+        assert_eq!(template[48], XFRM_MODE_TUNNEL);
     }
 }

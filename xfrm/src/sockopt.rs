@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_xfrm::constants::{XFRM_POLICY_ALLOW, XFRM_POLICY_IN, XFRM_POLICY_OUT};
 use netlink_packet_xfrm::{LifetimeConfig, Selector, UserPolicyInfo};
 
+use crate::policy::Policy;
 use crate::{convert, sa::emitted};
 
 /// `linux/udp.h`; libc has neither.
@@ -20,10 +21,7 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 /// # Errors
 /// `EPERM` without CAP_NET_ADMIN; `ENOPROTOOPT` without XFRM.
 pub fn bypass_policies(socket: BorrowedFd<'_>, like: IpAddr) -> io::Result<()> {
-    let (level, option) = match like {
-        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_XFRM_POLICY),
-        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_XFRM_POLICY),
-    };
+    let (level, option) = policy_option(like.is_ipv6());
     for direction in [XFRM_POLICY_IN, XFRM_POLICY_OUT] {
         let policy = UserPolicyInfo {
             selector: Selector { family: convert::family(like), ..Selector::default() },
@@ -35,6 +33,32 @@ pub fn bypass_policies(socket: BorrowedFd<'_>, like: IpAddr) -> io::Result<()> {
         set(socket, level, option, &emitted(&policy))?;
     }
     Ok(())
+}
+
+/// Gives a socket a policy of its own, in place of one of the same direction: what it sends goes by it, whatever the SPD says
+/// (`net/xfrm/xfrm_policy.c`, `xfrm_sk_policy_lookup`). The mark and the priority do not count.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_ADMIN; `ENOPROTOOPT` without XFRM.
+pub fn set_policy(socket: BorrowedFd<'_>, policy: &Policy) -> io::Result<()> {
+    let (level, option) = policy_option(policy.key.selector.source.0.is_ipv6());
+    set(socket, level, option, &policy.as_socket_option())
+}
+
+/// Takes its policies from a socket, those of both directions.
+///
+/// # Errors
+/// As [`set_policy`].
+pub fn clear_policies(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    let (level, option) = policy_option(v6);
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel reads nothing through a null pointer with the
+    // length zero (`xfrm_user_policy`).
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, std::ptr::null(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const fn policy_option(v6: bool) -> (libc::c_int, libc::c_int) {
+    if v6 { (libc::IPPROTO_IPV6, libc::IPV6_XFRM_POLICY) } else { (libc::IPPROTO_IP, libc::IP_XFRM_POLICY) }
 }
 
 /// Makes the kernel take ESP out of UDP datagrams that arrive on this socket (RFC 3948); IKE messages still come up

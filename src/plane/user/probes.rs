@@ -75,7 +75,7 @@ pub(super) fn look(
             let count = received.count(child.tunnel, &probe, Instant::now());
             match count.and_then(|count| wire::answer(packet, header, count)) {
                 Some(packet) => {
-                    Verdict::Answered(Outgoing { children: vec![child], packet, contested: true })
+                    Verdict::Answered(Outgoing { children: vec![child], packet, contested: false })
                 }
                 None => Verdict::Pass,
             }
@@ -112,10 +112,8 @@ mod tests {
 
     #[test]
     fn a_peers_probe_is_answered_where_it_came_and_counted() {
-        for (method, by) in METHODS
-            .into_iter()
-            .zip([By::Icmp, By::Udp { from: "10.2.0.1:7".parse().unwrap(), to: ip("10.1.0.1") }])
-        {
+        for method in METHODS {
+            let by = By { method, from: ip("10.2.0.1"), to: ip("10.1.0.1") };
             let (tx, answers) = mpsc::channel();
             let own = BTreeSet::from([ip("10.2.0.1")]);
             let theirs = Probing { token: 2, own, sink: Box::new(|_| ()) };
