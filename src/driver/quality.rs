@@ -419,14 +419,12 @@ impl Daemon {
 
 /// Tunnels that can carry something in place of another one: they have a pair of networks, and the mark, in common.
 fn rivals(config: &Config, places: &BTreeMap<TunnelId, usize>) -> BTreeSet<TunnelId> {
-    let mut claims: BTreeMap<(String, String, Option<(u32, u32)>), BTreeSet<TunnelId>> = BTreeMap::new();
+    let mut claims: BTreeMap<String, BTreeSet<TunnelId>> = BTreeMap::new();
     for (id, place) in places {
         let Some(t) = config.tunnels.get(*place) else { continue };
-        let mark = t.mark.map(|mark| (mark.value, mark.mask));
         for child in t.children() {
             for (local, remote) in child.local.iter().flat_map(|l| child.remote.iter().map(move |r| (l, r))) {
-                let pair = (local.to_string(), remote.to_string(), mark);
-                claims.entry(pair).or_default().insert(*id);
+                claims.entry(format!("{local} -> {remote} {:?}", t.mark)).or_default().insert(*id);
             }
         }
     }
