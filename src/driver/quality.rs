@@ -271,7 +271,7 @@ impl Daemon {
                     // Where several parts carry a child, the one that the packet fits.
                     let parts = memory.into_iter().flat_map(|m| m.sas.iter().map(|(sa, _)| sa));
                     let parts = parts.filter(|sa| sa.direction == Direction::Out);
-                    let view = if contested { self.endpoint.view(id) } else { None };
+                    let view = ticked.send.filter(|_| contested).and_then(|_| self.endpoint.view(id));
                     let newest = view.and_then(|v| v.children.into_iter().max_by_key(|c| c.made));
                     let by = newest.map(|child| child.outbound);
                     let token = self.quality.token;

@@ -1,7 +1,7 @@
-//! Probes of tunnels while the kernel forwards ESP: ICMP by one raw socket for each family, UDP by one more.
+//! Probes of tunnels while the kernel forwards ESP: for each family a raw socket for ICMP, one that hears the peers' probes, and one for UDP.
 //!
 //! The kernel's policies take a probe into the tunnel by its addresses, like any packet of the host. Where several tunnels have these
-//! addresses, the socket gets a policy of its own while a probe leaves, which names the SA; and what it hears of the peers' probes that
+//! addresses, the socket gets a policy of its own while a probe leaves, which names the SA; and what comes of the peers' probes that
 //! name theirs is handed on, to be answered by the same tunnel. The kernel answers them as well, by the tunnel that carries.
 
 mod filter;

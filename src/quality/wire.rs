@@ -12,7 +12,7 @@
 //! other hosts leave that zero.
 //!
 //! The kernel does not tell a program by which SA a packet came. So where several tunnels have the same networks, an echo request
-//! names the *SPI* of the SA by which it leaves, and the daemon of a peer whose kernel forwards ESP answers by that tunnel. Others
+//! names the *SPI* of an SA of its tunnel, and the daemon of a peer whose kernel forwards ESP answers by that tunnel. Others
 //! do not look there.
 //!
 //! An Echo service sends back what it got, so that nothing but its ports tells a datagram's direction. The data name the
@@ -55,7 +55,7 @@ pub struct Probe {
     pub tunnel: TunnelId,
     /// Its number among the tunnel's probes.
     pub seq: u32,
-    /// The SA by which it leaves, where several tunnels could carry it. Datagrams and answers do not tell it.
+    /// An outbound SA of its tunnel, where several tunnels could carry it. Datagrams and answers do not tell it.
     pub by: Option<Spi>,
 }
 
