@@ -9,6 +9,8 @@ mod https;
 mod kernel;
 #[path = "quality/netem.rs"]
 mod netem;
+#[path = "quality/pair.rs"]
+mod pair;
 #[path = "quality/share.rs"]
 mod share;
 #[path = "quality/udp.rs"]
@@ -27,136 +29,8 @@ use std::time::{Duration, Instant};
 
 use cygnet_model::SecretBytes;
 use host::{Daemon, Host, told, until};
+use pair::{Family, Pair, SECRET};
 use serde_json::Value;
-
-const SECRET: &str = "tJ4mVq8wLx2zRn6kYs0p";
-
-/// Two gateways with two wires between them, 192.0.2.0/24 and 198.51.100.0/24, and an inner address each.
-struct Pair {
-    hosts: [Host; 2],
-    daemons: Vec<Daemon>,
-    planes: [&'static str; 2],
-}
-
-const INNER: [&str; 2] = ["10.1.0.1", "10.2.0.1"];
-const NETWORKS: [&str; 2] = ["10.1.0.0/16", "10.2.0.0/16"];
-
-impl Pair {
-    fn new(test: &str) -> Option<Self> {
-        let hosts = [Host::new(test)?, Host::new(test)?];
-        let (a, b) = (hosts[0].holder.id(), hosts[1].holder.id());
-        for wire in ["wire0", "wire1"] {
-            let make = format!("ip link add {wire} netns {a} type veth peer name {wire} netns {b}");
-            assert!(Command::new("sh").args(["-c", &make]).status().unwrap().success());
-        }
-        for (host, n) in hosts.iter().zip(1..) {
-            host.sh(&format!(
-                "ip address add 192.0.2.{n}/24 dev wire0; ip link set wire0 up; ip address add 198.51.100.{n}/24 dev wire1
-                 ip link set wire1 up; ip address add 10.{n}.0.1/16 dev far"
-            ));
-        }
-        Some(Self { hosts, daemons: Vec::new(), planes: ["userspace"; 2] })
-    }
-
-    /// The configuration of one side: a tunnel by each wire, with the same networks, of which `checks` says more.
-    fn text(&self, side: usize, checks: &[&str], daemon: &str) -> String {
-        let dir = self.hosts[side].dir.path().display();
-        let (start, n, other) = (["active", "passive"][side], side + 1, 2 - side);
-        let (own, remote, plane) = (NETWORKS[side], NETWORKS[1 - side], self.planes[side]);
-        let mut text = format!(
-            "daemon: {{ control_socket: {dir}/x.sock, state_dir: {dir}/x, data_plane: {plane}, {daemon} }}
-gateways:
-  - {{ name: g0, address: 192.0.2.{n}, networks: [{own}] }}
-  - {{ name: g1, address: 198.51.100.{n}, networks: [{own}] }}
-customer_gateways:
-  - {{ name: c0, address: 192.0.2.{other} }}
-  - {{ name: c1, address: 198.51.100.{other} }}
-tunnels:
-"
-        );
-        for (wire, check) in checks.iter().enumerate() {
-            text.push_str(&format!(
-                "  - {{ name: t{wire}, gateway: g{wire}, customer_gateway: c{wire}, auth: {{ psk_file: a-b.psk }}, start: {start},
-      weight: {wire}, {check} spd: [ {{ local: {own}, remote: [{remote}] }} ] }}\n"
-            ));
-        }
-        text
-    }
-
-    fn write(&self, side: usize, text: &str) {
-        let host = &self.hosts[side];
-        host.keep_key();
-        let secret = host.path("hook.secret");
-        fs::write(&secret, SECRET).unwrap();
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(host.path("x.yaml"), text).unwrap();
-    }
-
-    fn start(&mut self, side: usize, text: &str) {
-        self.write(side, text);
-        self.daemons.push(self.hosts[side].running("x"));
-    }
-
-    fn json(&self, side: usize, args: &[&str]) -> Value {
-        serde_json::from_slice(&self.hosts[side].ask("x", args).stdout).unwrap()
-    }
-
-    fn tunnel(&self, side: usize, name: &str) -> Value {
-        self.json(side, &["status", name, "--json"])["tunnels"][0].clone()
-    }
-
-    fn health(&self, side: usize, name: &str) -> String {
-        self.tunnel(side, name)["quality"]["health"].as_str().unwrap_or_default().to_owned()
-    }
-
-    fn packets_out(&self, name: &str) -> u64 {
-        self.tunnel(0, name)["children"][0]["packets_out"].as_u64().unwrap()
-    }
-
-    /// Waits until a tunnel has carried some packets more; the other one carries few besides probes meanwhile.
-    fn carries(&self, name: &str, other: &str) {
-        let before = (self.packets_out(name), self.packets_out(other));
-        until(|| self.packets_out(name) > before.0 + 150);
-        let others = self.packets_out(other) - before.1;
-        assert!(others < 75, "{name} carries, and {other} has carried {others} packets");
-    }
-
-    /// How often the log of a tunnel has an event.
-    fn count(&self, side: usize, name: &str, event: &str) -> usize {
-        let log = String::from_utf8(self.hosts[side].ask("x", &["logs", name, "--json"]).stdout).unwrap();
-        log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
-    }
-
-    /// Drops every so manieth ESP packet that leaves by a wire, at both ends or at one.
-    fn lose(&self, sides: &[usize], wire: &str, every: u32) {
-        let which = if every > 1 { format!("numgen inc mod {every} 0") } else { String::new() };
-        for side in sides {
-            let add = format!("nft add rule ip lossy out oifname {wire}");
-            // What follows the UDP header is an SPI; IKE begins with four zero octets (RFC 3948 §2.2).
-            let rule = format!(
-                "nft add table ip lossy && nft 'add chain ip lossy out {{ type filter hook output priority 0; }}' && {add} udp \
-                 dport 4500 @th,64,32 != 0 {which} drop && {add} ip protocol esp {which} drop && echo made"
-            );
-            let host = &self.hosts[*side];
-            if host.sh(&rule) != "made\n" {
-                // User-Mode Linux has no netfilter, but classifiers.
-                assert_eq!(every, 1, "nft is needed");
-                let add = format!("tc filter add dev {wire} egress protocol ip");
-                let by_tc = format!(
-                    "tc qdisc add dev {wire} clsact && {add} pref 1 u32 match ip protocol 50 0xff action drop && {add} pref 2 \
-                     u32 match ip protocol 17 0xff match ip dport 4500 0xffff match u32 0 0xffffffff at 28 action pass && \
-                     {add} pref 3 u32 match ip protocol 17 0xff match ip dport 4500 0xffff action drop && echo made"
-                );
-                assert_eq!(host.sh(&by_tc), "made\n");
-            }
-        }
-    }
-
-    fn lose_nothing(&self) {
-        let undo = "nft delete table ip lossy || tc qdisc delete dev wire0 clsact";
-        self.hosts.iter().for_each(|host| drop(host.sh(undo)));
-    }
-}
 
 /// Datagrams from one gateway to the other, a hundred a second, until it is stopped.
 struct Stream {
@@ -168,7 +42,7 @@ struct Stream {
 impl Stream {
     fn open(pair: &Pair, from: usize) -> Self {
         let stop = Arc::<AtomicBool>::default();
-        let (source, target) = (INNER[from], INNER[1 - from]);
+        let (source, target) = (pair.inner.address(from), pair.inner.address(1 - from));
         let stopped = Arc::clone(&stop);
         let (ready, is_ready) = mpsc::channel();
         let receiver = pair.hosts[1 - from].thread(move || {
@@ -209,8 +83,8 @@ impl Stream {
 
 const QUICK: &str = "interval: 1s, failures: 2, successes: 4";
 
-fn check(side: usize) -> String {
-    format!("health_check: {{ target: {}, {QUICK} }},", INNER[1 - side])
+fn check(inner: Family, side: usize) -> String {
+    format!("health_check: {{ target: \"{}\", {QUICK} }},", inner.address(1 - side))
 }
 
 /// Both wires are up; the first one loses all ESP while IKE goes on. The other tunnel carries the packets until the first
@@ -226,7 +100,7 @@ fn a_backup_takes_over_within_two_seconds_and_gives_back_without_flapping() {
 
 fn takes_over_and_gives_back(mut pair: Pair) {
     for side in [1, 0] {
-        let check = check(side);
+        let check = check(pair.inner, side);
         let text = pair.text(side, &[&check, &check], "metrics: { listen: off }");
         pair.start(side, &text);
     }

@@ -23,7 +23,10 @@ fn probes_measure_the_delay_and_the_jitter_that_the_line_has() {
         return;
     }
     for side in [1, 0] {
-        let check = format!("health_check: {{ target: {}, interval: 1s, failures: 8 }},", INNER[1 - side]);
+        let check = format!(
+            "health_check: {{ target: {}, interval: 1s, failures: 8 }},",
+            pair.inner.address(1 - side)
+        );
         let text = pair.text(side, &[&check, &check], "metrics: { listen: off }");
         pair.start(side, &text);
     }

@@ -23,7 +23,7 @@ struct Flows {
 impl Flows {
     fn open(pair: &Pair, from: usize) -> Self {
         let stop = Arc::<AtomicBool>::default();
-        let (source, target) = (INNER[from], INNER[1 - from]);
+        let (source, target) = (pair.inner.address(from), pair.inner.address(1 - from));
         let stopped = Arc::clone(&stop);
         let (ready, is_ready) = mpsc::channel();
         let receiver = pair.hosts[1 - from].thread(move || {
@@ -87,7 +87,7 @@ fn flows_are_spread_over_two_lines_and_move_only_if_theirs_dies() {
         return;
     };
     for side in [1, 0] {
-        let check = check(side);
+        let check = check(pair.inner, side);
         let text = pair.text(side, &[&check, &check], "metrics: { listen: off }");
         pair.start(side, &text.replace("weight: 1,", "weight: 0,"));
     }

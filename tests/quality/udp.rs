@@ -94,7 +94,8 @@ fn a_gateway_answers_udp_probes_and_leaves_other_datagrams_to_the_host() {
         return;
     };
     for side in [1, 0] {
-        let check = format!("health_check: {{ target: {}, probe: udp, {QUICK} }},", INNER[1 - side]);
+        let check =
+            format!("health_check: {{ target: {}, probe: udp, {QUICK} }},", pair.inner.address(1 - side));
         let text = pair.text(side, &[&check, &check], "metrics: { listen: off }");
         pair.start(side, &text);
     }
