@@ -121,6 +121,13 @@ tunnels:
         self.ours.metrics("a").lines().find_map(|l| l.strip_prefix(series)?.trim().parse().ok())
     }
 
+    /// The next life goes on with the tunnels.
+    fn hand_over(&mut self) {
+        assert_eq!(told(&self.ours.ask("a", &["handover"])).0, Some(0));
+        assert_eq!(self.daemon.0.wait().unwrap().code(), Some(0));
+        self.daemon = self.ours.running("a");
+    }
+
     fn outwards(&self, to: &str, offered: f64) -> Flood {
         Flood::open((&self.ours, US), (&self.theirs, to), offered)
     }
@@ -251,7 +258,7 @@ fn is_near(rate: f64, level: f64) -> bool {
 #[test]
 fn the_level_of_a_tunnel_holds_both_ways_and_changes_while_traffic_flows() {
     let test = "the_level_of_a_tunnel_holds_both_ways_and_changes_while_traffic_flows";
-    let Some(pair) = Pair::up(test, "", ", bandwidth: { out: 5mbit, in: 4mbit }") else { return };
+    let Some(mut pair) = Pair::up(test, "", ", bandwidth: { out: 5mbit, in: 4mbit }") else { return };
     let spis = pair.spis();
     assert_eq!(pair.level(0, "bandwidth"), (5_000_000, "configuration".to_owned()));
     assert_eq!(pair.level(0, "bandwidth_in"), (4_000_000, "configuration".to_owned()));
@@ -290,6 +297,22 @@ fn the_level_of_a_tunnel_holds_both_ways_and_changes_while_traffic_flows() {
     assert_eq!(pair.metric(&format!("{limit}\"out\"}}")), Some(10_000_000.0));
     assert_eq!(pair.metric(&format!("{limit}\"in\"}}")), Some(8_000_000.0));
     assert!(pair.metric("cygnet_plane_drops_total{reason=\"bandwidth\"}") > Some(2_000.0));
+
+    // What was counted of the host is handed over as well.
+    let all = [
+        "cygnet_plane_drops_total{reason=\"bandwidth\"}".to_owned(),
+        "cygnet_qos_drops_total{gateway=\"own\",class=\"tunnel\"}".to_owned(),
+        format!("{drops}\"out\"}}"),
+        format!("{drops}\"in\"}}"),
+        "cygnet_ip_bytes_total{gateway=\"own\",ip=\"10.1.0.1\"}".to_owned(),
+        "cygnet_ike_rtt_seconds_count".to_owned(),
+    ];
+    let counted = |pair: &Pair| all.clone().map(|series| pair.metric(&series).unwrap_or(0.0));
+    let before = counted(&pair);
+    assert!(before.iter().all(|count| *count > 0.0), "{all:?}: {before:?}");
+    pair.hand_over();
+    let after = counted(&pair);
+    assert!(before.iter().zip(&after).all(|(before, after)| after >= before), "{before:?}, then {after:?}");
 }
 
 /// Below its level a tunnel loses nothing, whatever the level becomes meanwhile.
@@ -349,23 +372,33 @@ fn a_gateways_first_and_last_level_lose_no_packet() {
 #[test]
 fn what_the_queue_of_a_gateway_drops_is_counted_and_never_goes_back() {
     let test = "what_the_queue_of_a_gateway_drops_is_counted_and_never_goes_back";
-    let Some(pair) = Pair::up(test, ", bandwidth: 2mbit", "") else { return };
-    let dropped = || pair.metric("cygnet_qos_drops_total{gateway=\"own\",class=\"gateway\"}").unwrap() as u64;
-    assert_eq!(dropped(), 0);
-    let overload = || {
+    let Some(mut pair) = Pair::up(test, ", bandwidth: 2mbit", "") else { return };
+    let dropped = |pair: &Pair| {
+        pair.metric("cygnet_qos_drops_total{gateway=\"own\",class=\"gateway\"}").unwrap() as u64
+    };
+    assert_eq!(dropped(&pair), 0);
+    let overload = |pair: &Pair| {
         let mut flood = pair.outwards(FIRST, 10.0 * MBIT);
         std::thread::sleep(SECOND_LONG * 2);
         let (sent, came) = flood.outcome();
         sent - came
     };
-    let first = overload();
-    println!("{first} packets lost, {} counted; {}", dropped(), pair.ours.sh("tc -s class show dev wire"));
-    assert!(first > 300 && dropped() == first, "{first} {}", dropped());
+    let first = overload(&pair);
+    println!(
+        "{first} packets lost, {} counted; {}",
+        dropped(&pair),
+        pair.ours.sh("tc -s class show dev wire")
+    );
+    assert!(first > 300 && dropped(&pair) == first, "{first} {}", dropped(&pair));
     pair.says(&["bandwidth", "own", "unlimited"]);
-    assert_eq!(dropped(), first, "the queue is gone");
+    assert_eq!(dropped(&pair), first, "the queue is gone");
     pair.says(&["bandwidth", "own", "2mbit"]);
-    let second = overload();
-    assert!(second > 300 && dropped() == first + second, "{first} {second} {}", dropped());
+    let second = overload(&pair);
+    assert!(second > 300 && dropped(&pair) == first + second, "{first} {second} {}", dropped(&pair));
+    pair.hand_over();
+    assert_eq!(dropped(&pair), first + second, "the next life finds the queue as it was");
+    let third = overload(&pair);
+    assert!(third > 300 && dropped(&pair) == first + second + third, "{third} {}", dropped(&pair));
 }
 
 /// The level stands on the bond, not on the interfaces in it, and stays there when the active one fails.
@@ -537,7 +570,17 @@ fn levels_of_tunnels_outlive_the_daemon_and_follow_the_file() {
     pair.says(&["apply"]);
     assert_eq!(pair.level(0, "bandwidth"), is(6_000_000, "configuration"));
     assert_eq!(pair.level(0, "bandwidth_in"), is(3_000_000, "configuration"));
-    assert!(!fs::read_to_string(pair.ours.path("a").join("bandwidth.json")).unwrap().contains("a-b"));
+    let saved = |pair: &Pair| fs::read_to_string(pair.ours.path("a").join("bandwidth.json")).unwrap();
+    assert!(!saved(&pair).contains("a-b"));
+
+    // And if it is changed while nobody looks.
+    pair.says(&["bandwidth", "a-b", "7mbit", "--save"]);
+    assert_eq!(pair.daemon.end(), Some(0));
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("bandwidth: { out: 6mbit, in: 3mbit }", "bandwidth: 4mbit")).unwrap();
+    pair.daemon = pair.ours.running("a");
+    assert_eq!(pair.level(0, "bandwidth"), is(4_000_000, "configuration"));
+    assert!(!saved(&pair).contains("a-b"));
 }
 
 #[test]

@@ -18,15 +18,17 @@ use cygnet_model::TunnelId;
 use cygnet_model::plane::{PlaneKind, RESERVE, SaCounters};
 use cygnet_model::tunnel::{Direction, SaId};
 
-use super::Daemon;
 use super::plane::Plane;
+use super::{Daemon, clock};
 use crate::config::model::Config;
 use crate::observe::counters::Tally;
 use crate::observe::events::Kind;
+use crate::observe::handed::{ADDRESSES, Handed};
 use crate::observe::snapshot::Origin;
 use crate::store::kept::{self, Kept, KeptLevel, KeptLevels, KeptLimit, KeptSa};
 use crate::store::record::{Key, Record};
 use crate::store::{self, Contents, Host, Place, Refused, Store};
+use crate::traffic::{Carried, Inner};
 
 /// The store and what is noted in it.
 pub(super) struct Keeper {
@@ -57,6 +59,8 @@ pub(super) struct TakenUp {
     pub levels: KeptLevels,
     /// What tunnels had counted.
     pub tallies: BTreeMap<TunnelId, Tally>,
+    /// What had been counted of the host, by a life that handed over.
+    pub host: Option<Handed>,
 }
 
 impl Keeper {
@@ -140,9 +144,9 @@ impl Keeper {
     }
 
     fn take_up(&mut self, kept: Kept, plane: &mut Plane) -> TakenUp {
-        let Kept { ike, sas, handed_over, levels, tallies, .. } = kept;
+        let Kept { ike, sas, handed_over, levels, tallies, host, .. } = kept;
         let renew = self.plane == PlaneKind::Userspace && !handed_over && !sas.is_empty();
-        let mut taken = TakenUp { ike, renew, levels, tallies, ..TakenUp::default() };
+        let mut taken = TakenUp { ike, renew, levels, tallies, host, ..TakenUp::default() };
         let mut lost = Vec::new();
         for KeptSa { spec, used, .. } in sas {
             match plane.port().restore(&spec, &used) {
@@ -212,7 +216,9 @@ fn usable(past: store::Past, numbered: bool, plane: PlaneKind) -> Contents {
     if past.plane != plane {
         // The other plane does not know which sequence numbers were used.
         let before = contents.len();
-        contents.retain(|key, _| matches!(key, Key::Ike(_) | Key::Levels | Key::Limit(_) | Key::Tally(_)));
+        contents.retain(|key, _| {
+            matches!(key, Key::Ike(_) | Key::Levels | Key::Limit(_) | Key::Tally(_) | Key::Host)
+        });
         if contents.len() < before {
             tracing::warn!(
                 "ESP SAs of an earlier life of the daemon are not taken up: it had data plane {}",
@@ -325,6 +331,36 @@ impl Daemon {
         }
     }
 
+    /// Counts on from what an earlier life had counted of the host.
+    pub(super) fn count_on_of_the_host(&mut self, handed: &Handed) {
+        handed.resume(&mut self.counters, cygnet_esp::DropReason::ALL.iter().map(|reason| reason.name()));
+        for (gateway, addresses) in &handed.addresses {
+            let Some(gateway) = self.limits.no(gateway) else { continue };
+            let total =
+                |&(ip, [bytes_in, packets_in, bytes_out, packets_out, dropped]): &(IpAddr, [u64; 5])| {
+                    (Inner { gateway, ip }, Carried { bytes_in, packets_in, bytes_out, packets_out, dropped })
+                };
+            self.traffic.resume(clock::now().mono, addresses.iter().map(total));
+        }
+    }
+
+    /// What this life has counted of the host.
+    fn counted_of_the_host(&mut self) -> Handed {
+        self.sample_shaping();
+        self.sample_levels();
+        self.sample_drops(clock::now().mono);
+        self.sample_traffic();
+        let mut handed = Handed::of(&self.counters);
+        let names = self.limits.names();
+        for seen in self.traffic.of_the_day(names.len(), ADDRESSES / names.len().max(1)) {
+            let Some(gateway) = names.get(&seen.who.gateway) else { continue };
+            let t = seen.total;
+            let counts = [t.bytes_in, t.packets_in, t.bytes_out, t.packets_out, t.dropped];
+            handed.addresses.entry((*gateway).to_owned()).or_default().push((seen.who.ip, counts));
+        }
+        handed
+    }
+
     /// Notes the bandwidth levels that were set by command.
     pub(super) fn keep_levels(&mut self) {
         let set = self.bandwidth.iter().filter(|(_, level)| level.origin == Origin::Command);
@@ -413,6 +449,7 @@ impl Daemon {
         let mut records: Vec<Record> = self.endpoint.take_changes().into_iter().map(kept::changed).collect();
         let noted = |(sa, _): &(SaId, SaCounters)| self.keeper.noted.contains_key(sa);
         records.extend(all.iter().filter(|c| noted(c)).map(|(sa, counted)| kept::counted(*sa, counted)));
+        records.push(kept::host(&self.counted_of_the_host()));
         records.push(Record::Put(Key::HandedOver, cygnet_model::SecretBytes::new(Vec::new())));
         self.keeper.note(records);
         self.keeper.trouble().map_or(Ok(()), Err)

@@ -109,9 +109,16 @@ impl Daemon {
     /// life that was not told to end.
     pub(super) fn set_levels(&mut self) {
         self.bandwidth = configured(&self.config);
-        for (name, bps) in saved::levels(&self.config) {
+        for (name, saved::SavedLevel { bps, configured }) in saved::levels(&self.config) {
             let key = LevelKey::parse(&name);
             let before = self.level(&key);
+            // The last word counts: a file that was changed while nobody looked.
+            if configured.is_some() && configured != key.configured(&self.config) {
+                let (saved, file) = (show_level(bps), show_level(before.bps));
+                tracing::info!(level = %name, "bandwidth is {file}, as the file says since it was saved as {saved}");
+                self.forget_saved(&key);
+                continue;
+            }
             self.bandwidth.insert(key, Level { bps, origin: Origin::Saved });
             if before.bps != bps {
                 let (saved, configured) = (show_level(bps), show_level(before.bps));
@@ -121,7 +128,6 @@ impl Daemon {
         let set = self.taken_up.as_mut().map(|t| std::mem::take(&mut t.levels)).unwrap_or_default();
         for (name, level) in set {
             let key = LevelKey::parse(&name);
-            // The last word counts: a file that was changed while nobody looked.
             if key.configured(&self.config) == Some(level.configured) {
                 self.bandwidth.insert(key, Level { bps: level.set, origin: Origin::Command });
             }
@@ -137,14 +143,16 @@ impl Daemon {
                 Some(true) => {
                     levels.insert(key.clone(), *level);
                 }
-                Some(false) => {
-                    if let Err(e) = saved::forget(&self.config, &key.to_string()) {
-                        tracing::warn!(level = %key, error = %e, "a saved bandwidth level comes back with the next start");
-                    }
-                }
+                Some(false) => self.forget_saved(key),
             }
         }
         self.bandwidth = levels;
+    }
+
+    fn forget_saved(&self, key: &LevelKey) {
+        if let Err(e) = saved::forget(&self.config, &key.to_string()) {
+            tracing::warn!(level = %key, error = %e, "a saved bandwidth level is still in the state directory");
+        }
     }
 
     /// Changes a level at once, or nothing. `name` is that of a gateway, else of a tunnel; `gateway:` or `tunnel:` before it
@@ -188,7 +196,7 @@ impl Daemon {
         self.announce_level(&key, &message);
         self.keep_levels();
         if save {
-            if let Err(e) = saved::keep(&self.config, &key.to_string(), bps) {
+            if let Err(e) = saved::keep(&self.config, &key, bps) {
                 return super::answer::unsaved(&self.config, &message, &e, "bandwidth");
             }
             self.bandwidth.insert(key, Level { bps, origin: Origin::Saved });

@@ -564,12 +564,15 @@ impl Daemon {
             &ranks,
         );
         let mut actions = Vec::new();
-        let Some(TakenUp { ike, present, renew, tallies, .. }) = self.taken_up.take() else {
+        let Some(TakenUp { ike, present, renew, tallies, host, .. }) = self.taken_up.take() else {
             self.endpoint.set_policies(clock::now(), policies, &mut actions);
             return self.perform(actions);
         };
         // Before anything of them is removed.
         self.count_on(tallies, &present);
+        if let Some(handed) = host {
+            self.count_on_of_the_host(&handed);
+        }
         let (kept, esp) = (ike.len(), present.len());
         let refused = self.endpoint.restore(clock::now(), policies, ike, &present, renew, &mut actions);
         for r in &refused {

@@ -125,7 +125,7 @@ impl Daemon {
     }
 
     /// Makes the page of inner addresses that monitoring sees.
-    fn sample_traffic(&mut self) {
+    pub(super) fn sample_traffic(&mut self) {
         self.collect_traffic();
         let names: HashMap<GatewayNo, Arc<str>> =
             self.limits.names().into_iter().map(|(no, name)| (no, Arc::from(name))).collect();
@@ -164,9 +164,10 @@ impl Daemon {
         self.traffic_page = Arc::new(page);
     }
 
-    fn sample_drops(&mut self, now: Timestamp) {
+    pub(super) fn sample_drops(&mut self, now: Timestamp) {
         for (reason, count) in self.plane.drops() {
-            self.counters.plane_drops.insert(reason.name(), count);
+            let before = self.counters.plane_drops_before.get(reason.name()).copied().unwrap_or(0);
+            self.counters.plane_drops.insert(reason.name(), before.saturating_add(count));
             self.causes.look(reason.name(), count, now);
         }
         if let Ok(text) = std::fs::read_to_string("/proc/net/xfrm_stat") {

@@ -1,7 +1,6 @@
 //! What outlives a restart, in the state directory: `bandwidth.json`, one object from what a level is of (the name of a
-//! gateway, `tunnel:NAME`, either with `in:` before it) to bits per second or null, `limits.json`, by gateway one object from inner addresses to their limits and to what the
-//! configuration said of them then, and `registry.json`, the
-//! numbers of tunnels and children.
+//! gateway, `tunnel:NAME`, either with `in:` before it) to it and to what the configuration said of it then, `limits.json`, by gateway
+//! one object from inner addresses to the same of their limits, and `registry.json`, the numbers of tunnels and children.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,17 +15,51 @@ use super::levels::LevelKey;
 use crate::config::limit;
 use crate::config::model::{Config, Limit};
 
-/// Levels by what they are of; `None`: unlimited.
-pub type Levels = BTreeMap<String, Option<u64>>;
+/// A level that was set with `--save`, in bits per second; `None`: unlimited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SavedLevel {
+    /// What was set.
+    pub bps: Option<u64>,
+    /// What the configuration said then, if that is known. When it says something else, that counts.
+    pub configured: Option<Option<u64>>,
+}
+
+/// Levels by what they are of.
+pub type Levels = BTreeMap<String, SavedLevel>;
+
+/// How a level is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenLevel {
+    Whole {
+        // An object without one of them is none of ours.
+        #[serde(deserialize_with = "Option::deserialize")]
+        bps: Option<u64>,
+        #[serde(deserialize_with = "Option::deserialize")]
+        configured: Option<u64>,
+    },
+    /// As older versions did.
+    Alone(Option<u64>),
+}
 
 /// Reads the file's content.
 pub fn parse(content: &[u8]) -> Result<Levels, serde_json::Error> {
-    serde_json::from_slice(content)
+    let written: BTreeMap<String, WrittenLevel> = serde_json::from_slice(content)?;
+    let level = |w| match w {
+        WrittenLevel::Whole { bps, configured } => SavedLevel { bps, configured: Some(configured) },
+        WrittenLevel::Alone(bps) => SavedLevel { bps, configured: None },
+    };
+    Ok(written.into_iter().map(|(name, w)| (name, level(w))).collect())
 }
 
 /// The content that [`parse`] reads.
 pub fn show(levels: &Levels) -> Result<String, serde_json::Error> {
-    serde_json::to_string_pretty(levels)
+    let written = |saved: &SavedLevel| match saved.configured {
+        Some(configured) => WrittenLevel::Whole { bps: saved.bps, configured },
+        None => WrittenLevel::Alone(saved.bps),
+    };
+    let all: BTreeMap<&String, _> = levels.iter().map(|(name, saved)| (name, written(saved))).collect();
+    serde_json::to_string_pretty(&all)
 }
 
 fn path(config: &Config) -> PathBuf {
@@ -35,26 +68,28 @@ fn path(config: &Config) -> PathBuf {
 
 /// Levels that were set with `--save`, of the gateways and tunnels that there are.
 pub(super) fn levels(config: &Config) -> Levels {
-    let path = path(config);
-    let content = match fs::read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Levels::new(),
+    let saved = read(&path(config), parse, "bandwidth levels");
+    saved.into_iter().filter(|(name, _)| LevelKey::parse(name).configured(config).is_some()).collect()
+}
+
+/// Reads a file, if it is there. What cannot be read is put aside, so that nothing of it is lost when the file is written anew.
+fn read<T: Default>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, serde_json::Error>, what: &str) -> T {
+    let content = match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return T::default(),
         read => read,
     };
-    match content.and_then(|content| Ok(parse(&content)?)) {
-        Ok(saved) => {
-            saved.into_iter().filter(|(name, _)| LevelKey::parse(name).configured(config).is_some()).collect()
-        }
-        Err(e) => {
-            tracing::warn!(file = %path.display(), error = %e, "saved bandwidth levels are not readable");
-            Levels::new()
-        }
-    }
+    content.and_then(|content| Ok(parse(&content)?)).unwrap_or_else(|e| {
+        let aside = path.with_extension("json.unreadable");
+        let now = if fs::rename(path, &aside).is_ok() { &aside } else { path };
+        tracing::warn!(file = %now.display(), error = %e, "saved {what} are not readable and not in force");
+        T::default()
+    })
 }
 
 /// Keeps a level over restarts.
-pub(super) fn keep(config: &Config, key: &str, bps: Option<u64>) -> io::Result<()> {
+pub(super) fn keep(config: &Config, key: &LevelKey, bps: Option<u64>) -> io::Result<()> {
     let mut saved = levels(config);
-    saved.insert(key.to_owned(), bps);
+    saved.insert(key.to_string(), SavedLevel { bps, configured: key.configured(config) });
     replace(config, &path(config), &show(&saved)?)
 }
 
@@ -118,18 +153,8 @@ fn limits_path(config: &Config) -> PathBuf {
 
 /// Limits that were set with `--save`, of the gateways that there are.
 pub(super) fn limits(config: &Config) -> Limits {
-    let path = limits_path(config);
-    let content = match fs::read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Limits::new(),
-        read => read,
-    };
-    match content.and_then(|content| Ok(parse_limits(&content)?)) {
-        Ok(saved) => saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect(),
-        Err(e) => {
-            tracing::warn!(file = %path.display(), error = %e, "saved limits are not readable");
-            Limits::new()
-        }
-    }
+    let saved = read(&limits_path(config), parse_limits, "limits");
+    saved.into_iter().filter(|(name, _)| config.gateway(name).is_some()).collect()
 }
 
 /// Keeps limits over restarts, instead of those that were kept.
@@ -233,6 +258,35 @@ pub(super) fn keep_registry(config: &Config, before: &Registry, now: &Registry) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn levels_read_back_those_of_older_versions_too() {
+        let older = r#"{"tunnel:a-b":null,"vpc-a":5000000}"#;
+        let saved = parse(older.as_bytes()).unwrap();
+        assert_eq!(saved["vpc-a"], SavedLevel { bps: Some(5_000_000), configured: None });
+        assert_eq!(saved["tunnel:a-b"], SavedLevel { bps: None, configured: None });
+        assert_eq!(parse(show(&saved).unwrap().as_bytes()).unwrap(), saved);
+        let golden = r#"{"in:vpc-a":{"bps":null,"configured":7},"vpc-a":{"bps":42000000,"configured":null}}"#;
+        let saved = parse(golden.as_bytes()).unwrap();
+        assert_eq!(saved["in:vpc-a"], SavedLevel { bps: None, configured: Some(Some(7)) });
+        assert_eq!(show(&saved).unwrap().replace([' ', '\n'], ""), golden);
+        for other in [r#"{"a":{"bps":5}}"#, r#"{"a":{"configured":5}}"#, r#"{"a":"5"}"#, "[]", ""] {
+            assert!(parse(other.as_bytes()).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bandwidth.json");
+        fs::write(&path, "{\"vpc-a\": 5").unwrap();
+        assert_eq!(read(&path, parse, "levels"), Levels::new());
+        assert!(!path.exists());
+        assert_eq!(
+            fs::read_to_string(dir.path().join("bandwidth.json.unreadable")).unwrap(),
+            "{\"vpc-a\": 5"
+        );
+    }
 
     #[test]
     fn numbers_read_back_and_what_is_not_ours_does_not() {

@@ -52,6 +52,8 @@ pub struct Counters {
     pub cookies: Cookies,
     /// Packets that our own data plane dropped, by reason; empty with the kernel's.
     pub plane_drops: BTreeMap<&'static str, u64>,
+    /// What it had dropped in lives of the daemon that handed over.
+    pub plane_drops_before: BTreeMap<&'static str, u64>,
     /// Packets dropped by bandwidth levels and limits.
     pub qos_drops: QosDrops,
     /// Events by the way by which they were told, and what became of them.

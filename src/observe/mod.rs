@@ -11,6 +11,7 @@ pub mod events;
 pub mod explain;
 mod exposition;
 mod few;
+pub mod handed;
 pub mod history;
 pub mod http;
 pub mod passage;

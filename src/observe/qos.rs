@@ -71,6 +71,46 @@ impl QosDrops {
         self.tunnels.retain(|(gateway, tunnel, _), _| is_tunnel(gateway, tunnel));
     }
 
+    /// Counts that go on from those of an earlier life: by place, and what each keeper had said last.
+    pub fn resumed(
+        totals: impl IntoIterator<Item = (Place, u64)>,
+        last: impl IntoIterator<Item = (&'static str, Count)>,
+    ) -> Self {
+        let mut drops = Self::default();
+        for (place, packets) in totals {
+            match place.tunnel {
+                Some((tunnel, way)) => drops.tunnels.insert((place.gateway, tunnel, way), packets),
+                None => drops.classes.insert((place.gateway, place.class), packets),
+            };
+        }
+        for (keeper, Count { place, part, packets }) in last {
+            drops.last.entry(keeper).or_default().insert((place, part), packets);
+        }
+        drops
+    }
+
+    /// By gateway and class, and by tunnel, whose class says no more than its direction: what [`Self::resumed`] takes.
+    pub fn totals(&self) -> impl Iterator<Item = (Place, u64)> {
+        let classes = self.by_class().map(|(gateway, class, packets)| (Place::of(gateway, class), packets));
+        let tunnels = self.by_tunnel().map(|(gateway, tunnel, way, packets)| {
+            let class = if way == Direction::In { "tunnel_in" } else { "tunnel" };
+            (Place { tunnel: Some((tunnel.to_owned(), way)), ..Place::of(gateway, class) }, packets)
+        });
+        classes.chain(tunnels)
+    }
+
+    /// What each keeper said last.
+    pub fn last(&self) -> impl Iterator<Item = (&'static str, Count)> {
+        self.last.iter().flat_map(|(keeper, counts)| {
+            let count = |((place, part), packets): (&(Place, u32), &u64)| Count {
+                place: place.clone(),
+                part: *part,
+                packets: *packets,
+            };
+            counts.iter().map(move |entry| (*keeper, count(entry)))
+        })
+    }
+
     /// Packets by gateway and class.
     pub fn by_class(&self) -> impl Iterator<Item = (&str, &'static str, u64)> {
         self.classes.iter().map(|((gateway, class), packets)| (gateway.as_str(), *class, *packets))

@@ -11,8 +11,9 @@ use cygnet_model::{IkeSpi, SecretBytes, TunnelId};
 use serde::{Deserialize, Serialize};
 
 use super::Contents;
-use super::record::{Key, Record, take};
+use super::record::{Key, MAX_VALUE, Record, take};
 use crate::observe::counters::Tally;
+use crate::observe::handed::Handed;
 
 /// An ESP SA of an earlier life.
 pub struct KeptSa {
@@ -65,6 +66,8 @@ pub struct Kept {
     pub limits: Vec<KeptLimit>,
     /// What its tunnels had counted.
     pub tallies: BTreeMap<TunnelId, Tally>,
+    /// What it had counted of the host, if it handed over.
+    pub host: Option<Handed>,
     /// It ended by handing over, and what its SAs had counted is exact.
     pub handed_over: bool,
     /// IKE SAs that could not be read, and why.
@@ -97,6 +100,7 @@ impl Kept {
                 Key::Tally(tunnel) => {
                     kept.tallies.extend(super::tally::parse(value.expose()).map(|tally| (*tunnel, tally)));
                 }
+                Key::Host => kept.host = serde_json::from_slice(value.expose()).ok(),
                 Key::Count(_) | Key::Path(_) => {}
             }
         }
@@ -194,6 +198,14 @@ pub fn tally(tunnel: TunnelId, tally: &Tally) -> Record {
     Record::Put(Key::Tally(tunnel), SecretBytes::new(super::tally::show(tally)))
 }
 
+/// What was counted of the host, of a daemon that hands over. One that is too long is left out.
+pub fn host(handed: &Handed) -> Record {
+    match serde_json::to_vec(handed) {
+        Ok(text) if text.len() <= MAX_VALUE => Record::Put(Key::Host, SecretBytes::new(text)),
+        _ => Record::Delete(Key::Host),
+    }
+}
+
 /// A tunnel is not configured any more.
 pub const fn untallied(tunnel: TunnelId) -> Record {
     Record::Delete(Key::Tally(tunnel))
@@ -226,10 +238,12 @@ pub fn removed(sa: SaId) -> [Record; 3] {
     [Key::Sa(sa), Key::Count(sa), Key::Path(sa)].map(Record::Delete)
 }
 
-/// The contents with which the next file begins: these, but that nothing was handed over yet and that the numbers which
+/// The contents with which the next file begins: these, but that nothing is handed over yet and that the numbers which
 /// `last` gives are used up, as far as they are greater.
 pub fn begin(mut contents: Contents, used: &BTreeMap<SaId, SaCounters>) -> Contents {
     contents.remove(&Key::HandedOver);
+    // Whoever dies has counted more than this.
+    contents.remove(&Key::Host);
     for (sa, counters) in used {
         if let Record::Put(key, value) = counted(*sa, counters) {
             contents.insert(key, value);

@@ -33,6 +33,8 @@ pub enum Key {
     Tally(TunnelId),
     /// A limit that was set by command, by a number made of its gateway and address.
     Limit(u64),
+    /// What was counted of the host, exactly as it was when the daemon handed over.
+    Host,
 }
 
 /// One change.
@@ -59,12 +61,13 @@ impl Key {
             Self::Levels => 5,
             Self::Tally(_) => 6,
             Self::Limit(_) => 7,
+            Self::Host => 8,
         }
     }
 
     fn write(self, out: &mut Vec<u8>) {
         match self {
-            Self::HandedOver | Self::Levels => {}
+            Self::HandedOver | Self::Levels | Self::Host => {}
             Self::Ike(spi) => out.extend_from_slice(&spi.to_be_bytes()),
             Self::Limit(number) => out.extend_from_slice(&number.to_be_bytes()),
             Self::Tally(tunnel) => out.extend_from_slice(&tunnel.0.to_be_bytes()),
@@ -84,6 +87,7 @@ impl Key {
             5 => Self::Levels,
             6 => Self::Tally(TunnelId(u32::from_be_bytes(take(from)?))),
             7 => Self::Limit(u64::from_be_bytes(take(from)?)),
+            8 => Self::Host,
             _ => return None,
         })
     }

@@ -82,7 +82,10 @@ pub struct Peak {
 pub struct History {
     /// The minute that is not over.
     number: u64,
+    /// What addresses carried in it of which nothing else is known: they compete for room.
     current: Accounts,
+    /// And those that are known, whose counters must not go back, however many others come.
+    of_known: HashMap<Inner, Carried>,
     minutes: VecDeque<Minute>,
     known: HashMap<Inner, Known>,
     /// What the limits of each gateway dropped, in all.
@@ -96,6 +99,7 @@ impl Default for History {
         Self {
             number: 0,
             current: Accounts::new(ROOM),
+            of_known: HashMap::new(),
             minutes: VecDeque::new(),
             known: HashMap::new(),
             dropped: BTreeMap::new(),
@@ -110,7 +114,11 @@ impl History {
         self.roll(now);
         self.missed = self.missed.saturating_add(counted.missed);
         for (who, carried) in counted.by_address {
-            self.current.add(who, carried);
+            if self.known.contains_key(&who) {
+                *self.of_known.entry(who).or_default() += carried;
+            } else {
+                self.current.add(who, carried);
+            }
             self.drop_of(who.gateway, carried.dropped);
         }
         for (gateway, carried) in counted.others {
@@ -153,13 +161,13 @@ impl History {
 
     fn close(&mut self) {
         self.known.values_mut().for_each(|known| (known.last_in, known.last_out) = (0, 0));
-        let counted = self.current.take();
+        let mut all = self.current.take().by_address;
+        all.extend(self.of_known.drain());
         self.missed = 0;
-        let gateways = counted.by_address.iter().map(|(who, _)| who.gateway);
+        let gateways = all.iter().map(|(who, _)| who.gateway);
         let gateways = gateways.collect::<std::collections::BTreeSet<_>>().len();
         // Each gateway has its part, so that a busy one does not hide the others.
         let part = (OF_A_MINUTE / gateways.max(1)).max(1);
-        let mut all = counted.by_address;
         all.sort_unstable_by_key(|(who, carried)| (who.gateway, std::cmp::Reverse(carried.weight()), who.ip));
         let mut busiest = Vec::new();
         for of_gateway in all.chunk_by(|a, b| a.0.gateway == b.0.gateway) {
@@ -204,9 +212,25 @@ impl History {
         }
     }
 
+    /// Counts on from what an address had carried in an earlier life. It is known for a day from now on, whatever it does.
+    pub fn resume(&mut self, now: Timestamp, totals: impl IntoIterator<Item = (Inner, Carried)>) {
+        self.roll(now);
+        let mut entries = Vec::new();
+        for (who, total) in totals {
+            let known = self.known.entry(who).or_default();
+            known.total = total;
+            known.minutes += 1;
+            entries.push(Entry { who, bytes_in: 0, bytes_out: 0 });
+        }
+        if !entries.is_empty() {
+            self.minutes.push_back(Minute { number: self.number, busiest: entries.into() });
+        }
+    }
+
     /// Forgets the gateways that `keep` does not know.
     pub fn retain_gateways(&mut self, keep: impl Fn(GatewayNo) -> bool) {
         self.current.retain_gateways(&keep);
+        self.of_known.retain(|who, _| keep(who.gateway));
         self.known.retain(|who, _| keep(who.gateway));
         self.dropped.retain(|gateway, _| keep(*gateway));
         for minute in &mut self.minutes {
@@ -220,16 +244,20 @@ impl History {
     /// What is known of an address.
     pub fn of(&self, who: Inner) -> Seen {
         let known = self.known.get(&who).copied().unwrap_or_default();
-        let current = self.current.of(&who).unwrap_or_default();
-        seen(who, &known, current)
+        let current = self.of_known.get(&who).copied().or_else(|| self.current.of(&who));
+        seen(who, &known, current.unwrap_or_default())
+    }
+
+    /// What addresses carried in the minute that is not over.
+    fn now(&self) -> impl Iterator<Item = (Inner, Carried)> + '_ {
+        self.current.all().chain(self.of_known.iter().map(|(who, carried)| (*who, *carried)))
     }
 
     /// All addresses of which something is known.
     fn all(&self) -> impl Iterator<Item = Seen> + '_ {
-        let known =
-            self.known.iter().map(|(who, known)| seen(*who, known, self.current.of(who).unwrap_or_default()));
-        let new = self.current.all().filter(|(who, _)| !self.known.contains_key(who));
-        known.chain(new.map(|(who, carried)| seen(who, &Known::default(), carried)))
+        let now = |who| self.of_known.get(who).copied().unwrap_or_default();
+        let known = self.known.iter().map(move |(who, known)| seen(*who, known, now(who)));
+        known.chain(self.current.all().map(|(who, carried)| seen(who, &Known::default(), carried)))
     }
 
     /// Addresses that carried something in this minute or the last, the busiest first, `count` at most.
@@ -269,7 +297,7 @@ impl History {
         for minute in self.minutes.iter().filter(|minute| minute.number >= first) {
             minute.busiest.iter().filter(|e| of(e.who.gateway)).for_each(|e| add(minute.number, *e));
         }
-        for (who, c) in self.current.all().filter(|(who, _)| of(who.gateway)) {
+        for (who, c) in self.now().filter(|(who, _)| of(who.gateway)) {
             add(self.number, Entry { who, bytes_in: c.bytes_in, bytes_out: c.bytes_out });
         }
         let mut all: Vec<Peak> = peaks.into_values().collect();
@@ -388,8 +416,54 @@ mod tests {
         assert_eq!(shown, 1500 * 4 * 5_000);
         assert!(h.minutes.len() <= DAY && h.minutes.iter().all(|m| m.busiest.len() <= OF_A_MINUTE));
         assert!(h.known.len() <= DAY * OF_A_MINUTE && h.current.len() <= ROOM);
+        assert!(h.of_known.len() <= h.known.len());
         assert_eq!(h.busy(|_| true, 1)[0].who, who(1));
         assert_eq!(h.of_the_day(10, 1)[0].who, who(1));
+    }
+
+    /// Who has carried much before, and in this minute less than each of very many others.
+    #[test]
+    fn a_counter_that_was_shown_does_not_go_back_beside_a_scan() {
+        let mut h = History::default();
+        h.note(at(1), counted([(who(1), 22_000_000)]));
+        h.note(at(2), counted([(who(1), 300)]));
+        for part in 0..10 {
+            let first = 1000 + part * 6_000;
+            h.note(at(2), counted((first..first + 6_000).map(|n| (who(n), 400))));
+            assert_eq!(h.of(who(1)).total.bytes_out, 22_000_300);
+            assert_eq!(h.of_the_day(1, 1)[0].total.bytes_out, 22_000_300);
+        }
+        h.note(at(3), counted([(who(1), 5)]));
+        let s = h.of(who(1));
+        assert_eq!(
+            (s.total.bytes_out, s.total.packets_out, s.minute, s.now),
+            (22_000_305, 3, (0, 300), (0, 5))
+        );
+        assert_eq!(
+            h.peaks(|_| true, at(3), 9),
+            [Peak { who: who(1), bytes: (0, 5), most: 5, at: at_minute(3) }]
+        );
+        h.retain_gateways(|_| false);
+        assert!(h.of_known.is_empty() && h.peaks(|_| true, at(0), 9).is_empty());
+    }
+
+    #[test]
+    fn a_next_life_counts_on_and_forgets_after_a_day() {
+        let mut h = History::default();
+        let total = Carried { bytes_in: 5, packets_in: 1, bytes_out: 100, packets_out: 2, dropped: 3 };
+        h.resume(at(10), [(who(1), total), (who(2), Carried::default())]);
+        assert_eq!((h.of(who(1)).total, h.of(who(1)).day), (total, (0, 0)));
+        h.note(at(10), counted([(who(1), 7)]));
+        assert_eq!(h.of(who(1)).total.bytes_out, 107);
+        assert_eq!(h.dropped(GatewayNo(0)), 0, "what is counted by gateway is handed over by itself");
+        h.note(at(9 + 1440), counted([]));
+        assert_eq!((h.of(who(1)).total.bytes_out, h.known.len()), (107, 2));
+        h.note(at(11 + 1440), counted([]));
+        assert!(h.known.is_empty());
+    }
+
+    fn at_minute(minute: u64) -> Timestamp {
+        Timestamp::from_nanos(minute * 60_000_000_000)
     }
 
     #[test]

@@ -364,7 +364,8 @@ function traffic(chosen) {
     const old = new Map(before?.ips.map((i) => [i.ip, i]));
     const rows = top.ips.map((i) => {
       const b = old.get(i.ip);
-      const ok = b && passed > 0 && passed < STEP * 2.5;
+      // A daemon that has begun anew counts from nothing: what it carried meanwhile is not known.
+      const ok = b && passed > 0 && passed < STEP * 2.5 && i.bytes_in >= b.bytes_in && i.bytes_out >= b.bytes_out;
       const point = ok ? { at, rx_bps: ((i.bytes_in - b.bytes_in) * 8) / passed, tx_bps: ((i.bytes_out - b.bytes_out) * 8) / passed } : null;
       if (point) points.set(i.ip, [...(points.get(i.ip) ?? []).slice(-TUNNEL_SPAN / STEP), point]);
       if (point && i.ip === shown) chart.add(point);
