@@ -17,6 +17,7 @@ use cygnet_model::{ChildId, Spi, TunnelId};
 
 use crate::inbound::InboundSa;
 use crate::outbound::OutboundSa;
+use crate::parts::Parts;
 use crate::spd::{Layer, MAX_PAIRS, Policy, Selectors, Spd};
 
 /// The outer addresses of an SA with their UDP ports (RFC 3948).
@@ -57,38 +58,27 @@ pub struct Inbound {
     pub path: OuterPath,
 }
 
-/// Inbound SAs by SPI. Split into parts so that a change copies one part only.
-const PARTS: usize = 64;
+/// Inbound SAs by SPI.
 type Part = HashMap<Spi, Inbound>;
 
 /// What threads read: a snapshot that costs little to clone.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Tables {
-    inbound: Vec<Arc<Part>>,
+    inbound: Parts<Part>,
     /// Outbound policies.
     pub spd: Spd,
-}
-
-impl Default for Tables {
-    fn default() -> Self {
-        Self { inbound: vec![Arc::default(); PARTS], spd: Spd::default() }
-    }
 }
 
 impl Tables {
     /// The inbound SA with an SPI (as it stands in a packet, in host order).
     pub fn inbound(&self, spi: u32) -> Option<&Inbound> {
         let spi = Spi::new(spi)?;
-        self.inbound.get(part(spi))?.get(&spi)
+        self.inbound.get(spi.value().into())?.get(&spi)
     }
 
     fn part_mut(&mut self, spi: Spi) -> Option<&mut Part> {
-        self.inbound.get_mut(part(spi)).map(Arc::make_mut)
+        self.inbound.get_mut(spi.value().into())
     }
-}
-
-const fn part(spi: Spi) -> usize {
-    spi.value() as usize % PARTS
 }
 
 /// Guards, tunnels and SAs.

@@ -22,6 +22,7 @@ pub mod inner;
 pub mod natt;
 pub mod outbound;
 pub mod packet;
+mod parts;
 pub mod replay;
 pub mod segment;
 pub mod spd;

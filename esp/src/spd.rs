@@ -23,6 +23,7 @@ use crate::engine::{Outbound, OuterPath};
 use crate::error::DropReason;
 use crate::inner::InnerHeader;
 use crate::outbound::Admitted;
+use crate::parts::Parts;
 
 mod mix;
 mod share;
@@ -135,8 +136,6 @@ impl Shape {
 /// Both networks of a pair of prefixes, their bits at the top.
 type Key = (u128, u128);
 type Places = HashMap<Key, Vec<Entry>, BuildHasherDefault<Mix>>;
-/// Split into parts so that a change copies one part only.
-const PARTS: usize = 64;
 
 /// What is done with the packets of one child.
 #[derive(Clone)]
@@ -157,18 +156,12 @@ pub struct Refusal {
 }
 
 /// All entries, ready for lookup. Cheap to clone; a change copies a small part.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Spd {
-    shapes: Vec<(Shape, Vec<Arc<Places>>)>,
-    policies: Vec<Arc<HashMap<ChildId, Policy>>>,
+    shapes: Vec<(Shape, Parts<Places>)>,
+    policies: Parts<HashMap<ChildId, Policy>>,
     /// By this flows get their numbers.
     seed: u128,
-}
-
-impl Default for Spd {
-    fn default() -> Self {
-        Self { shapes: Vec::new(), policies: vec![Arc::default(); PARTS], seed: 0 }
-    }
 }
 
 impl Spd {
@@ -188,13 +181,13 @@ impl Spd {
             let at = match self.shapes.binary_search_by_key(&shape, |(shape, _)| *shape) {
                 Ok(at) => at,
                 Err(at) => {
-                    self.shapes.insert(at, (shape, vec![Arc::default(); PARTS]));
+                    self.shapes.insert(at, (shape, Parts::default()));
                     at
                 }
             };
             let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
             let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
-            let entries = Arc::make_mut(part).entry(key).or_default();
+            let entries = part.entry(key).or_default();
             let entry = Entry::new(layer, child, weight, pair);
             let at = entries.partition_point(|e| e.rank < entry.rank);
             if entries.is_empty() {
@@ -212,7 +205,6 @@ impl Spd {
             let Ok(at) = self.shapes.binary_search_by_key(&shape, |(shape, _)| *shape) else { continue };
             let parts = self.shapes.get_mut(at).map(|(_, parts)| parts);
             let Some(part) = parts.and_then(|parts| parts.get_mut(part_of(key))) else { continue };
-            let part = Arc::make_mut(part);
             let Some(entries) = part.get_mut(&key) else { continue };
             let gone = Entry::new(layer, child, weight, pair);
             if let Some(at) = entries.iter().position(|e| e.rank == gone.rank && e.pair == gone.pair) {
@@ -228,8 +220,7 @@ impl Spd {
 
     /// Sets what is done with a child's packets, or forgets the child.
     pub(crate) fn set_policy(&mut self, child: ChildId, policy: Option<Policy>) {
-        let at = child.tunnel.0 as usize % PARTS;
-        let Some(part) = self.policies.get_mut(at).map(Arc::make_mut) else { return };
+        let Some(part) = self.policies.get_mut(child.tunnel.0.into()) else { return };
         match policy {
             Some(policy) => part.insert(child, policy),
             None => part.remove(&child),
@@ -237,7 +228,7 @@ impl Spd {
     }
 
     fn policy(&self, child: ChildId) -> Option<&Policy> {
-        self.policies.get(child.tunnel.0 as usize % PARTS)?.get(&child)
+        self.policies.get(child.tunnel.0.into())?.get(&child)
     }
 
     /// The way of an inner packet: an SA that admits it, and the outer addresses.
@@ -301,10 +292,9 @@ fn rank(layer: Layer, child: ChildId, weight: u16, pair: &Pair) -> Rank {
     }
 }
 
-fn part_of((source, destination): Key) -> usize {
+fn part_of((source, destination): Key) -> u64 {
     // The bits that prefixes keep are at the top.
-    let mixed = mix::mix(mix::mix(0, source), destination);
-    usize::try_from(mixed % PARTS as u64).unwrap_or(0)
+    mix::mix(mix::mix(0, source), destination)
 }
 
 /// The address with its bits at the top.

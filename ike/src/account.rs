@@ -225,6 +225,10 @@ const LONGEST: usize = 600;
 /// A text that is not longer than it may be.
 pub(crate) fn text(of: impl AsRef<str>) -> Text {
     let of = of.as_ref();
+    // As many octets have no more characters.
+    if of.len() <= LONGEST {
+        return of.into();
+    }
     match of.char_indices().nth(LONGEST) {
         None => of.into(),
         Some((end, _)) => format!("{}…", of.get(..end).unwrap_or_default()).into(),

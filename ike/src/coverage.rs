@@ -1,5 +1,7 @@
 //! What the configuration protects, held against what the SAs carry: in pairs of one local and one remote selector.
 
+use std::fmt::Write as _;
+
 use cygnet_model::selector::{TrafficSelector, overlap, within};
 
 use crate::policy::ChildPolicy;
@@ -89,7 +91,11 @@ pub fn networks(local: &[TrafficSelector], remote: &[TrafficSelector]) -> String
 
 /// The first selectors of a list.
 pub(crate) fn list(all: &[TrafficSelector]) -> String {
-    let mut text = all.iter().take(8).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut text = String::new();
+    for (n, selector) in all.iter().take(8).enumerate() {
+        // A String takes anything.
+        let _ = write!(text, "{}{selector}", if n > 0 { ", " } else { "" });
+    }
     if all.len() > 8 {
         text.push_str(", …");
     }

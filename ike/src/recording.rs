@@ -75,7 +75,7 @@ struct Turn {
 pub struct Recorder {
     /// By the initiator's SPI, which an IKE SA has from its first message on.
     sas: BTreeMap<u64, Ring>,
-    /// The same in the order in which they give way.
+    /// The same in the order in which they gave way when that was looked at last. Meanwhile they can only have moved back.
     turns: BTreeSet<(Turn, u64)>,
     strangers: VecDeque<(Flow, Kept)>,
     touches: u64,
@@ -131,13 +131,12 @@ impl Recorder {
                 }
                 other
             });
+            self.turns.insert((ring.turn, spi));
             self.sas.insert(spi, ring);
         }
         if let Some(ring) = self.sas.get_mut(&spi) {
-            self.turns.remove(&(ring.turn, spi));
             ring.turn.touched = self.touches;
             ring.turn.established |= kept.header.exchange != Exchange::IKE_SA_INIT;
-            self.turns.insert((ring.turn, spi));
             ring.push(flow, kept);
         }
     }
@@ -146,8 +145,11 @@ impl Recorder {
         if self.sas.len() < SAS {
             return;
         }
-        if let Some((_, spi)) = self.turns.pop_first() {
-            self.sas.remove(&spi);
+        while let Some((then, spi)) = self.turns.pop_first() {
+            match self.sas.get(&spi).map(|ring| ring.turn) {
+                Some(now) if now != then => self.turns.insert((now, spi)),
+                _ => return drop(self.sas.remove(&spi)),
+            };
         }
     }
 
@@ -383,6 +385,21 @@ mod tests {
             r.sent(at, flow(), &message(spi, spi, Exchange::IKE_SA_INIT, 0, true));
         }
         assert!(r.sas.len() == SAS && r.turns.len() == SAS && r.sas.contains_key(&1));
+    }
+
+    #[test]
+    fn who_was_silent_for_longest_gives_way() {
+        let mut r = Recorder::default();
+        let at = Timestamp::default();
+        let sas = SAS as u64;
+        for spi in (1..=sas).chain([1, 3]) {
+            r.sent(at, flow(), &message(spi, 9, Exchange::INFORMATIONAL, 0, false));
+        }
+        for spi in sas + 1..=sas + 2 {
+            r.sent(at, flow(), &message(spi, 9, Exchange::INFORMATIONAL, 0, false));
+        }
+        let gone: Vec<u64> = (1..=sas + 2).filter(|spi| !r.sas.contains_key(spi)).collect();
+        assert_eq!((gone, r.sas.len(), r.turns.len()), (vec![2, 4], SAS, SAS));
     }
 
     #[test]

@@ -65,11 +65,12 @@ impl Draft {
                     Some(_) => Why::Configured,
                     None => Why::Same,
                 };
-                (
-                    words::networks(wanted),
-                    theirs.map(words::networks),
-                    Verdict::Chosen(words::networks(made), why),
-                )
+                let ours = words::networks(wanted);
+                // Mostly they are the same.
+                let words = |nets: &[TrafficSelector]| {
+                    if nets == wanted { Text::clone(&ours) } else { words::networks(nets) }
+                };
+                (Text::clone(&ours), theirs.map(words), Verdict::Chosen(words(made), why))
             };
         let (a, b, c) = side(wanted.0, offer.as_ref().map(Offer::local), made.0);
         let this = this.put(Topic::OurNetworks, a, b, c);

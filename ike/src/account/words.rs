@@ -1,31 +1,38 @@
 //! Proposals and selectors as they stand in the configuration, so that what a peer offers can be written there.
 
-use cygnet_model::addke::AdditionalOffer;
+use std::fmt::{self, Write as _};
+
+use cygnet_model::addke::{Additional, AdditionalOffer};
 use cygnet_model::proposal::{EspProposal, IkeProposal};
 use cygnet_model::selector::TrafficSelector;
 use cygnet_model::suite::{EspSuite, Group, IkeSuite};
 
 use super::{Text, text};
 use crate::mismatch;
-use crate::policy;
 use crate::wire::{Proposal, Protocol};
 
 /// Most proposals, or selectors, of a list that are named.
 const NAMED: usize = 12;
 
-fn join(all: impl Iterator<Item = String>, sep: &str) -> String {
-    let mut all = all;
-    let mut out = all.by_ref().take(NAMED).collect::<Vec<_>>().join(sep);
-    if all.next().is_some() {
-        out.push_str(sep);
-        out.push('…');
+fn join(all: impl Iterator<Item = impl fmt::Display>, sep: &str) -> String {
+    let mut out = String::new();
+    for (n, one) in all.take(NAMED + 1).enumerate() {
+        if n > 0 {
+            out.push_str(sep);
+        }
+        if n == NAMED {
+            out.push('…');
+        } else {
+            // A String takes anything.
+            let _ = write!(out, "{one}");
+        }
     }
     out
 }
 
 /// Our own IKE proposals.
 pub(super) fn ike(ours: &[IkeProposal]) -> Text {
-    text(join(ours.iter().map(ToString::to_string), ", "))
+    text(join(ours.iter(), ", "))
 }
 
 /// Our own ESP proposals. Those of IKE_AUTH have no key exchange.
@@ -95,23 +102,41 @@ pub(super) fn offered_groups(all: &[Proposal], protocol: Protocol) -> Text {
 }
 
 pub(super) fn networks(all: &[TrafficSelector]) -> Text {
-    text(join(all.iter().map(ToString::to_string), ", "))
+    text(join(all.iter(), ", "))
 }
 
-/// Whether a suite is what our list begins with.
+/// Whether a suite is what our list begins with: what we would choose if a peer offered just that list.
 pub(super) fn is_first_ike(ours: &[IkeProposal], suite: IkeSuite) -> bool {
-    policy::choose_ike(ours, &policy::offer_ike(ours, &[]), 0).is_some_and(|(first, ..)| first == suite)
+    let first = |own: &IkeProposal| {
+        let (group, additional) = first_exchanges(&own.groups, &own.additional)?;
+        let (encr, integ) = (*own.encrs.first()?, own.integs.first().copied());
+        Some(IkeSuite { encr, integ, prf: *own.prfs.first()?, group, additional })
+    };
+    ours.iter().find_map(first) == Some(suite)
 }
 
 /// The same of ESP; `with_ke` as in the exchange.
 pub(super) fn is_first_esp(ours: &[EspProposal], suite: EspSuite, with_ke: bool) -> bool {
-    let all = policy::offer_esp(ours, [0, 0, 1, 0], with_ke);
-    policy::choose_esp(ours, &all, with_ke).is_some_and(|(first, ..)| first == suite)
+    let first = |own: &EspProposal| {
+        let (group, additional) = if with_ke && !own.groups.is_empty() {
+            first_exchanges(&own.groups, &own.additional).map(|(group, more)| (Some(group), more))?
+        } else {
+            (None, Additional::NONE)
+        };
+        let (encr, integ) = (*own.encrs.first()?, own.integs.first().copied());
+        Some(EspSuite { encr, integ, group, additional, esn: *own.esn.first()? })
+    };
+    ours.iter().find_map(first) == Some(suite)
+}
+
+fn first_exchanges(groups: &[Group], additional: &AdditionalOffer) -> Option<(Group, Additional)> {
+    groups.iter().find_map(|group| Some((*group, additional.choose(additional, Some(*group))?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy;
     use crate::wire::{Transform, TransformType};
 
     #[test]
@@ -124,6 +149,34 @@ mod tests {
         let words = offered(&offer, Protocol::IKE, true);
         assert!(words.ends_with("modp2048-[key exchange group 999]"), "{words}");
         assert_eq!(&*offered_groups(&offer, Protocol::IKE), "modp2048, number 999");
+    }
+
+    #[test]
+    fn what_comes_first_is_what_we_choose_of_our_own_list() {
+        for ours in [
+            "aes256gcm16-prfsha384-x25519",
+            "aes128gcm16-aes256gcm16-prfsha512-prfsha256-ecp256-modp2048",
+            "aes256-aes128-sha256-sha384-ecp384",
+            "aes256gcm16-prfsha256-x25519-ecp256-ke1_mlkem768-ke1_none",
+            "aes256gcm16-prfsha256-x25519-ke1_x25519-ke1_mlkem768",
+        ] {
+            let all: Vec<IkeProposal> =
+                vec![ours.parse().unwrap(), "aes192-sha512-modp3072".parse().unwrap()];
+            let (first, ..) = policy::choose_ike(&all, &policy::offer_ike(&all, &[]), 0).unwrap();
+            assert!(is_first_ike(&all, first), "{ours}");
+            let (second, ..) = policy::choose_ike(&all[1..], &policy::offer_ike(&all, &[]), 0).unwrap();
+            assert!(!is_first_ike(&all, second), "{ours}");
+        }
+        for ours in ["aes256gcm16", "aes128gcm16-aes256gcm16-x25519-ecp256", "aes256-sha256-esn-noesn"] {
+            let all: Vec<EspProposal> = vec![ours.parse().unwrap(), "aes192-sha512".parse().unwrap()];
+            for with_ke in [false, true] {
+                let offer = policy::offer_esp(&all, [0, 0, 1, 0], with_ke);
+                let (first, ..) = policy::choose_esp(&all, &offer, with_ke).unwrap();
+                assert!(is_first_esp(&all, first, with_ke), "{ours}");
+                let (second, ..) = policy::choose_esp(&all[1..], &offer, with_ke).unwrap();
+                assert!(!is_first_esp(&all, second, with_ke), "{ours}");
+            }
+        }
     }
 
     #[test]

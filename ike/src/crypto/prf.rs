@@ -36,21 +36,19 @@ pub fn prf_plus(alg: Prf, key: &[u8], seed: &[&[u8]], len: usize) -> Option<Secr
 
 /// prf+ over any keyed hash.
 pub(super) fn plus(key: &hmac::Key, seed: &[&[u8]], len: usize) -> Option<SecretBytes> {
+    // With room for the last block, so that nothing is left elsewhere.
     let mut out = Vec::with_capacity(len.checked_add(64)?);
-    let mut block: Option<SecretBytes> = None;
+    let mut previous = 0;
     for counter in 1..=u8::MAX {
         if out.len() >= len {
             break;
         }
-        let previous = block.as_ref().map_or(&[][..], SecretBytes::expose);
-        let mut parts = Vec::with_capacity(seed.len() + 2);
-        parts.push(previous);
-        parts.extend_from_slice(seed);
-        let count = [counter];
-        parts.push(&count);
-        let next = keyed(key, &parts);
-        out.extend_from_slice(next.expose());
-        block = Some(next);
+        let mut ctx = hmac::Context::with_key(key);
+        ctx.update(out.get(previous..).unwrap_or_default());
+        seed.iter().for_each(|part| ctx.update(part));
+        ctx.update(&[counter]);
+        previous = out.len();
+        out.extend_from_slice(ctx.sign().as_ref());
     }
     if out.len() < len {
         out.zeroize();
