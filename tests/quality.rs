@@ -306,3 +306,40 @@ fn events_reach_the_webhook_signed_and_the_command() {
         })
     });
 }
+
+/// A webhook that takes connections and never answers, and a command that hangs.
+#[test]
+fn alerts_that_nobody_takes_are_dropped_and_the_tunnel_does_not_notice() {
+    let Some(mut pair) = Pair::new("alerts_that_nobody_takes_are_dropped_and_the_tunnel_does_not_notice")
+    else {
+        return;
+    };
+    let silent = pair.hosts[0].thread(|| TcpListener::bind("127.0.0.1:0").unwrap()).join().unwrap();
+    let daemon = format!(
+        "metrics: {{ listen: \"127.0.0.1:9180\" }}, alerts: {{ webhook: {{ url: \"http://{}/hook\" }}, \
+         command: [/bin/sleep, \"25\"], events: [limit_changed] }}",
+        silent.local_addr().unwrap()
+    );
+    for (side, daemon) in [(1, "metrics: { listen: off }"), (0, daemon.as_str())] {
+        let text = pair.text(side, &[""], daemon);
+        pair.start(side, &text);
+    }
+    until(|| pair.tunnel(0, "t0")["state"] == "up");
+    let stream = Stream::open(&pair, 0);
+    let limit = format!(
+        "for n in $(seq 400); do {} --control {} limit g0 10.1.0.9 ${{n}}mbit >/dev/null || echo failed; done",
+        env!("CARGO_BIN_EXE_cygnet"),
+        pair.hosts[0].path("x.sock").display()
+    );
+    assert_eq!(pair.hosts[0].sh(&limit), "");
+    let (sent, lost, gap) = stream.close();
+    assert!(lost <= 5, "{lost} of {sent} lost, {gap:?} the longest gap");
+    assert_eq!(pair.tunnel(0, "t0")["state"], "up");
+    let metrics = pair.hosts[0].metrics("x");
+    for channel in ["webhook", "command"] {
+        let name = format!("cygnet_alerts_total{{channel=\"{channel}\",result=\"dropped\"}} ");
+        let dropped: u32 = metrics.lines().find_map(|l| l.strip_prefix(&name)).unwrap().parse().unwrap();
+        // 256 wait, and some were begun.
+        assert!((100..=144).contains(&dropped), "{channel}: {dropped} of 400 are dropped");
+    }
+}

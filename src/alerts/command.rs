@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,22 @@ use nix::unistd::Pid;
 use super::{Counts, Work};
 use crate::privileges;
 
-/// Programs that run at once.
+/// Programs that run at once, those that earlier configurations began among them.
 const AT_ONCE: usize = 4;
 /// Each of them takes no longer than this.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often is looked whether a program has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) fn start(command: &[String], work: Work) -> io::Result<()> {
     let command: Arc<[String]> = command.into();
-    let (queue, counts) = (Arc::new(Mutex::new(work.queue)), work.counts);
+    let work = Arc::new(work);
     for n in 0..AT_ONCE {
-        let (command, queue, counts) = (Arc::clone(&command), Arc::clone(&queue), Arc::clone(&counts));
+        let (command, work) = (Arc::clone(&command), Arc::clone(&work));
         let body = move || {
             // The program has no more than the thread that starts it, since there are no new privileges.
             privileges::give_up_all();
-            serve(&command, &queue, &counts);
+            serve(&command, &work);
         };
         thread::Builder::new().name(format!("alert-command-{n}")).spawn(body)?;
     }
@@ -35,16 +37,44 @@ pub(super) fn start(command: &[String], work: Work) -> io::Result<()> {
 }
 
 /// One of several threads that wait for events in turn.
-fn serve(command: &[String], queue: &Mutex<Receiver<Arc<str>>>, counts: &Counts) {
-    loop {
-        let body = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(body) = body else { return };
+fn serve(command: &[String], work: &Work) {
+    while let Some(body) = work.next() {
+        let Some(_place) = Place::wait_for(work) else {
+            work.counts.dropped.fetch_add(1, Relaxed);
+            continue;
+        };
         let result = run(command, &body, PATIENCE);
-        counts.count(result.is_ok());
+        work.counts.count(result.is_ok());
         if let Err(why) = result {
             let program = command.first().map_or("", String::as_str);
             tracing::warn!(program, "the command for an event failed: {}", crate::observe::one_line(&why));
         }
+    }
+}
+
+/// One of the places of programs that run at once.
+struct Place<'a>(&'a Counts);
+
+impl<'a> Place<'a> {
+    /// The next one that is free; `None` once nobody waits for the program any more.
+    fn wait_for(work: &'a Work) -> Option<Self> {
+        let one_more = |taken| (taken < AT_ONCE).then_some(taken + 1);
+        loop {
+            if work.is_over() {
+                return None;
+            }
+            if work.counts.running.fetch_update(Relaxed, Relaxed, one_more).is_ok() {
+                return Some(Self(&work.counts));
+            }
+            // Only programs of an earlier configuration are waited for, which end soon.
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
     }
 }
 
@@ -82,7 +112,7 @@ fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<std::process
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(LOOK);
     }
     if let Ok(group) = i32::try_from(child.id()) {
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);

@@ -1,6 +1,7 @@
 //! Posts events by HTTP or HTTPS, signed with HMAC-SHA256 (RFC 2104), again and again while the other end is not there.
 
 use std::io;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,12 @@ pub(super) fn start(hook: Webhook, work: Work) -> io::Result<()> {
 
 fn run(hook: &Webhook, work: &Work) {
     let agent = agent();
-    while let Ok(body) = work.queue.recv() {
+    let mut is_silent = false;
+    while let Some(body) = work.next() {
+        if is_silent && work.is_over() {
+            work.counts.dropped.fetch_add(1, Relaxed);
+            continue;
+        }
         let mut waits = WAITS.iter();
         let result = loop {
             let attempt = post(&agent, hook, &body);
@@ -58,6 +64,7 @@ fn run(hook: &Webhook, work: &Work) {
                 _ => break attempt,
             }
         };
+        is_silent = matches!(result, Attempt::Later(_));
         work.counts.count(result == Attempt::Delivered);
         if let Attempt::Later(why) | Attempt::Refused(why) = result {
             tracing::warn!(

@@ -27,7 +27,8 @@ use crate::observe::events::Event;
 use crate::observe::{Published, Subscriber};
 
 /// A browser holds a few connections, and one for as long as a page is open.
-const LIMITS: Limits = Limits { connections: 128, lifetime: Duration::from_secs(3600) };
+const LIMITS: Limits =
+    Limits { connections: 128, lifetime: Duration::from_secs(3600), patience: Duration::from_secs(10) };
 /// Room for an order.
 const MAX_BODY: usize = 64 * 1024;
 /// An order must be here after this long.
@@ -97,7 +98,8 @@ async fn follow(mut published: Subscriber, view: watch::Sender<Arc<View>>, recor
         {
             let mut record = lock(record);
             record.sample(&current, unix_now());
-            view.send_replace(Arc::new(View::of(&current, &record)));
+            let next = View::of(&current, &record).after(&view.borrow());
+            view.send_replace(Arc::new(next));
         }
         if published.changed().await.is_err() {
             return std::future::pending().await;

@@ -19,7 +19,8 @@ use crate::http::{self, Limits};
 use crate::privileges;
 
 /// A scrape is short.
-const LIMITS: Limits = Limits { connections: 64, lifetime: Duration::from_secs(60) };
+const LIMITS: Limits =
+    Limits { connections: 64, lifetime: Duration::from_secs(60), patience: Duration::from_secs(10) };
 
 /// An exporter that serves until it is dropped.
 #[derive(Debug)]
