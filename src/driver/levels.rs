@@ -168,7 +168,7 @@ impl Daemon {
             return Response::Error {
                 kind: ErrorKind::Failed,
                 message: format!("the {} was not changed: {wrong} bit/s is out of range", key.words()),
-                hint: "write 1kbit to 10tbit, or unlimited".to_owned(),
+                hint: "write 1kbit to 100gbit, or unlimited".to_owned(),
             };
         }
         let before = self.bandwidth.insert(key.clone(), Level { bps, origin: Origin::Command });
