@@ -145,6 +145,8 @@ struct Flood {
     quiet: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     came: Arc<AtomicU64>,
+    /// Of a packet inside the tunnel.
+    octets: usize,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -154,11 +156,16 @@ impl Flood {
     }
 
     /// One that does not make up for more than so many packets at once when the machine has let it wait: a burst is no rate.
-    fn steady(
+    fn steady(from: (&Host, &str), to: (&Host, &str), bits_per_second: f64, at_once: u64) -> Self {
+        Self::sized(from, to, bits_per_second, at_once, PACKET)
+    }
+
+    fn sized(
         (from, source): (&Host, &str),
         (to, sink): (&Host, &str),
         bits_per_second: f64,
         at_once: u64,
+        octets: usize,
     ) -> Self {
         let (stop, quiet) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (sent, came) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
@@ -182,10 +189,10 @@ impl Flood {
         let sending = from.thread(move || {
             let socket = UdpSocket::bind(source).unwrap();
             socket.connect(target).unwrap();
-            let (began, data) = (Instant::now(), [7; PACKET - 28]);
+            let (began, data) = (Instant::now(), vec![7; octets - 28]);
             let mut left_out = 0;
             while !stopped.load(Relaxed) {
-                let due = (began.elapsed().as_secs_f64() * bits_per_second / 8.0 / PACKET as f64) as u64;
+                let due = (began.elapsed().as_secs_f64() * bits_per_second / 8.0 / octets as f64) as u64;
                 let behind = due - left_out - count.load(Relaxed);
                 left_out += behind.saturating_sub(at_once);
                 while count.load(Relaxed) < due - left_out {
@@ -195,7 +202,7 @@ impl Flood {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Self { stop, quiet, sent, came, threads: vec![receiving, sending] }
+        Self { stop, quiet, sent, came, octets, threads: vec![receiving, sending] }
     }
 
     /// Ends the sending, and gives how many packets were sent.
@@ -223,7 +230,7 @@ impl Flood {
     fn rate(&self, over: Duration) -> f64 {
         let (began, before) = (Instant::now(), self.came.load(Relaxed));
         std::thread::sleep(over);
-        (self.came.load(Relaxed) - before) as f64 * PACKET as f64 * 8.0 / began.elapsed().as_secs_f64()
+        (self.came.load(Relaxed) - before) as f64 * self.octets as f64 * 8.0 / began.elapsed().as_secs_f64()
     }
 }
 
@@ -399,6 +406,59 @@ fn what_the_queue_of_a_gateway_drops_is_counted_and_never_goes_back() {
     assert_eq!(dropped(&pair), first + second, "the next life finds the queue as it was");
     let third = overload(&pair);
     assert!(third > 300 && dropped(&pair) == first + second + third, "{third} {}", dropped(&pair));
+}
+
+/// What is shown beside a level is what the level lets pass, in the octets that it counts, whatever is offered.
+#[test]
+fn the_use_of_a_level_is_what_it_lets_pass_in_what_it_counts() {
+    let test = "the_use_of_a_level_is_what_it_lets_pass_in_what_it_counts";
+    let Some(pair) = Pair::up(test, ", bandwidth: { out: 5mbit, in: 4mbit }", "") else { return };
+    let flood = |outwards: bool, octets: usize, packets: f64| {
+        let (us, them) = ((&pair.ours, US), (&pair.theirs, FIRST));
+        let (from, to) = if outwards { (us, them) } else { (them, us) };
+        Flood::sized(from, to, packets * octets as f64 * 8.0, u64::MAX, octets)
+    };
+    let figures = || {
+        // The burst is over.
+        std::thread::sleep(SECOND_LONG);
+        pair.ours.metrics("a");
+        std::thread::sleep(SECOND_LONG * 3);
+        let usage = pair.metric("cygnet_bandwidth_usage_ratio{gateway=\"own\"}");
+        let status = pair.json(&["status", "--json"])["gateways"][0].clone();
+        let mbit = |key: &str| status[key].as_f64().unwrap() / MBIT;
+        let figures = (usage.unwrap_or(-1.0), mbit("tx_bps"), mbit("rx_bps"));
+        println!("used {:.3}, {:.3} Mbit/s out, {:.3} in", figures.0, figures.1, figures.2);
+        figures
+    };
+    // A busy machine lets less pass, never more.
+    let is_full = |part: f64| (0.75..1.04).contains(&part);
+    // Six times the level, and half as much inside as a quarter more than the level on the wire.
+    for (octets, packets) in [(PACKET, 3_000.0), (60, 6_000.0)] {
+        {
+            let _out = flood(true, octets, packets);
+            let (usage, tx, _) = figures();
+            assert!(is_full(usage) && is_full(tx / 5.0), "{octets} octets on the wire: {usage}, {tx}");
+        }
+        let _inward = flood(false, octets, packets);
+        let (_, _, rx) = figures();
+        assert!(is_full(rx / 4.0), "{octets} octets on the wire inwards: {rx}");
+    }
+    let config = pair.ours.path("a.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    let payload = "{ out: 2mbit, in: 1mbit, counts: payload }";
+    fs::write(&config, text.replace("{ out: 5mbit, in: 4mbit }", payload)).unwrap();
+    pair.says(&["apply"]);
+    {
+        let (_out, _inward) = (flood(true, 60, 6_000.0), flood(false, 60, 6_000.0));
+        let (usage, tx, rx) = figures();
+        assert!(is_full(usage) && is_full(tx / 2.0) && is_full(rx), "payload: {usage}, {tx}, {rx}");
+    }
+    // Without a level it is what the packets inside had.
+    pair.says(&["bandwidth", "own", "unlimited"]);
+    let _out = flood(true, 60, 4_000.0);
+    let (usage, tx, _) = figures();
+    let inside = 4_000.0 * 60.0 * 8.0 / MBIT;
+    assert!(usage < 0.0 && (0.75..1.04).contains(&(tx / inside)), "unlimited: {usage}, {tx}");
 }
 
 /// The level stands on the bond, not on the interfaces in it, and stays there when the active one fails.
@@ -597,13 +657,14 @@ fn bad_levels_are_refused_and_change_nothing() {
         (["bandwidth", "a-b", "0"], 64, "no unit"),
         (["bandwidth", "a-b", "0mbit"], 64, "out of range"),
         (["bandwidth", "own", "1000000000000"], 64, "no unit"),
-        (["bandwidth", "own", "1000tbit"], 64, "out of range"),
+        (["bandwidth", "own", "1000gbit"], 64, "out of range"),
+        (["bandwidth", "own", "1tbit"], 64, "write 1kbit to 100gbit"),
     ] {
         let (got, err) = told(&pair.ours.ask("a", &args));
         assert!(got == Some(code) && err.contains(words), "{args:?}: {got:?} {err}");
     }
     // Who asks without the command line is looked at as well.
-    for bps in ["0", "1", "1000000000000000"] {
+    for bps in ["0", "1", "1000000000000"] {
         let mut socket = UnixStream::connect(pair.ours.path("a.sock")).unwrap();
         let ask = format!("{{\"verb\":\"bandwidth\",\"gateway\":\"a-b\",\"bps\":{bps},\"save\":true}}");
         socket.write_all(&u32::try_from(ask.len()).unwrap().to_be_bytes()).unwrap();

@@ -198,6 +198,9 @@ fn what_a_level_drops_is_counted_over_changes_of_the_table() {
     at.run("nft delete table inet cygnet-levels");
     assert!(at.enter(|| table.mend()).unwrap());
     assert_eq!(dropped(&mut table), first + second);
+    let passed: BTreeMap<Keeper, u64> = table.passed().into_iter().collect();
+    // With the headers of UDP and IPv4.
+    assert_eq!(passed[&Keeper::Gateway("g".to_owned(), Direction::In)], (400 - first - second) * 1028);
     println!("{first} and {second} of 200 dropped, and counted");
 }
 

@@ -71,10 +71,10 @@ mod tests {
 
     #[test]
     fn levels_read_as_they_are_written_and_nonsense_is_refused() {
-        for text in ["unlimited", "5mbit", "1gbit", "1kbit", "10tbit"] {
+        for text in ["unlimited", "5mbit", "1gbit", "1kbit", "100gbit"] {
             assert_eq!(level(text).map(show_level).ok().as_deref(), Some(text));
         }
-        for text in ["0", "0mbit", "1000000000000", "11tbit", "-1mbit", "", "none"] {
+        for text in ["0", "0mbit", "1000000000000", "1tbit", "1000gbit", "100.1gbit", "-1mbit", "", "none"] {
             let wrong = level(text).unwrap_err();
             assert!(!wrong.what.is_empty() && !wrong.fix.is_empty(), "{text}");
         }

@@ -94,7 +94,7 @@ const SIZE: Kind = Kind::Text {
     example: "1GB",
 };
 const RATE: Kind = Kind::Text {
-    is: "a rate from 1kbit to 10tbit in `bit`, `kbit`, `mbit`, `gbit` or `tbit` (decimal)",
+    is: "a rate from 1kbit to 100gbit in `bit`, `kbit`, `mbit` or `gbit` (decimal)",
     pattern: "^[0-9]+(\\.[0-9]+)?([kKmMgGtT])?[bB][iI][tT]$",
     example: "100mbit",
 };

@@ -64,7 +64,7 @@ pub fn manual() -> String {
         ".TH cygnet.yaml 5\n.SH NAME\ncygnet.yaml \\- configuration of the cygnet VPN gateway\n.SH DESCRIPTION\n\
          YAML with one document. Unknown and duplicate keys are errors; tags and merge keys are not allowed, an alias \
          may stand for a whole value. Check a file with\n.BR \"cygnet check\" .\n.PP\n\
-         Rates: bit, kbit, mbit, gbit, tbit (decimal). Durations: ms, s, m, h, d. \
+         Rates: bit, kbit, mbit, gbit (decimal). Durations: ms, s, m, h, d. \
          Sizes: KB, MB, GB, TB (decimal), KiB, MiB, GiB, TiB (binary).\n.SH KEYS\n",
     );
     keys(&mut out, &ROOT, "");

@@ -74,6 +74,11 @@ impl InForce {
     fn drops(&self) -> impl Iterator<Item = (LevelKey, u64)> {
         self.kept.iter().map(|(key, level)| (key.clone(), level.dropped()))
     }
+
+    /// Octets that levels of our own threads let pass.
+    fn passed(&self) -> impl Iterator<Item = (LevelKey, u64)> {
+        self.kept.iter().map(|(key, level)| (key.clone(), level.passed()))
+    }
 }
 
 impl Daemon {
@@ -171,7 +176,7 @@ impl Daemon {
             return Response::Error {
                 kind: ErrorKind::Failed,
                 message: format!("the {} was not changed: {wrong} bit/s is out of range", key.words()),
-                hint: "write 1kbit to 10tbit, or unlimited".to_owned(),
+                hint: "write 1kbit to 100gbit, or unlimited".to_owned(),
             };
         }
         let before = self.bandwidth.insert(key.clone(), Level { bps, origin: Origin::Command });
@@ -211,6 +216,12 @@ impl Daemon {
             && key.bandwidth(&self.config).is_some_and(|b| b.counts == Counts::Wire)
     }
 
+    /// Whether traffic control keeps a level.
+    pub(super) fn is_queued(&self, key: &LevelKey) -> bool {
+        matches!(key, LevelKey { owner: Owner::Gateway(name), inward: false } if !self.in_force.without_queue.contains(name))
+            && key.bandwidth(&self.config).is_some_and(|b| b.counts == Counts::Wire)
+    }
+
     fn level_named(&self, name: &str, inward: bool) -> Option<LevelKey> {
         let gateway = |name: &str| self.config.gateway(name).map(|_| LevelKey::gateway(name));
         let tunnel = |name: &str| self.config.tunnel(name).map(|_| LevelKey::tunnel(name));
@@ -236,11 +247,9 @@ impl Daemon {
 
     /// Puts a level that has changed in force. Gives the reasons why it is not; what is wrong with others is in the log.
     fn put_level(&mut self, key: &LevelKey) -> Vec<String> {
-        if let LevelKey { owner: Owner::Gateway(name), inward: false } = key {
+        if let LevelKey { owner: Owner::Gateway(_), inward: false } = key {
             self.shape();
-            let queued = key.bandwidth(&self.config).is_some_and(|b| b.counts == Counts::Wire)
-                && !self.in_force.without_queue.contains(name);
-            if queued {
+            if self.is_queued(key) {
                 return Vec::new();
             }
         } else {
@@ -342,9 +351,7 @@ impl Daemon {
         let mut kept = BTreeMap::new();
         for (key, level) in &self.bandwidth {
             let Some((bps, bandwidth)) = level.bps.zip(key.bandwidth(&self.config)) else { continue };
-            let queued = matches!(key, LevelKey { owner: Owner::Gateway(name), inward: false }
-                if bandwidth.counts == Counts::Wire && !self.in_force.without_queue.contains(name));
-            if queued {
+            if self.is_queued(key) {
                 continue;
             }
             let level = match self.in_force.kept.get(key) {
@@ -426,21 +433,24 @@ impl Daemon {
         self.in_force.trouble.clone().or_else(|| self.bandwidth.iter().find_map(wire))
     }
 
-    /// Takes the counts of what levels dropped, but for those of queues.
+    /// Takes the counts of what levels dropped and let pass, but for those of queues.
     pub(super) fn sample_levels(&mut self) {
-        let drops: Vec<(LevelKey, u64)> = if self.plane.traffic().is_some() {
-            self.in_force.drops().collect()
+        let (drops, passed): (Vec<(LevelKey, u64)>, Vec<(LevelKey, u64)>) = if self.plane.traffic().is_some()
+        {
+            (self.in_force.drops().collect(), self.in_force.passed().collect())
         } else {
             let key = |keeper: &Keeper| match keeper {
                 Keeper::Tunnel(id, way) => Some((LevelKey::tunnel(self.registry.name(*id)?), *way)),
                 Keeper::Gateway(name, way) => Some((LevelKey::gateway(name), *way)),
             };
-            let keyed = |(keeper, packets)| {
+            let keyed = |(keeper, count)| {
                 let (key, way) = key(&keeper)?;
-                Some((LevelKey { inward: way == Direction::In, ..key }, packets))
+                Some((LevelKey { inward: way == Direction::In, ..key }, count))
             };
-            self.plane.level_drops().into_iter().filter_map(keyed).collect()
+            let drops = self.plane.level_drops().into_iter().filter_map(keyed).collect();
+            (drops, self.plane.level_passed().into_iter().filter_map(keyed).collect())
         };
+        self.passed.buckets = passed.into_iter().collect();
         let count = |(key, packets): (LevelKey, u64)| {
             Some(Count { place: dropped_at(&key, &self.config)?, part: 0, packets })
         };

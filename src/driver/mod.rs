@@ -31,6 +31,7 @@ mod plane;
 mod policy;
 mod publish;
 mod quality;
+mod rates;
 mod reload;
 mod resolver;
 mod sample;
@@ -192,7 +193,8 @@ struct Daemon {
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
     /// Tunnels whose state is to be noted when the input is done with.
     in_change: BTreeSet<TunnelId>,
-    rates: BTreeMap<String, sample::Rates>,
+    rates: BTreeMap<String, rates::Rates>,
+    passed: rates::Passed,
     waiters: Vec<Waiter>,
     /// New keys for many tunnels are being made.
     sweep: Option<Sweep>,
@@ -454,6 +456,7 @@ impl Daemon {
             tunnels: BTreeMap::new(),
             in_change: BTreeSet::new(),
             rates: BTreeMap::new(),
+            passed: rates::Passed::default(),
             waiters: Vec::new(),
             sweep: None,
             passage: Passage::default(),

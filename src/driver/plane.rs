@@ -263,6 +263,11 @@ impl Plane {
         self.levels.drops()
     }
 
+    /// Octets that levels of gateways in the kernel's plane let pass, as of the last [`Self::level_drops`].
+    pub fn level_passed(&self) -> Vec<(Keeper, u64)> {
+        self.levels.passed()
+    }
+
     /// Opens what probes go by, if that is not the plane itself.
     pub fn open_probing(&mut self, token: u64) {
         if matches!(self.esp, Esp::Kernel(_)) {

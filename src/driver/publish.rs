@@ -13,6 +13,7 @@ use cygnet_model::tunnel::{Direction, SaId};
 use cygnet_model::{Now, Timestamp, TunnelId};
 
 use super::levels::LevelKey;
+use super::rates::Rates;
 use super::tell::lesson_words;
 use super::{Daemon, clock};
 use crate::config::model::{Config, Start, Tunnel};
@@ -191,8 +192,8 @@ impl Daemon {
                     bandwidth_bps: out.bps,
                     bandwidth_origin: out.origin,
                     bandwidth_in: self.level(&out_key.inward()).status(),
-                    tx_bps: rates.map_or(0, |r| r.tx_bps),
-                    rx_bps: rates.map_or(0, |r| r.rx_bps),
+                    tx_bps: rates.map_or(0, Rates::tx_bps),
+                    rx_bps: rates.map_or(0, Rates::rx_bps),
                     role: crate::observe::snapshot::Role::Single,
                     used: self.used.get(&g.name).copied().unwrap_or_default(),
                     limits: self.limits_in_force(&g.name),

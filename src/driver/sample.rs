@@ -1,6 +1,6 @@
 //! Reads what data planes, kernel and traffic control have counted, and tells the protocol what follows from it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,15 +21,6 @@ use crate::traffic::GatewayNo;
 const TOP: usize = 20;
 /// Limits of a gateway that monitoring sees, besides.
 const FIRST_LIMITS: usize = 100;
-
-/// A gateway's octets at the last sample, and what follows from the one before.
-#[derive(Default)]
-pub(super) struct Rates {
-    at: Timestamp,
-    octets: (u64, u64),
-    pub tx_bps: u64,
-    pub rx_bps: u64,
-}
 
 impl Daemon {
     /// Reads the counters of all SAs, tells the protocol what follows from them, and publishes a snapshot.
@@ -58,7 +49,8 @@ impl Daemon {
         self.watch_passage(now.mono);
         self.sample_shaping();
         self.sample_levels();
-        self.sample_rates(now.mono);
+        // They have been read just now.
+        self.sample_rates(clock::now().mono);
         self.sample_drops(now.mono);
         self.sample_traffic();
         self.counters.alerts = self.alert_counts.all().collect();
@@ -179,13 +171,16 @@ impl Daemon {
         }
     }
 
-    /// Takes the counts of what the queues of gateways dropped.
+    /// Takes the counts of what the queues of gateways dropped and let pass.
     pub(super) fn sample_shaping(&mut self) {
         let Some(shaper) = &mut self.shaper else { return };
         match shaper.stats() {
             Ok(stats) => {
                 let known = |s: &GatewayStats| self.config.gateway(&s.name).is_some();
-                let drops = stats.into_iter().filter(known).map(|s| Count {
+                let stats: Vec<GatewayStats> = stats.into_iter().filter(known).collect();
+                let sent = |s: &GatewayStats| ((s.name.clone(), s.interface), s.stats.bytes);
+                self.passed.queues = stats.iter().map(sent).collect();
+                let drops = stats.into_iter().map(|s| Count {
                     place: Place::of(s.name, "gateway"),
                     part: s.interface,
                     packets: s.stats.drops.into(),
@@ -193,31 +188,6 @@ impl Daemon {
                 self.counters.qos_drops.read("queues", drops);
             }
             Err(e) => tracing::debug!(error = %e, "statistics of traffic control"),
-        }
-    }
-
-    fn sample_rates(&mut self, now: Timestamp) {
-        let mut of_gateways: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for counters in self.counters.tunnels.values() {
-            let (totals, of) = (counters.totals(), of_gateways.entry(&counters.gateway).or_default());
-            *of = (of.0.saturating_add(totals.bytes_out), of.1.saturating_add(totals.bytes_in));
-        }
-        for gateway in &self.config.gateways {
-            let (sent, received) = of_gateways.get(gateway.name.as_str()).copied().unwrap_or_default();
-            let rates = self.rates.entry(gateway.name.clone()).or_default();
-            let span = now.since(rates.at).as_millis();
-            // A question in between must not make a rate out of a few milliseconds.
-            if span < 1000 {
-                continue;
-            }
-            let rate = |new: u64, old: u64| {
-                let bits = u128::from(new.saturating_sub(old)) * 8000;
-                u64::try_from(bits.checked_div(span).unwrap_or(0)).unwrap_or(u64::MAX)
-            };
-            let first = rates.at == Timestamp::default();
-            let (tx, rx) = (rate(sent, rates.octets.0), rate(received, rates.octets.1));
-            (rates.tx_bps, rates.rx_bps) = if first { (0, 0) } else { (tx, rx) };
-            (rates.at, rates.octets) = (now, (sent, received));
         }
     }
 }

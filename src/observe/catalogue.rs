@@ -105,7 +105,7 @@ families! {
     BANDWIDTH_LIMIT = Gauge "cygnet_bandwidth_limit_bits_per_second" ["gateway"]
         "Cap on what the gateway sends.";
     BANDWIDTH_USAGE = Gauge "cygnet_bandwidth_usage_ratio" ["gateway"]
-        "What the gateway sends, as a part of its cap.";
+        "What the cap of the gateway lets pass, as a part of it, in the octets that the cap counts.";
     BANDWIDTH_IN_LIMIT = Gauge "cygnet_bandwidth_in_limit_bits_per_second" ["gateway"]
         "Cap on what the gateway receives.";
     TUNNEL_BANDWIDTH_LIMIT = Gauge "cygnet_tunnel_bandwidth_limit_bits_per_second" ["gateway", "tunnel", "direction"]

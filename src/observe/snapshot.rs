@@ -114,9 +114,10 @@ pub struct GatewayStatus {
     /// Cap on what comes from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_in: Option<LevelStatus>,
-    /// What left in the last sampling interval.
+    /// What left a second, in the last sampling interval: what the cap let pass, in the octets that it counts; without a cap,
+    /// those of packets inside.
     pub tx_bps: u64,
-    /// What arrived.
+    /// What arrived, by the cap on what comes.
     pub rx_bps: u64,
     /// Role in a pair of hosts.
     pub role: Role,

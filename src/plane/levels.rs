@@ -7,7 +7,7 @@
 //!  postrouting   sealed:   packets on the way into one more than the tunnel's, the gateway's     -> drop
 //!                departures: ESP from an outer address  more than the gateway's level on the wire -> drop
 //! ```
-//! What is dropped is counted first, by tunnel and by gateway. Everything is one transaction, so that no packet sees half of it.
+//! What is dropped is counted first, by tunnel and by gateway; of a gateway also what comes to its level. Everything is one transaction, so that no packet sees half of it.
 //! Buckets begin anew with it, full; counts go on ([`Table::drops`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,8 +131,7 @@ impl Wanted {
             }
             for (n, (addresses, rate)) in levels.values().enumerate() {
                 let limit = format!("{chain}-{n}");
-                out.push(Change::Limit(limit.clone(), (*rate).into()));
-                out.push(Change::Counter(limit.clone(), Counted::default()));
+                out.extend(kept(&limit, *rate));
                 let esp = addresses.iter().flat_map(|address| outer_esp(*address, direction, &limit));
                 out.extend(esp.map(|exprs| Change::Rule { chain, exprs }));
             }
@@ -235,17 +234,35 @@ impl OneWay {
             let keys: Vec<Vec<u8>> = tunnels.iter().filter_map(|id| tunnel_key(*id)).collect();
             let chunks = keys.chunks(keys_per_message(KEY as usize));
             out.extend(chunks.map(|keys| Change::Keys { set: set.clone(), keys: keys.to_vec() }));
-            out.push(Change::Limit(limit.clone(), (*rate).into()));
-            out.push(Change::Counter(limit.clone(), Counted::default()));
-            let exprs = tunnel_of_packet().into_iter().chain([
-                Expr::InSet(set, at),
-                Expr::Exceeds(limit.clone()),
-                Expr::Count(limit),
-                Expr::Verdict(Verdict::Drop),
-            ]);
+            out.extend(kept(&limit, *rate));
+            let exprs = tunnel_of_packet().into_iter().chain([Expr::InSet(set, at)]).chain(keep(&limit));
             out.push(Change::Rule { chain, exprs: exprs.collect() });
         }
     }
+}
+
+/// The counter of what comes to a gateway's level, whether it is dropped or not.
+fn offered(limit: &str) -> String {
+    format!("{limit}-offered")
+}
+
+/// A gateway's level and its counters.
+fn kept(limit: &str, rate: Rate) -> [Change; 3] {
+    [
+        Change::Limit(limit.to_owned(), rate.into()),
+        Change::Counter(limit.to_owned(), Counted::default()),
+        Change::Counter(offered(limit), Counted::default()),
+    ]
+}
+
+/// The end of a rule of packets that a gateway's level is about.
+fn keep(limit: &str) -> [Expr; 4] {
+    [
+        Expr::Count(offered(limit)),
+        Expr::Exceeds(limit.to_owned()),
+        Expr::Count(limit.to_owned()),
+        Expr::Verdict(Verdict::Drop),
+    ]
 }
 
 /// The bits of a reqid that say which tunnel it is of.
@@ -286,9 +303,7 @@ fn outer_esp(address: IpAddr, direction: Direction, limit: &str) -> Vec<Vec<Expr
             Expr::Equals(at, vec![protocol]),
         ]
     };
-    let limit = limit.to_owned();
-    let end = || [Expr::Exceeds(limit.clone()), Expr::Count(limit.clone()), Expr::Verdict(Verdict::Drop)];
-    let bare = begin(ESP).into_iter().chain(end()).collect();
+    let bare = begin(ESP).into_iter().chain(keep(limit)).collect();
     let in_udp = [
         transport(port, 2),
         Expr::Equals(at, NATT.to_vec()),
@@ -296,7 +311,7 @@ fn outer_esp(address: IpAddr, direction: Direction, limit: &str) -> Vec<Vec<Expr
         transport(8, 4),
         Expr::Differs(at, vec![0; 4]),
     ];
-    let in_udp = begin(UDP).into_iter().chain(in_udp).chain(end()).collect();
+    let in_udp = begin(UDP).into_iter().chain(in_udp).chain(keep(limit)).collect();
     vec![bare, in_udp]
 }
 
@@ -307,10 +322,36 @@ pub struct Table {
     wanted: Wanted,
     /// Rules that stand there since the last transaction; `None`: nothing was said yet, or it was refused.
     rules: Option<usize>,
-    /// Packets that were dropped in all, by whose level.
-    dropped: BTreeMap<Keeper, u64>,
-    /// The same as this table has counted them.
-    last: BTreeMap<Keeper, u64>,
+    /// Packets that were dropped, by whose level.
+    dropped: Total,
+    /// Octets that levels of gateways let pass.
+    passed: Total,
+}
+
+type ByKeeper = BTreeMap<Keeper, u64>;
+
+/// What was counted by one table after the other, by whose level.
+#[derive(Default, Debug)]
+struct Total {
+    all: ByKeeper,
+    /// The part of the table in force.
+    last: ByKeeper,
+}
+
+impl Total {
+    /// Takes what the table in force has counted; `grown` says by how much a count is more than it was.
+    fn read(&mut self, now: ByKeeper, grown: impl Fn(u64, u64) -> u64) {
+        for (keeper, count) in &now {
+            let seen = self.last.get(keeper).copied().unwrap_or(0);
+            let all = self.all.entry(keeper.clone()).or_default();
+            *all = all.saturating_add(grown(*count, seen));
+        }
+        self.last = now;
+    }
+
+    fn told(&self) -> Vec<(Keeper, u64)> {
+        self.all.iter().map(|(keeper, count)| (keeper.clone(), *count)).collect()
+    }
 }
 
 impl Table {
@@ -324,7 +365,9 @@ impl Table {
         }
         // What was not wanted any more was asked for since.
         let wanted_until_now = self.wanted.keepers();
-        self.dropped.retain(|keeper, _| wanted_until_now.contains(keeper));
+        for total in [&mut self.dropped, &mut self.passed] {
+            total.all.retain(|keeper, _| wanted_until_now.contains(keeper));
+        }
         self.drops();
         self.wanted = wanted;
         self.make()
@@ -358,29 +401,34 @@ impl Table {
     /// Packets that levels dropped, by whose they are. A count goes on while its level changes, and goes with the change after the
     /// one that took the level away.
     pub fn drops(&mut self) -> Vec<(Keeper, u64)> {
-        if let Ok(now) = self.counted() {
-            for (keeper, packets) in &now {
-                let seen = self.last.get(keeper).copied().unwrap_or(0);
-                let more = packets.checked_sub(seen).unwrap_or(*packets);
-                let all = self.dropped.entry(keeper.clone()).or_default();
-                *all = all.saturating_add(more);
-            }
-            self.last = now;
+        if let Ok((dropped, passed)) = self.counted() {
+            self.dropped.read(dropped, |count, seen| count.checked_sub(seen).unwrap_or(count));
+            // The difference of two counters that are read one after the other: it may seem to go back by a packet.
+            self.passed.read(passed, u64::saturating_sub);
         }
-        self.dropped.iter().map(|(keeper, packets)| (keeper.clone(), *packets)).collect()
+        self.dropped.told()
     }
 
-    /// What the table in force has counted.
-    fn counted(&mut self) -> Result<BTreeMap<Keeper, u64>, NetlinkError> {
-        let (Some(_), Some(nft)) = (self.rules, &mut self.nft) else { return Ok(BTreeMap::new()) };
-        let mut out: BTreeMap<Keeper, u64> =
-            self.wanted.keepers().into_iter().map(|keeper| (keeper, 0)).collect();
+    /// Octets that levels of gateways let pass, as of the last [`Self::drops`], by whose they are; as long as those counts.
+    pub fn passed(&self) -> Vec<(Keeper, u64)> {
+        self.passed.told()
+    }
+
+    /// What the table in force has counted: packets that were dropped, octets that passed.
+    fn counted(&mut self) -> Result<(ByKeeper, ByKeeper), NetlinkError> {
+        let mut passed = ByKeeper::new();
+        let (Some(_), Some(nft)) = (self.rules, &mut self.nft) else { return Ok((ByKeeper::new(), passed)) };
+        let mut out: ByKeeper = self.wanted.keepers().into_iter().map(|keeper| (keeper, 0)).collect();
         let of = self.wanted.counters();
         if !of.is_empty() {
-            let counters = nft.counters()?.into_iter();
-            out.extend(
-                counters.filter_map(|(name, counted)| Some((of.get(&name)?.clone(), counted.packets))),
-            );
+            let counters: BTreeMap<String, Counted> = nft.counters()?.into_iter().collect();
+            for (name, keeper) in of {
+                let Some((dropped, all)) = counters.get(&name).zip(counters.get(&offered(&name))) else {
+                    continue;
+                };
+                out.insert(keeper.clone(), dropped.packets);
+                passed.insert(keeper, all.bytes.saturating_sub(dropped.bytes));
+            }
         }
         for (direction, levels) in self.wanted.by_payload() {
             if levels.tunnels.is_empty() {
@@ -392,13 +440,14 @@ impl Table {
             let of = |key: &[u8]| keys.get(key).map(|id| Keeper::Tunnel(*id, direction));
             out.extend(tallies.filter_map(|(key, counted)| Some((of(&key)?, counted.packets))));
         }
-        Ok(out)
+        Ok((out, passed))
     }
 
     fn make(&mut self) -> Result<(), String> {
         self.rules = None;
         // What it counts begins anew.
-        self.last.clear();
+        self.dropped.last.clear();
+        self.passed.last.clear();
         let failed = |e: &dyn std::fmt::Display| format!("bandwidth levels are not in force: nf_tables: {e}");
         let nft = match self.nft.take().map_or_else(|| Nft::open(TABLE), Ok) {
             Ok(nft) => self.nft.insert(nft),

@@ -37,13 +37,15 @@ pub struct Level {
     bps: u64,
     counts: Counts,
     bucket: Bucket,
+    passed: AtomicU64,
     dropped: AtomicU64,
 }
 
 impl Level {
     /// A level of which nothing is used.
     pub fn new(bps: u64, counts: Counts) -> Self {
-        Self { bps, counts, bucket: Bucket::default(), dropped: AtomicU64::new(0) }
+        let (passed, dropped) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { bps, counts, bucket: Bucket::default(), passed, dropped }
     }
 
     /// The same if nothing changes, else one that goes on from what was used and counted.
@@ -51,8 +53,14 @@ impl Level {
         if (self.bps, self.counts) == (bps, counts) {
             return Arc::clone(self);
         }
-        let dropped = AtomicU64::new(self.dropped());
-        Arc::new(Self { bps, counts, bucket: self.bucket.go_on(), dropped })
+        let before = if self.counts == counts { self.passed() } else { 0 };
+        let (passed, dropped) = (AtomicU64::new(before), AtomicU64::new(self.dropped()));
+        Arc::new(Self { bps, counts, bucket: self.bucket.go_on(), passed, dropped })
+    }
+
+    /// Octets that it let pass, as it counts them.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Relaxed)
     }
 
     /// Packets that it dropped.
@@ -66,7 +74,9 @@ impl Level {
             Counts::Payload => size.payload,
         };
         let admitted = self.bucket.take(self.bps, octets as u64, now_ns);
-        if !admitted {
+        if admitted {
+            self.passed.fetch_add(octets as u64, Relaxed);
+        } else {
             self.dropped.fetch_add(1, Relaxed);
         }
         admitted
@@ -148,7 +158,8 @@ mod tests {
         assert!(Arc::ptr_eq(&level, &level.follow(MBIT, Counts::Wire)));
         while level.admits(FULL, 0) {}
         let faster = level.follow(2 * MBIT, Counts::Wire);
-        assert_eq!(faster.dropped(), 1);
+        assert_eq!((faster.dropped(), faster.passed()), (1, level.passed()));
+        assert!(level.passed() > 0 && level.passed().is_multiple_of(FULL.wire as u64));
         assert!((0..200).filter(|_| faster.admits(FULL, 0)).count() < 30, "no new burst");
     }
 }
