@@ -75,10 +75,17 @@ pub fn picture(s: &Snapshot, args: &StatusArgs, g: &Global, out: &mut Out) -> st
 
 /// A gateway's bandwidth, and by whose word if it is not the configuration's.
 fn level(g: &GatewayStatus) -> String {
-    let out = said(g.bandwidth_bps.map_or("unlimited".into(), rate), g.bandwidth_origin);
+    let used = |bps: u64, used: Option<u64>| {
+        let percent = used.map(|used| (u128::from(used) * 100).div_ceil(u128::from(bps.max(1))));
+        format!("{}{}", rate(bps), percent.map_or_else(String::new, |p| format!(", {p} % used")))
+    };
+    let out = g.bandwidth_bps.map_or("unlimited".into(), |bps| used(bps, g.bandwidth_used_bps));
+    let out = said(out, g.bandwidth_origin);
     match g.bandwidth_in {
         None => out,
-        Some(inward) => format!("{out}, in {}", said(rate(inward.bps), inward.origin)),
+        Some(inward) => {
+            format!("{out}; in {}", said(used(inward.bps, g.bandwidth_in_used_bps), inward.origin))
+        }
     }
 }
 

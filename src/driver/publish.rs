@@ -194,6 +194,8 @@ impl Daemon {
                     bandwidth_in: self.level(&out_key.inward()).status(),
                     tx_bps: rates.map_or(0, Rates::tx_bps),
                     rx_bps: rates.map_or(0, Rates::rx_bps),
+                    bandwidth_used_bps: rates.and_then(Rates::out_used_bps),
+                    bandwidth_in_used_bps: rates.and_then(Rates::in_used_bps),
                     role: crate::observe::snapshot::Role::Single,
                     used: self.used.get(&g.name).copied().unwrap_or_default(),
                     limits: self.limits_in_force(&g.name),

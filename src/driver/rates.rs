@@ -1,5 +1,5 @@
-//! What gateways send and receive a second. Beside a level that is what the level lets pass, in the octets that it counts, so that
-//! the two can be compared whatever is offered; without one, what the packets inside had.
+//! What gateways send and receive a second: by the packets inside their tunnels, as those are shown too, and by what their levels let
+//! pass, in the octets that a level counts, so that the two can be compared whatever is offered.
 
 use std::collections::BTreeMap;
 
@@ -49,25 +49,32 @@ impl Passed {
 #[derive(Default)]
 struct OneWay {
     octets: Octets,
+    /// By packets inside.
     bps: u64,
+    /// By the level, if there is one.
+    used: Option<u64>,
 }
 
 impl OneWay {
-    /// Takes what all have counted by now. Gives what has grown since: as `by` has it, or the tunnels where that one counts nothing.
-    fn grow(&mut self, now: Octets, by: By) -> u64 {
+    /// Takes what all have counted by now. Gives what has grown since: of the tunnels, and as `by` has it, or the tunnels where that
+    /// one counts nothing.
+    fn grow(&mut self, now: Octets, by: By) -> (u64, u64) {
         let before = std::mem::replace(&mut self.octets, now);
         let counts = |by: By| self.octets.range((by, 0)..=(by, u32::MAX));
+        let grown = |by: By| {
+            let each = counts(by).map(|(key, octets)| {
+                let seen = before.get(key).copied().unwrap_or(0);
+                match by {
+                    // Less than before: a tunnel is gone.
+                    By::Tunnels => octets.saturating_sub(seen),
+                    // Less than before: it was made anew.
+                    By::Queue | By::Bucket => octets.checked_sub(seen).unwrap_or(*octets),
+                }
+            });
+            each.fold(0, u64::saturating_add)
+        };
         let by = if counts(by).next().is_some() { by } else { By::Tunnels };
-        let grown = counts(by).map(|(key, octets)| {
-            let seen = before.get(key).copied().unwrap_or(0);
-            match by {
-                // Less than before: a tunnel is gone.
-                By::Tunnels => octets.saturating_sub(seen),
-                // Less than before: it was made anew.
-                By::Queue | By::Bucket => octets.checked_sub(seen).unwrap_or(*octets),
-            }
-        });
-        grown.fold(0, u64::saturating_add)
+        (grown(By::Tunnels), grown(by))
     }
 }
 
@@ -80,7 +87,7 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    /// Bits per second that are sent.
+    /// Bits per second that are sent, of packets inside.
     pub const fn tx_bps(&self) -> u64 {
         self.out.bps
     }
@@ -88,6 +95,16 @@ impl Rates {
     /// Bits per second that are received.
     pub const fn rx_bps(&self) -> u64 {
         self.inward.bps
+    }
+
+    /// Bits per second that the level on what is sent lets pass; `None` if there is none.
+    pub const fn out_used_bps(&self) -> Option<u64> {
+        self.out.used
+    }
+
+    /// The same of what is received.
+    pub const fn in_used_bps(&self) -> Option<u64> {
+        self.inward.used
     }
 }
 
@@ -114,9 +131,12 @@ impl Daemon {
             rates.at = now;
             let ways = [(&mut rates.out, out, sent), (&mut rates.inward, inward, received)];
             for ((way, key, inside), by) in ways.into_iter().zip(by) {
-                let bits = u128::from(way.grow(self.passed.of(&key, inside), by)) * 8000;
-                let bps = u64::try_from(bits.checked_div(span).unwrap_or(0)).unwrap_or(u64::MAX);
-                way.bps = if first { 0 } else { bps };
+                let (grown, used) = way.grow(self.passed.of(&key, inside), by);
+                let bps = |octets: u64| {
+                    let bps = (u128::from(octets) * 8000).checked_div(span).unwrap_or(0);
+                    if first { 0 } else { u64::try_from(bps).unwrap_or(u64::MAX) }
+                };
+                (way.bps, way.used) = (bps(grown), (by != By::Tunnels).then(|| bps(used)));
             }
         }
     }
@@ -153,9 +173,9 @@ mod tests {
         let mut way = OneWay::default();
         way.grow(passed(&[(1, 100), (2, 50)], Some(7)).of(&key(), 1_000), By::Tunnels);
         let now = passed(&[(1, 130), (2, 51)], Some(9));
-        assert_eq!(way.grow(now.of(&key(), 1_500), By::Queue), 31, "of both interfaces");
-        assert_eq!(way.grow(passed(&[], Some(19)).of(&key(), 1_600), By::Bucket), 10);
-        assert_eq!(way.grow(passed(&[], None).of(&key(), 1_700), By::Bucket), 100, "nobody keeps it");
+        assert_eq!(way.grow(now.of(&key(), 1_500), By::Queue), (500, 31), "of both interfaces");
+        assert_eq!(way.grow(passed(&[], Some(19)).of(&key(), 1_600), By::Bucket), (100, 10));
+        assert_eq!(way.grow(passed(&[], None).of(&key(), 1_700), By::Bucket), (100, 100), "nobody keeps it");
         assert_eq!(passed(&[(1, 1)], None).of(&key().inward(), 5).len(), 1, "queues are of what is sent");
         assert_eq!(passed(&[(1, 1)], None).of(&LevelKey::gateway("f"), 5).len(), 1);
     }
@@ -165,7 +185,7 @@ mod tests {
         let mut way = OneWay::default();
         way.grow(passed(&[(1, 100)], Some(100)).of(&key(), 1_000), By::Queue);
         let anew = passed(&[(1, 30), (3, 4)], Some(20));
-        assert_eq!(way.grow(anew.of(&key(), 900), By::Queue), 34);
-        assert_eq!(way.grow(passed(&[], None).of(&key(), 800), By::Tunnels), 0);
+        assert_eq!(way.grow(anew.of(&key(), 900), By::Queue), (0, 34));
+        assert_eq!(way.grow(passed(&[], None).of(&key(), 800), By::Tunnels), (0, 0));
     }
 }

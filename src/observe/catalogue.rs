@@ -89,7 +89,7 @@ families! {
     TUNNEL_DEGRADED = Gauge "cygnet_tunnel_degraded" ["gateway", "tunnel"]
         "1 if the health check says that the tunnel is not fit to carry traffic; not there without a health check.";
     ALERTS = Counter "cygnet_alerts" ["channel", "result"]
-        "Events that were told by webhook or command: delivered, failed after all attempts, or dropped because too many waited.";
+        "Events that were told by webhook or command: delivered, failed after all attempts, or dropped because too many waited, or for somebody whom the configuration names no more.";
     IKE_RETRANSMITS = Counter "cygnet_ike_retransmits" []
         "IKE requests that were sent again.";
     IKE_HALF_OPEN = Gauge "cygnet_ike_half_open" []

@@ -188,7 +188,7 @@ fn gateways(w: &mut Writer, p: &Published) {
     }
     w.family(&family::BANDWIDTH_USAGE);
     for (g, limit) in limited() {
-        w.sample(&[&g.name], g.tx_bps as f64 / limit as f64);
+        w.sample(&[&g.name], g.bandwidth_used_bps.unwrap_or(0) as f64 / limit as f64);
     }
     w.family(&family::BANDWIDTH_IN_LIMIT);
     for (g, level) in gateways.iter().filter_map(|g| Some((g, g.bandwidth_in?))) {

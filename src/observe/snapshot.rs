@@ -114,11 +114,16 @@ pub struct GatewayStatus {
     /// Cap on what comes from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_in: Option<LevelStatus>,
-    /// What left a second, in the last sampling interval: what the cap let pass, in the octets that it counts; without a cap,
-    /// those of packets inside.
+    /// What left in the last sampling interval, by packets inside the tunnels.
     pub tx_bps: u64,
-    /// What arrived, by the cap on what comes.
+    /// What arrived.
     pub rx_bps: u64,
+    /// What the cap on what leaves let pass meanwhile, in the octets that it counts; null: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_used_bps: Option<u64>,
+    /// And the cap on what comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_in_used_bps: Option<u64>,
     /// Role in a pair of hosts.
     pub role: Role,
     /// What quotas count.

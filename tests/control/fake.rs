@@ -125,6 +125,8 @@ fn snapshot() -> Snapshot {
             bandwidth_origin: cygnet::observe::snapshot::Origin::default(),
             bandwidth_in: None,
             tx_bps: 1_500_000,
+            bandwidth_used_bps: None,
+            bandwidth_in_used_bps: None,
             rx_bps: 0,
             role: PairRole::Single,
             used: QuotaUse::default(),
