@@ -681,4 +681,6 @@ fn bad_levels_are_refused_and_change_nothing() {
     }
     assert_eq!(pair.level(0, "bandwidth"), (5_000_000, "configuration".to_owned()));
     assert_eq!(gateway(&pair), before);
+    let lowest = "bandwidth of own is now 1kbit; its queue keeps it as 16kbit\n";
+    assert_eq!(pair.says(&["bandwidth", "own", "1kbit"]), lowest);
 }

@@ -316,11 +316,11 @@ fn bad_limits_are_refused_and_change_nothing() {
     for (args, code, words) in [
         (vec!["limit", "own", "10.3.0.9", "1mbit"], 1, "outside the networks of own"),
         (vec!["limit", "nobody", GREEDY, "1mbit"], 64, "no gateway \"nobody\""),
-        (vec!["limit", "own", GREEDY, "0"], 64, "rate"),
         (vec!["limit", "own", GREEDY, "0mbit"], 64, "out of range"),
         (vec!["limit", "own", GREEDY, "1000000000000"], 64, "no unit"),
         (vec!["limit", "own", GREEDY, "1000000000000bit"], 64, "out of range"),
         (vec!["limit", "own", "10.1.0.0/24", "1mbit"], 64, "invalid value"),
+        (vec!["limit", "own", "::ffff:10.1.0.9", "1mbit"], 64, "write 10.1.0.9"),
         (vec!["limit", "own", "--file", &file("mixed")], 1, "10.3.0.9"),
         (vec!["limit", "own", "--file", &file("typo")], 64, "typo:2"),
         (vec!["limit", "own", "--file", "/nonexistent"], 74, "cannot read"),
@@ -329,6 +329,14 @@ fn bad_limits_are_refused_and_change_nothing() {
         let (got, err) = told(&pair.ours.ask("a", &args));
         assert!(got == Some(code) && err.contains(words), "{args:?}: {got:?} {err}");
         assert_eq!(pair.limits(), before, "{args:?}");
+    }
+    fs::write(pair.ours.path("nobody"), "# nobody\n").unwrap();
+    assert_eq!(pair.says(&["limit", "own", "--file", &file("nobody")]), "no limit of own was changed\n");
+    assert_eq!(pair.limits(), before);
+    // As the file has them.
+    for (rate, word) in [("0", "block"), ("-1", "unlimited")] {
+        let told = format!("limit of {GREEDY} of own is now {word}\n");
+        assert_eq!(pair.says(&["limit", "own", GREEDY, rate]), told);
     }
 }
 

@@ -4,6 +4,7 @@
 mod host;
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
@@ -316,13 +317,14 @@ fn the_console_follows_its_configuration() {
     assert_eq!(r.ask(&["apply"]).0, Some(0));
     assert_eq!((says(first, OLD), says(first, NEW)), (Some(false), Some(true)));
     // An address that is taken changes nothing.
-    r.edit(|t| t.replace(first, "127.0.0.1:9180"));
+    let taken = "127.0.0.1:9193";
+    let holder = r.host.thread(move || TcpListener::bind(taken).unwrap()).join().unwrap();
+    r.edit(|t| t.replace(first, taken));
     let (code, text) = r.ask(&["apply"]);
-    assert!(code != Some(0) && text.contains("cannot serve the console on TCP 127.0.0.1:9180"), "{text}");
+    assert!(code != Some(0) && text.contains(&format!("cannot serve the console on TCP {taken}")), "{text}");
     assert_eq!(says(first, NEW), Some(true));
-    r.edit(|t| {
-        t.replace("console: { listen: \"127.0.0.1:9180\"", &format!("console: {{ listen: \"{second}\""))
-    });
+    drop(holder);
+    r.edit(|t| t.replace(taken, second));
     let (code, text) = r.ask(&["apply"]);
     assert_eq!(code, Some(0), "{text}");
     assert_eq!((says(first, NEW), says(second, NEW)), (None, Some(true)));

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::output::{Out, Tone, safe};
 use super::{Exit, Failure, Global, Outcome, ask, names, unexpected};
-use crate::config::limit::{parse, show_limit};
+use crate::config::limit::{address, parse, show_limit};
 use crate::control::proto::{LimitAsk, LimitStatus};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::Origin;
@@ -30,10 +30,10 @@ pub struct LimitArgs {
     #[arg(add = names::gateways())]
     gateway: String,
     /// The inner address, inside the gateway's networks
-    #[arg(requires = "rate")]
+    #[arg(requires = "rate", value_parser = inner_address)]
     ip: Option<IpAddr>,
-    /// The new limit: a rate, as in 10mbit, block or unlimited
-    #[arg(value_parser = limit_word)]
+    /// The new limit: a rate, as in 10mbit, block (or 0) or unlimited (or -1)
+    #[arg(value_parser = limit_word, allow_negative_numbers = true)]
     rate: Option<String>,
     /// Take addresses and limits from the lines of a file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ip", "rate"])]
@@ -44,6 +44,10 @@ pub struct LimitArgs {
     /// Answer in JSON
     #[arg(long)]
     json: bool,
+}
+
+fn inner_address(text: &str) -> Result<IpAddr, String> {
+    address(text).map_err(|w| format!("{}; {}", w.what, w.fix))
 }
 
 /// A limit in the words of the configuration.
@@ -99,9 +103,7 @@ fn read(file: &Path) -> Result<Vec<LimitAsk>, Failure> {
             (Some(ip), Some(rate), None) => (ip, rate),
             _ => return Err(wrong("not an address and a limit".into(), "write lines like: 10.1.0.5 10mbit")),
         };
-        let ip: IpAddr = ip
-            .parse()
-            .map_err(|_| wrong(format!("{ip:?} is no IP address"), "write lines like: 10.1.0.5 10mbit"))?;
+        let ip = address(ip).map_err(|w| wrong(w.what, &w.fix))?;
         let rate = parse(rate).map(show_limit).map_err(|w| wrong(w.what, &w.fix))?;
         limits.push(LimitAsk { ip, rate });
     }

@@ -38,6 +38,9 @@ pub fn resolve(
     unique("customer gateway", raw.customers.good.iter().map(|c| &c.name), sink);
     unique("tunnel", raw.tunnels.good.iter().map(|t| &t.name), sink);
     raw.gateways.good.iter().for_each(|g| check_gateway(g, sink));
+    if let Some(console) = &raw.console {
+        console.check(raw.daemon.metrics, sink);
+    }
     let console = raw.console.take().map(|c| c.resolve(&mut *read_auth).ok_or(())).transpose();
     let book = Book::new(&raw);
     for t in &raw.tunnels.good {

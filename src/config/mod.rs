@@ -279,12 +279,13 @@ impl Source<'_> {
     fn auth(&self, auth: &RawAuth, secrets: Secrets, sink: &Sink) -> Option<Auth> {
         match auth {
             RawAuth::Files(first, others) => {
-                let first = self.key_file(first, secrets, sink);
+                let first = self.key_file(first, PSK, secrets, sink);
                 // What is wrong with the others is told as well.
                 let read: Vec<Option<Psk>> =
-                    others.iter().map(|path| self.key_file(path, secrets, sink)).collect();
+                    others.iter().map(|path| self.key_file(path, PSK, secrets, sink)).collect();
                 Some(Auth::Psk(Psk { others: read.into_iter().collect::<Option<_>>()?, ..first? }))
             }
+            RawAuth::Token(path) => self.key_file(path, "the token", secrets, sink).map(Auth::Psk),
             RawAuth::Inline { key, at } => {
                 let exposed =
                     self.facts.map_or(Ok(()), |f| f.guard("the file with an inline key", self.name));
@@ -298,7 +299,14 @@ impl Source<'_> {
         }
     }
 
-    fn key_file(&self, path: &decode::Spanned<PathBuf>, secrets: Secrets, sink: &Sink) -> Option<Psk> {
+    /// Reads a file with a secret; `name` is what messages call that.
+    fn key_file(
+        &self,
+        path: &decode::Spanned<PathBuf>,
+        name: &str,
+        secrets: Secrets,
+        sink: &Sink,
+    ) -> Option<Psk> {
         let full = self.dir.join(&path.value);
         let file = KeyFile { path: full.clone(), written: path.value.clone() };
         let unread = |file| {
@@ -317,9 +325,14 @@ impl Source<'_> {
             }
             Err(Refusal::Denied) => Err(wrong("the daemon may not read the file", "run the daemon as root")),
         };
+        let named = |w: error::Wrong| error::Wrong { what: w.what.replacen(PSK, name, 1), ..w };
+        let key = key.map(|key| secrets::Key { weak: key.weak.map(named), ..key }).map_err(named);
         usable(&path.at, Some(file), key, sink)
     }
 }
+
+/// What messages of [`secrets::psk`] call what it reads.
+const PSK: &str = "the pre-shared key";
 
 fn usable(
     at: &At,

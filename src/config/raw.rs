@@ -21,6 +21,7 @@ use super::error::{At, Sink, Wrong, quoted, wrong};
 use super::fields;
 use super::health_check::{self, RawHealthCheck};
 use super::identity::{self, Identity, RemoteId};
+use super::limit;
 use super::model::{
     Alerts, Daemon, DpdAction, Encap, EspParams, GatewayAddress, Guards, IkeParams, Limit, PeerAddress,
     PlaneChoice, Retransmit, Start,
@@ -121,11 +122,13 @@ impl Default for RawBypass {
     }
 }
 
-/// `tunnels[].auth`, of which one form was given.
+/// `tunnels[].auth`, of which one form was given; or `daemon.console.token_file`.
 #[derive(Debug)]
 pub enum RawAuth {
     /// One or more, preferred first.
     Files(Spanned<PathBuf>, Vec<Spanned<PathBuf>>),
+    /// The file with the console's token.
+    Token(Spanned<PathBuf>),
     Inline {
         key: Zeroizing<String>,
         at: At,
@@ -320,8 +323,8 @@ fn gateway(item: &Item<'_>) -> Option<RawGateway> {
     };
     let limits = many(&r, "limits", "limits", |i| {
         let l = i.map(&fields::LIMIT)?;
-        let ip = l.get("ip").and_then(|i| i.parse("an IP address", identity::ip));
-        let rate = l.get("rate").and_then(|i| i.parse("a rate, block or unlimited", limit));
+        let ip = l.get("ip").and_then(|i| i.parse("an IP address", limit::address));
+        let rate = l.get("rate").and_then(|i| i.parse("a rate, block or unlimited", limit::parse));
         Some((ip?, rate?.value))
     });
     Some(RawGateway {
@@ -358,14 +361,6 @@ fn gateway_address(item: &Item<'_>) -> Option<Spanned<GatewayAddress>> {
             .parse("an interface's name", |t| identity::interface_name(t).map(GatewayAddress::Interface));
     }
     item.parse("an IP address or { interface: NAME }", |t| identity::unicast(t).map(GatewayAddress::Ip))
-}
-
-fn limit(text: &str) -> Result<Limit, Wrong> {
-    match text {
-        "0" => Ok(Limit::Block),
-        "-1" => Ok(Limit::Unlimited),
-        _ => super::limit::parse(text),
-    }
 }
 
 fn customer(item: &Item<'_>) -> Option<RawCustomer> {

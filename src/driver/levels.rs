@@ -23,6 +23,7 @@ use crate::observe::qos::{Count, Place};
 use crate::observe::snapshot::{LevelStatus, Origin};
 use crate::plane::levels::{Keeper, Rate, Wanted};
 use crate::shaping::apply::{Shaper, ShapingError};
+use crate::shaping::plan::LOWEST_BPS;
 use crate::traffic::level::{Level as Kept, TunnelLevels};
 
 /// A bandwidth level in force.
@@ -57,6 +58,9 @@ fn configured(config: &Config) -> Levels {
     let tunnels = tunnels.filter(|(_, bps)| bps.is_some()).map(|(key, bps)| (key, level(bps)));
     gateways.chain(tunnels).collect()
 }
+
+/// Counts by whose level they are of.
+type Counted = Vec<(LevelKey, u64)>;
 
 /// What the data plane holds of the levels, and who holds the rest.
 #[derive(Default)]
@@ -197,6 +201,9 @@ impl Daemon {
         if bps.is_some() && self.is_without_queue(&key) {
             let why = self.shaping_troubles.first().map_or("it leaves by several interfaces", String::as_str);
             message.push_str(&format!("; what is beyond is dropped, not queued: {why}"));
+        }
+        if bps.is_some_and(|bps| bps < LOWEST_BPS) && self.is_queued(&key) {
+            message.push_str(&format!("; its queue keeps it as {}", units::show_rate(LOWEST_BPS)));
         }
         self.announce_level(&key, &message);
         self.keep_levels();
@@ -435,8 +442,7 @@ impl Daemon {
 
     /// Takes the counts of what levels dropped and let pass, but for those of queues.
     pub(super) fn sample_levels(&mut self) {
-        let (drops, passed): (Vec<(LevelKey, u64)>, Vec<(LevelKey, u64)>) = if self.plane.traffic().is_some()
-        {
+        let (drops, passed): (Counted, Counted) = if self.plane.traffic().is_some() {
             (self.in_force.drops().collect(), self.in_force.passed().collect())
         } else {
             let key = |keeper: &Keeper| match keeper {

@@ -199,9 +199,15 @@ impl Daemon {
             message: format!("no limit was changed: {message}"),
             hint: hint.to_owned(),
         };
+        if asked.is_empty() {
+            return Response::done(format!("no limit of {gateway} was changed"));
+        }
         let mut changes: Vec<(IpAddr, Limit)> = Vec::with_capacity(asked.len());
         for LimitAsk { ip, rate } in asked {
-            let ip = ip.to_canonical();
+            let ip = *ip;
+            if let Err(w) = limit::is_plain(ip) {
+                return refuse(w.what, &w.fix);
+            }
             if !limit::is_inside(config, ip) {
                 let networks: Vec<String> = config.networks.iter().take(4).map(ToString::to_string).collect();
                 let hint = format!("name an address inside {}", networks.join(", "));

@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use cygnet_reconcile::Object;
 use cygnet_xfrm::tc::{Filter, FilterSpec, Handle, HtbRates, Qdisc, Traffic};
 
-/// HTB's arithmetic has no room for less than one frame a second.
-const LOWEST_BPS: u64 = 16_000;
+/// The lowest cap in bits per second, in place of lower ones: HTB's arithmetic has no room for less than one frame a second.
+pub const LOWEST_BPS: u64 = 16_000;
 
 /// A gateway, with its addresses found on interfaces.
 #[derive(Clone, PartialEq, Eq, Debug)]
