@@ -334,6 +334,7 @@ impl Daemon {
     /// Counts on from what an earlier life had counted of the host.
     pub(super) fn count_on_of_the_host(&mut self, handed: &Handed) {
         handed.resume(&mut self.counters, cygnet_esp::DropReason::ALL.iter().map(|reason| reason.name()));
+        self.keep_drops_of_the_configured();
         for (gateway, addresses) in &handed.addresses {
             let Some(gateway) = self.limits.no(gateway) else { continue };
             let total =

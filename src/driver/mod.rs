@@ -514,17 +514,14 @@ impl Daemon {
         }
         self.counters.reasons = FailureReason::ALL.iter().map(|reason| reason.name()).collect();
         self.pages.begin_anew();
-        let known = |gateway: &str| self.config.gateway(gateway).is_some();
-        let is_tunnel =
-            |gateway: &str, name: &str| self.config.tunnel(name).is_some_and(|t| t.gateway == gateway);
-        self.counters.qos_drops.retain(known, is_tunnel);
-        self.rates.retain(|gateway, _| known(gateway));
+        self.rates.retain(|gateway, _| self.config.gateway(gateway).is_some());
         self.history.configure(tunnels.clone().map(|t| t.name.as_str()));
         self.places = policy::places(&self.registry, &self.config);
         for id in self.places.keys() {
             self.tunnels.entry(*id).or_insert_with(|| TunnelMemory::new(now));
         }
         self.accounts.retain(|id| self.places.contains_key(&id));
+        self.keep_drops_of_the_configured();
         self.keep_no_tallies_of_others();
         self.follow_traffic();
         self.used = publish::quota_use(&self.config);
@@ -554,6 +551,14 @@ impl Daemon {
     /// A configured tunnel.
     fn tunnel(&self, id: TunnelId) -> Option<&Tunnel> {
         self.config.tunnels.get(*self.places.get(&id)?)
+    }
+
+    /// Forgets what levels dropped of gateways and tunnels that are not configured.
+    fn keep_drops_of_the_configured(&mut self) {
+        let known = |gateway: &str| self.config.gateway(gateway).is_some();
+        let is_tunnel =
+            |gateway: &str, name: &str| self.config.tunnel(name).is_some_and(|t| t.gateway == gateway);
+        self.counters.qos_drops.retain(known, is_tunnel);
     }
 
     fn apply_policies(&mut self) {
