@@ -464,6 +464,54 @@ fn the_use_of_a_level_is_what_it_lets_pass_in_what_it_counts() {
     assert!((0.75..1.04).contains(&(tx / inside)), "unlimited: {tx}");
 }
 
+/// `status`, `top` and the exporter are fed by one sampler: what the tunnels carried, their gateway and its addresses carried.
+#[test]
+fn every_view_tells_the_same_of_what_was_carried() {
+    let Some(pair) = Pair::up("every_view_tells_the_same_of_what_was_carried", "", "") else { return };
+    let mut floods = [pair.outwards(FIRST, 3e6), pair.outwards(SECOND, 1e6), pair.inwards(FIRST, 2e6)];
+    std::thread::sleep(SECOND_LONG * 4);
+    // While traffic flows: both of one moment, and of the same span.
+    let told = pair.json(&["status", "--json"])["gateways"][0].clone();
+    let top = pair.json(&["top", "own", "--span", "3s", "--json"]);
+    let sum = |tunnels: &Value, key: &str| -> f64 {
+        tunnels.as_array().unwrap().iter().map(|t| t[key].as_f64().unwrap()).sum()
+    };
+    for (key, offered) in [("tx_bps", 4e6), ("rx_bps", 2e6)] {
+        let (gateway, tunnels) = (told[key].as_f64().unwrap(), sum(&top["tunnels"], key));
+        println!("{key}: {gateway} by status, {tunnels} by top");
+        assert!((0.8..1.1).contains(&(gateway / offered)), "{key}: {gateway} by status");
+        assert!((0.8..1.1).contains(&(tunnels / offered)), "{key}: {tunnels} by top");
+        let (addresses, tunnels) = (sum(&top["ips"], key), sum(&top["tunnels"], key));
+        assert!((0.99..1.01).contains(&(addresses / tunnels)), "{key}: {addresses} by address, {tunnels}");
+    }
+    for flood in &mut floods {
+        flood.outcome();
+    }
+    // At rest, to the octet.
+    let series = |metric: &str| -> f64 {
+        let page = pair.ours.metrics("a");
+        let of_metric =
+            page.lines().filter_map(|l| l.strip_prefix(metric)?.strip_prefix('{')?.rsplit_once("} "));
+        of_metric.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+    };
+    until(|| {
+        let top = pair.json(&["top", "own", "--json"]);
+        let tunnels = sum(&top["tunnels"], "bytes_in") + sum(&top["tunnels"], "bytes_out");
+        let addresses = sum(&top["ips"], "bytes_in") + sum(&top["ips"], "bytes_out");
+        let status = pair.json(&["status", "--json"])["tunnels"].clone();
+        let children: f64 = status
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| sum(&t["children"], "bytes_in") + sum(&t["children"], "bytes_out"))
+            .sum();
+        let exported = (series("cygnet_sa_bytes_total"), series("cygnet_ip_bytes_total"));
+        println!("{tunnels} by tunnel, {addresses} by address, {children} by child, {exported:?} exported");
+        assert!(tunnels > 2e6, "{top:#}");
+        [addresses, children, exported.0, exported.1].iter().all(|told| *told == tunnels)
+    });
+}
+
 /// The level stands on the bond, not on the interfaces in it, and stays there when the active one fails.
 #[test]
 fn a_level_stands_on_a_bond_and_on_a_vlan_over_it() {
