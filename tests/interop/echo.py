@@ -3,7 +3,8 @@
 
     echo.py TARGET COUNT INTERVAL     COUNT requests, INTERVAL seconds apart; prints how many were sent and answered
 
-ping(8) does not sleep between requests that are less than ten milliseconds apart, and takes a processor from what is tested.
+Whatever becomes of the answers: ping(8) sends fewer requests than it is told while answers are missing, and spins while they are not
+(findings/ping-slows-down-while-answers-are-missing.sh).
 """
 
 import os
