@@ -44,7 +44,8 @@ struct Known {
     minutes: u32,
     day_in: u64,
     day_out: u64,
-    /// The last minute that is over, if it carried anything.
+    /// The last minute that is over in which it carried anything, and what.
+    last: u64,
     last_in: u64,
     last_out: u64,
 }
@@ -144,13 +145,8 @@ impl History {
         if number <= self.number {
             return;
         }
-        let gap = number - self.number;
         self.close();
         self.number = number;
-        if gap > 1 {
-            // Nothing came in the minutes between.
-            self.known.values_mut().for_each(|known| (known.last_in, known.last_out) = (0, 0));
-        }
         while let Some(oldest) = self.minutes.front()
             && oldest.number + DAY as u64 <= number
         {
@@ -160,7 +156,6 @@ impl History {
     }
 
     fn close(&mut self) {
-        self.known.values_mut().for_each(|known| (known.last_in, known.last_out) = (0, 0));
         let mut all = self.current.take().by_address;
         all.extend(self.of_known.drain());
         self.missed = 0;
@@ -178,7 +173,8 @@ impl History {
                     None => continue,
                 };
                 known.total += *carried;
-                (known.last_in, known.last_out) = (carried.bytes_in, carried.bytes_out);
+                (known.last, known.last_in, known.last_out) =
+                    (self.number, carried.bytes_in, carried.bytes_out);
                 if n < part {
                     known.minutes += 1;
                     known.day_in = known.day_in.saturating_add(carried.bytes_in);
@@ -245,7 +241,7 @@ impl History {
     pub fn of(&self, who: Inner) -> Seen {
         let known = self.known.get(&who).copied().unwrap_or_default();
         let current = self.of_known.get(&who).copied().or_else(|| self.current.of(&who));
-        seen(who, &known, current.unwrap_or_default())
+        self.seen(who, &known, current.unwrap_or_default())
     }
 
     /// What addresses carried in the minute that is not over.
@@ -256,8 +252,8 @@ impl History {
     /// All addresses of which something is known.
     fn all(&self) -> impl Iterator<Item = Seen> + '_ {
         let now = |who| self.of_known.get(who).copied().unwrap_or_default();
-        let known = self.known.iter().map(move |(who, known)| seen(*who, known, now(who)));
-        known.chain(self.current.all().map(|(who, carried)| seen(who, &Known::default(), carried)))
+        let known = self.known.iter().map(move |(who, known)| self.seen(*who, known, now(who)));
+        known.chain(self.current.all().map(|(who, carried)| self.seen(who, &Known::default(), carried)))
     }
 
     /// Addresses that carried something in this minute or the last, the busiest first, `count` at most.
@@ -306,6 +302,26 @@ impl History {
         all
     }
 
+    /// With what it carried in the minute that is not over.
+    const fn seen(&self, who: Inner, known: &Known, current: Carried) -> Seen {
+        let mut total = known.total;
+        total.bytes_in = total.bytes_in.saturating_add(current.bytes_in);
+        total.packets_in = total.packets_in.saturating_add(current.packets_in);
+        total.bytes_out = total.bytes_out.saturating_add(current.bytes_out);
+        total.packets_out = total.packets_out.saturating_add(current.packets_out);
+        total.dropped = total.dropped.saturating_add(current.dropped);
+        Seen {
+            who,
+            total,
+            minute: if known.last + 1 == self.number { (known.last_in, known.last_out) } else { (0, 0) },
+            day: (
+                known.day_in.saturating_add(current.bytes_in),
+                known.day_out.saturating_add(current.bytes_out),
+            ),
+            now: (current.bytes_in, current.bytes_out),
+        }
+    }
+
     /// What any one address carried at most in this minute that is not under its name; 0: everything is exact.
     pub const fn missed(&self) -> u64 {
         self.missed
@@ -314,22 +330,6 @@ impl History {
 
 fn minute_of(at: Timestamp) -> u64 {
     at.as_nanos() / MINUTE.as_nanos() as u64
-}
-
-const fn seen(who: Inner, known: &Known, current: Carried) -> Seen {
-    let mut total = known.total;
-    total.bytes_in = total.bytes_in.saturating_add(current.bytes_in);
-    total.packets_in = total.packets_in.saturating_add(current.packets_in);
-    total.bytes_out = total.bytes_out.saturating_add(current.bytes_out);
-    total.packets_out = total.packets_out.saturating_add(current.packets_out);
-    total.dropped = total.dropped.saturating_add(current.dropped);
-    Seen {
-        who,
-        total,
-        minute: (known.last_in, known.last_out),
-        day: (known.day_in.saturating_add(current.bytes_in), known.day_out.saturating_add(current.bytes_out)),
-        now: (current.bytes_in, current.bytes_out),
-    }
 }
 
 /// The first ones by a weight, the heaviest first.
