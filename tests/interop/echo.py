@@ -7,6 +7,7 @@ Whatever becomes of the answers: ping(8) sends fewer requests than it is told wh
 (findings/ping-slows-down-while-answers-are-missing.sh).
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -35,11 +36,19 @@ def request(identifier, sequence):
     return struct.pack(">BBH", REQUEST, 0, checksum(struct.pack(">BBH", REQUEST, 0, 0) + body)) + body
 
 
+def waiting(echo):
+    """The identifiers and sequence numbers of the answers that are there."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            packet = echo.recv(2048)
+            reply = packet[(packet[0] & 0x0F) * 4:]
+            yield struct.unpack(">HH", reply[4:8])
+
+
 def main(target, count, interval):
     echo = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     echo.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("=I", ~(1 << REPLY) & 0xFFFFFFFF))
     echo.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    echo.connect((target, 0))
     echo.setblocking(False)
     identifier, answered, sent = os.getpid() & 0xFFFF, set(), 0
     due = time.monotonic()
@@ -47,7 +56,9 @@ def main(target, count, interval):
     while len(answered) < count:
         now = time.monotonic()
         while sent < count and due <= now:
-            echo.send(request(identifier, sent & 0xFFFF))
+            # What cannot be sent is a request without an answer.
+            with contextlib.suppress(OSError):
+                echo.sendto(request(identifier, sent & 0xFFFF), (target, 0))
             sent += 1
             due = max(due + interval, now - AT_ONCE * interval)
         if sent == count:
@@ -55,10 +66,8 @@ def main(target, count, interval):
             if now >= end:
                 break
         wait = (due if sent < count else end) - now
-        if select.select([echo], [], [], max(wait, 0))[0]:
-            packet = echo.recv(2048)
-            reply = packet[(packet[0] & 0x0F) * 4:]
-            _, _, _, theirs, sequence = struct.unpack(">BBHHH", reply[:8])
+        select.select([echo], [], [], max(wait, 0))
+        for theirs, sequence in waiting(echo):
             if theirs == identifier:
                 answered.add(sequence)
     print(f"{sent} packets transmitted, {len(answered)} received")
