@@ -82,8 +82,9 @@ pub enum Access {
 /// What the token of a request permits.
 pub fn access(headers: &HeaderMap, token: Option<&Psk>) -> Access {
     let Some(token) = token else { return Access::NobodyChanges };
-    let given = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-    let given = given.map(str::trim).filter(|t| t.len() <= MAX_TOKEN);
+    let given = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.split_once(' '));
+    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let given = given.map(|(_, token)| token.trim()).filter(|t| t.len() <= MAX_TOKEN);
     // The comparison takes as long for every wrong token of the same length.
     match given.and_then(|t| secrets::psk(t.as_bytes()).ok()) {
         Some(key) if key.secret == *token.secret => Access::Change,
@@ -161,6 +162,8 @@ mod tests {
         let token = Psk { secret, file: None, others: Vec::new() };
         let with = |v: &str| access(&map(&[("authorization", v)]), Some(&token));
         assert_eq!(with("Bearer 0123456789abcdef"), Access::Change);
+        // RFC 9110 §11.1: the scheme's name has no case.
+        assert_eq!(with("bearer 0123456789abcdef"), Access::Change);
         assert_eq!(with("Bearer 0x30313233343536373839616263646566"), Access::Change);
         for wrong in [
             "",

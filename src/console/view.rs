@@ -156,7 +156,8 @@ fn head(p: &Published, record: &Record) -> Value {
     let gateways = s.gateways.iter().map(|g| {
         json!({
             "name": g.name, "address": g.address, "bandwidth_bps": g.bandwidth_bps,
-            "bandwidth_origin": g.bandwidth_origin, "bandwidth_in": g.bandwidth_in, "used": g.used, "limits": g.limits,
+            "bandwidth_origin": g.bandwidth_origin, "bandwidth_used_bps": g.bandwidth_used_bps,
+            "bandwidth_in": g.bandwidth_in, "bandwidth_in_used_bps": g.bandwidth_in_used_bps, "used": g.used, "limits": g.limits,
             "rate": record.rate(Of::Gateway(&g.name)),
         })
     });

@@ -67,7 +67,8 @@ pub enum Request {
     Bandwidth {
         /// The gateway; else the tunnel of this name. `gateway:` or `tunnel:` before it says which.
         gateway: String,
-        /// Bits per second; null: no cap.
+        /// Bits per second; null: no cap. Whoever says nothing has not asked for that.
+        #[serde(deserialize_with = "Option::deserialize")]
         bps: Option<u64>,
         /// Of what comes in, instead of what goes out.
         #[serde(default, skip_serializing_if = "is_false")]

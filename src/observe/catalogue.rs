@@ -71,7 +71,7 @@ families! {
     TUNNEL_DOWNTIME = Counter "cygnet_tunnel_downtime_seconds" ["gateway", "tunnel"]
         "Time the tunnel passed no traffic although it was wanted.";
     SA_BYTES = Counter "cygnet_sa_bytes" ["gateway", "tunnel", "direction"]
-        "Octets of inner packets.";
+        "Octets of inner packets, those that the level of a gateway drops after them included.";
     SA_PACKETS = Counter "cygnet_sa_packets" ["gateway", "tunnel", "direction"]
         "Inner packets.";
     SA_DROPS = Counter "cygnet_sa_drops" ["gateway", "tunnel", "reason"]

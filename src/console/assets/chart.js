@@ -7,6 +7,9 @@ const BOTTOM = 22;
 const TOP = 8;
 const RIGHT = 10;
 
+/** A sample that comes after more than so many steps comes after one that is missing. */
+const LATE = 1.75;
+
 /** The next of 1, 2, 5 times a power of ten. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
@@ -96,15 +99,16 @@ export class Chart {
       c.strokeStyle = colour(name);
       c.lineWidth = 1.75;
       c.beginPath();
-      const apart = (a, b) => !a || !b || b.at - a.at > this.step * 2.5;
+      const measured = (p) => p && has(p, key);
+      const apart = (a, b) => !measured(a) || !measured(b) || b.at - a.at > this.step * LATE;
       c.fillStyle = colour(name);
-      const drawn = shown.filter((p) => has(p, key));
-      drawn.forEach((p, n) => {
-        const begins = apart(drawn[n - 1], p);
+      shown.forEach((p, n) => {
+        if (!measured(p)) return;
+        const begins = apart(shown[n - 1], p);
         if (begins) c.moveTo(x(p.at), y(p[key]));
         else c.lineTo(x(p.at), y(p[key]));
         // A point between two gaps is no line.
-        if (begins && apart(p, drawn[n + 1])) c.fillRect(x(p.at) - 2, y(p[key]) - 2, 4, 4);
+        if (begins && apart(p, shown[n + 1])) c.fillRect(x(p.at) - 2, y(p[key]) - 2, 4, 4);
       });
       c.stroke();
     }

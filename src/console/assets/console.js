@@ -147,7 +147,10 @@ function events(all) {
 const counts = (map) => Object.entries(map ?? {}).sort((a, b) => b[1] - a[1]).map(([name, n]) => [name, [String(n)]]);
 
 /** A bandwidth level in words. */
-const level = (l) => (l ? `${l.bps === null ? "unlimited" : bits(l.bps)} (${l.origin})` : "unlimited");
+const level = (l) => (l ? `${l.bps === null ? "unlimited" : bits(l.bps)} (${l.origin})${used(l)}` : "unlimited");
+
+/** How much of it is used, if that is known. */
+const used = (l) => (l.bps && typeof l.used === "number" ? `, ${Math.ceil((l.used * 100) / l.bps)} % used` : "");
 
 /** A form that sets the level of `whose`. */
 function levelForm(whose, label) {
@@ -286,7 +289,8 @@ function quality(name) {
     now.replaceChildren(list([["Health", el("span", { className: `state ${{ good: "up", degraded: "failed" }[q.health] ?? "waiting"}` },
       q.cause ? `${q.health} (${q.cause.replaceAll("_", " ")})` : q.health)], ["Probes", q.source ? `${q.source} to ${q.target}${q.port ? `, UDP port ${q.port}` : ""}` : q.problem],
     ["Lost", `${q.lost} of ${q.probes} in the last minute`], ["Delay", `${ms(q.delay_ms)}, jitter ${ms(q.jitter_ms)}`]]));
-    const points = minutes.map((m) => ({ ...m, at: Date.parse(m.time) / 1000 + 60 }));
+    // The last one is not over.
+    const points = minutes.map((m) => ({ ...m, at: Math.min(Date.parse(m.time) / 1000 + 60, Date.now() / 1000) }));
     delays.set(points);
     losses.set(points);
   }
@@ -321,8 +325,8 @@ function gateways() {
       const c = cards.get(g.name);
       const own = [...state.tunnels.values()].filter((t) => t.gateway === g.name);
       const quota = state.head.quota?.tunnels_per_gateway?.limit;
-      c.facts.replaceChildren(list([["Address", g.address], ["Bandwidth", level({ bps: g.bandwidth_bps, origin: g.bandwidth_origin })],
-        ["Bandwidth inwards", level(g.bandwidth_in)],
+      c.facts.replaceChildren(list([["Address", g.address], ["Bandwidth", level({ bps: g.bandwidth_bps, origin: g.bandwidth_origin, used: g.bandwidth_used_bps })],
+        ["Bandwidth inwards", level(g.bandwidth_in && { ...g.bandwidth_in, used: g.bandwidth_in_used_bps })],
         ["Tunnels", `${own.filter((t) => UP.includes(t.state)).length} of ${own.length} up${quota ? `, quota ${quota}` : ""}`],
         ["Limited addresses", g.limits ? `${g.limits.rates} to a rate, ${g.limits.blocked} blocked` : "none"]]));
       c.chart.add(g.rate);
