@@ -188,7 +188,7 @@ struct Daemon {
     told: u64,
     /// Headers of the last messages.
     recorder: Recorder,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<Arc<Event>>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
     /// Tunnels whose state is to be noted when the input is done with.
