@@ -145,7 +145,7 @@ fn events_are_one_json_object_a_line() {
         std::thread::sleep(Duration::from_millis(5));
     }
     for n in 0..3 {
-        fake.events.send(Event::new(n, Kind::TunnelUp, "up\nand away").tunnel("a-b")).unwrap();
+        fake.events.send(Event::new(n, Kind::TunnelUp, "up\nand away").tunnel("a-b").into()).unwrap();
     }
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     for n in 0..3 {
@@ -183,7 +183,7 @@ fn events_that_were_kept_are_filtered_and_none_comes_twice() {
     // The fake's answer has one of another tunnel's, too: what was asked for is the daemon's to choose.
     assert_eq!([next(), next(), next()], [1, 2, 3]);
     for (seq, tunnel) in [(3, "a-b"), (4, "other"), (5, "a-b")] {
-        fake.events.send(Event { seq, ..Event::new(9, Kind::TunnelUp, "up").tunnel(tunnel) }).unwrap();
+        fake.events.send(Event { seq, ..Event::new(9, Kind::TunnelUp, "up").tunnel(tunnel) }.into()).unwrap();
     }
     assert_eq!(next(), 5);
     child.kill().unwrap();

@@ -84,7 +84,8 @@ impl Filter {
         let holds = |text: &String| {
             let text = text.to_lowercase();
             let about = [&event.tunnel, &event.gateway, &event.child, &event.peer].into_iter().flatten();
-            about.chain([&event.message, &event.code]).any(|field| field.to_lowercase().contains(&text))
+            let mut fields = about.map(String::as_str).chain([event.message.as_str(), &event.code]);
+            fields.any(|field| field.to_lowercase().contains(&text))
         };
         (self.code.is_empty() || self.code.iter().any(of_code)) && self.grep.as_ref().is_none_or(holds)
     }

@@ -34,7 +34,7 @@ pub struct Sources {
     /// What is published.
     pub published: Subscriber,
     /// What happens.
-    pub events: broadcast::Sender<Event>,
+    pub events: broadcast::Sender<Arc<Event>>,
     /// Questions and orders to the daemon's loop.
     pub asks: mpsc::Sender<Ask>,
 }

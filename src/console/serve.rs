@@ -109,14 +109,13 @@ async fn follow(mut published: Subscriber, view: watch::Sender<Arc<View>>, recor
 
 /// Keeps events, and passes them on.
 async fn listen(
-    mut events: broadcast::Receiver<Event>,
+    mut events: broadcast::Receiver<Arc<Event>>,
     told: broadcast::Sender<Arc<Event>>,
     record: &Mutex<Record>,
 ) {
     loop {
         match events.recv().await {
             Ok(event) => {
-                let event = Arc::new(event);
                 lock(record).note(Arc::clone(&event));
                 // Nobody may be looking.
                 let _ = told.send(event);

@@ -93,7 +93,7 @@ pub fn bind(path: &Path, access: Access) -> io::Result<Socket> {
 }
 
 /// Serves clients until `asks` is closed.
-pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::Sender<Event>) {
+pub async fn serve(socket: Socket, asks: mpsc::Sender<Ask>, events: broadcast::Sender<Arc<Event>>) {
     let seats = Seats::default();
     loop {
         let stream = tokio::select! {
@@ -213,7 +213,7 @@ impl Client {
     async fn converse(
         &mut self,
         asks: &mpsc::Sender<Ask>,
-        events: &broadcast::Sender<Event>,
+        events: &broadcast::Sender<Arc<Event>>,
     ) -> Result<(), FrameError> {
         loop {
             let request = match self.request().await {
@@ -288,12 +288,12 @@ impl Client {
         }
     }
 
-    async fn stream_events(&mut self, mut events: broadcast::Receiver<Event>) -> Result<(), FrameError> {
+    async fn stream_events(&mut self, mut events: broadcast::Receiver<Arc<Event>>) -> Result<(), FrameError> {
         self.send(&Response::Streaming {}).await?;
         loop {
             let event = tokio::select! {
                 received = events.recv() => match received {
-                    Ok(event) => event,
+                    Ok(event) => Event::clone(&event),
                     Err(broadcast::error::RecvError::Lagged(n)) => {
                         let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
                         let text = format!("{n} events were lost because this reader was slow");

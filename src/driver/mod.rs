@@ -61,7 +61,7 @@ use cygnet_xfrm::host::HostMonitor;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::alerts::{self, Alerts};
@@ -188,7 +188,7 @@ struct Daemon {
     told: u64,
     /// Headers of the last messages.
     recorder: Recorder,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<Arc<Event>>,
     publisher: Publisher,
     tunnels: BTreeMap<TunnelId, TunnelMemory>,
     /// Tunnels whose state is to be noted when the input is done with.
@@ -270,29 +270,40 @@ struct Inputs {
     wall: Option<AsyncFd<OwnedFd>>,
     /// Answers to probes, of each protocol, with the kernel's plane.
     echo: Vec<AsyncFd<OwnedFd>>,
-    signals: Signals,
+    signals: mpsc::Receiver<Told>,
     /// Where metrics are asked for, until they are served.
     metrics: Option<TcpListener>,
     /// Where the console will be.
     console: Option<TcpListener>,
 }
 
-/// Signals are kept from the moment this is made.
-struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
+/// What a signal asks for.
+enum Told {
+    End,
+    ReadAnew,
 }
 
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("signals cannot be received");
-        Ok(Self {
-            term: listen(SignalKind::terminate())?,
-            int: listen(SignalKind::interrupt())?,
-            hup: listen(SignalKind::hangup())?,
-        })
-    }
+/// What signals ask for, from this moment on. A task of its own waits for them: the loop has to ask one channel each time, and
+/// not three signals.
+fn signals() -> anyhow::Result<mpsc::Receiver<Told>> {
+    let listen = |kind| signal(kind).context("signals cannot be received");
+    let mut term = listen(SignalKind::terminate())?;
+    let mut int = listen(SignalKind::interrupt())?;
+    let mut hup = listen(SignalKind::hangup())?;
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let what = tokio::select! {
+                _ = term.recv() => Told::End,
+                _ = int.recv() => Told::End,
+                _ = hup.recv() => Told::ReadAnew,
+            };
+            if tell.send(what).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(told)
 }
 
 impl Daemon {
@@ -310,7 +321,7 @@ impl Daemon {
 
         // What others may have taken comes before anything that touches the network: a daemon that cannot start leaves
         // the host, and another daemon on it, as they were.
-        let signals = Signals::new()?;
+        let signals = signals()?;
         let socket = &config.daemon.control_socket;
         let access = control::Access::of_host(config.daemon.admin_group.as_deref());
         let control = control::server::bind(socket, access)
@@ -635,9 +646,9 @@ impl Daemon {
                         self.input(Input::Done(job, output));
                     }
                 }
-                () = readable(inputs.plane.as_ref()) => self.plane_events(),
-                () = readable(inputs.host.as_ref()) => self.on_host_changes(),
-                () = readable(inputs.wall.as_ref()) => self.check_wall(false),
+                () = readable(inputs.plane.as_slice()) => self.plane_events(),
+                () = readable(inputs.host.as_slice()) => self.on_host_changes(),
+                () = readable(inputs.wall.as_slice()) => self.check_wall(false),
                 Some(ask) = inputs.asks.recv() => {
                     if let Some(reply) = self.answer(ask) {
                         return End::HandOver(reply);
@@ -647,17 +658,16 @@ impl Daemon {
                     let more = std::iter::from_fn(|| inputs.answers.try_recv().ok()).take(quality::ANSWER_QUEUE);
                     self.on_answers(std::iter::once(first).chain(more));
                 }
-                () = any_readable(&inputs.echo) => self.take_echoes(),
+                () = readable(&inputs.echo) => self.take_echoes(),
                 () = sleep_until(self.quality.wakeup(clock::now().mono)) => self.probe(),
                 Some((name, answer)) = inputs.resolved.recv() => self.on_resolved(&name, answer),
                 () = tokio::time::sleep(wait) => self.input(Input::Tick),
                 _ = sampling.tick() => self.look_around(),
                 () = sleep_until(self.publish_at) => self.publish(),
-                _ = inputs.signals.hup.recv() => {
-                    self.on_hangup();
-                }
-                _ = inputs.signals.term.recv() => break,
-                _ = inputs.signals.int.recv() => break,
+                Some(told) = inputs.signals.recv() => match told {
+                    Told::ReadAnew => self.on_hangup(),
+                    Told::End => break,
+                },
             }
             self.settle_waiters();
             self.go_on_sweeping();
@@ -870,11 +880,11 @@ fn watched(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Waits until one of these descriptors has something to read; for ever if there is none.
-async fn any_readable(fds: &[AsyncFd<OwnedFd>]) {
+async fn readable(fds: &[AsyncFd<OwnedFd>]) {
     std::future::poll_fn(|cx| {
         let mut ready = Poll::Pending;
         for fd in fds {
-            // As below.
+            // What there is is read to the end by the caller, after which the descriptor is not readable any more.
             if let Poll::Ready(Ok(mut guard)) = fd.poll_read_ready(cx) {
                 guard.clear_ready();
                 ready = Poll::Ready(());
@@ -883,16 +893,4 @@ async fn any_readable(fds: &[AsyncFd<OwnedFd>]) {
         ready
     })
     .await;
-}
-
-/// Waits until a descriptor has something to read; for ever if there is none.
-async fn readable(fd: Option<&AsyncFd<OwnedFd>>) {
-    match fd {
-        Some(fd) => match fd.readable().await {
-            // What there is is read to the end by the caller, after which the descriptor is not readable any more.
-            Ok(mut guard) => guard.clear_ready(),
-            Err(_) => std::future::pending().await,
-        },
-        None => std::future::pending().await,
-    }
 }

@@ -1,7 +1,6 @@
 //! Makes the snapshot that everybody else reads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,8 +58,8 @@ impl Pages {
 
 /// What is remembered of a tunnel between snapshots.
 pub(super) struct TunnelMemory {
-    /// The other end of its last IKE SA.
-    pub(super) peer: Option<SocketAddr>,
+    /// Address and port of the other end of its last IKE SA.
+    pub(super) peer: Option<String>,
     state: TunnelState,
     since: Now,
     /// Pairs of networks that are carried.

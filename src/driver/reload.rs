@@ -224,6 +224,9 @@ impl Daemon {
 
     /// Releases the guards of children that the configuration has no more and that have no SA any more.
     pub(super) fn release_left(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
         let free: Vec<ChildId> =
             self.leaving.iter().copied().filter(|child| !self.endpoint.is_carried(*child)).collect();
         if free.is_empty() {

@@ -1,6 +1,8 @@
 //! What happened goes to the log, the history, the counters and whoever listens.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use cygnet_ike::coverage::{MissingPair, networks};
 use cygnet_ike::error::Trouble;
@@ -68,6 +70,7 @@ impl Daemon {
         self.told += 1;
         event.seq = self.told;
         log(&event, odd);
+        let event = Arc::new(event);
         self.history.record(clock::now().mono, &event);
         if let Some(alerts) = &self.alerts {
             alerts.tell(&event);
@@ -97,20 +100,20 @@ impl Daemon {
     }
 
     /// The other end of a tunnel: as it was seen last, else as it is configured.
-    fn peer_of(&self, id: TunnelId) -> Option<String> {
-        if let Some(seen) = self.tunnels.get(&id).and_then(|memory| memory.peer) {
-            return Some(seen.to_string());
+    fn peer_of(&self, id: TunnelId) -> Option<Cow<'_, str>> {
+        if let Some(seen) = self.tunnels.get(&id).and_then(|memory| memory.peer.as_deref()) {
+            return Some(seen.into());
         }
         let customer = &self.tunnel(id)?.customer_gateway;
         Some(match &self.config.customer_gateway(customer)?.address {
-            PeerAddress::Ip(ip) => ip.to_string(),
-            PeerAddress::Dns(name) => name.clone(),
+            PeerAddress::Ip(ip) => ip.to_string().into(),
+            PeerAddress::Dns(name) => name.into(),
         })
     }
 
     fn note_peer(&mut self, id: TunnelId, peer: SocketAddr) {
         if let Some(memory) = self.tunnels.get_mut(&id) {
-            memory.peer = Some(peer);
+            memory.peer = Some(peer.to_string());
         }
     }
 
@@ -124,16 +127,20 @@ impl Daemon {
         odd: bool,
     ) {
         self.changed(id);
-        let Some(name) = self.tunnel_name(id) else { return };
         let unix = clock::now().unix;
         let limits = match subject {
             Subject::Kind(_) => &mut self.tunnel_lines,
             Subject::Failure(_) => &mut self.failure_lines,
         };
+        let Some(name) = self.registry.name(id) else { return };
         let Some(missed) = limits.admit((id, subject), unix) else { return };
-        let peer = about.peer.map(|peer| peer.to_string()).or_else(|| self.peer_of(id));
-        let event = Event::new(unix, kind, &format!("{message}{}", missed_words(missed)))
-            .tunnel(&name)
+        let peer = about.peer.map(|peer| peer.to_string().into()).or_else(|| self.peer_of(id));
+        let message: Cow<'_, str> = match missed {
+            0 => message.into(),
+            _ => format!("{message}{}", missed_words(missed)).into(),
+        };
+        let event = Event::new(unix, kind, &message)
+            .tunnel(name)
             .child(about.child.as_deref())
             .peer(peer.as_deref())
             .code(about.code);
@@ -142,7 +149,7 @@ impl Daemon {
 
     /// Tells how much of a tunnel's configured pairs of networks is carried, which has changed.
     pub(super) fn tell_coverage(&mut self, id: TunnelId, view: &TunnelView) {
-        let Some(name) = self.tunnel_name(id) else { return };
+        let Some(name) = self.registry.name(id) else { return };
         let c = &view.coverage;
         let mut message = format!("{} of {} pairs of networks are carried", c.covered, c.pairs);
         let missing: Vec<String> = c.missing.iter().take(8).map(missing_words).collect();
@@ -152,7 +159,7 @@ impl Daemon {
         }
         let peer = self.peer_of(id);
         let event =
-            Event::new(clock::now().unix, Kind::Coverage, &message).tunnel(&name).peer(peer.as_deref());
+            Event::new(clock::now().unix, Kind::Coverage, &message).tunnel(name).peer(peer.as_deref());
         // On its way up a tunnel is incomplete as a matter of course.
         self.publish_event(event, c.covered < c.pairs && view.ike.is_some() && view.is_settled());
     }
@@ -178,14 +185,16 @@ impl Daemon {
                 }
             }
             IkeEvent::ChildUp { child, inbound, outbound, suite, local, remote } => {
-                let view = self.endpoint.view(child.tunnel);
                 let nets = format!("{local:?} === {remote:?}");
                 let message = format!("up: SPIs {inbound} in, {outbound} out, {suite}: {nets}");
                 let about = About { child: Some(networks(&local, &remote)), ..About::default() };
                 self.tell_tunnel_about(child.tunnel, Kind::TunnelUp, &about, &message);
                 // While something is missing, why it is missing stays to be read.
-                let whole = view.is_some_and(|v| v.ike.is_some() && v.coverage.is_whole());
-                if whole && let Some(memory) = self.tunnels.get_mut(&child.tunnel) {
+                let is_whole = |v: TunnelView| v.ike.is_some() && v.coverage.is_whole();
+                if let Some(memory) = self.tunnels.get_mut(&child.tunnel)
+                    && memory.last_error.is_some()
+                    && self.endpoint.view(child.tunnel).is_some_and(is_whole)
+                {
                     memory.last_error = None;
                 }
             }
@@ -324,7 +333,7 @@ struct About {
 /// A line of the log with the event's fields.
 fn log(event: &Event, odd: bool) {
     let (tunnel, gateway) = (event.tunnel.as_deref(), event.gateway.as_deref());
-    let (child, peer, code) = (event.child.as_deref(), event.peer.as_deref(), event.code.as_str());
+    let (child, peer, code) = (event.child.as_deref(), event.peer.as_deref(), &*event.code);
     if odd {
         tracing::warn!(tunnel, gateway, child, peer, code, "{}", event.message);
     } else {

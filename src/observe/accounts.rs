@@ -1,7 +1,7 @@
 //! The last negotiations of each tunnel, for `cygnet explain`: what the peer has proven to have said, and, apart from it,
 //! what anybody may have said from its address.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 
 use cygnet_ike::account::{Account, Item, Outcome, Role, Stage, Standing, Text, Verdict};
 use cygnet_model::{Now, TunnelId};
@@ -67,7 +67,8 @@ impl Accounts {
 /// Texts that several accounts have: most tunnels of a gateway are alike in most of what they negotiate.
 #[derive(Default, Debug)]
 struct Texts {
-    known: BTreeSet<Text>,
+    /// Looked up for every text of every account; nobody sees their order.
+    known: HashSet<Text>,
     /// How many there were when those without a user were let go last.
     before: usize,
 }

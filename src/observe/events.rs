@@ -1,5 +1,7 @@
 //! Events: what happened, for people and for programs. One JSON object a line.
 
+use std::borrow::Cow;
+
 use cygnet_ike::{DropReason, FailureReason};
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +29,8 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     /// The reason, if there is one, else the kind: what to search for.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub code: String,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub code: Cow<'static, str>,
     /// Counts the events of a life of the daemon from 1; 0 where nobody counted.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub seq: u64,
@@ -39,6 +41,10 @@ pub struct Event {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
 const fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+fn is_empty(text: &str) -> bool {
+    text.is_empty()
 }
 
 /// Declares the kinds with their words in JSON.
@@ -173,7 +179,7 @@ impl Event {
             gateway: None,
             child: None,
             peer: None,
-            code: event.name().to_owned(),
+            code: event.name().into(),
             seq: 0,
             message: one_line(message),
         }
@@ -205,9 +211,9 @@ impl Event {
 
     /// The same for a reason.
     #[must_use]
-    pub fn code(self, reason: Option<&str>) -> Self {
+    pub fn code(self, reason: Option<&'static str>) -> Self {
         match reason {
-            Some(reason) => Self { code: reason.to_owned(), ..self },
+            Some(reason) => Self { code: reason.into(), ..self },
             None => self,
         }
     }

@@ -47,11 +47,10 @@ impl History {
     }
 
     /// Keeps an event of this moment; longer if it is about a configured tunnel.
-    pub fn record(&mut self, at: Timestamp, event: &Event) {
-        let event = Arc::new(event.clone());
-        push(&mut self.all, OF_ALL, at, &event);
+    pub fn record(&mut self, at: Timestamp, event: &Arc<Event>) {
+        push(&mut self.all, OF_ALL, at, event);
         if let Some(ring) = event.tunnel.as_ref().and_then(|name| self.rings.get_mut(name)) {
-            push(ring, self.each, at, &event);
+            push(ring, self.each, at, event);
         }
     }
 
@@ -95,8 +94,8 @@ mod tests {
         h.configure(["a", "b"]);
         let at = Timestamp::from_nanos;
         for n in 0..1000 {
-            h.record(at(n), &Event::new(n, Kind::TunnelUp, "").tunnel("a"));
-            h.record(at(n), &Event::new(n, Kind::TunnelUp, "").tunnel("stranger"));
+            h.record(at(n), &Arc::new(Event::new(n, Kind::TunnelUp, "").tunnel("a")));
+            h.record(at(n), &Arc::new(Event::new(n, Kind::TunnelUp, "").tunnel("stranger")));
         }
         h.configure(["a", "c"]);
         assert_eq!(h.of("a", at(0)).unwrap().len(), PER_TUNNEL.0);
@@ -115,7 +114,7 @@ mod tests {
         let mut kept = |tunnels: usize| {
             h.configure(names.iter().take(tunnels).map(String::as_str));
             for n in 0..1000 {
-                h.record(at(n), &Event::new(n, Kind::TunnelUp, "").tunnel("t0"));
+                h.record(at(n), &Arc::new(Event::new(n, Kind::TunnelUp, "").tunnel("t0")));
             }
             h.of("t0", at(0)).unwrap().len()
         };
@@ -132,7 +131,7 @@ mod tests {
         let at = Timestamp::from_nanos;
         // Set ahead by a day, and back by two.
         for (n, unix) in [(1, 1_000_000), (2, 1_086_400), (3, 913_600)] {
-            h.record(at(n), &Event::new(unix, Kind::TunnelUp, "").tunnel("a"));
+            h.record(at(n), &Arc::new(Event::new(unix, Kind::TunnelUp, "").tunnel("a")));
         }
         let of = |since| h.of("a", at(since)).unwrap().iter().map(|e| e.unix).collect::<Vec<_>>();
         assert_eq!(of(0), [1_000_000, 1_086_400, 913_600]);

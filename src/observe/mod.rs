@@ -73,7 +73,16 @@ pub fn rfc3339(unix: u64) -> String {
     let month = if m < 10 { m + 3 } else { m - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (h, min, s) = (second / 3600, second % 3600 / 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{min:02}:{s:02}Z")
+    // Digit by digit: `format!` takes ten times as long, and every event has a time.
+    let mut text = String::with_capacity("2026-12-31T23:59:59Z".len());
+    for (number, least, after) in
+        [(year, 4, '-'), (month, 2, '-'), (day, 2, 'T'), (h, 2, ':'), (min, 2, ':'), (s, 2, 'Z')]
+    {
+        let digits = number.checked_ilog10().map_or(1, |places| places + 1).max(least);
+        let digit = |place| char::from_digit((number / 10u64.pow(place) % 10) as u32, 10);
+        text.extend((0..digits).rev().filter_map(digit).chain([after]));
+    }
+    text
 }
 
 /// Text made fit for one line of a log or terminal: control and reordering characters are escaped, the length is cut.
@@ -110,6 +119,7 @@ mod tests {
             (1_767_225_599, "2025-12-31T23:59:59Z"),
             (1_767_225_600, "2026-01-01T00:00:00Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (253_402_300_800, "10000-01-01T00:00:00Z"),
         ] {
             assert_eq!(rfc3339(unix), text);
         }

@@ -180,6 +180,7 @@ impl Frames {
         let mut text = Zeroizing::new(content.to_vec());
         let end =
             self.key.seal_in_place_separate_tag(for_content, Aad::from(len), &mut text).map_err(broken)?;
+        out.reserve(FRAME_OVERHEAD + text.len());
         out.extend_from_slice(&len);
         out.extend_from_slice(tag.as_ref());
         out.extend_from_slice(&text);

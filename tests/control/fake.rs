@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cygnet::config::lines::{Key, Place};
@@ -20,7 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 /// A server with a driver that answers by the book, on threads of its own.
 pub struct Fake {
     pub dir: tempfile::TempDir,
-    pub events: broadcast::Sender<Event>,
+    pub events: broadcast::Sender<Arc<Event>>,
     _runtime: tokio::runtime::Runtime,
 }
 

@@ -440,7 +440,9 @@ impl NetlinkSocket {
 
     fn flush(&mut self) -> Result<(), NetlinkError> {
         let result = self.socket.send_to(&self.send, &SocketAddr::new(0, 0), 0);
-        self.send.zeroize();
+        // Only what was written: the room behind it, of a large message once, was wiped before.
+        self.send.as_mut_slice().zeroize();
+        self.send.clear();
         result?;
         Ok(())
     }

@@ -15,7 +15,8 @@ use crate::wire::{Proposal, Protocol};
 const NAMED: usize = 12;
 
 fn join(all: impl Iterator<Item = impl fmt::Display>, sep: &str) -> String {
-    let mut out = String::new();
+    // Most texts fit, and do not move as they grow.
+    let mut out = String::with_capacity(64);
     for (n, one) in all.take(NAMED + 1).enumerate() {
         if n > 0 {
             out.push_str(sep);
@@ -37,12 +38,13 @@ pub(super) fn ike(ours: &[IkeProposal]) -> Text {
 
 /// Our own ESP proposals. Those of IKE_AUTH have no key exchange.
 pub(super) fn esp(ours: &[EspProposal], with_ke: bool) -> Text {
-    let bare = |p: &EspProposal| {
-        if with_ke {
-            return p.to_string();
-        }
-        let additional = AdditionalOffer::default();
-        EspProposal { groups: Vec::new(), additional, ..p.clone() }.to_string()
+    if with_ke {
+        return text(join(ours.iter(), ", "));
+    }
+    let bare = |p: &EspProposal| EspProposal {
+        groups: Vec::new(),
+        additional: AdditionalOffer::default(),
+        ..p.clone()
     };
     text(join(ours.iter().map(bare), ", "))
 }
@@ -62,7 +64,7 @@ pub(super) fn ike_suite(s: IkeSuite) -> Text {
         groups: vec![s.group],
         additional: AdditionalOffer::only(&s.additional),
     };
-    text(p.to_string())
+    ike(&[p])
 }
 
 pub(super) fn esp_suite(s: EspSuite) -> Text {
@@ -73,7 +75,7 @@ pub(super) fn esp_suite(s: EspSuite) -> Text {
         additional: AdditionalOffer::only(&s.additional),
         esn: vec![s.esn],
     };
-    text(p.to_string())
+    esp(&[p], true)
 }
 
 /// Each group of a list once, in its order.

@@ -44,6 +44,7 @@ impl Endpoint {
             }
         }
         let before = std::mem::replace(&mut self.policies, new.into_values().collect());
+        self.keeping.follow(&self.policies);
         for (id, old) in before.iter() {
             let Some(new) = self.policies.get(&id).cloned() else { continue };
             if Arc::ptr_eq(old, &new) {

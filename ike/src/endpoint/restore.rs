@@ -10,7 +10,7 @@ use cygnet_model::{ChildId, IkeSpi, Now, SecretBytes, Spi, TunnelId};
 
 use super::Endpoint;
 use crate::io::{Action, Actions, Event};
-use crate::policy::TunnelPolicy;
+use crate::policy::{Policies, TunnelPolicy};
 use crate::sa::{Child, ChildState, Ctx, IkeSa, Kept, Live, Next, State, Task, is_another_peer, show_policy};
 use crate::saved::{Change, Reason, Refused, Saved};
 
@@ -24,7 +24,8 @@ pub(super) struct Keeping {
     dirty: BTreeSet<IkeSpi>,
     /// Whose it is, and SHA-256 of what was given out last: as good as the octets, and nothing to be kept secret.
     given: BTreeMap<IkeSpi, (TunnelId, [u8; 32])>,
-    /// The kept form of each tunnel's policy, which is the same most of the time.
+    /// The kept form of each tunnel's policy, which is the same most of the time. Of what is configured it stays while the
+    /// tunnel is down.
     policies: BTreeMap<TunnelId, (Arc<TunnelPolicy>, SecretBytes)>,
 }
 
@@ -37,6 +38,20 @@ impl Keeping {
         } else {
             // It ended before anybody asked.
             self.dirty.remove(&spi);
+        }
+    }
+
+    /// These policies are configured now. What was made of others goes, with their keys; where they are in use, it is made
+    /// anew.
+    pub(super) fn follow(&mut self, now: &Policies) {
+        self.policies.retain(|id, (policy, _)| now.get(id).is_some_and(|now| Arc::ptr_eq(now, policy)));
+    }
+
+    /// A tunnel is down: of its policy stays only what is still configured.
+    fn rest(&mut self, tunnel: TunnelId, now: &Policies) {
+        let made_of = self.policies.get(&tunnel).map(|(policy, _)| policy);
+        if !made_of.zip(now.get(&tunnel)).is_some_and(|(policy, now)| Arc::ptr_eq(policy, now)) {
+            self.policies.remove(&tunnel);
         }
     }
 
@@ -67,7 +82,7 @@ impl Endpoint {
                 if let Some((tunnel, _)) = self.keeping.given.remove(&spi) {
                     changes.push(Change { spi, saved: None });
                     if self.by_tunnel.get(&tunnel).is_none_or(BTreeSet::is_empty) {
-                        self.keeping.policies.remove(&tunnel);
+                        self.keeping.rest(tunnel, &self.policies);
                     }
                 }
                 continue;

@@ -33,18 +33,22 @@ pub(crate) use self::responder::Refused;
 pub(super) const FATAL: [NotifyType; 3] =
     [NotifyType::AUTHENTICATION_FAILED, NotifyType::INVALID_SYNTAX, NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD];
 
-/// `prf(prf(PSK, "Key Pad for IKEv2"), <SignedOctets>)` where SignedOctets are the signer's first message, the other
+/// `prf(PSK, "Key Pad for IKEv2")`: what both ends sign with (RFC 7296 §2.15).
+fn padded(alg: Prf, psk: &SecretBytes) -> SecretBytes {
+    prf(alg, psk.expose(), &[b"Key Pad for IKEv2"])
+}
+
+/// `prf(padded PSK, <SignedOctets>)` where SignedOctets are the signer's first message, the other
 /// side's nonce and `prf(SK_p, identity)` (RFC 7296 §2.15), and what IKE_INTERMEDIATE was about (RFC 9242 §3.3.2).
 fn psk_auth(
     alg: Prf,
-    psk: &SecretBytes,
+    padded: &SecretBytes,
     message: &[u8],
     nonce: &[u8],
     sk_p: &SecretBytes,
     id: &Identity,
     intermediate: &[u8],
 ) -> SecretBytes {
-    let padded = prf(alg, psk.expose(), &[b"Key Pad for IKEv2"]);
     let maced_id = prf(alg, sk_p.expose(), &[&id.body()]);
     prf(alg, padded.expose(), &[message, nonce, maced_id.expose(), intermediate])
 }

@@ -111,7 +111,8 @@ pub struct RawPayload<'a> {
 
 /// Splits a chain into payloads. Stops after an SK or SKF payload, which must be the last (RFC 7296 §3.14).
 pub fn split(first: PayloadType, chain: &[u8]) -> Result<Vec<RawPayload<'_>>, DecodeError> {
-    let mut out = Vec::new();
+    // As many as most messages have.
+    let mut out = Vec::with_capacity(8);
     let mut kind = first;
     let mut r = Reader::new(chain);
     while kind != PayloadType::NONE {

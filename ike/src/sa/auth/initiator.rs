@@ -7,7 +7,7 @@ use cygnet_model::selector::{Packet, TrafficSelector};
 use cygnet_model::suite::IkeSuite;
 
 use super::proof::{PeerAuthenticated, verify};
-use super::{Derived, FATAL, InitDone, internal, psk_auth};
+use super::{Derived, FATAL, InitDone, internal, padded, psk_auth};
 use crate::account::{Draft, Party, Stage};
 use crate::coverage::networks;
 use crate::crypto::keymat::{ChildKeys, IkeKeys};
@@ -62,9 +62,10 @@ impl AuthSent {
         let Derived { keys, mut channel } = derived;
         let intermediate = int_auth.octets(id);
         let inbound = ctx.spis.new_esp(ctx.random);
+        let psk = policy.psk_after(ctx.refused_psks.get(&policy.id).copied().unwrap_or(0));
         let auth = psk_auth(
             done.suite.prf,
-            policy.psk_after(ctx.refused_psks.get(&policy.id).copied().unwrap_or(0)),
+            &padded(done.suite.prf, psk),
             &done.request,
             &done.nonce_r,
             &keys.sk_pi,
@@ -206,8 +207,8 @@ impl AuthSent {
         }
         let keys = &self.keys;
         let expected = |psk| {
-            let (message, nonce) = (&self.response, &self.nonce_i);
-            psk_auth(self.suite.prf, psk, message, nonce, &keys.sk_pr, idr, &self.intermediate)
+            let (prf, message, nonce) = (self.suite.prf, &self.response, &self.nonce_i);
+            psk_auth(prf, &padded(prf, psk), message, nonce, &keys.sk_pr, idr, &self.intermediate)
         };
         let Some(proof) = self.policy.psks().find_map(|psk| verify(auth, &expected(psk), idr)) else {
             let detail = format!("{peer} does not prove to be {idr}: its AUTH payload is wrong");

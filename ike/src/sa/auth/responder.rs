@@ -6,7 +6,7 @@ use std::time::Duration;
 use cygnet_model::{SecretBytes, Timestamp, TunnelId};
 
 use super::proof::{PeerAuthenticated, verify};
-use super::{Computing, Derived, Secret, derive, error_notify, internal, psk_auth};
+use super::{Computing, Derived, Secret, derive, error_notify, internal, padded, psk_auth};
 use crate::account::{self, Draft, Offer, Party, Stage};
 use crate::crypto::keymat::ChildKeys;
 use crate::error::{DropReason, FailureReason, Trouble};
@@ -187,7 +187,9 @@ impl InitAnswered {
                 // The peer repeats its request, and may be let in then.
                 sa::drop_in(State::InitAnswered(self), ctx, DropReason::RateLimit, flow)
             }
-            Ok((policy, payloads, psk, proof)) => self.establish(core, ctx, (policy, psk), payloads, proof),
+            Ok((policy, payloads, padded, proof)) => {
+                self.establish(core, ctx, (policy, padded), payloads, proof)
+            }
             Err(refusal) => self.refuse(core, ctx, (Exchange::IKE_AUTH, header.message_id), refusal),
         }
     }
@@ -248,7 +250,7 @@ impl InitAnswered {
         }
     }
 
-    /// Finds the tunnel whose identities fit and whose PSK the peer proves to know.
+    /// Finds the tunnel whose identities fit and whose PSK the peer proves to know; with it comes the [`padded`] PSK.
     ///
     /// A peer that names an unknown identity and one that has the wrong key get the same answer, after the same work:
     /// with no candidate a MAC is computed all the same.
@@ -292,12 +294,13 @@ impl InitAnswered {
             .cloned()
             .collect();
         let intermediate = self.mixing.int_auth.octets(self.mixing.due());
-        let expected = |psk: &SecretBytes| {
+        let padded = |psk: &SecretBytes| padded(self.suite.prf, psk);
+        let expected = |padded: &SecretBytes| {
             let (message, nonce) = (&self.request, &self.nonce_r);
-            psk_auth(self.suite.prf, psk, message, nonce, &derived.keys.sk_pi, idi, &intermediate)
+            psk_auth(self.suite.prf, padded, message, nonce, &derived.keys.sk_pi, idi, &intermediate)
         };
         if named.is_empty() {
-            let decoy = SecretBytes::copy_of(&self.nonce_r);
+            let decoy = padded(&SecretBytes::copy_of(&self.nonce_r));
             let _ = expected(&decoy).ct_eq(&auth.data);
             let wanted = payloads.idr.as_ref().map_or_else(|| "anybody".to_owned(), Identity::with_kind);
             let configured = by_address.first().map_or_else(String::new, |p| {
@@ -316,10 +319,9 @@ impl InitAnswered {
             let refusal = refusal(NotifyType::AUTHENTICATION_FAILED, None, reason, detail);
             return Err(Refusal { accounts, ..refusal });
         }
-        let mut proven: Vec<(&Arc<TunnelPolicy>, &SecretBytes, PeerAuthenticated)> = named
-            .iter()
-            .filter_map(|p| p.psks().find_map(|psk| Some((p, psk, verify(auth, &expected(psk), idi)?))))
-            .collect();
+        let proof = |padded: SecretBytes| Some((verify(auth, &expected(&padded), idi)?, padded));
+        let mut proven: Vec<(&Arc<TunnelPolicy>, (PeerAuthenticated, SecretBytes))> =
+            named.iter().filter_map(|p| Some((p, p.psks().map(padded).find_map(proof)?))).collect();
         if proven.is_empty() {
             let detail = format!("{} does not prove to be {idi}: its AUTH payload is wrong", flow.remote);
             let reason = FailureReason::AuthenticationFailed;
@@ -331,14 +333,14 @@ impl InitAnswered {
             // An IKE SA without a child needs an extension that we do not offer (RFC 6023).
             let detail = format!("IKE_AUTH of {} lacks a payload of its child", flow.remote);
             let (kind, reason) = (NotifyType::INVALID_SYNTAX, FailureReason::InvalidSyntax);
-            return Err(refusal(kind, proven.first().map(|(p, ..)| *p), reason, detail));
+            return Err(refusal(kind, proven.first().map(|(p, _)| *p), reason, detail));
         }
         // Several tunnels between the same two identities: the one whose selectors fit.
         let fits = |p: &TunnelPolicy| child::find(p, &payloads, false, None, |_| false, |_| false).is_ok();
-        let at = proven.iter().position(|(p, ..)| fits(p)).unwrap_or(0);
-        let (policy, psk, proof) = proven.swap_remove(at);
+        let at = if proven.len() > 1 { proven.iter().position(|(p, _)| fits(p)).unwrap_or(0) } else { 0 };
         // We answer with the key that the peer knows.
-        let (policy, psk) = (Arc::clone(policy), psk.duplicate());
+        let (policy, (proof, padded)) = proven.swap_remove(at);
+        let policy = Arc::clone(policy);
         if ctx.held.contains(&policy.id) {
             let detail = format!("{} was refused: the tunnel was taken down by command", flow.remote);
             let kind = NotifyType::AUTHENTICATION_FAILED;
@@ -356,7 +358,7 @@ impl InitAnswered {
             let accounts = vec![(policy.id, draft.known(&policy, proof.peer(), payloads.idr.as_ref()))];
             return Err(Refusal { accounts, ..refusal(kind, Some(&policy), reason, detail) });
         }
-        Ok((policy, payloads, psk, proof))
+        Ok((policy, payloads, padded, proof))
     }
 
     /// The account with a peer that has proven to be it.
@@ -409,7 +411,7 @@ impl InitAnswered {
         self: Box<Self>,
         core: &mut Core,
         ctx: &mut Ctx<'_>,
-        (policy, psk): (Arc<TunnelPolicy>, SecretBytes),
+        (policy, padded): (Arc<TunnelPolicy>, SecretBytes),
         payloads: Payloads,
         proof: PeerAuthenticated,
     ) -> State {
@@ -421,7 +423,7 @@ impl InitAnswered {
         // The fragmentation of the tunnel itself counts, now that it is known.
         channel.fragmentation = this.fragmentation && policy.fragmentation;
         let (message, nonce, own) = (&this.response, &this.nonce_i, &policy.local_id);
-        let auth = psk_auth(this.suite.prf, &psk, message, nonce, &keys.sk_pr, own, &intermediate);
+        let auth = psk_auth(this.suite.prf, &padded, message, nonce, &keys.sk_pr, own, &intermediate);
         let mut answer = Payloads {
             idr: Some(policy.local_id.clone()),
             auth: Some(Auth { method: AuthMethod::SHARED_KEY_MIC, data: auth.expose().to_vec() }),
