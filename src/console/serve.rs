@@ -151,9 +151,10 @@ impl Site {
         if request.method() == Method::POST && path == "/api/order" {
             return self.order(request).await;
         }
-        if request.method() != Method::GET {
+        if request.method() != Method::GET || path == "/api/order" {
             let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET, and POST to /api/order\n");
-            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+            let allowed = if path == "/api/order" { "POST" } else { "GET" };
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
             return refused;
         }
         if let Some(asset) = assets::get(path) {

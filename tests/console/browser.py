@@ -189,6 +189,11 @@ def pages():
         assert "-" not in row() and "(now) -" not in find(".chart").text, f"a rate below nothing: {row()}"
         time.sleep(5)
 
+    # One piece has a line less than it has points.
+    browser.set_script_timeout(PATIENCE)
+    seen = browser.execute_async_script(PIECES)
+    assert seen == [1 - 9, 2 - 7, 2 - 7], f"a line is drawn where nothing was measured: {seen}"
+
     go("events")
     says("300kbit", "up: SPIs")
     picture("events")
@@ -210,6 +215,29 @@ def pages():
         width = browser.execute_script("return document.documentElement.scrollWidth")
         assert width <= 400, f"{page}: {width} pixels do not fit a telephone"
     picture("telephone")
+
+
+# How many pieces a line of ten points has of which one was not measured and another one is missing.
+PIECES = """
+const [done] = arguments;
+import("/chart.js").then(({ Chart }) => {
+  const pen = CanvasRenderingContext2D.prototype, { moveTo, lineTo } = pen;
+  let pieces = 0, lines = 0;
+  pen.moveTo = function (...a) { pieces += 1; return moveTo.apply(this, a); };
+  pen.lineTo = function (...a) { lines += 1; return lineTo.apply(this, a); };
+  const chart = new Chart("test", 60, 5, { lines: [{ key: "v", name: "v", colour: "--in" }], words: String, least: 1 });
+  document.body.append(chart.node);
+  const now = Date.now() / 1000, count = (points) => { pieces = lines = 0; chart.set(points); return pieces - lines; };
+  // The axis has as many pieces as lines.
+  const all = Array.from({ length: 10 }, (_, n) => ({ at: now - 50 + n * 5, v: 1 }));
+  const whole = count(all);
+  const unmeasured = count(all.map((p, n) => (n === 5 ? { ...p, v: null } : p)));
+  const missing = count(all.filter((_, n) => n !== 5));
+  Object.assign(pen, { moveTo, lineTo });
+  chart.node.remove();
+  done([whole, unmeasured, missing]);
+});
+"""
 
 
 def many():

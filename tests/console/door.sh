@@ -29,6 +29,8 @@ expect 401 "a change with a wrong token" -H 'Authorization: Bearer 0123456789abc
 expect 403 "a change from another site" -H 'Origin: http://evil.example' -H "Authorization: Bearer $token" -d "$order" "$url/api/order"
 with=(-H "Authorization: Bearer $token")
 expect 400 "no order" "${with[@]}" -d '{' "$url/api/order"
+expect 400 "a level without a rate, which is no order for none" "${with[@]}" -d "${order/\"bps\": 10000000, /}" "$url/api/order"
+expect 405 "an order that is none" "$url/api/order"
 expect 400 "a verb that is not the console's" "${with[@]}" -d '{"verb": "handover"}' "$url/api/order"
 expect 400 "an order that is too long" "${with[@]}" -d "$(printf '%0100000d' 0)" "$url/api/order"
 expect 404 "a gateway that is not there" "${with[@]}" -d "${order/\"gateway\": \"gateway\"/\"gateway\": \"nobody\"}" "$url/api/order"
