@@ -447,6 +447,14 @@ mod tests {
     }
 
     #[test]
+    fn a_level_without_a_rate_is_no_request_for_none() {
+        let read = |text: &str| serde_json::from_str::<Request>(text);
+        let none = r#"{"verb":"bandwidth","gateway":"g","bps":null,"save":false}"#;
+        assert!(matches!(read(none), Ok(Request::Bandwidth { bps: None, .. })));
+        assert!(read(&none.replace(r#""bps":null,"#, "")).is_err());
+    }
+
+    #[test]
     fn an_answer_is_read_as_it_was_written_in_whatever_order() {
         let status = Response::Status { snapshot: Box::default() };
         let frame = frame::encode(&status).unwrap();
