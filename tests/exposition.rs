@@ -88,6 +88,8 @@ fn published(tunnels: usize) -> Published {
         retry_in_s: None,
         path: None,
         ike: None,
+        bytes_in: 0,
+        bytes_out: 0,
         children: vec![],
         coverage: CoverageStatus { pairs: 4, covered: 1, missing: vec![] },
         rules: vec![rule(&["10.1.0.0/16"], RuleState::Up), rule(&["10.2.0.0/16"; 9], RuleState::Failed)],

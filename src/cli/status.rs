@@ -10,8 +10,8 @@ use super::output::{Out, Tone, bytes, rate, safe, span};
 use super::{Exit, Global, Outcome, ask, names, unexpected};
 use crate::control::{Request, Response};
 use crate::observe::snapshot::{
-    ChildStatus, GatewayStatus, LevelStatus, MissingStatus, Nat, Origin, QualityStatus, RuleState, Snapshot,
-    TunnelState, TunnelStatus,
+    GatewayStatus, LevelStatus, MissingStatus, Nat, Origin, QualityStatus, RuleState, Snapshot, TunnelState,
+    TunnelStatus,
 };
 
 #[derive(Args, Debug)]
@@ -188,15 +188,14 @@ fn overview(s: &Snapshot, verbose: u8, out: &mut Out) -> std::io::Result<()> {
     }
     out.line("")?;
     let tunnel = |t: &Arc<TunnelStatus>| {
-        let sum = |f: fn(&ChildStatus) -> u64| bytes(t.children.iter().map(f).fold(0, u64::saturating_add));
         vec![
             plain(&t.name),
             plain(&t.gateway),
             plain(&t.customer_gateway),
             state(t),
             plain(&t.since),
-            plain(sum(|c| c.bytes_out)),
-            plain(sum(|c| c.bytes_in)),
+            plain(bytes(t.bytes_out)),
+            plain(bytes(t.bytes_in)),
         ]
     };
     let rows: Vec<_> = s.tunnels.iter().map(tunnel).collect();

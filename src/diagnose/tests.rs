@@ -45,6 +45,8 @@ fn status() -> TunnelStatus {
         retry_in_s: None,
         path: None,
         ike: None,
+        bytes_in: 0,
+        bytes_out: 0,
         children: vec![child()],
         coverage: CoverageStatus { pairs: 1, covered: 1, missing: vec![] },
         rules: vec![],

@@ -16,6 +16,7 @@ use super::rates::Rates;
 use super::tell::lesson_words;
 use super::{Daemon, clock};
 use crate::config::model::{Config, Start, Tunnel};
+use crate::observe::counters::Totals;
 use crate::observe::snapshot::{
     ChildStatus, CoverageStatus, Drops, FloodStatus, GatewayStatus, IkeRole, IkeStatus, LegacyStatus,
     MissingStatus, Nat, PathStatus, QuotaStatus, QuotaUse, RuleState, RuleStatus, Snapshot, TunnelState,
@@ -302,6 +303,7 @@ impl Daemon {
         let state = memory.state;
         let in_s = |at: Timestamp| at.since(now).as_secs();
         let wanted = t.start == Start::Active && state != TunnelState::Down;
+        let totals = self.counters.tunnels.get(&*t.name).map_or_else(Totals::default, |t| t.totals());
         Some(TunnelStatus {
             made_s: now.as_nanos() / 1_000_000_000,
             name: t.name.clone(),
@@ -318,6 +320,8 @@ impl Daemon {
                 .as_ref()
                 .map(|i| PathStatus { local: i.flow.local.to_string(), remote: i.flow.remote.to_string() }),
             ike: view.ike.as_ref().map(|i| ike_status(i, now)),
+            bytes_in: totals.bytes_in,
+            bytes_out: totals.bytes_out,
             children: view
                 .children
                 .iter()

@@ -255,6 +255,12 @@ pub struct TunnelStatus {
     pub path: Option<PathStatus>,
     /// The IKE SA, if there is one.
     pub ike: Option<IkeStatus>,
+    /// Octets of inner packets that it has received, over all generations of its keys.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// And sent.
+    #[serde(default)]
+    pub bytes_out: u64,
     /// Children that are up.
     pub children: Vec<ChildStatus>,
     /// What the configuration protects, and what the children carry.

@@ -39,6 +39,8 @@ fn tunnel(name: &str, state: TunnelState) -> TunnelStatus {
         retry_in_s: None,
         path: None,
         ike: None,
+        bytes_in: 0,
+        bytes_out: 0,
         children: vec![],
         coverage: CoverageStatus::default(),
         rules: vec![],
@@ -102,6 +104,8 @@ fn snapshot() -> Snapshot {
             rekey_in_s: 80_000,
             peer_id: Some("idc-b.example.net".into()),
         }),
+        bytes_in: 9_876_543_210,
+        bytes_out: 4096,
         children: vec![child],
         ..tunnel("a-b", TunnelState::Up)
     };
