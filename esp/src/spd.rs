@@ -238,12 +238,21 @@ impl Spd {
         let rank = &first.rank;
         let child = if first.shares { self.share(first, behind, inner) } else { rank.child };
         let policy = self.policy(child);
-        let open = policy.filter(|_| rank.layer == Layer::Tunnel).and_then(|policy| policy.outbound.as_ref());
-        let Some(outbound) = open else {
+        let open = policy.filter(|_| rank.layer == Layer::Tunnel).map(|policy| policy.outbound.as_ref());
+        let Some(outbound) = open.and_then(|own| own.or_else(|| self.successor(child, behind, inner))) else {
             let asks = policy.is_some_and(|policy| policy.action == GuardAction::Acquire);
             return Err(Refusal { reason: DropReason::NoSa, acquire: asks.then_some(child) });
         };
         Ok((outbound.sa.admit(inner).map_err(drop)?, &outbound.path))
+    }
+
+    /// What carries a packet of a child that is open and has no SA: another child of the same tunnel that has the same networks. A rule
+    /// that the configuration has written anew is another child, and the last SA of the old one goes before that is closed.
+    #[cold]
+    fn successor(&self, child: ChildId, behind: &[Entry], inner: &InnerHeader) -> Option<&Arc<Outbound>> {
+        let beside = |e: &&Entry| e.rank.layer == Layer::Tunnel && e.rank.child.tunnel == child.tunnel;
+        let fit = behind.iter().filter(beside).filter(|entry| entry.pair.covers(inner));
+        fit.filter_map(|entry| self.policy(entry.rank.child)?.outbound.as_ref()).next()
     }
 
     /// The way of an inner packet by one child, whatever other child claims such packets as well.

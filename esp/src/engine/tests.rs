@@ -139,6 +139,25 @@ fn among_equal_selectors_an_open_tunnel_goes_before_a_guard_and_the_preferred_on
     assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(OTHER))));
 }
 
+/// A rule that was written anew is another child of its tunnel, and takes over from the old one without a gap.
+#[test]
+fn what_one_child_has_no_sa_for_goes_by_another_one_of_its_tunnel_with_the_same_networks() {
+    let old = guard(CHILD, "10.1.0.0/16", "10.2.0.0/16");
+    let new = guard(ChildId { index: 1, ..CHILD }, "10.1.0.0/16", "10.2.0.0/16");
+    let mut engine = guarded_beside_open(&old, &new, 0x3000);
+    open_out(&mut engine, &old, 0x2000);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x2000), "the first one of two that are open");
+    engine.remove(spec(gcm(), Direction::Out, 0x2000).id);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x3000), "the old one is not closed yet");
+    engine.close_tunnel(CHILD);
+    assert_eq!(route(&engine, &udp4(1)), Ok(0x3000));
+    // Another tunnel may lead to somebody else.
+    let foreign = GuardSpec { weight: 1, ..guard(OTHER, "10.1.0.0/16", "10.2.0.0/16") };
+    let mut engine = guarded_beside_open(&old, &foreign, 0x3000);
+    engine.open_tunnel(&tunnel(&old)).unwrap();
+    assert_eq!(route(&engine, &udp4(1)), Err(refusal(DropReason::NoSa, Some(CHILD))));
+}
+
 #[test]
 fn a_part_of_a_tunnel_opens_inside_the_guard_of_another_and_nowhere_else() {
     let mut engine = Engine::default();
