@@ -251,8 +251,8 @@ impl Spd {
     #[cold]
     fn successor(&self, child: ChildId, behind: &[Entry], inner: &InnerHeader) -> Option<&Arc<Outbound>> {
         let beside = |e: &&Entry| e.rank.layer == Layer::Tunnel && e.rank.child.tunnel == child.tunnel;
-        let fit = behind.iter().filter(beside).filter(|entry| entry.pair.covers(inner));
-        fit.filter_map(|entry| self.policy(entry.rank.child)?.outbound.as_ref()).next()
+        let mut fit = behind.iter().filter(beside).filter(|entry| entry.pair.covers(inner));
+        fit.find_map(|entry| self.policy(entry.rank.child)?.outbound.as_ref())
     }
 
     /// The way of an inner packet by one child, whatever other child claims such packets as well.
